@@ -1,0 +1,18 @@
+#if defined(__x86_64__)
+#include "conv_reference.h"
+#include "kernels.h"
+
+// After every other header, so that no inline function of theirs is compiled for this instruction set.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#define CNNEXT_ISA avx2
+#define CNNEXT_CAPABILITY "avx2"
+#define CNNEXT_VECTOR_BYTES 32
+#include "kernels.inl"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif  // x86-64

@@ -1,0 +1,91 @@
+// What a CPU kernel sees of the outside: element types, layouts, threads, and the table it is listed in. No torch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "../geometry.h"
+
+namespace cnnext::cpu {
+
+enum class DType { kFloat32, kFloat64, kBFloat16, kFloat16 };
+enum class Layout { kChannelsFirst, kChannelsLast };  // [N, C, axes] or [N, axes, C] in memory
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// Calls run with a null pointer of the element type, as a tag: `with_type(dtype, [&](auto* tag) { ... })`.
+template <class Run>
+void with_type(DType dtype, Run&& run) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return run(static_cast<float*>(nullptr));
+    case DType::kFloat64:
+      return run(static_cast<double*>(nullptr));
+    case DType::kBFloat16:
+      return run(static_cast<BFloat16*>(nullptr));
+    case DType::kFloat16:
+      return run(static_cast<Float16*>(nullptr));
+  }
+}
+
+// The thread pool, handed in by the glue. Work is cut into tasks whose results do not depend on which thread runs
+// them nor on how many there are: this is what makes every result bitwise reproducible.
+struct Parallel {
+  int threads = 1;  // thread numbers are in [0, threads)
+  void (*launch)(int64_t tasks, void* context, void (*body)(void*, int64_t begin, int64_t end, int thread)) = nullptr;
+
+  // body(task, thread) for each task in [0, tasks)
+  template <class Body>
+  void operator()(int64_t tasks, Body&& body) const {
+    launch(tasks, &body, [](void* context, int64_t begin, int64_t end, int thread) {
+      for (int64_t task = begin; task < end; ++task) (*static_cast<Body*>(context))(task, thread);
+    });
+  }
+};
+
+struct ConvProblem {
+  ConvShape shape;
+  DType dtype = DType::kFloat32;
+  Layout layout = Layout::kChannelsFirst;         // of input, output and their gradients
+  Layout weight_layout = Layout::kChannelsFirst;  // of the weight and its gradient
+  int threads = 1;
+};
+
+// forward: input, weight, bias -> output. grad_input: output, weight, bias -> input.
+// grad_weight: output, input -> weight. grad_bias: output -> bias. bias may be null where it is read.
+struct ConvBuffers {
+  void* input = nullptr;
+  void* weight = nullptr;
+  void* bias = nullptr;
+  void* output = nullptr;
+};
+
+// One candidate in the ordered list of an operator; the first that accepts the problem is taken.
+template <class Problem, class Buffers>
+struct Kernel {
+  const char* name;
+  const char* summary;                         // why one would choose it, a phrase for explain()
+  const char* (*refuses)(const Problem&);      // null where it accepts the problem, else the reason
+  int64_t (*workspace)(const Problem&);        // bytes of scratch memory, aligned to kAlignment by the caller
+  void (*run)(const Problem&, const Buffers&, const Parallel&, char* workspace);
+};
+
+constexpr int64_t kAlignment = 64;  // bytes: a cache line
+
+template <class Kernel>
+struct KernelList {
+  const Kernel* first;
+  int64_t count;
+  const Kernel* begin() const { return first; }
+  const Kernel* end() const { return first + count; }
+};
+
+using ConvKernel = Kernel<ConvProblem, ConvBuffers>;
+
+}  // namespace cnnext::cpu

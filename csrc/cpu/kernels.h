@@ -1,0 +1,25 @@
+// The kernels of one instruction set: an ordered list of candidates for each operator, the first that accepts wins.
+#pragma once
+
+#include "kernel.h"
+
+namespace cnnext::cpu {
+
+struct Kernels {
+  const char* capability;
+  KernelList<ConvKernel> conv, conv_grad_input, conv_grad_weight, conv_grad_bias;
+};
+
+namespace baseline {
+const Kernels& kernels();
+}
+#if defined(__x86_64__)
+namespace avx2 {  // with FMA and F16C
+const Kernels& kernels();
+}
+namespace avx512 {  // F, BW, DQ, VL
+const Kernels& kernels();
+}
+#endif
+
+}  // namespace cnnext::cpu

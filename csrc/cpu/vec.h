@@ -1,0 +1,118 @@
+// The vector type that kernels are written against. Included once in each instruction set's file, which defines
+// CNNEXT_ISA (a namespace) and CNNEXT_VECTOR_BYTES. Built on the compilers' vector extension: no intrinsics.
+#pragma once
+
+#include "kernel.h"
+
+#define CNNEXT_INLINE static inline __attribute__((always_inline))
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+template <class T, int64_t Lanes>
+struct VecOf {
+  typedef T type __attribute__((vector_size(sizeof(T) * Lanes)));
+  typedef T unaligned __attribute__((vector_size(sizeof(T) * Lanes), aligned(alignof(T)), may_alias));
+};
+
+// Arithmetic is done in Acc<T>: 16-bit types compute and accumulate in float.
+template <class T>
+struct AccOf {
+  using type = float;
+};
+template <>
+struct AccOf<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename AccOf<T>::type;
+
+template <class A>
+constexpr int64_t kLanes = CNNEXT_VECTOR_BYTES / sizeof(A);
+
+template <class A>
+using Vec = typename VecOf<A, kLanes<A>>::type;
+
+using IntVec = VecOf<int32_t, kLanes<float>>::type;  // also what comparing two Vec<float> yields
+using UintVec = VecOf<uint32_t, kLanes<float>>::type;
+using ShortVec = VecOf<uint16_t, kLanes<float>>::type;
+
+template <class V, class T>
+CNNEXT_INLINE V load_unaligned(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <class V, class T>
+CNNEXT_INLINE void store_unaligned(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+template <class To, class From>
+CNNEXT_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <class A>
+CNNEXT_INLINE Vec<A> broadcast(A x) {
+  return x - Vec<A>{};
+}
+
+// 16-bit floats as 32-bit lanes. U is a vector of uint32_t, F of float, I of int32_t, all of the same length (or the
+// scalars themselves): one body serves vectors and tails.
+template <class F, class U>
+CNNEXT_INLINE F bfloat16_to_float(U bits) {
+  return bit_cast<F>(bits << 16);
+}
+template <class U, class F>
+CNNEXT_INLINE U float_to_bfloat16(F f) {  // to nearest even; NaN stays NaN
+  const U bits = bit_cast<U>(f);
+  const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
+}
+template <class F, class U>
+CNNEXT_INLINE F float16_to_float(U bits) {
+  const U magnitude = (bits & 0x7fffu) << 13;
+  const U scaled = bit_cast<U>(bit_cast<F>(magnitude) * 0x1p112f);  // moves the exponent, also of subnormals
+  const U special = magnitude | 0x7f800000u;                        // infinity and NaN
+  return bit_cast<F>(((magnitude >= 0x0f800000u ? special : scaled) | ((bits & 0x8000u) << 16)));
+}
+template <class U, class F>
+CNNEXT_INLINE U float_to_float16(F f) {  // to nearest even
+  const U bits = bit_cast<U>(f);
+  const U magnitude = bits & 0x7fffffffu;
+  const U normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const U subnormal = bit_cast<U>(bit_cast<F>(magnitude) + 0.5f) - 0x3f000000u;  // the addition rounds
+  const U finite = magnitude < 0x38800000u ? subnormal : normal;
+  const U special = magnitude > 0x7f800000u ? (U)(0x7e00u | ((magnitude >> 13) & 0x3ffu)) : (U)(0x7c00u + (magnitude & 0u));
+  return (magnitude >= 0x47800000u ? special : finite) | ((bits >> 16) & 0x8000u);
+}
+
+// load and store convert between the element type in memory and Acc<T>, for whole vectors and single elements.
+CNNEXT_INLINE Vec<float> load(const float* p) { return load_unaligned<Vec<float>>(p); }
+CNNEXT_INLINE Vec<double> load(const double* p) { return load_unaligned<Vec<double>>(p); }
+CNNEXT_INLINE UintVec load_bits(const void* p) {
+  return __builtin_convertvector(load_unaligned<ShortVec>(static_cast<const uint16_t*>(p)), UintVec);
+}
+CNNEXT_INLINE Vec<float> load(const BFloat16* p) { return bfloat16_to_float<Vec<float>>(load_bits(p)); }
+CNNEXT_INLINE Vec<float> load(const Float16* p) { return float16_to_float<Vec<float>>(load_bits(p)); }
+
+CNNEXT_INLINE void store(float* p, Vec<float> v) { store_unaligned(p, v); }
+CNNEXT_INLINE void store(double* p, Vec<double> v) { store_unaligned(p, v); }
+CNNEXT_INLINE void store_bits(void* p, UintVec bits) {
+  store_unaligned(static_cast<uint16_t*>(p), __builtin_convertvector(bits, ShortVec));
+}
+CNNEXT_INLINE void store(BFloat16* p, Vec<float> v) { store_bits(p, float_to_bfloat16<UintVec>(v)); }
+CNNEXT_INLINE void store(Float16* p, Vec<float> v) { store_bits(p, float_to_float16<UintVec>(v)); }
+
+CNNEXT_INLINE float load_one(const float* p) { return *p; }
+CNNEXT_INLINE double load_one(const double* p) { return *p; }
+CNNEXT_INLINE float load_one(const BFloat16* p) { return bfloat16_to_float<float>(uint32_t{p->bits}); }
+CNNEXT_INLINE float load_one(const Float16* p) { return float16_to_float<float>(uint32_t{p->bits}); }
+CNNEXT_INLINE void store_one(float* p, float x) { *p = x; }
+CNNEXT_INLINE void store_one(double* p, double x) { *p = x; }
+CNNEXT_INLINE void store_one(BFloat16* p, float x) { p->bits = static_cast<uint16_t>(float_to_bfloat16<uint32_t>(x)); }
+CNNEXT_INLINE void store_one(Float16* p, float x) { p->bits = static_cast<uint16_t>(float_to_float16<uint32_t>(x)); }
+
+}  // namespace cnnext::cpu::CNNEXT_ISA

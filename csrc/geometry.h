@@ -1,0 +1,119 @@
+// Sliding-window arithmetic, written once for convolution and pooling, forward and backward, on every device.
+//
+// One axis of a window operator is a Window. Operators have up to three spatial axes (depth, height, width); fewer
+// are lifted by axes of extent one. No torch here: kernels and the emulator use this header too.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define CNNEXT_HOST_DEVICE __host__ __device__
+#else
+#define CNNEXT_HOST_DEVICE
+#endif
+
+namespace cnnext {
+
+constexpr int kAxes = 3;  // depth, height, width
+
+CNNEXT_HOST_DEVICE constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+CNNEXT_HOST_DEVICE constexpr int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+CNNEXT_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // a >= 0, b > 0
+CNNEXT_HOST_DEVICE constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+CNNEXT_HOST_DEVICE constexpr int64_t gcd_of(int64_t a, int64_t b) { return b == 0 ? a : gcd_of(b, a % b); }
+
+// Extent of the output of a window; Int is int64_t or a symbolic integer. The caller has checked that the window fits.
+template <class Int>
+Int window_output(const Int& input, const Int& kernel, const Int& stride, const Int& padding, const Int& dilation) {
+  return (input + padding * 2 - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+// One axis: output position o reads the inputs o * stride - padding + tap * dilation, tap in [0, kernel).
+struct Window {
+  int64_t input = 1, output = 1, kernel = 1, stride = 1, padding = 0, dilation = 1;
+
+  CNNEXT_HOST_DEVICE constexpr int64_t input_index(int64_t o, int64_t tap) const {
+    return o * stride - padding + tap * dilation;
+  }
+  CNNEXT_HOST_DEVICE constexpr bool contains(int64_t i) const { return i >= 0 && i < input; }
+
+  // Taps that fall inside the input are [first_tap(o), end_tap(o)); the range is empty where none does.
+  CNNEXT_HOST_DEVICE constexpr int64_t first_tap(int64_t o) const {
+    return min_of(kernel, ceil_div(max_of(0, padding - o * stride), dilation));
+  }
+  CNNEXT_HOST_DEVICE constexpr int64_t end_tap(int64_t o) const {
+    return max_of(first_tap(o), min_of(kernel, ceil_div(max_of(0, input + padding - o * stride), dilation)));
+  }
+
+  // Outputs that may have a tap on input i are [first_output(i), end_output(i)); with dilation not all of them do.
+  CNNEXT_HOST_DEVICE constexpr int64_t first_output(int64_t i) const {
+    return ceil_div(max_of(0, i + padding - dilation * (kernel - 1)), stride);
+  }
+  CNNEXT_HOST_DEVICE constexpr int64_t end_output(int64_t i) const {
+    return min_of(output, (i + padding) / stride + 1);
+  }
+};
+
+// One axis of a gather: destination start + j * step, for j in [0, count), reads through tap m in [0, taps) the source
+// position j * source_step + offset + m * offset_step, with the weight of tap (tap + m * tap_step).
+//
+// Forward convolution is one such phase. The gradient with respect to the input falls into `stride` phases, one for
+// each residue of the input position: in each the taps that reach it form an arithmetic progression, and the source
+// (grad_output) is read with unit step, whatever the stride and the dilation.
+struct PhaseAxis {
+  int64_t start, step, count;           // destination positions
+  int64_t source, source_step;          // extent of the source; step in it for each destination position
+  int64_t taps, tap, tap_step;          // which taps take part
+  int64_t offset, offset_step;          // where they read; offset_step > 0
+
+  CNNEXT_HOST_DEVICE constexpr int64_t source_index(int64_t j, int64_t m) const {
+    return j * source_step + offset + m * offset_step;
+  }
+};
+
+CNNEXT_HOST_DEVICE constexpr PhaseAxis forward_phase(const Window& w) {
+  return {0, 1, w.output, w.input, w.stride, w.kernel, 0, 1, -w.padding, w.dilation};
+}
+
+// Phase `residue` in [0, stride) of the gradient with respect to the input: input position i = residue + j * stride.
+// Output o reaches i by tap t when o * stride = i + padding - t * dilation.
+CNNEXT_HOST_DEVICE constexpr PhaseAxis grad_input_phase(const Window& w, int64_t residue) {
+  const int64_t count = residue < w.input ? (w.input - residue - 1) / w.stride + 1 : 0;
+  const int64_t common = gcd_of(w.stride, w.dilation);
+  const int64_t tap_step = w.stride / common;
+  int64_t first = 0;  // smallest tap of this residue; there is none if it reaches min(kernel, tap_step)
+  while (first < tap_step && (residue + w.padding - first * w.dilation) % w.stride != 0) ++first;
+  const int64_t taps = first < tap_step && first < w.kernel ? (w.kernel - 1 - first) / tap_step + 1 : 0;
+  const int64_t last = first + (taps - 1) * tap_step;  // the last tap has the smallest offset: start there
+  const int64_t offset = taps > 0 ? (residue + w.padding - last * w.dilation) / w.stride : 0;
+  return {residue, w.stride, count, w.output, 1, taps, last, -tap_step, offset, w.dilation / common};
+}
+
+// input [N, C, axes], weight [K, C / groups, kernel], output [N, K, axes].
+struct ConvShape {
+  int64_t N = 0, C = 0, K = 0, groups = 1;
+  Window axis[kAxes];
+
+  CNNEXT_HOST_DEVICE constexpr int64_t input_pixels() const { return axis[0].input * axis[1].input * axis[2].input; }
+  CNNEXT_HOST_DEVICE constexpr int64_t output_pixels() const {
+    return axis[0].output * axis[1].output * axis[2].output;
+  }
+  CNNEXT_HOST_DEVICE constexpr int64_t taps() const { return axis[0].kernel * axis[1].kernel * axis[2].kernel; }
+  CNNEXT_HOST_DEVICE constexpr int64_t C_per_group() const { return C / groups; }
+  CNNEXT_HOST_DEVICE constexpr int64_t K_per_group() const { return K / groups; }
+  CNNEXT_HOST_DEVICE constexpr int64_t weights() const { return K * C_per_group() * taps(); }
+};
+
+// input [N, C, axes], output [N, C, axes].
+struct PoolShape {
+  int64_t N = 0, C = 0;
+  Window axis[kAxes];
+  bool adaptive = false;  // window o of an axis is [floor(o input / output), ceil((o + 1) input / output))
+
+  CNNEXT_HOST_DEVICE constexpr int64_t input_pixels() const { return axis[0].input * axis[1].input * axis[2].input; }
+  CNNEXT_HOST_DEVICE constexpr int64_t output_pixels() const {
+    return axis[0].output * axis[1].output * axis[2].output;
+  }
+};
+
+}  // namespace cnnext

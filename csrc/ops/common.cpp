@@ -1,0 +1,120 @@
+#include "common.h"
+
+#include <ATen/FuncTorchTLS.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <ATen/ops/empty.h>
+
+#include <atomic>
+#include <map>
+#include <mutex>
+
+#include "python.h"
+
+namespace cnnext::ops {
+
+const cpu::Kernels& cpu_kernels() {
+  static const cpu::Kernels& chosen = []() -> const cpu::Kernels& {
+#if defined(__x86_64__)
+    const std::string capability = at::get_cpu_capability();
+    if (capability.rfind("AVX512", 0) == 0) return cpu::avx512::kernels();
+    if (capability == "AVX2") return cpu::avx2::kernels();
+#endif
+    return cpu::baseline::kernels();
+  }();
+  return chosen;
+}
+
+cpu::Parallel cpu_parallel() {
+  return {at::get_num_threads(),
+          [](int64_t tasks, void* context, void (*body)(void*, int64_t, int64_t, int)) {
+            at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+              body(context, begin, end, at::get_thread_num());
+            });
+          }};
+}
+
+std::optional<cpu::DType> element_type(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return cpu::DType::kFloat32;
+    case at::kDouble:
+      return cpu::DType::kFloat64;
+    case at::kBFloat16:
+      return cpu::DType::kBFloat16;
+    case at::kHalf:
+      return cpu::DType::kFloat16;
+    default:
+      return std::nullopt;
+  }
+}
+
+cpu::Layout layout_of(const at::Tensor& tensor) {
+  const auto format = tensor.suggest_memory_format();
+  const bool last = format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d;
+  return last ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst;
+}
+
+at::MemoryFormat memory_format(cpu::Layout layout, int64_t dim) {
+  if (layout == cpu::Layout::kChannelsFirst || dim < 4) return at::MemoryFormat::Contiguous;
+  return dim == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::ChannelsLast3d;
+}
+
+at::Tensor workspace(int64_t bytes) { return at::empty({bytes}, at::TensorOptions(at::kByte)); }
+
+namespace {
+
+// Both maps are read on every call: an atomic flag keeps the lock off the usual path, where nothing is forced.
+std::mutex mutex;
+std::atomic<bool> any_forced{false};
+std::map<std::string, std::string> forced;
+std::map<std::string, int64_t> fallback_counts;
+
+}  // namespace
+
+void force_kernel(const std::string& op, const std::string& name) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (name.empty()) {
+    forced.erase(op);
+  } else {
+    forced[op] = name;
+  }
+  any_forced = !forced.empty();
+}
+
+const std::string* forced_kernel(const char* op) {
+  if (!any_forced) return nullptr;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto entry = forced.find(op);
+  return entry == forced.end() ? nullptr : &entry->second;
+}
+
+const char* left_to_aten(std::initializer_list<const at::Tensor*> tensors) {
+  if (at::functorch::functorchTLSAccessor()) return "torch.func transform";
+  const at::Tensor& first = **tensors.begin();
+  for (const at::Tensor* tensor : tensors) {
+    if (!tensor->defined()) continue;
+    if (tensor->_fw_grad(0).defined()) return "forward-mode differentiation";
+    if (tensor->layout() != at::kStrided || tensor->is_quantized()) return "sparse, quantised or opaque layout";
+    if (tensor->scalar_type() != first.scalar_type()) return "mixed element types";
+    if (!element_type(tensor->scalar_type())) return "element type";
+  }
+  return nullptr;
+}
+
+void record_fallback(const char* op, const char* reason) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  ++fallback_counts[std::string(op) + ": " + reason];
+}
+
+std::map<std::string, int64_t> fallbacks() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return fallback_counts;
+}
+
+void reset_fallbacks() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  fallback_counts.clear();
+}
+
+}  // namespace cnnext::ops

@@ -1,0 +1,54 @@
+// What every operator's glue needs: the choice of a kernel, threads, element types, and the record of fallbacks.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <initializer_list>
+#include <optional>
+#include <string>
+
+#include "../cpu/kernels.h"
+
+namespace cnnext::ops {
+
+// The CPU kernels for the instruction set that torch uses (ATEN_CPU_CAPABILITY overrides it, as it does for torch).
+const cpu::Kernels& cpu_kernels();
+
+cpu::Parallel cpu_parallel();
+
+// The kernels' element type, or nothing if they have none for it.
+std::optional<cpu::DType> element_type(at::ScalarType type);
+
+// Channels last where the tensor is laid out so. `channels_last_format` is torch's word for it in that many dimensions;
+// one spatial dimension has none in torch and is always channels first.
+cpu::Layout layout_of(const at::Tensor& tensor);
+at::MemoryFormat memory_format(cpu::Layout layout, int64_t dim);
+
+// Scratch memory of a kernel; empty for zero bytes. The data is aligned to cpu::kAlignment.
+at::Tensor workspace(int64_t bytes);
+
+// Kernels can be forced by name, for tests; an empty name chooses again by the problem's shape.
+void force_kernel(const std::string& op, const std::string& name);
+const std::string* forced_kernel(const char* op);
+
+// The first candidate that accepts the problem, or the forced one (an error if that one refuses).
+template <class Kernel, class Problem>
+const Kernel& choose_kernel(const char* op, const cpu::KernelList<Kernel>& candidates, const Problem& problem) {
+  const std::string* forced = forced_kernel(op);
+  for (const Kernel& kernel : candidates) {
+    if (forced && *forced != kernel.name) continue;
+    const char* reason = kernel.refuses(problem);
+    if (!reason) return kernel;
+    TORCH_CHECK(!forced, op, ": the forced kernel '", kernel.name, "' does not take this problem: ", reason);
+  }
+  TORCH_CHECK(false, op, ": no kernel '", forced ? *forced : std::string("for this problem"), "'");
+}
+
+// Why an operator must be left to ATen, or null. C++ autograd Functions can not be passed by functorch transforms nor
+// by forward-mode dual tensors; and some element types and layouts are not ours.
+const char* left_to_aten(std::initializer_list<const at::Tensor*> tensors);
+
+// Every call that is left to ATen is counted under "operator: reason", so that none stays hidden.
+void record_fallback(const char* op, const char* reason);
+
+}  // namespace cnnext::ops
