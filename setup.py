@@ -6,10 +6,8 @@ MAX_JOBS         how many compilers run at a time
 """
 
 import os
-import pprint
 import subprocess
 import sys
-import tempfile
 from glob import glob
 from pathlib import Path
 
@@ -23,13 +21,16 @@ os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0a+PTX")  # torch i
 SANITIZE = os.environ.get("CNNEXT_SANITIZE", "")
 CXX = os.environ.get("CXX", "c++").split()
 
-if sys.argv[1:2] in (["sdist"], ["egg_info"]):  # these need no torch
-    setup()
+if sys.argv[1:2] in (["sdist"], ["egg_info"]):
+    setup()  # these need no torch
     sys.exit()
 reach_torch()
 
 import torch  # noqa: E402
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension  # noqa: E402
+
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11):
+    sys.exit(f"cnnext needs torch 2.11 or newer, and this environment has {torch.__version__}: upgrade torch first")
 
 
 def sources(*patterns):
@@ -56,15 +57,16 @@ def choose_cuda():
     return False, reason
 
 
+def compiler_version():
+    return subprocess.run([*CXX, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
+
+
 def openmp_flags():
     """What makes the compiler accept OpenMP: at::parallel_for is header code, and serial without it."""
-    with tempfile.TemporaryDirectory() as folder:
-        probe = Path(folder, "probe.cpp")
-        probe.write_text("#include <omp.h>\nint threads() { return omp_get_max_threads(); }\n")
-        for flags in (["-fopenmp"], ["-Xpreprocessor", "-fopenmp"]):
-            command = [*CXX, *flags, "-c", str(probe), "-o", f"{probe}.o"]
-            if subprocess.run(command, capture_output=True).returncode == 0:
-                return flags
+    for flags in (["-fopenmp"], ["-Xpreprocessor", "-fopenmp"]):
+        command = [*CXX, *flags, "-fsyntax-only", "-xc++", "-"]
+        if subprocess.run(command, input=b"#include <omp.h>\n", capture_output=True).returncode == 0:
+            return flags
     print("cnnext: this compiler has no OpenMP; the kernels will use one thread")
     return []
 
@@ -81,20 +83,21 @@ class Build(BuildExtension):
         archs = os.environ["TORCH_CUDA_ARCH_LIST"] if CUDA else ""
         print(f"cnnext: building for the CPU{f' and CUDA ({archs})' if CUDA else ' only'}: {CUDA_REASON}", flush=True)
         super().run()
-        compiler = subprocess.run([*CXX, "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
-        facts = {"version": self.distribution.get_version(), "torch": torch.__version__, "compiler": compiler}
+        facts = {"version": self.distribution.get_version(), "torch": torch.__version__, "compiler": compiler_version()}
         facts |= {"cuda": CUDA, "cuda_reason": CUDA_REASON, "cuda_archs": archs, "sanitize": SANITIZE}
-        folder = Path(ROOT if self.inplace else self.build_lib, "cnnext")
-        text = pprint.pformat(facts, width=110, sort_dicts=False)
-        folder.joinpath("_build_info.py").write_text(f"# Written by setup.py.\nBUILD_INFO = {text}\n")
+        file = Path(ROOT if self.inplace else self.build_lib, "cnnext", "_build_info.py")
+        file.write_text(f"# Written by setup.py.\nBUILD_INFO = {facts!r}\n")
 
 
 CUDA, CUDA_REASON = choose_cuda()
-cxx = ["-O3", "-g0", "-Wall", "-ffp-contract=fast", "-fvisibility=hidden", *openmp_flags()]
-link = []  # not -fopenmp: GCC's calls find the one OpenMP runtime that torch has loaded
+OPENMP = openmp_flags()
+cxx = ["-O3", "-g0", "-Wall", "-ffp-contract=fast", "-fvisibility=hidden", *OPENMP]
+# Not linked by GCC: its calls into OpenMP then find the one runtime that torch has loaded.
+link = OPENMP if "clang" in compiler_version() else []
 if SANITIZE:
-    link = [f"-fsanitize={SANITIZE}", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
-    cxx += [*link, "-O1", "-g1", "-fno-omit-frame-pointer"]
+    instrument = [f"-fsanitize={SANITIZE}", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
+    cxx += [*instrument, "-O1", "-g1", "-fno-omit-frame-pointer"]
+    link = [*link, *instrument]
 extension = (CUDAExtension if CUDA else CppExtension)(
     "cnnext._C",
     sources("csrc/ops/*.cpp", "csrc/cpu/*.cpp", *(["csrc/cuda/*.cu", "csrc/cuda/*.cpp"] if CUDA else [])),
