@@ -1,0 +1,151 @@
+"""Docstrings of the functional interface: one text per family of functions, filled in for each number of dimensions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_Callable = TypeVar("_Callable", bound=Callable[..., Any])
+
+_AXES = {1: ("W", "S", "Q"), 2: ("H, W", "R, S", "P, Q"), 3: ("D, H, W", "T, R, S", "O, P, Q")}
+
+_TEXTS = {
+    "conv": (
+        """
+    Args:
+        input: [N, C, {input}] or [C, {input}]
+        weight: [K, C / groups, {kernel}]
+        bias: [K]
+        stride, dilation: a number or one per axis
+        padding: likewise, or 'valid' (none) or 'same' (the output is as large as the input; stride 1 only)
+        groups: divides C and K
+
+    Returns:
+        [N, K, {output}], channels last if input or weight is""",
+        "conv{dims}d(torch.ones(1, 3, {eights}), torch.ones(4, 3, {threes}), padding=1)",
+        "[1, 4, {eights}]",
+    ),
+    "conv_transpose": (
+        """
+    Args:
+        input: [N, C, {output}] or [C, {output}]
+        weight: [C, K / groups, {kernel}]
+        bias: [K]
+        stride, padding, dilation: those of the convolution whose gradient this is; a number or one per axis
+        output_padding: how much larger the output is than the smallest that fits; less than stride or dilation
+        groups: divides C and K
+
+    Returns:
+        [N, K, {input}]""",
+        "conv_transpose{dims}d(torch.ones(1, 3, {eights}), torch.ones(3, 4, {twos}), stride=2)",
+        "[1, 4, {sixteens}]",
+    ),
+    "max_pool": (
+        """
+    Args:
+        input: [N, C, {input}] or [C, {input}]
+        kernel_size, padding, dilation: a number or one per axis; padding at most half of the kernel
+        stride: likewise; the kernel's size if None
+        ceil_mode: keep windows that reach past the end
+        return_indices: return the pair with the position of each maximum in its plane, as int64
+
+    Returns:
+        [N, C, {output}], or two of them. Without indices and gradient none are computed.""",
+        "max_pool{dims}d(torch.ones(1, 3, {eights}), 2)",
+        "[1, 3, {fours}]",
+    ),
+    "avg_pool": (
+        """
+    Args:
+        input: [N, C, {input}] or [C, {input}]
+        kernel_size, padding: a number or one per axis; padding at most half of the kernel
+        stride: likewise; the kernel's size if None
+        ceil_mode: keep windows that reach past the end
+        count_include_pad: divide by the window's size, with its padding
+        divisor_override: divide by this instead (two and three dimensions only)
+
+    Returns:
+        [N, C, {output}]""",
+        "avg_pool{dims}d(torch.ones(1, 3, {eights}), 2)",
+        "[1, 3, {fours}]",
+    ),
+    "adaptive_max_pool": (
+        """
+    Args:
+        input: [N, C, {input}] or [C, {input}]
+        output_size: a number or one per axis; None keeps the input's (two and three dimensions only)
+        return_indices: return the pair with the position of each maximum in its plane, as int64
+
+    Returns:
+        [N, C, {output}], or two of them""",
+        "adaptive_max_pool{dims}d(torch.ones(1, 3, {eights}), 4)",
+        "[1, 3, {fours}]",
+    ),
+    "adaptive_avg_pool": (
+        """
+    Args:
+        input: [N, C, {input}] or [C, {input}]
+        output_size: a number or one per axis; None keeps the input's (two and three dimensions only)
+
+    Returns:
+        [N, C, {output}]""",
+        "adaptive_avg_pool{dims}d(torch.ones(1, 3, {eights}), 4)",
+        "[1, 3, {fours}]",
+    ),
+    "max_unpool": (
+        """
+    Args:
+        input: [N, C, {output}] or [C, {output}]
+        indices: from the max pooling that is undone, of input's shape
+        kernel_size, stride, padding: of that max pooling
+        output_size: of the result, where several fit; with or without N and C
+
+    Returns:
+        [N, C, {input}], zero everywhere but at the indices""",
+        "max_unpool{dims}d(*F.max_pool{dims}d(torch.ones(1, 3, {eights}), 2, return_indices=True), 2)",
+        "[1, 3, {eights}]",
+    ),
+    "lp_pool": (
+        """
+    Args:
+        input: [N, C, {input}] or [C, {input}]
+        norm_type: the power p; infinity gives the maximum of absolute values
+        kernel_size: a number or one per axis
+        stride: likewise; the kernel's size if None
+        ceil_mode: keep windows that reach past the end
+
+    Returns:
+        [N, C, {output}], the p-norm of each window""",
+        "lp_pool{dims}d(torch.ones(1, 3, {eights}), 2, 2)",
+        "[1, 3, {fours}]",
+    ),
+}
+
+_FORM = """Drop-in for `torch.nn.functional.{name}`.
+{body}
+
+    Raises:
+        What torch's function raises for the same call.
+
+    Example:
+        >>> from cnnext import functional as F
+        >>> F.{call}{pick}.shape
+        torch.Size({shape})
+    """
+
+
+def document(function: _Callable, name: str) -> _Callable:
+    """Gives a function its public name and the docstring of its family."""
+    family, dims, pair = re.fullmatch(r"(\w+?)(\d)d(_with_indices)?", name).groups()  # type: ignore[union-attr]
+    body, call, shape = _TEXTS[family]
+    words: dict[str, Any] = dict(zip(("input", "kernel", "output"), _AXES[int(dims)], strict=True))
+    words |= {word: ", ".join([n] * int(dims)) for word, n in [("twos", "2"), ("threes", "3"), ("fours", "4")]}
+    words |= {word: ", ".join([n] * int(dims)) for word, n in [("eights", "8"), ("sixteens", "16")]}
+    call = call.replace("(", "_with_indices(", 1) if pair else call
+    fill = {"body": body, "call": call, "shape": shape}
+    fill = {key: text.format(dims=dims, **words) for key, text in fill.items()}
+    function.__doc__ = _FORM.format(name=name, pick="[0]" if pair else "", **fill)
+    function.__name__ = function.__qualname__ = name
+    function.__module__ = "cnnext.functional"
+    return function
