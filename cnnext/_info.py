@@ -1,0 +1,170 @@
+"""What is installed, what it will use, and whether it computes what torch computes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _C, __version__, _build_info
+
+_CAPABILITIES = "default, avx2, avx512"  # the values of ATEN_CPU_CAPABILITY on x86
+
+
+def _cpu_model() -> str:
+    """The processor's name, as the operating system gives it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith(("model name", "Model")):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _operators() -> list[str]:
+    """Names of the registered operators, for example conv and max_pool."""
+    names = torch._C._dispatch_get_all_op_names()
+    return sorted(name.removeprefix("cnnext::") for name in names if name.startswith("cnnext::"))
+
+
+def _kernels() -> dict[str, list[str]]:
+    """The candidate kernels of every operator that has some, in the order in which they are tried."""
+    kernels = {}
+    for name in _operators():
+        try:
+            kernels[name] = list(_C.candidates(name))
+        except ValueError:  # an operator that does not choose
+            continue
+    return kernels
+
+
+def _integers(*size: int, channels_last: bool) -> Tensor:
+    """Small whole numbers, whose sums float32 holds exactly, in an order without ties next to each other."""
+    count = torch.Size(size).numel()
+    values = torch.arange(count).mul(7).remainder(17).sub(8).float().reshape(size)
+    return values.contiguous(memory_format=torch.channels_last) if channels_last else values
+
+
+def _self_test_cases(channels_last: bool) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
+    """Per operator our call and torch's for the same 2-d problem with stride, padding, dilation and groups."""
+    ops = torch.ops.cnnext
+    x = _integers(2, 4, 9, 8, channels_last=channels_last)
+    weight = _integers(6, 2, 3, 2, channels_last=channels_last)
+    bias = torch.arange(6.0)
+    window = ([2, 1], [1, 1], [1, 2], 2)  # stride, padding, dilation, groups
+    grad = _integers(2, 6, 5, 8, channels_last=channels_last)
+    pooled, indices = F.max_pool2d(x, 3, 2, 1, return_indices=True)
+
+    def backward(mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        stride, padding, dilation, groups = window
+        return torch.ops.aten.convolution_backward(
+            grad, x, weight, [6], stride, padding, dilation, False, [0, 0], groups, mask
+        )
+
+    return {
+        "conv": (lambda: ops.conv(x, weight, bias, *window), lambda: F.conv2d(x, weight, bias, *window)),
+        "conv_grad_input": (
+            lambda: ops.conv_grad_input(grad, weight, None, [9, 8], *window),
+            lambda: backward([True, False, False])[0],
+        ),
+        "conv_grad_weight": (
+            lambda: ops.conv_grad_weight(grad, x, [3, 2], *window),
+            lambda: backward([False, True, False])[1],
+        ),
+        "conv_grad_bias": (lambda: ops.conv_grad_bias(grad), lambda: backward([False, False, True])[2]),
+        "max_pool": (lambda: ops.max_pool(x, [3], [2], [1], [1], True), lambda: F.max_pool2d(x, 3, 2, 1, 1, True)),
+        "max_pool_with_indices": (lambda: ops.max_pool_with_indices(x, [3], [2], [1]), lambda: (pooled, indices)),
+        "adaptive_max_pool": (lambda: ops.adaptive_max_pool(x, [4, 3]), lambda: F.adaptive_max_pool2d(x, [4, 3])),
+        "avg_pool": (lambda: ops.avg_pool(x, [4, 2], [2], [1]), lambda: F.avg_pool2d(x, [4, 2], 2, 1)),
+        "adaptive_avg_pool": (lambda: ops.adaptive_avg_pool(x, [9, 4]), lambda: F.adaptive_avg_pool2d(x, (9, 4))),
+        "max_unpool": (
+            lambda: ops.max_unpool(pooled, indices, [9, 8]),
+            lambda: F.max_unpool2d(pooled, indices, (3, 3), (2, 2), (1, 1), (9, 8)),
+        ),
+    }
+
+
+def self_test() -> dict[str, str]:
+    """Runs each operator on small whole numbers and compares with torch bit by bit.
+
+    Returns:
+        Per operator "ok", or "FAIL: " and the reason.
+    """
+    present = set(_operators())
+    results: dict[str, str] = {}
+    for channels_last in (False, True):
+        for name, (ours, theirs) in _self_test_cases(channels_last).items():
+            if name not in present or results.get(name, "ok") != "ok":
+                continue
+            layout = "channels_last" if channels_last else "contiguous"
+            try:
+                got, want = ours(), theirs()
+                pairs = zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]
+                same = all(torch.equal(a, b) for a, b in pairs)
+                results[name] = "ok" if same else f"FAIL: differs from torch ({layout} input)"
+            except Exception as error:
+                results[name] = f"FAIL: {type(error).__name__}: {error} ({layout} input)"
+    return results
+
+
+def collect() -> dict[str, Any]:
+    """Everything that `python -m cnnext info` shows, as plain data."""
+    return {
+        "cnnext": __version__,
+        "torch": torch.__version__,
+        "built_for_torch": _build_info["torch"],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "compiler": _build_info["compiler"],
+        "sanitize": _build_info["sanitize"],
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "capability": _C.cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cuda": _build_info["cuda"],
+        "cuda_reason": _build_info["cuda_reason"],
+        "cuda_archs": _build_info["cuda_archs"],
+        "kernels": _kernels(),
+        "self_test": self_test(),
+    }
+
+
+def _print(info: dict[str, Any]) -> None:
+    cuda = f"built for {info['cuda_archs']}" if info["cuda"] else "not built"
+    sanitize = f" with -fsanitize={info['sanitize']}" if info["sanitize"] else ""
+    rows = [
+        ("cnnext", info["cnnext"]),
+        ("torch", f"{info['torch']} (built for {info['built_for_torch']})"),
+        ("Python", f"{info['python']} on {info['platform']}"),
+        ("compiler", info["compiler"] + sanitize),
+        ("CPU", f"{info['cpu']}, {info['cores']} cores"),
+        ("capability", f"{info['capability']} (set ATEN_CPU_CAPABILITY to lower it: {_CAPABILITIES})"),
+        ("threads", f"{info['threads']} (as torch: torch.set_num_threads, OMP_NUM_THREADS)"),
+        ("CUDA", f"{cuda}: {info['cuda_reason']}"),
+    ]
+    for name, value in rows:
+        print(f"{name:<12}{value}")
+    for title, table in (("kernels, in the order tried", info["kernels"]), ("self-test", info["self_test"])):
+        print(f"\n{title}")
+        width = max(map(len, table), default=0)
+        for name, value in table.items():
+            print(f"  {name:<{width}}  {value if isinstance(value, str) else ', '.join(value)}")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the report; returns 1 if the self-test found a wrong result."""
+    info = collect()
+    if args.json:
+        print(json.dumps(info, indent=2))
+    else:
+        _print(info)
+    return int(any(result != "ok" for result in info["self_test"].values()))
