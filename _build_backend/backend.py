@@ -30,27 +30,29 @@ NO_TORCH = (
 
 
 def _site_packages() -> list[str]:
-    """Folders that may hold the caller's torch, nearest first."""
-    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    # `uv` and `python -m build` use an interpreter of their own; what they leave is the name of the active environment.
-    active = os.environ.get("VIRTUAL_ENV") or os.environ.get("CONDA_PREFIX")
-    if active:
-        folders.append(sysconfig.get_path("purelib", vars={"base": active, "platbase": active}))
-    if site.ENABLE_USER_SITE:
+    """Where the caller's packages are, in the order in which its interpreter looks."""
+    folders = [] if sys.prefix == sys.base_prefix else [sysconfig.get_path("purelib")]
+    # pip builds with its own interpreter. uv and `python -m build` make another one; what they leave of the active
+    # environment is its name or its place in PATH.
+    if "PIP_BUILD_TRACKER" not in os.environ:
+        active = [os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX")]
+        active += [os.path.dirname(folder) for folder in os.get_exec_path() if folder.endswith("bin")]
+        for prefix in active:
+            if prefix and any(os.path.exists(os.path.join(prefix, name)) for name in ("pyvenv.cfg", "conda-meta")):
+                folders.append(sysconfig.get_path("purelib", vars={"base": prefix, "platbase": prefix}))
+    if sys.base_prefix in site.PREFIXES:  # no virtual environment, or one with --system-site-packages
         folders.append(site.getusersitepackages())
-    folders += site.getsitepackages([sys.prefix, sys.base_prefix])  # --system-site-packages, Debian's dist-packages
-    return list(dict.fromkeys(folders))
+    return list(dict.fromkeys(folders + site.getsitepackages()))
 
 
 def reach_torch() -> None:
     """Makes `import torch` possible, or raises SystemExit with what to do."""
     if importlib.util.find_spec("torch"):
         return
-    for folder in _site_packages():
-        if os.path.isfile(os.path.join(folder, "torch", "__init__.py")):
-            sys.path.append(folder)  # last: what the isolated environment does have comes first
-            return
-    raise SystemExit(NO_TORCH)
+    sys.path += _site_packages()  # last: what the isolated environment does have comes first
+    importlib.invalidate_caches()
+    if not importlib.util.find_spec("torch"):
+        raise SystemExit(NO_TORCH)
 
 
 # pip asks these before it resolves the dependencies: the place to stop, or it would first download a torch.
