@@ -85,7 +85,7 @@ def convert(model: Model, include: Choices = None, exclude: Choices = None) -> M
     """Makes a model's convolution and pooling layers ours, in place.
 
     A layer stays the same object and only its class changes: parameters, buffers, hooks and an optimizer's references
-    survive. Layers whose type is not exactly torch's (user subclasses, parametrized, lazy, quantised or scripted ones)
+    survive. Layers whose type is not exactly torch's (user subclasses, parametrized, quantised or scripted ones)
     are left alone, and one warning names them; `conversion_report(model)` has the full list.
 
     Args:

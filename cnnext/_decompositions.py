@@ -1,0 +1,171 @@
+"""Our operators in terms of ATen's, for what knows only those: ONNX, other runtimes, core ATen graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._decomp import register_decomposition
+
+_ops = torch.ops.cnnext
+_table: dict[Any, Callable[..., Any]] = {}
+
+
+def _decomposes(op: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Also in torch's own table, where `torch.onnx.export` finds it."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        _table[op] = function
+        return register_decomposition(op)(function)
+
+    return register
+
+
+def _per_axis(values: Any, dims: int) -> list[Any]:
+    return list(values) * (dims if len(values) == 1 else 1)
+
+
+def _pool(name: str, input: Tensor, *args: Any) -> Any:
+    """torch's function for input's number of dimensions. Sizes are lists, and none stands for the default."""
+    dims = input.dim() - 2
+    sizes = [(_per_axis(arg, dims) or None) if isinstance(arg, (tuple, list)) else arg for arg in args]
+    return getattr(F, f"{name}{dims}d")(input, *sizes)
+
+
+@_decomposes(_ops.conv.default)
+def _conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = (1,),
+    padding: Any = (0,),
+    dilation: Any = (1,),
+    groups: int = 1,
+) -> Tensor:
+    dims = weight.dim() - 2
+    geometry = [_per_axis(each, dims) for each in (stride, padding, dilation)]
+    return torch.ops.aten.convolution(input, weight, bias, *geometry, False, [0] * dims, groups)
+
+
+@_decomposes(_ops.conv_grad_input.default)
+def _conv_grad_input(
+    grad_output: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    input_size: Any,
+    stride: Any = (1,),
+    padding: Any = (0,),
+    dilation: Any = (1,),
+    groups: int = 1,
+) -> Tensor:
+    dims = weight.dim() - 2
+    geometry = [_per_axis(each, dims) for each in (stride, padding, dilation)]
+    axes = zip(input_size, grad_output.shape[2:], weight.shape[2:], *geometry, strict=True)
+    extra = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, out, k, s, p, d in axes]
+    return torch.ops.aten.convolution(grad_output, weight, bias, *geometry, True, extra, groups)
+
+
+@_decomposes(_ops.conv_grad_weight.default)
+def _conv_grad_weight(
+    grad_output: Tensor,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = (1,),
+    padding: Any = (0,),
+    dilation: Any = (1,),
+    groups: int = 1,
+    channels_last: bool = False,
+) -> Tensor:
+    dims = input.dim() - 2
+    weight = input.new_empty([grad_output.shape[1], input.shape[1] // groups, *kernel_size])
+    if channels_last and dims > 1:
+        weight = weight.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
+    geometry = [_per_axis(each, dims) for each in (stride, padding, dilation)]
+    rest = (False, [0] * dims, groups, [False, True, False])
+    return torch.ops.aten.convolution_backward(grad_output, input, weight, None, *geometry, *rest)[1]
+
+
+@_decomposes(_ops.conv_grad_bias.default)
+def _conv_grad_bias(grad_output: Tensor) -> Tensor:
+    return grad_output.sum([0, *range(2, grad_output.dim())])
+
+
+@_decomposes(_ops.max_pool.default)
+def _max_pool(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = (0,),
+    dilation: Any = (1,),
+    ceil_mode: bool = False,
+) -> Tensor:
+    return _pool("max_pool", input, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+@_decomposes(_ops.max_pool_with_indices.default)
+def _max_pool_with_indices(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = (0,),
+    dilation: Any = (1,),
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Tensor]:
+    return _pool("max_pool", input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
+@_decomposes(_ops.avg_pool.default)
+def _avg_pool(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    rest = () if input.dim() == 3 else (divisor_override,)
+    return _pool("avg_pool", input, kernel_size, stride, padding, ceil_mode, count_include_pad, *rest)
+
+
+@_decomposes(_ops.adaptive_max_pool.default)
+def _adaptive_max_pool(input: Tensor, output_size: Any) -> Tensor:
+    return _pool("adaptive_max_pool", input, output_size)
+
+
+@_decomposes(_ops.adaptive_max_pool_with_indices.default)
+def _adaptive_max_pool_with_indices(input: Tensor, output_size: Any) -> tuple[Tensor, Tensor]:
+    return _pool("adaptive_max_pool", input, output_size, True)
+
+
+@_decomposes(_ops.adaptive_avg_pool.default)
+def _adaptive_avg_pool(input: Tensor, output_size: Any) -> Tensor:
+    return _pool("adaptive_avg_pool", input, output_size)
+
+
+@_decomposes(_ops.max_unpool.default)
+def _max_unpool(input: Tensor, indices: Tensor, output_size: Any) -> Tensor:
+    if input.dim() == 3:
+        planes = (each.unsqueeze(-1) for each in (input, indices))
+        return torch.ops.aten.max_unpool2d(*planes, [*output_size, 1]).squeeze(-1)
+    if input.dim() == 4:
+        return torch.ops.aten.max_unpool2d(input, indices, output_size)
+    return torch.ops.aten.max_unpool3d(input, indices, output_size, [1, 1, 1], [0, 0, 0])
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """torch.export's default decompositions and ours, for `ExportedProgram.run_decompositions`.
+
+    Example:
+        >>> import cnnext
+        >>> program = torch.export.export(cnnext.nn.Conv2d(1, 1, 1), (torch.ones(1, 1, 4, 4),))
+        >>> core = program.run_decompositions(cnnext.decompositions())
+        >>> "aten.convolution" in str(core.graph)
+        True
+    """
+    table = torch.export.default_decompositions()
+    table.update(_table)
+    return table

@@ -1,0 +1,264 @@
+"""What would run for a layer, a function or a whole model: kernels and why, shapes, FLOPs, bytes, fallbacks."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from . import _C, backends
+from ._override import override
+
+_SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
+_OUTPUT = {1: "Q", 2: "PQ", 3: "OPQ"}
+_KERNEL = {1: "S", 2: "RS", 3: "TRS"}
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One kernel's work: the forward pass or one of the gradients."""
+
+    name: str
+    op: str
+    kernel: str
+    reason: str
+    refused: dict[str, str]  # candidates that do not take this problem, and why
+    flops: int
+    bytes: int  # read and written, each element once
+    workspace_bytes: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of an operator."""
+
+    name: str
+    op: str
+    shape: str
+    dtype: str
+    layout: str
+    fallback: str | None = None  # why torch computes it
+    directions: list[Direction] = field(default_factory=list)
+
+
+class Explanation:
+    """What `explain` found: `layers`, one entry per call of an operator. Prints as a table, in a notebook too."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        self.layers = layers
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain numbers, strings, lists and dictionaries, fit for JSON."""
+        return {"cpu_capability": _C.cpu_capability(), "layers": [asdict(layer) for layer in self.layers]}
+
+    def _rows(self) -> tuple[list[str], list[list[str]]]:
+        head = ["layer", "shape", "direction", "kernel", "why", "GFLOP", "MB", "workspace MB"]
+        rows = []
+        for layer in self.layers:
+            what = [f"{layer.name} {layer.op}".strip(), layer.shape]
+            if layer.fallback is not None:
+                rows.append([*what, "all", "torch", layer.fallback, "", "", ""])
+            for each in layer.directions:
+                numbers = [f"{each.flops / 1e9:.3f}", f"{each.bytes / 1e6:.2f}", f"{each.workspace_bytes / 1e6:.2f}"]
+                rows.append([*what, each.name, each.kernel, each.reason, *numbers])
+                what = ["", ""]
+        return head, rows
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return "no convolution or pooling was called"
+        blocks = [f"cnnext on {_C.cpu_capability()}"]
+        for layer in self.layers:
+            blocks.append(f"{layer.name} {layer.op}".strip() + f", {layer.dtype}, {layer.layout}: {layer.shape}")
+            if layer.fallback is not None:
+                blocks.append(f"  left to torch: {layer.fallback}")
+            for each in layer.directions:
+                numbers = f"{each.flops / 1e9:9.3f} GFLOP {each.bytes / 1e6:8.2f} MB"
+                scratch = f" + {each.workspace_bytes / 1e6:.2f} MB workspace" if each.workspace_bytes else ""
+                why = f"  ({each.reason})" if each.reason else ""
+                blocks.append(f"  {each.name:<11} {each.kernel:<18} {numbers}{scratch}{why}")
+            refused = {kernel: why for each in layer.directions for kernel, why in each.refused.items()}
+            if refused:
+                blocks.append("  not used: " + ", ".join(f"{kernel} ({why})" for kernel, why in refused.items()))
+        return "\n".join(blocks)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head, rows = self._rows()
+        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<table><thead><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _channels_last(*tensors: Tensor) -> bool:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return any(
+        t.dim() in formats and t.is_contiguous(memory_format=formats[t.dim()]) and not t.is_contiguous()
+        for t in tensors
+    )
+
+
+def _bytes(*tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+
+def _terms(letters: str, sizes: Any) -> str:
+    return " ".join(f"{letter}={int(size)}" for letter, size in zip(letters, sizes, strict=True))
+
+
+def _numbers(values: list[int]) -> str:
+    return "x".join(map(str, values[:1] if len(set(values)) == 1 else values))
+
+
+def _per_axis(values: Any, dims: int) -> list[int]:
+    return [int(v) for v in values] * (dims if len(values) == 1 else 1)
+
+
+def _direction(name: str, op: str, flops: int, traffic: int, choice: dict[str, Any]) -> Direction:
+    refused = {c["name"]: c["reason"] for c in choice["candidates"] if not c["supported"]}
+    chosen = (choice["kernel"] or "none", choice["reason"], refused)
+    return Direction(name, op, *chosen, flops, traffic, choice["workspace_bytes"])
+
+
+def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor) -> Layer:
+    weight = args["weight"]
+    transposed = op == "conv_grad_input"
+    source = args["grad_output"] if transposed else args["input"]
+    dims = weight.dim() - 2
+    stride, padding, dilation = (_per_axis(args[key], dims) for key in ("stride", "padding", "dilation"))
+    groups = int(args["groups"])
+    # In the terms of the convolution, which a transposed one is the gradient of.
+    small, large = (source, result) if transposed else (result, source)
+    flops = 2 * math.prod(small.shape) * math.prod(weight.shape[1:])
+    traffic = _bytes(source, weight, result)
+    names = {"conv": "forward", "conv_grad_input": "grad_input", "conv_grad_weight": "grad_weight"}
+    if transposed:
+        names |= {"conv": "grad_input", "conv_grad_input": "forward"}
+    size = [int(n) for n in large.shape]
+    geometry = (size, [int(n) for n in weight.shape], stride, padding, dilation, groups)
+    last = _channels_last(source, weight)
+    directions = []
+    for each in sorted(names, key=lambda kernel_op: names[kernel_op] != "forward"):
+        choice = _C.explain_conv(each, *geometry, source.dtype, last)
+        directions.append(_direction(names[each], each, flops, traffic, choice))
+    kernel = f"{_terms(_KERNEL[dims], weight.shape[2:])} stride {_numbers(stride)} padding {_numbers(padding)}"
+    shape = f"{_terms('NC' + _SPATIAL[dims], source.shape)} → {_terms('K' + _OUTPUT[dims], result.shape[1:])}, {kernel}"
+    shape += f" dilation {_numbers(dilation)}" * any(d > 1 for d in dilation) + f" groups {groups}" * (groups > 1)
+    return _layer(name, "conv_transpose" if transposed else "conv", shape, source, last, directions)
+
+
+def _explain_pool(name: str, op: str, args: dict[str, Any], results: list[Tensor]) -> Layer:
+    source, output = args["input"], results[0]
+    dims = source.dim() - 2
+    adaptive = "kernel_size" not in args
+    size, out_size = [int(n) for n in source.shape], [int(n) for n in output.shape]
+    axes = range(2, 2 + dims)
+    kernel = (
+        [math.ceil(size[a] / max(out_size[a], 1)) for a in axes] if adaptive else _per_axis(args["kernel_size"], dims)
+    )
+    ones, zeros = [1] * dims, [0] * dims
+    stride = kernel if adaptive or not args["stride"] else _per_axis(args["stride"], dims)
+    padding = zeros if adaptive else _per_axis(args["padding"], dims)
+    dilation = _per_axis(args.get("dilation", [1]), dims) if not adaptive else ones
+    operations = math.prod(out_size) * math.prod(kernel)
+    last = _channels_last(source)
+    directions = []
+    family = op.removesuffix("_with_indices").removesuffix("_with_offsets")
+    for direction, each in (("forward", op), ("grad_input", f"{family}_grad_input")):
+        geometry = (size, out_size, kernel, stride, padding, dilation)
+        choice = _C.explain_pool(each, *geometry, source.dtype, last)
+        directions.append(_direction(direction, each, operations, _bytes(source, *results), choice))
+    window = f"{_terms(_KERNEL[dims], kernel)} stride {_numbers(stride)} padding {_numbers(padding)}"
+    window += f" dilation {_numbers(dilation)}" * any(d > 1 for d in dilation)
+    shape = f"{_terms('NC' + _SPATIAL[dims], size)} → {_terms(_OUTPUT[dims], out_size[2:])}"
+    return _layer(name, family, shape if adaptive else f"{shape}, {window}", source, last, directions)
+
+
+def _layer(name: str, op: str, shape: str, source: Tensor, last: bool, directions: list[Direction]) -> Layer:
+    layout = "channels last" if last else "channels first"
+    return Layer(name, op, shape, str(source.dtype).removeprefix("torch."), layout, None, directions)
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every convolution and pooling operator below autograd; one of ATen's is a call that was left to torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: list[Layer] = []
+        self.path: list[str] = []
+        self.fallbacks = backends.fallbacks()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        op = func._schema.name.split("::")[1]
+        name = self.path[-1] if self.path else ""
+        if func.namespace == "cnnext" and op != "max_unpool":
+            named = {a.name: a.default_value for a in func._schema.arguments}
+            named |= dict(zip(named, args, strict=False)) | (kwargs or {})
+            if "weight" in named:
+                self.layers.append(_explain_conv(name, op, named, result))
+            elif isinstance(named.get("input"), Tensor):
+                results = [result] if isinstance(result, Tensor) else list(result)
+                self.layers.append(_explain_pool(name, op, named, results))
+        elif func.namespace == "aten" and ("conv" in op or "_pool" in op):
+            now = backends.fallbacks()
+            reason = next((key for key in now if now[key] > self.fallbacks.get(key, 0)), f"{op}: not ours")
+            self.fallbacks = now
+            sizes = " ".join("x".join(map(str, a.shape)) for a in args if isinstance(a, Tensor))
+            layer = _layer(name, op, sizes, args[0], _channels_last(args[0]), [])
+            self.layers.append(Layer(**{**layer.__dict__, "fallback": reason}))
+        return result
+
+
+def explain(layer_or_function: Callable[..., Any], *tensors: Any, **kwargs: Any) -> Explanation:
+    """Says which kernels a call would run and why, and how much work it is, without computing it.
+
+    Args:
+        layer_or_function: a layer or whole model, of cnnext or torch (then: what would run after `convert`), or a
+            function such as `cnnext.functional.conv2d` or `torch.nn.functional.conv2d`.
+        *tensors, **kwargs: its arguments; only their shapes, types and layouts matter.
+
+    Returns:
+        An `Explanation`: print it, or use its `layers` or `to_dict()`. Each layer lists its directions (forward,
+        grad_input, grad_weight) with kernel, reason, FLOPs, bytes and workspace; or why torch computes it.
+
+    Example:
+        >>> import cnnext
+        >>> found = cnnext.explain(torch.nn.Conv2d(3, 8, 3), torch.ones(1, 3, 10, 10))
+        >>> found.layers[0].shape
+        'N=1 C=3 H=10 W=10 → K=8 P=8 Q=8, R=3 S=3 stride 1 padding 0'
+    """
+    handles = []
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = _Recorder()
+    run: Callable[..., Any] = layer_or_function
+    state: Any = ()
+    if isinstance(layer_or_function, torch.nn.Module):
+        for name, module in layer_or_function.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: recorder.path.append(name)))
+            leave = lambda *_: recorder.path.pop() and None  # noqa: E731
+            handles.append(module.register_forward_hook(leave, always_call=True))
+        # Parameters and buffers are replaced too, or a batch norm would count this call.
+        state = [dict(layer_or_function.named_parameters()), dict(layer_or_function.named_buffers())]
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return torch.func.functional_call(layer_or_function, state, args, kwargs)
+
+    try:
+        with fake:
+            state, tensors, kwargs = tree_map_only(Tensor, fake.from_tensor, (state, tensors, kwargs))
+        with fake, recorder, override():
+            run(*tensors, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Explanation(recorder.layers)

@@ -1,0 +1,32 @@
+"""Fixtures that every test file shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import cnnext
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random data whichever tests run before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores the number of threads that a test changes."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_fallback() -> Iterator[None]:
+    """Fails the test if any call in it went to torch instead of our kernels."""
+    cnnext.reset_fallbacks()
+    yield
+    assert cnnext.fallbacks() == {}
