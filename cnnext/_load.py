@@ -22,11 +22,11 @@ def load() -> tuple[ModuleType, dict[str, Any]]:
     """
     try:
         facts: dict[str, Any] = importlib.import_module("cnnext._build_info").BUILD_INFO
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError:
         raise ImportError(
             "cnnext's compiled library is not built: run `pip install -e .` in the source folder (or, if cnnext is "
             "installed elsewhere, start Python outside the source folder)"
-        ) from error
+        ) from None
     built, running = _minor(facts["torch"]), _minor(torch.__version__)
     if built != running:
         raise ImportError(
@@ -35,7 +35,7 @@ def load() -> tuple[ModuleType, dict[str, Any]]:
         )
     try:
         return importlib.import_module("cnnext._C"), facts
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError:
         raise ImportError(
             "cnnext's compiled library was not built for this Python: run `pip install -e .` in the source folder"
-        ) from error
+        ) from None

@@ -1,0 +1,113 @@
+"""python -m cnnext: info and its self-test, and how the command line behaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cnnext
+from cnnext import _info
+from cnnext.__main__ import main
+
+X86 = platform.machine() in ("x86_64", "AMD64")
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cnnext", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environ}, cwd=Path.home())
+
+
+def test_info_as_json() -> None:
+    result = run("info", "--json", OMP_NUM_THREADS="3")
+    assert result.returncode == 0, result.stdout + result.stderr
+    info = json.loads(result.stdout)
+    assert info["cnnext"] == cnnext.__version__
+    assert info["torch"] == torch.__version__
+    assert info["threads"] == 3
+    assert info["cpu"]
+    assert info["compiler"]
+    assert info["cuda"] or info["cuda_reason"]
+    assert set(info["self_test"].values()) == {"ok"}
+
+
+def test_self_test_covers_every_public_operator() -> None:
+    assert _info.self_test().keys() >= {
+        "conv",
+        "conv_grad_input",
+        "conv_grad_weight",
+        "conv_grad_bias",
+        "max_pool",
+        "max_pool_with_indices",
+        "adaptive_max_pool",
+        "avg_pool",
+        "adaptive_avg_pool",
+        "max_unpool",
+    }
+
+
+def test_kernels_are_listed_in_order_and_end_in_the_reference() -> None:
+    kernels = _info.collect()["kernels"]
+    assert {"conv", "conv_grad_input", "conv_grad_weight"} <= kernels.keys()
+    assert all(kernels[name][-1] == "reference" for name in ("conv", "conv_grad_input", "conv_grad_weight"))
+
+
+@pytest.mark.skipif(not X86, reason="x86-64 only")
+@pytest.mark.parametrize(("value", "expected"), [("default", "baseline"), ("avx2", "avx2"), ("avx512", "avx512")])
+def test_capability_follows_torch(value: str, expected: str) -> None:
+    highest = torch.backends.cpu.get_cpu_capability().lower()
+    order = ["default", "avx2", "avx512"]
+    if highest not in order or order.index(value) > order.index(highest):
+        pytest.skip("the processor, or ATEN_CPU_CAPABILITY, has less")
+    assert json.loads(run("info", "--json", ATEN_CPU_CAPABILITY=value).stdout)["capability"] == expected
+
+
+def test_info_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["cnnext", cnnext.__version__]
+    assert any(line.startswith("CUDA") and ("built for" in line or "not built: " in line) for line in lines)
+    assert "self-test" in lines
+    assert any(line.split() == ["conv", "ok"] for line in lines)
+
+
+def test_wrong_result_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def error() -> torch.Tensor:
+        raise RuntimeError("no such kernel")
+
+    one = torch.ones(1)
+    cases = {"conv": (lambda: 2 * one, lambda: one), "avg_pool": (error, lambda: one)}
+    monkeypatch.setattr(_info, "_self_test_cases", lambda channels_last: cases)
+    assert main(["info"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAIL: differs from torch (contiguous input)" in printed
+    assert "FAIL: RuntimeError: no such kernel" in printed
+
+
+def test_info_needs_no_extras(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("rich", "skimage"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["info"]) == 0
+
+
+def test_bench_without_extras_says_what_to_install() -> None:
+    code = "import sys; sys.modules['rich'] = None; from cnnext.__main__ import main; sys.exit(main(['bench']))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == "cnnext bench needs rich: run `pip install 'cnnext[bench]'`\n"
+
+
+def test_version_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as version:
+        main(["--version"])
+    assert version.value.code == 0
+    assert capsys.readouterr().out == f"cnnext {cnnext.__version__}\n"
+    with pytest.raises(SystemExit) as unknown:
+        main(["unknown"])
+    assert unknown.value.code == 2
