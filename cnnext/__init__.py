@@ -1,8 +1,8 @@
 """Convolution and pooling for PyTorch with kernels of its own."""
 
-from ._load import load as _load
+from . import _load
 
-_C, _build_info = _load()
+_C, _build_info = _load.load()
 
 __version__: str = _build_info["version"]
 
