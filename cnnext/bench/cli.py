@@ -1,0 +1,248 @@
+"""The command line of ``cnnext bench``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # `cnnext --help` must not wait for torch
+    from .layers import Layer
+    from .sections import Section
+
+EPILOG = """\
+examples:
+  cnnext bench                                        ResNet-50 and GoogLeNet on a photograph, then layer by layer
+  cnnext bench --model resnet18 --batch 16 --mode train
+  cnnext bench --only layers --layout channels_last --batch 16 --json layers.json
+  cnnext bench conv2d 16x256x56x56 --weight 64x256x1x1
+  cnnext bench conv2d 1x512x28x28 --weight 512x512x3x3 --padding 2 --dilation 2 --direction grad_weight
+  cnnext bench max_pool2d 1x64x112x112 --kernel 3 --stride 2 --padding 1
+"""
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+DEFAULT_MODELS = ("resnet50", "googlenet")
+DEFAULT_BATCH = {"infer": 1, "train": 8}
+
+
+def _extents(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers joined by x such as 16x64x56x56, got {text!r}") from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return int(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``cnnext bench`` to a parser."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Compare cnnext with torch: whole networks on a photograph, their layers, or a single layer."
+    parser.epilog = EPILOG
+    parser.add_argument("op", nargs="?", help="a single layer: conv2d, max_pool2d, adaptive_avg_pool2d, ... (1d to 3d)")
+    parser.add_argument("input", nargs="?", type=_extents, help="its input, such as 16x256x56x56 (N, C, H, W)")
+
+    layer = parser.add_argument_group("single layer")
+    layer.add_argument("--weight", type=_extents, metavar="KxCxRxS", help="size of a convolution's weight")
+    layer.add_argument("--bias", action="store_true", help="convolution with bias")
+    layer.add_argument("--kernel", type=_extents, metavar="RxS", help="pooling window, one number for all dimensions")
+    layer.add_argument("--output-size", type=_extents, metavar="PxQ", help="output of adaptive pooling")
+    layer.add_argument("--stride", type=_extents, metavar="SxS", help="default: 1, for pooling the window")
+    layer.add_argument("--padding", type=_extents, default=(0,), metavar="PxP")
+    layer.add_argument("--dilation", type=_extents, default=(1,), metavar="DxD")
+    layer.add_argument("--groups", type=_positive, default=1)
+    layer.add_argument("--ceil-mode", action="store_true")
+    layer.add_argument("--no-count-include-pad", action="store_true")
+
+    what = parser.add_argument_group("what is measured")
+    what.add_argument("--model", nargs="+", metavar="NAME", help=f"default: {' '.join(DEFAULT_MODELS)}")
+    what.add_argument("--batch", type=_positive, metavar="N", help="default: 1 for inference, 8 for training")
+    what.add_argument("--mode", choices=("infer", "train", "both"), default="both")
+    what.add_argument("--only", choices=("networks", "layers"), help="whole networks only, or their layers only")
+    what.add_argument(
+        "--direction", help="of layers, joined by commas: forward,grad_input,grad_weight,backward (pooling)"
+    )
+    what.add_argument("--dtype", choices=DTYPES, default="float32")
+    what.add_argument(
+        "--layout",
+        choices=("best", "nchw", "channels_last"),
+        default="best",
+        help="best measures both and compares each side's better one",
+    )
+    what.add_argument("--image-size", type=_positive, default=224, metavar="PIXELS")
+
+    how = parser.add_argument_group("how")
+    how.add_argument("--threads", type=_positive, metavar="T", help="default: torch's")
+    how.add_argument(
+        "--min-time", type=float, metavar="S", help="seconds per backend (default: 4 networks, 0.1 layers)"
+    )
+    how.add_argument("--repeats", type=_positive, metavar="R", help="exactly R rounds instead")
+    how.add_argument(
+        "--allocator",
+        choices=("default", "fixed"),
+        help="fixed keeps memory and asks for huge pages on both sides, so that kernels are compared and not page "
+        "faults; default leaves glibc as it is (default: default for networks, fixed for layers)",
+    )
+    how.add_argument("--quick", action="store_true", help="a few seconds: small images, few rounds, rough figures")
+    how.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
+
+
+def layer_from(args: argparse.Namespace) -> Layer:
+    """The layer that the positional arguments and shape options describe.
+
+    Raises:
+        ValueError: something is missing, or torch does not accept the shapes.
+    """
+    from . import layers
+
+    op = args.op
+    if op not in layers.OPS:
+        raise ValueError(f"no layer is named {op!r}; there are {', '.join(layers.OPS)}")
+    dims = int(op[-2])
+    if args.input is None or len(args.input) != dims + 2:
+        raise ValueError(
+            f"{op} needs an input of {dims + 2} extents (N, C and {dims} spatial), such as 1x64{'x56' * dims}"
+        )
+
+    def per_dim(name: str, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(value) not in (1, dims):
+            raise ValueError(f"--{name} of {op} takes 1 or {dims} numbers, got {len(value)}")
+        return value * dims if len(value) == 1 else value
+
+    fields: dict[str, Any] = {}
+    if op in layers.ADAPTIVE_POOL:
+        if args.output_size is None:
+            raise ValueError(f"{op} needs --output-size")
+        fields["output_size"] = per_dim("output-size", args.output_size)
+    else:
+        fields["padding"] = per_dim("padding", args.padding)
+        if op in layers.CONV:
+            if args.weight is None or len(args.weight) != dims + 2:
+                raise ValueError(f"{op} needs --weight with {dims + 2} extents, such as 64x64{'x3' * dims}")
+            fields |= {"weight": args.weight, "bias": args.bias, "groups": args.groups}
+            fields["stride"] = per_dim("stride", args.stride or (1,))
+        else:
+            if args.kernel is None:
+                raise ValueError(f"{op} needs --kernel")
+            fields |= {"kernel": per_dim("kernel", args.kernel), "ceil_mode": args.ceil_mode}
+            fields["stride"] = per_dim("stride", args.stride or args.kernel)
+        if op in layers.AVG_POOL:
+            fields["count_include_pad"] = not args.no_count_include_pad
+        else:
+            fields["dilation"] = per_dim("dilation", args.dilation)
+    layer = layers.Layer(op, args.input, **fields)
+    try:
+        layer.output()
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(f"{op}: {error}") from None
+    return layer
+
+
+def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
+    """What to run: sections, grouped by the allocator they run with.
+
+    Raises:
+        ValueError: a model, direction or layer is wrong.
+    """
+    import cnnext.models
+
+    from . import layers
+    from .sections import Section
+
+    layouts = layers.LAYOUTS if args.layout == "best" else (args.layout,)
+    known = {*layers.CONV_DIRECTIONS, *layers.POOL_DIRECTIONS}
+    directions = tuple(args.direction.split(",")) if args.direction else tuple(sorted(known))
+    for direction in directions:
+        if direction not in known:
+            raise ValueError(f"no direction is named {direction!r}; there are {', '.join(sorted(known))}")
+    size = 64 if args.quick else args.image_size
+
+    def section(kind: str, title: str, batch: int, min_time: float, **fields: Any) -> Section:
+        min_time = 0.01 if args.quick else args.min_time or min_time
+        repeats = args.repeats or (3 if args.quick else None)
+        return Section(
+            kind, title, args.dtype, layouts, batch, min_time, repeats, args.threads, image_size=size, **fields
+        )
+
+    if args.op is not None:
+        layer = layer_from(args)
+        single = section("layers", layer.label(), layer.input[0], 1.0, directions=directions)
+        single.add(layers.LayerUse(layer, [layer.op], True))
+        return [(args.allocator or "fixed", [single])]
+
+    names = args.model or list(DEFAULT_MODELS)
+    for name in names:
+        if name not in cnnext.models.names() and not (name == "pooling" and args.only == "layers"):
+            raise ValueError(f"no model is named {name!r}; there are {', '.join(cnnext.models.names())}")
+    modes = ("infer", "train") if args.mode == "both" else (args.mode,)
+    batch_of = {mode: args.batch or (2 if args.quick and mode == "train" else DEFAULT_BATCH[mode]) for mode in modes}
+    networks, layer_sections = [], []
+    for name in names:
+        for mode in modes:
+            title = f"{name} · {'inference' if mode == 'infer' else 'training step'}"
+            networks.append(section("network", title, batch_of[mode], 4.0, model=name, mode=mode))
+    for name in names:
+        # each direction at the batch size of the run that it is part of
+        for mode in modes:
+            wanted = [d for d in directions if args.mode != "both" or (d == "forward") == (mode == "infer")]
+            if mode == "infer":
+                wanted = [d for d in wanted if d == "forward"]
+            if wanted:
+                batch = batch_of[mode]
+                part = section(
+                    "layers", f"{name} · layers", batch, 0.1, model=name, mode=mode, directions=tuple(wanted)
+                )
+                for use in layers.suite(name, batch, size, training=mode == "train"):
+                    part.add(use)
+                layer_sections.append(part)
+    groups = []
+    if args.only != "layers":
+        groups.append((args.allocator or "default", networks))
+    if args.only != "networks":
+        groups.append((args.allocator or "fixed", layer_sections))
+    return groups
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the benchmark that parsed arguments describe and prints tables.
+
+    Returns:
+        0; 1 where a result of ours was wrong, which stops the run before that thing is timed; 2 where the
+        arguments were; 130 after Ctrl-C, with what was measured so far printed and written.
+    """
+    import sys
+
+    from . import sections
+    from .layer_bench import Mismatch
+    from .report import Report
+
+    try:
+        groups = plan(args)
+    except ValueError as error:
+        print(f"cnnext bench: {error}", file=sys.stderr)
+        return 2
+    report = Report(args.dtype, single=args.op is not None)
+    report.announce(groups, quick=args.quick)
+    status = 0
+    try:
+        for allocator, group in groups:
+            report.start(allocator, group)
+            for event in sections.run(group, allocator):
+                report.take(event)
+    except KeyboardInterrupt:
+        report.interrupted()
+        status = 130
+    except (Mismatch, ModuleNotFoundError) as error:
+        report.failed(error)
+        status = 1
+    finally:
+        report.close()
+    if args.json:
+        arguments = {key: value for key, value in vars(args).items() if not callable(value)}
+        with open(args.json, "w") as file:
+            json.dump({"arguments": arguments, "status": status, **report.as_json()}, file, indent=1)
+        report.console.print(f"Written to {args.json}", style="dim")
+    return status

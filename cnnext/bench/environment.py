@@ -1,0 +1,58 @@
+"""What a reader needs to know about the machine to trust a figure."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from typing import Any
+
+# glibc maps every large block afresh and gives it back when freed, so that a kernel with a large output mostly
+# times the kernel's page faults. This keeps blocks and asks for huge pages: then kernels are what is compared.
+FIXED_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 40),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+
+
+def allocator_variables() -> dict[str, str]:
+    """The environment variables that change how memory is allocated, as this process got them."""
+    names = sorted(name for name in os.environ if name.startswith("MALLOC_"))
+    names += [name for name in ("GLIBC_TUNABLES", "LD_PRELOAD") if name in os.environ]
+    return {name: os.environ[name] for name in names}
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def facts() -> dict[str, Any]:
+    """Versions, processor, threads, instruction sets, allocator and date of this process."""
+    import torch
+
+    import cnnext
+
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": _cpu_model(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "libc": " ".join(platform.libc_ver()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "cnnext": cnnext.__version__,
+        "cnnext_capability": cnnext._C.cpu_capability(),
+        "cnnext_build": cnnext._C.build_info(),
+        "allocator": allocator_variables(),
+    }

@@ -1,0 +1,252 @@
+"""One layer in every direction: ours beside torch's, checked first, then timed in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import cnnext
+import cnnext.functional
+
+from .layers import LAYOUTS, Layer
+from .timing import Machine, Timing, interleave
+
+Call = Callable[[], Tensor]
+
+# A right kernel may sum in another order, or in Winograd's domain; a wrong one is off by a hundred times this.
+_TIMES_TORCH = 8
+_ROUNDINGS = 8
+
+
+class Mismatch(AssertionError):
+    """A result differs from the float64 reference by far more than torch's does."""
+
+
+def memory_format(layout: str, dims: int) -> torch.memory_format:
+    """torch's name of a layout for tensors of ``dims`` spatial dimensions."""
+    if layout == "channels_last" and dims > 1:
+        return torch.channels_last if dims == 2 else torch.channels_last_3d
+    return torch.contiguous_format
+
+
+@dataclass
+class Tensors:
+    """The operands of a layer in one layout."""
+
+    input: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    grad_output: Tensor
+
+    @staticmethod
+    def random(layer: Layer, seed: int = 0) -> Tensors:
+        generator = torch.Generator().manual_seed(seed)
+        weight = bias = None
+        if layer.is_conv:
+            weight = torch.randn(layer.weight, generator=generator) / max(1, weight_fan_in(layer)) ** 0.5
+            bias = torch.randn(layer.weight[0], generator=generator) if layer.bias else None
+        return Tensors(
+            torch.randn(layer.input, generator=generator),
+            weight,
+            bias,
+            torch.randn(layer.output(), generator=generator),
+        )
+
+    def to(self, dtype: torch.dtype, layout: str, dims: int) -> Tensors:
+        def convert(tensor: Tensor) -> Tensor:
+            return tensor.to(dtype).contiguous(memory_format=memory_format(layout, dims))
+
+        return Tensors(
+            convert(self.input),
+            None if self.weight is None else convert(self.weight),
+            None if self.bias is None else self.bias.to(dtype),
+            convert(self.grad_output),
+        )
+
+
+def weight_fan_in(layer: Layer) -> int:
+    return layer.flops() // (2 * torch.Size(layer.output()).numel() or 1)
+
+
+def torch_call(layer: Layer, direction: str, tensors: Tensors) -> Call:
+    """What torch runs for one direction of a layer, as a function of no arguments."""
+    if not layer.is_conv:
+        return _pool_call(layer, direction, tensors, F)
+    if direction == "forward":
+        return lambda: layer.call(F, tensors.input, tensors.weight, tensors.bias)
+    mask = [direction == "grad_input", direction == "grad_weight", False]
+    return lambda: torch.ops.aten.convolution_backward(
+        tensors.grad_output,
+        tensors.input,
+        tensors.weight,
+        None,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        False,
+        [0] * layer.dims,
+        layer.groups,
+        mask,
+    )[mask.index(True)]
+
+
+def our_call(layer: Layer, direction: str, tensors: Tensors, layout: str) -> Call:
+    """What cnnext runs for the same."""
+    if not layer.is_conv:
+        return _pool_call(layer, direction, tensors, cnnext.functional)
+    geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
+    if direction == "forward":
+        return lambda: layer.call(cnnext.functional, tensors.input, tensors.weight, tensors.bias)
+    if direction == "grad_input":
+        size = list(layer.input[2:])
+        return lambda: torch.ops.cnnext.conv_grad_input(tensors.grad_output, tensors.weight, None, size, *geometry)
+    kernel, channels_last = list(layer.weight[2:]), layout == "channels_last"
+    return lambda: torch.ops.cnnext.conv_grad_weight(
+        tensors.grad_output, tensors.input, kernel, *geometry, channels_last
+    )
+
+
+def _pool_call(layer: Layer, direction: str, tensors: Tensors, functional: Any) -> Call:
+    if direction == "forward":
+        return lambda: layer.call(functional, tensors.input)
+    # Neither side has a public function for this, so that both pass the autograd engine (some microseconds).
+    input = tensors.input.detach().requires_grad_()
+    with torch.enable_grad():
+        output = layer.call(functional, input)
+    return lambda: torch.autograd.grad(output, input, tensors.grad_output, retain_graph=True)[0]
+
+
+def kernel_name(layer: Layer, direction: str, dtype: torch.dtype, layout: str) -> str:
+    """The kernel that cnnext chooses for a direction of a layer."""
+    channels_last = layout == "channels_last"
+    if layer.is_conv:
+        op = "conv" if direction == "forward" else f"conv_{direction}"
+        sizes = (list(layer.input), list(layer.weight))
+        geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
+        return str(cnnext._C.explain_conv(op, *sizes, *geometry, dtype, channels_last)["kernel"])
+    op = layer.op[: -len("2d")] + ("" if direction == "forward" else "_grad_input")
+    ones, zeros = [1] * layer.dims, [0] * layer.dims
+    return str(
+        cnnext._C.explain_pool(
+            op,
+            list(layer.input),
+            list(layer.output()),
+            list(layer.kernel) or ones,
+            list(layer.stride) or ones,
+            list(layer.padding) or zeros,
+            list(layer.dilation) or ones,
+            dtype,
+            channels_last,
+        )["kernel"]
+    )
+
+
+def errors(result: Tensor, reference: Tensor) -> dict[str, float]:
+    """Largest absolute error, and relative error in the L2 norm, against float64."""
+    if result.shape != reference.shape:
+        raise Mismatch(f"the result has size {tuple(result.shape)}, the reference {tuple(reference.shape)}")
+    difference = result.double() - reference
+    scale = float(reference.norm())
+    largest = float(difference.abs().max()) if difference.numel() else 0.0
+    return {"max": largest, "relative": float(difference.norm()) / (scale or 1.0)}
+
+
+def check(found: dict[str, dict[str, float]], what: str, dtype: torch.dtype) -> None:
+    """Compares our relative errors with torch's.
+
+    Args:
+        found: :func:`errors` of every backend, by a name that starts with ``torch`` or ``cnnext``.
+
+    Raises:
+        Mismatch: one of ours is far larger than torch's, or not finite.
+    """
+    bound = _ROUNDINGS * torch.finfo(dtype).eps
+    bound += _TIMES_TORCH * max(error["relative"] for name, error in found.items() if name.startswith("torch"))
+    for name, error in found.items():
+        if name.startswith("cnnext") and not error["relative"] <= bound:
+            raise Mismatch(
+                f"{what}: {name} differs from float64 by {error['relative']:.2e} (relative L2; "
+                f"largest absolute error {error['max']:.2e}), allowed is {bound:.2e}"
+            )
+
+
+def measure(
+    layer: Layer,
+    directions: tuple[str, ...],
+    dtype: torch.dtype,
+    layouts: tuple[str, ...],
+    machine: Machine,
+    min_time: float,
+    repeats: int | None = None,
+) -> Generator[dict[str, Any], None, None]:
+    """Checks and times one layer; yields one result per direction.
+
+    Both sides get the same operands in the same layout. Times are without autograd, except the backward of
+    pooling. A result's ``limit`` is the time the machine's measured peaks allow: the larger of FLOPs by peak
+    FLOP/s and bytes by the bandwidth of a copy of as many bytes.
+
+    Raises:
+        Mismatch: a result of ours is wrong. Nothing of this direction has been timed then.
+    """
+    layouts = layouts if layer.dims > 1 else ("nchw",)
+    rounded = Tensors.random(layer).to(dtype, "nchw", layer.dims)
+    operands = {layout: rounded.to(dtype, layout, layer.dims) for layout in layouts}
+    exact = rounded.to(torch.float64, "nchw", layer.dims)
+    for direction in directions:
+        calls: dict[str, Call] = {}
+        for layout in layouts:
+            calls[f"torch {layout}"] = torch_call(layer, direction, operands[layout])
+            calls[f"cnnext {layout}"] = our_call(layer, direction, operands[layout], layout)
+        with torch.no_grad():
+            reference = torch_call(layer, direction, exact)()
+            found = {name: errors(call(), reference) for name, call in calls.items()}
+            del reference
+            check(found, f"{layer.label()} {direction}", dtype)
+            timings = _finish(interleave(calls, min_time, repeats))
+        backends = {}
+        for name, timing in timings.items():
+            library, layout = name.split()
+            backends[name] = {**timing.as_json(), "error": found[name]}
+            if library == "cnnext":
+                backends[name]["kernel"] = kernel_name(layer, direction, dtype, layout)
+        flops, size = layer.flops(), layer.bytes(dtype)
+        limit = max(flops / machine.flops(dtype) if flops else 0.0, size / machine.bandwidth(size))
+        yield {
+            "layer": layer.as_json(),
+            "label": layer.label(),
+            "kind": layer.kind(),
+            "direction": direction,
+            "dtype": str(dtype).removeprefix("torch."),
+            "batch": layer.input[0],
+            "flops": flops,
+            "bytes": size,
+            "limit": limit,
+            "backends": backends,
+            **_compare(backends),
+        }
+
+
+def _finish(steps: Generator[float, None, dict[str, Timing]]) -> dict[str, Timing]:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value
+
+
+def _compare(backends: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The fastest layout of each library, and torch's time over ours: best against best and by layout."""
+    best = {}
+    for library in ("torch", "cnnext"):
+        names = [name for name in backends if name.startswith(library)]
+        best[library] = min(names, key=lambda name: backends[name]["median"])
+    speedup = {"best": backends[best["torch"]]["median"] / backends[best["cnnext"]]["median"]}
+    for layout in LAYOUTS:
+        if f"torch {layout}" in backends:
+            speedup[layout] = backends[f"torch {layout}"]["median"] / backends[f"cnnext {layout}"]["median"]
+    return {"best": best, "speedup": speedup}

@@ -1,0 +1,198 @@
+"""Whole networks: the same model and photograph with torch's layers and with ours."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import cnnext
+
+from . import layers
+from .layer_bench import Mismatch, check, errors, memory_format
+from .photo import photograph
+from .timing import Machine, interleave, peak_memory
+
+_CALIBRATION_CROPS = 4
+_LEARNING_RATE = 1e-3
+
+
+def prepared_model(name: str, size: int, training: bool) -> nn.Module:
+    """A float32 model whose random weights behave as trained ones do: no activation vanishes or explodes.
+
+    Convolutions get Kaiming's initialisation, batch norms the statistics of some crops of the photograph.
+    Dropout is off: its masks are random, and outputs are compared. Auxiliary heads are built for training only.
+    """
+    options: dict[str, Any] = {"dropout": 0.0, "dropout_aux": 0.0, "aux_logits": training}
+    torch.manual_seed(0)
+    model = cnnext.models.build(name, **(options if name == "googlenet" else {}))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the average over all crops seen
+    with torch.no_grad():
+        model.train()(photograph(_CALIBRATION_CROPS, size, seed=1))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1
+    return model.train(training)
+
+
+class Step:
+    """One inference or one training step of one copy of a model."""
+
+    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> None:
+        self.model = model
+        self.images = images
+        self.labels = labels
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=_LEARNING_RATE, momentum=0.9)
+
+    def gradients(self) -> Tensor:
+        """Forward and backward; returns the logits."""
+        outputs = self.model(self.images)
+        heads = outputs if isinstance(outputs, tuple) else (outputs,)
+        weights = (1.0, 0.3, 0.3)  # of the loss of GoogLeNet's heads, as in the paper
+        loss = sum(w * F.cross_entropy(head, self.labels) for w, head in zip(weights, heads, strict=False))
+        loss.backward()
+        return heads[0].detach()
+
+    def __call__(self) -> None:
+        if self.labels is None:
+            with torch.no_grad():
+                self.model(self.images)
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.gradients()
+            self.optimizer.step()
+
+    def results(self) -> dict[str, Tensor]:
+        """What is compared: the logits, and in training all parameters' gradients as one vector."""
+        if self.labels is None:
+            with torch.no_grad():
+                return {"output": self.model(self.images)}
+        output = self.gradients()
+        gradients = torch.cat([p.grad.double().flatten() for p in self.model.parameters() if p.grad is not None])
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"output": output, "gradient": gradients}
+
+
+def _step(
+    model: nn.Module, library: str, layout: str, dtype: torch.dtype, images: Tensor, labels: Tensor | None
+) -> Step:
+    model = copy.deepcopy(model).to(dtype=dtype, memory_format=memory_format(layout, 2))
+    if library == "cnnext":
+        cnnext.convert(model)
+    return Step(model, images.to(dtype=dtype, memory_format=memory_format(layout, 2)), labels)
+
+
+def replaced(model: nn.Module) -> dict[str, int]:
+    """How many convolution and pooling layers of a converted model are ours.
+
+    Raises:
+        Mismatch: one is still torch's, so that the comparison would be torch against torch.
+    """
+    counts = {"convolution": 0, "pooling": 0}
+    for name, module in model.named_modules():
+        kind = "convolution" if isinstance(module, nn.modules.conv._ConvNd) else "pooling"
+        if kind == "convolution" or type(module).__name__.endswith(("Pool1d", "Pool2d", "Pool3d")):
+            if not type(module).__module__.startswith("cnnext"):
+                raise Mismatch(f"convert left {name} as {type(module).__module__}.{type(module).__name__}")
+            counts[kind] += 1
+    return counts
+
+
+def measure(
+    name: str,
+    mode: str,
+    batch: int,
+    dtype: torch.dtype,
+    layouts: tuple[str, ...],
+    machine: Machine,
+    min_time: float,
+    repeats: int | None = None,
+    size: int = 224,
+) -> Generator[tuple[str, float], None, dict[str, Any]]:
+    """Checks and times one network in one mode (``infer`` or ``train``).
+
+    Yields what is being done and the fraction done; returns the result. A training step is forward,
+    cross-entropy, backward and an SGD step on identical copies of the model.
+
+    Raises:
+        Mismatch: outputs or gradients of ours are wrong. Nothing has been timed then.
+    """
+    training = mode == "train"
+    yield "preparing the model", 0.0
+    model = prepared_model(name, size, training)
+    images = photograph(batch, size)
+    labels = torch.randint(0, 1000, (batch,), generator=torch.Generator().manual_seed(0)) if training else None
+
+    yield "float64 reference", 0.0
+    reference = _step(model, "torch", "nchw", torch.float64, images, labels).results()
+    cnnext.reset_fallbacks()
+    steps: dict[str, Step] = {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for library in ("torch", "cnnext"):
+        for layout in layouts:
+            key = f"{library} {layout}"
+            yield f"comparing {key}", 0.0
+            steps[key] = _step(model, library, layout, dtype, images, labels)
+            for what, result in steps[key].results().items():
+                found.setdefault(what, {})[key] = errors(result, reference[what])
+    fallbacks = cnnext.fallbacks()
+    counts = replaced(steps[f"cnnext {layouts[0]}"].model)
+    for what, errors_of in found.items():
+        check(errors_of, f"{name} {mode} {what}", dtype)
+    del reference
+
+    functions: dict[str, Callable[[], object]] = dict(steps)
+    timing = interleave(functions, min_time, repeats)
+    while True:
+        try:
+            done = next(timing)
+        except StopIteration as stop:
+            timings = stop.value
+            break
+        yield f"timing, {len(functions)} backends in turns", done
+    backends = {}
+    for key, step in steps.items():
+        yield f"peak memory, {key}", 1.0
+        if training:
+            step.optimizer.zero_grad(set_to_none=True)  # gradients are part of what a step needs
+        backends[key] = {
+            **timings[key].as_json(),
+            "error": {what: errors_of[key] for what, errors_of in found.items()},
+            "peak_memory": peak_memory(step),
+        }
+    uses = layers.collect(model.to("meta"), torch.empty(batch, 3, size, size, device="meta"))
+    flops = sum(
+        use.layer.flops() * use.count * (1 if not training else 3 if use.needs_grad_input else 2) for use in uses
+    )
+    best = {
+        library: min((key for key in backends if key.startswith(library)), key=lambda key: backends[key]["median"])
+        for library in ("torch", "cnnext")
+    }
+    return {
+        "model": name,
+        "mode": mode,
+        "batch": batch,
+        "image_size": size,
+        "dtype": str(dtype).removeprefix("torch."),
+        "replaced": counts,
+        "fallbacks": dict(fallbacks),
+        "conv_flops": flops,
+        "limit": flops / machine.flops(dtype),
+        "backends": backends,
+        "best": best,
+        "speedup": {
+            "best": backends[best["torch"]]["median"] / backends[best["cnnext"]]["median"],
+            **{
+                layout: backends[f"torch {layout}"]["median"] / backends[f"cnnext {layout}"]["median"]
+                for layout in layouts
+            },
+        },
+    }

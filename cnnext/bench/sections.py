@@ -1,0 +1,165 @@
+"""A benchmark is a list of sections; each runs here or, with another allocator, in a child process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from . import environment, layer_bench, network
+from .layers import Layer, LayerUse
+from .timing import Machine
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Section:
+    """A network in one mode, or a list of layers, with all that measuring it depends on. JSON-serialisable."""
+
+    kind: str  # "network" or "layers"
+    title: str
+    dtype: str
+    layouts: tuple[str, ...]
+    batch: int
+    min_time: float
+    repeats: int | None = None
+    threads: int | None = None
+    model: str = ""
+    mode: str = ""
+    image_size: int = 224
+    directions: tuple[str, ...] = ()
+    uses: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, use: LayerUse) -> None:
+        self.uses.append({"layer": use.layer.as_json(), "names": use.names, "needs_grad_input": use.needs_grad_input})
+
+
+def run(sections: list[Section], allocator: str) -> Iterator[Event]:
+    """Runs sections in order and yields events, each a dict with ``event`` one of
+
+    ``environment`` (once, first), ``progress`` (``section``, ``text``, ``done`` from 0 to 1), ``result``
+    (``section``, ``result``), ``end`` (``section``) and ``machine`` (the peaks measured so far).
+
+    Args:
+        allocator: ``default`` runs in this process; ``fixed`` in a child that starts with
+            :data:`environment.FIXED_ALLOCATOR`, because glibc reads those only at its start.
+
+    Raises:
+        Mismatch: a result of ours was wrong.
+    """
+    here = all(os.environ.get(name) == value for name, value in environment.FIXED_ALLOCATOR.items())
+    return _run_here(sections) if allocator == "default" or here else _run_in_child(sections)
+
+
+def _run_here(sections: list[Section]) -> Iterator[Event]:
+    before = torch.get_num_threads()
+    if sections and sections[0].threads:
+        torch.set_num_threads(sections[0].threads)
+    try:
+        yield {"event": "environment", **environment.facts()}
+        machine = Machine(seconds=min(1.0, max(section.min_time for section in sections)))
+        for index, section in enumerate(sections):
+            steps = _network(section, machine) if section.kind == "network" else _layers(section, machine)
+            for event in steps:
+                yield {**event, "section": index}
+            yield {"event": "machine", **machine.as_json()}
+            yield {"event": "end", "section": index}
+    finally:
+        torch.set_num_threads(before)
+
+
+def _network(section: Section, machine: Machine) -> Iterator[Event]:
+    steps = network.measure(
+        section.model,
+        section.mode,
+        section.batch,
+        getattr(torch, section.dtype),
+        section.layouts,
+        machine,
+        section.min_time,
+        section.repeats,
+        section.image_size,
+    )
+    while True:
+        try:
+            text, done = next(steps)
+        except StopIteration as stop:
+            yield {"event": "result", "result": stop.value}
+            return
+        yield {"event": "progress", "text": text, "done": done}
+
+
+def _layers(section: Section, machine: Machine) -> Iterator[Event]:
+    yield {"event": "progress", "text": "the machine's peaks", "done": 0.0}
+    machine.flops(getattr(torch, section.dtype))
+    for index, use in enumerate(section.uses):
+        layer = Layer.from_json(use["layer"])
+        wanted = [direction for direction in layer.directions if direction in section.directions]
+        if not use["needs_grad_input"]:
+            wanted = [direction for direction in wanted if direction not in ("grad_input", "backward")]
+        yield {"event": "progress", "text": layer.label(), "done": index / len(section.uses)}
+        for result in layer_bench.measure(
+            layer,
+            tuple(wanted),
+            getattr(torch, section.dtype),
+            section.layouts,
+            machine,
+            section.min_time,
+            section.repeats,
+        ):
+            yield {
+                "event": "result",
+                "result": {"model": section.model, "count": len(use["names"]), "names": use["names"], **result},
+            }
+
+
+def _run_in_child(sections: list[Section]) -> Iterator[Event]:
+    variables = {**os.environ, **environment.FIXED_ALLOCATOR}
+    # found even where this process got its path from a script's folder
+    variables["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "cnnext.bench.sections"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=variables,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        json.dump([asdict(section) for section in sections], child.stdin)
+        child.stdin.close()
+        for line in child.stdout:
+            event = json.loads(line)
+            if event["event"] == "mismatch":
+                raise layer_bench.Mismatch(event["message"])
+            yield event
+        if child.wait() != 0:
+            raise RuntimeError(f"the benchmark's child process ended with status {child.returncode}")
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def _child() -> None:
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not get between the events
+    sections = [Section(**fields) for fields in json.load(sys.stdin)]
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        try:
+            for event in _run_here(sections):
+                print(json.dumps(event), file=output, flush=True)
+        except layer_bench.Mismatch as error:
+            print(json.dumps({"event": "mismatch", "message": str(error)}), file=output, flush=True)
+
+
+if __name__ == "__main__":
+    _child()

@@ -1,0 +1,344 @@
+"""The tables of a benchmark, built from its results (the dicts that also go to JSON)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+from .sections import Section
+
+_LIBRARY = {"torch": "torch", "cnnext": "[bold]cnnext[/]"}
+_LAYOUT = {"nchw": "NCHW", "channels_last": "channels_last"}
+_SHORT_LAYOUT = {"nchw": "NCHW", "channels_last": "CL"}
+_DIRECTIONS = ("forward", "grad_input", "grad_weight", "backward")
+
+LAYER_NOTES = (
+    "CL: channels_last. +-: half the distance of the quartiles. of limit: the time that the measured peaks allow "
+    "(FLOPs by peak FLOP/s, or bytes read and written once by copy bandwidth, whichever is longer) over the measured "
+    "time; above 100 % means fewer operations than a direct convolution has, or data that stayed in cache. speedup: "
+    "torch's median over ours. Means count a layer as often as the model runs it."
+)
+
+
+@dataclass
+class Rows:
+    """Cells under headings, made into a table that fits: where there is no room, optional columns go."""
+
+    title: str
+    columns: list[tuple[str, str, int]]  # heading, justification, order of leaving (0 stays, 1 goes first)
+    rows: list[tuple[tuple[str, ...], str | None, bool]] = field(default_factory=list)
+
+    def add(self, *cells: str, style: str | None = None, end_section: bool = False) -> None:
+        self.rows.append((cells, style, end_section))
+
+    def table(self, width: int) -> Table:
+        shown = list(range(len(self.columns)))
+        needed = [
+            max(cell_len(Text.from_markup(row[index]).plain) for row in [*(cells for cells, _, _ in self.rows), heads])
+            for heads in [tuple(heading for heading, _, _ in self.columns)]
+            for index in shown
+        ]
+        leaving = sorted((index for index in shown if self.columns[index][2]), key=lambda index: self.columns[index][2])
+
+        def fits(gap: int) -> bool:
+            return sum(needed[index] + gap for index in shown) + 2 <= width
+
+        while leaving and not fits(1):
+            shown.remove(leaving.pop(0))
+        table = Table(
+            title=self.title,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1 if fits(2) else 0, 0, 0),
+        )
+        for index in shown:
+            heading, justify, _ = self.columns[index]
+            table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for cells, style, end_section in self.rows:
+            table.add_row(*(cells[index] for index in shown), style=style, end_section=end_section)
+        return table
+
+
+def _number(value: float) -> str:
+    """Three figures: 0.0123, 1.23, 12.3, 123."""
+    if not math.isfinite(value):
+        return "-"
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{min(max(digits, 0), 4)}f}"
+
+
+def _ms(seconds: float) -> str:
+    return _number(seconds * 1e3)
+
+
+def _quartiles(backend: dict[str, Any]) -> str:
+    return f"{_ms(backend['q1'])}-{_ms(backend['q3'])}"
+
+
+def _spread(backend: dict[str, Any]) -> str:
+    return f"{50 * (backend['q3'] - backend['q1']) / backend['median']:.0f} %"
+
+
+def _speedup(value: float) -> str:
+    return f"{value:.2f}x" if value < 99.5 else f"{value:.0f}x"
+
+
+def _colored(value: float) -> str:
+    return f"[{'green' if value >= 1 else 'red'}]{_speedup(value)}[/]"
+
+
+def network(result: dict[str, Any], width: int) -> Table:
+    """One network in one mode: a row per backend."""
+    mode = "inference" if result["mode"] == "infer" else "training step"
+    size, batch = result["image_size"], result["batch"]
+    columns = [
+        ("", "left", 0),
+        ("layout", "left", 0),
+        ("median ms", "right", 0),
+        ("quartiles", "right", 3),
+        ("images/s", "right", 1),
+        ("peak MiB", "right", 0),
+        ("max error", "right", 2),
+        ("rel. error", "right", 0),
+        ("speedup", "right", 0),
+        ("to best", "right", 4),
+    ]
+    title = f"{result['model']} · {mode} · N={batch} · {size}x{size} · {result['dtype']}"
+    rows = Rows(f"{title} · allocator {result['allocator']}", columns)
+    backends = result["backends"]
+    best = backends[result["best"]["torch"]]["median"]
+    for name, backend in backends.items():
+        library, layout = name.split()
+        same = backends[f"torch {layout}"]["median"] / backend["median"]
+        memory = backend["peak_memory"]
+        error = backend["error"]["gradient" if "gradient" in backend["error"] else "output"]
+        ours = library == "cnnext"
+        rows.add(
+            _LIBRARY[library],
+            _LAYOUT[layout],
+            _ms(backend["median"]),
+            _quartiles(backend),
+            _number(batch / backend["median"]),
+            "n/a" if memory is None else _number(memory / 2**20),
+            f"{error['max']:.1e}",
+            f"{error['relative']:.1e}",
+            _colored(same) if ours else "",
+            _colored(best / backend["median"]) if ours else "",
+        )
+    return rows.table(width)
+
+
+def network_notes(result: dict[str, Any]) -> str:
+    """What a reader of :func:`network` needs to know."""
+    counts = result["replaced"]
+    fallbacks = "; ".join(f"{what} ({count})" for what, count in result["fallbacks"].items()) or "none"
+    compared = "gradients" if result["mode"] == "train" else "outputs"
+    rounds = next(iter(result["backends"].values()))["rounds"]
+    best = result["backends"][result["best"]["cnnext"]]["median"]
+    return (
+        f"{counts['convolution']} convolutions and {counts['pooling']} pooling layers replaced; fallbacks to torch: "
+        f"{fallbacks}. {rounds} rounds. speedup: over torch in the same layout; to best: over torch's better layout. "
+        f"Errors are those of the {compared} against float64; peak MiB is what a step needs on top of what lay in "
+        f"memory before it. "
+        f"Convolutions alone, {result['conv_flops'] / 1e9:.1f} GFLOP, would take {_ms(result['limit'])} ms at the "
+        f"machine's measured peak: {100 * result['limit'] / best:.0f} % of our best."
+    )
+
+
+_LAYER_COLUMNS = [
+    ("n", "right", 0),
+    ("layer", "left", 0),
+    ("kernel", "left", 0),
+    ("", "left", 2),
+    ("ms", "right", 0),
+    ("+-", "right", 1),
+    ("GFLOP/s", "right", 0),
+    ("of limit", "right", 0),
+    ("torch ms", "right", 0),
+    ("", "left", 3),
+    ("speedup", "right", 0),
+]
+
+
+def _rate(result: dict[str, Any], seconds: float) -> float:
+    """GFLOP/s of a convolution, GB/s of pooling."""
+    return (result["flops"] or result["bytes"]) / seconds / 1e9
+
+
+def layers(results: list[dict[str, Any]], section: Section, width: int) -> Iterable[Table]:
+    """Tables of a model's layers: one per direction, convolution and pooling apart."""
+    for conv, direction in itertools.product((True, False), _DIRECTIONS):
+        chosen = [result for result in results if result["direction"] == direction and bool(result["flops"]) == conv]
+        if not chosen:
+            continue
+        what, rate = ("convolution", "GFLOP/s") if conv else ("pooling", "GB/s")
+        title = f"{section.model} · {what} {direction} · N={section.batch} · {section.dtype}"
+        columns = [(heading.replace("GFLOP/s", rate), *rest) for heading, *rest in _LAYER_COLUMNS]
+        rows = Rows(f"{title} · allocator {chosen[0]['allocator']}", columns)  # type: ignore[arg-type]
+        for index, result in enumerate(chosen):
+            ours = result["backends"][result["best"]["cnnext"]]
+            theirs = result["backends"][result["best"]["torch"]]
+            rows.add(
+                str(result["count"]),
+                result["label"],
+                ours["kernel"],
+                _SHORT_LAYOUT[result["best"]["cnnext"].split()[1]],
+                _ms(ours["median"]),
+                _spread(ours),
+                _number(_rate(result, ours["median"])),
+                f"{100 * result['limit'] / ours['median']:.0f} %",
+                _ms(theirs["median"]),
+                _SHORT_LAYOUT[result["best"]["torch"].split()[1]],
+                _colored(result["speedup"]["best"]),
+                end_section=index == len(chosen) - 1,
+            )
+        _add_total(rows, chosen)
+        yield rows.table(width)
+
+
+def _add_total(rows: Rows, results: list[dict[str, Any]]) -> None:
+    def total(value: Callable[[dict[str, Any]], float]) -> float:
+        return sum(value(result) * result["count"] for result in results)
+
+    ours = total(lambda result: result["backends"][result["best"]["cnnext"]]["median"])
+    theirs = total(lambda result: result["backends"][result["best"]["torch"]]["median"])
+    work = total(lambda result: result["flops"] or result["bytes"])
+    rows.add(
+        str(sum(result["count"] for result in results)),
+        "all layers",
+        "",
+        "",
+        _ms(ours),
+        "",
+        _number(work / ours / 1e9),
+        f"{100 * total(lambda result: result['limit']) / ours:.0f} %",
+        _ms(theirs),
+        "",
+        _colored(theirs / ours),
+        style="bold",
+    )
+
+
+def single_layer(result: dict[str, Any], width: int) -> Table:
+    """One direction of a layer: a row per backend."""
+    rate = "GFLOP/s" if result["flops"] else "GB/s"
+    columns = [
+        ("", "left", 0),
+        ("layout", "left", 0),
+        ("kernel", "left", 0),
+        ("median ms", "right", 0),
+        ("quartiles", "right", 3),
+        (rate, "right", 0),
+        ("of limit", "right", 0),
+        ("max error", "right", 1),
+        ("rel. error", "right", 2),
+        ("speedup", "right", 0),
+    ]
+    work = f"{result['flops'] / 1e9:.3g} GFLOP, " if result["flops"] else ""
+    title = f"{result['label']} · {result['direction']} · N={result['batch']} · {result['dtype']}"
+    rows = Rows(f"{title} · {work}{result['bytes'] / 2**20:.3g} MiB", columns)
+    for name, backend in result["backends"].items():
+        library, layout = name.split()
+        rows.add(
+            _LIBRARY[library],
+            _LAYOUT[layout],
+            backend.get("kernel", ""),
+            _ms(backend["median"]),
+            _quartiles(backend),
+            _number(_rate(result, backend["median"])),
+            f"{100 * result['limit'] / backend['median']:.0f} %",
+            f"{backend['error']['max']:.1e}",
+            f"{backend['error']['relative']:.1e}",
+            _colored(result["speedup"][layout]) if library == "cnnext" else "",
+        )
+    table = rows.table(width)
+    if len(result["backends"]) > 2:
+        table.caption = f"best layout against best layout: {_colored(result['speedup']['best'])}"
+        table.caption_justify = "right"
+    return table
+
+
+def geometric_mean(values: Iterable[tuple[float, int]]) -> float:
+    """Of (value, weight) pairs; NaN of none."""
+    pairs = list(values)
+    total = sum(weight for _, weight in pairs)
+    return math.exp(sum(math.log(value) * weight for value, weight in pairs) / total) if total else math.nan
+
+
+def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Speedups over torch by model, direction and kind of layer; kind ``all`` of a direction is all convolutions, or
+    all pooling layers. Each has the number of layers, geometric means best against best and by layout, and the
+    smallest and largest best against best."""
+    groups: dict[tuple[str, bool, str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        for kind in (result["kind"], "all"):
+            key = (result["model"], bool(result["flops"]), result["direction"], kind)
+            groups.setdefault(key, []).append(result)
+    rows = []
+    for (model, conv, direction, kind), members in groups.items():
+        best = [result["speedup"]["best"] for result in members]
+        rows.append(
+            {
+                "model": model,
+                "op": "convolution" if conv else "pooling",
+                "direction": direction,
+                "kind": kind,
+                "layers": sum(result["count"] for result in members),
+                "lowest": min(best),
+                "highest": max(best),
+                **{
+                    which: geometric_mean(
+                        (result["speedup"][which], result["count"]) for result in members if which in result["speedup"]
+                    )
+                    for which in ("best", "nchw", "channels_last")
+                },
+            }
+        )
+    return rows
+
+
+def geometric_means(results: list[dict[str, Any]], width: int) -> Iterable[Table]:
+    """One table per model of :func:`summary`."""
+    summaries = summary(results)
+    for model in dict.fromkeys(row["model"] for row in summaries):
+        columns = [("", "left", 0), ("kind", "left", 0), ("n", "right", 0), ("best", "right", 0)]
+        columns += [("lowest-highest", "right", 1), ("NCHW", "right", 0), ("channels_last", "right", 0)]
+        rows = Rows(f"{model} · geometric means of the speedup over torch", columns)
+        for op, direction in itertools.product(("convolution", "pooling"), _DIRECTIONS):
+            chosen = [r for r in summaries if (r["model"], r["op"], r["direction"]) == (model, op, direction)]
+            chosen.sort(key=lambda row: (row["kind"] == "all", -row["layers"]))
+            for index, row in enumerate(chosen):
+                rows.add(
+                    f"{op} {direction}" if index == 0 else "",
+                    row["kind"],
+                    str(row["layers"]),
+                    _colored(row["best"]),
+                    f"{_speedup(row['lowest'])}-{_speedup(row['highest'])}",
+                    *("" if math.isnan(row[which]) else _colored(row[which]) for which in ("nchw", "channels_last")),
+                    style="bold" if row["kind"] == "all" else None,
+                    end_section=row["kind"] == "all",
+                )
+        yield rows.table(width)
+
+
+def peaks(machine: dict[str, dict[str, float]]) -> str:
+    """The measured peaks in one line."""
+    flops = ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in machine["flops"].items())
+    sizes = {int(size): rate for size, rate in machine["bandwidth"].items()}
+    copies = ", ".join(
+        f"{_size(size)} {sizes[size] / 1e9:.0f}" for size in sorted(sizes) if math.log2(size) % 4 == 0 or len(sizes) < 6
+    )
+    return f"Measured peaks: matrix product {flops}; copy GB/s by bytes touched: {copies}"
+
+
+def _size(size: int) -> str:
+    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
