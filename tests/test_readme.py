@@ -1,0 +1,32 @@
+"""The README's examples run, and the files that it names exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+TEXT = README.read_text() if README.exists() else ""
+PYTHON = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=[f"block{number}" for number in range(1, len(PYTHON) + 1)])
+def test_example_runs(code: str) -> None:
+    exec(compile(code, str(README), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.skipif(not TEXT, reason="needs the source tree")
+def test_files_that_are_named_exist() -> None:
+    table = TEXT.partition("## Where things are")[2].partition("\n## ")[0]
+    paths = [path for path in re.findall(r"`((?:csrc|cnnext|tests|benchmarks|_build_backend)/[\w./]*)`", table)]
+    assert len(paths) >= 8
+    assert [path for path in paths if not (README.parent / path).exists()] == []
+
+
+@pytest.mark.skipif(not TEXT, reason="needs the source tree")
+def test_commands_that_are_named_exist() -> None:
+    makefile = (README.parent / "Makefile").read_text()
+    for target in {*re.findall(r"\bmake ([a-z]+)", TEXT)}:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
