@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "_build_backend"))
 from backend import reach_torch  # noqa: E402
 
+os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)  # ninja, where the environment is not activated
 os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0a+PTX")  # torch indexes an empty list where no GPU is
 SANITIZE = os.environ.get("CNNEXT_SANITIZE", "")
 CXX = os.environ.get("CXX", "c++").split()
