@@ -1,7 +1,7 @@
 // Sliding-window arithmetic, written once for convolution and pooling, forward and backward, on every device.
 //
-// One axis of a window operator is a Window. Operators have up to three spatial axes (depth, height, width); fewer
-// are lifted by axes of extent one. No torch here: kernels and the emulator use this header too.
+// One axis of a window operator is a Window. Operators have up to three spatial axes (depth, height, width);
+// fewer are lifted by axes of extent one. No torch here: kernels and the emulator use this header too.
 #pragma once
 
 #include <cstdint>
@@ -18,13 +18,17 @@ constexpr int kAxes = 3;  // depth, height, width
 
 CNNEXT_HOST_DEVICE constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 CNNEXT_HOST_DEVICE constexpr int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
-CNNEXT_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // a >= 0, b > 0
+CNNEXT_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}  // a >= 0, b > 0
 CNNEXT_HOST_DEVICE constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 CNNEXT_HOST_DEVICE constexpr int64_t gcd_of(int64_t a, int64_t b) { return b == 0 ? a : gcd_of(b, a % b); }
 
-// Extent of the output of a window; Int is int64_t or a symbolic integer. The caller has checked that the window fits.
+// Extent of the output of a window; Int is int64_t or a symbolic integer. The caller has checked that the
+// window fits.
 template <class Int>
-Int window_output(const Int& input, const Int& kernel, const Int& stride, const Int& padding, const Int& dilation) {
+Int window_output(const Int& input, const Int& kernel, const Int& stride, const Int& padding,
+                  const Int& dilation) {
   return (input + padding * 2 - dilation * (kernel - 1) - 1) / stride + 1;
 }
 
@@ -45,7 +49,8 @@ struct Window {
     return max_of(first_tap(o), min_of(kernel, ceil_div(max_of(0, input + padding - o * stride), dilation)));
   }
 
-  // Outputs that may have a tap on input i are [first_output(i), end_output(i)); with dilation not all of them do.
+  // Outputs that may have a tap on input i are [first_output(i), end_output(i)); with dilation not all of
+  // them do.
   CNNEXT_HOST_DEVICE constexpr int64_t first_output(int64_t i) const {
     return ceil_div(max_of(0, i + padding - dilation * (kernel - 1)), stride);
   }
@@ -54,17 +59,18 @@ struct Window {
   }
 };
 
-// One axis of a gather: destination start + j * step, for j in [0, count), reads through tap m in [0, taps) the source
-// position j * source_step + offset + m * offset_step, with the weight of tap (tap + m * tap_step).
+// One axis of a gather: destination start + j * step, for j in [0, count), reads through tap m in [0, taps)
+// the source position j * source_step + offset + m * offset_step, with the weight of tap (tap + m *
+// tap_step).
 //
-// Forward convolution is one such phase. The gradient with respect to the input falls into `stride` phases, one for
-// each residue of the input position: in each the taps that reach it form an arithmetic progression, and the source
-// (grad_output) is read with unit step, whatever the stride and the dilation.
+// Forward convolution is one such phase. The gradient with respect to the input falls into `stride` phases,
+// one for each residue of the input position: in each the taps that reach it form an arithmetic progression,
+// and the source (grad_output) is read with unit step, whatever the stride and the dilation.
 struct PhaseAxis {
-  int64_t start, step, count;           // destination positions
-  int64_t source, source_step;          // extent of the source; step in it for each destination position
-  int64_t taps, tap, tap_step;          // which taps take part
-  int64_t offset, offset_step;          // where they read; offset_step > 0
+  int64_t start, step, count;   // destination positions
+  int64_t source, source_step;  // extent of the source; step in it for each destination position
+  int64_t taps, tap, tap_step;  // which taps take part
+  int64_t offset, offset_step;  // where they read; offset_step > 0
 
   CNNEXT_HOST_DEVICE constexpr int64_t source_index(int64_t j, int64_t m) const {
     return j * source_step + offset + m * offset_step;
@@ -75,8 +81,8 @@ CNNEXT_HOST_DEVICE constexpr PhaseAxis forward_phase(const Window& w) {
   return {0, 1, w.output, w.input, w.stride, w.kernel, 0, 1, -w.padding, w.dilation};
 }
 
-// Phase `residue` in [0, stride) of the gradient with respect to the input: input position i = residue + j * stride.
-// Output o reaches i by tap t when o * stride = i + padding - t * dilation.
+// Phase `residue` in [0, stride) of the gradient with respect to the input: input position i = residue + j *
+// stride. Output o reaches i by tap t when o * stride = i + padding - t * dilation.
 CNNEXT_HOST_DEVICE constexpr PhaseAxis grad_input_phase(const Window& w, int64_t residue) {
   const int64_t count = residue < w.input ? (w.input - residue - 1) / w.stride + 1 : 0;
   const int64_t common = gcd_of(w.stride, w.dilation);
@@ -94,11 +100,15 @@ struct ConvShape {
   int64_t N = 0, C = 0, K = 0, groups = 1;
   Window axis[kAxes];
 
-  CNNEXT_HOST_DEVICE constexpr int64_t input_pixels() const { return axis[0].input * axis[1].input * axis[2].input; }
+  CNNEXT_HOST_DEVICE constexpr int64_t input_pixels() const {
+    return axis[0].input * axis[1].input * axis[2].input;
+  }
   CNNEXT_HOST_DEVICE constexpr int64_t output_pixels() const {
     return axis[0].output * axis[1].output * axis[2].output;
   }
-  CNNEXT_HOST_DEVICE constexpr int64_t taps() const { return axis[0].kernel * axis[1].kernel * axis[2].kernel; }
+  CNNEXT_HOST_DEVICE constexpr int64_t taps() const {
+    return axis[0].kernel * axis[1].kernel * axis[2].kernel;
+  }
   CNNEXT_HOST_DEVICE constexpr int64_t C_per_group() const { return C / groups; }
   CNNEXT_HOST_DEVICE constexpr int64_t K_per_group() const { return K / groups; }
   CNNEXT_HOST_DEVICE constexpr int64_t weights() const { return K * C_per_group() * taps(); }
@@ -110,7 +120,9 @@ struct PoolShape {
   Window axis[kAxes];
   bool adaptive = false;  // window o of an axis is [floor(o input / output), ceil((o + 1) input / output))
 
-  CNNEXT_HOST_DEVICE constexpr int64_t input_pixels() const { return axis[0].input * axis[1].input * axis[2].input; }
+  CNNEXT_HOST_DEVICE constexpr int64_t input_pixels() const {
+    return axis[0].input * axis[1].input * axis[2].input;
+  }
   CNNEXT_HOST_DEVICE constexpr int64_t output_pixels() const {
     return axis[0].output * axis[1].output * axis[2].output;
   }

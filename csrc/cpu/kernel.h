@@ -1,9 +1,10 @@
-// What a CPU kernel sees of the outside: element types, layouts, threads, and the table it is listed in. No torch.
+// What a CPU kernel sees of the outside: element types, layouts, threads, and the table it is listed in. No
+// torch.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <type_traits>
 
 #include "../geometry.h"
 
@@ -34,11 +35,15 @@ void with_type(DType dtype, Run&& run) {
   }
 }
 
-// The thread pool, handed in by the glue. Work is cut into tasks whose results do not depend on which thread runs
-// them nor on how many there are: this is what makes every result bitwise reproducible.
+template <class Tag>
+using Pointee = std::remove_pointer_t<Tag>;  // the type behind the tag
+
+// The thread pool, handed in by the glue. Work is cut into tasks whose results do not depend on which thread
+// runs them nor on how many there are: this is what makes every result bitwise reproducible.
 struct Parallel {
   int threads = 1;  // thread numbers are in [0, threads)
-  void (*launch)(int64_t tasks, void* context, void (*body)(void*, int64_t begin, int64_t end, int thread)) = nullptr;
+  void (*launch)(int64_t tasks, void* context,
+                 void (*body)(void*, int64_t begin, int64_t end, int thread)) = nullptr;
 
   // body(task, thread) for each task in [0, tasks)
   template <class Body>
@@ -66,13 +71,33 @@ struct ConvBuffers {
   void* output = nullptr;
 };
 
+// Strides of an activation, in elements. Pixels are numbered through all axes.
+struct Strides {
+  int64_t image, channel, pixel;
+};
+
+constexpr Strides strides_of(Layout layout, int64_t channels, int64_t pixels) {
+  return layout == Layout::kChannelsFirst ? Strides{channels * pixels, pixels, 1}
+                                          : Strides{channels * pixels, 1, channels};
+}
+
+// Strides of a weight [K, C / groups, kernel], in elements. Taps are numbered through all axes.
+struct WeightStrides {
+  int64_t k, c, tap;
+};
+
+constexpr WeightStrides weight_strides_of(Layout layout, int64_t C_per_group, int64_t taps) {
+  return layout == Layout::kChannelsFirst ? WeightStrides{C_per_group * taps, taps, 1}
+                                          : WeightStrides{C_per_group * taps, 1, C_per_group};
+}
+
 // One candidate in the ordered list of an operator; the first that accepts the problem is taken.
 template <class Problem, class Buffers>
 struct Kernel {
   const char* name;
-  const char* summary;                         // why one would choose it, a phrase for explain()
-  const char* (*refuses)(const Problem&);      // null where it accepts the problem, else the reason
-  int64_t (*workspace)(const Problem&);        // bytes of scratch memory, aligned to kAlignment by the caller
+  const char* summary;                     // why one would choose it, a phrase for explain()
+  const char* (*refuses)(const Problem&);  // null where it accepts the problem, else the reason
+  int64_t (*workspace)(const Problem&);    // bytes of scratch memory, aligned to kAlignment by the caller
   void (*run)(const Problem&, const Buffers&, const Parallel&, char* workspace);
 };
 
@@ -87,5 +112,7 @@ struct KernelList {
 };
 
 using ConvKernel = Kernel<ConvProblem, ConvBuffers>;
+
+inline const char* accepts_all(const ConvProblem&) { return nullptr; }
 
 }  // namespace cnnext::cpu

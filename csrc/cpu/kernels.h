@@ -1,4 +1,5 @@
-// The kernels of one instruction set: an ordered list of candidates for each operator, the first that accepts wins.
+// The kernels of one instruction set: an ordered list of candidates for each operator, the first that accepts
+// wins.
 #pragma once
 
 #include "kernel.h"

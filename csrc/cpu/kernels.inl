@@ -1,18 +1,21 @@
-// Every kernel body and the lists of candidates, compiled once for each instruction set by the file that includes this
-// (CNNEXT_ISA names it). To add a kernel: write its body in a header of its own and put it in a list here.
+// Every kernel body and the lists of candidates, compiled once for each instruction set by the file that
+// includes this (CNNEXT_ISA names it). To add a kernel: write its body in a header of its own and put it in a
+// list here.
 #include "vec.h"
 
 #include "conv_gemm.h"
+#include "conv_grad_weight_gemm.h"
 #include "conv_grad_bias.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
 const Kernels& kernels() {
-  static constexpr ConvKernel conv[] = {kConvGemm, kConvReference};
-  static constexpr ConvKernel conv_grad_input[] = {kConvGradInputGemm, kConvGradInputReference};
-  static constexpr ConvKernel conv_grad_weight[] = {kConvGradWeightGemm, kConvGradWeightReference};
-  static constexpr ConvKernel conv_grad_bias[] = {kConvGradBias};
-  static constexpr Kernels table = {CNNEXT_CAPABILITY, {conv, 2}, {conv_grad_input, 2}, {conv_grad_weight, 2}, {conv_grad_bias, 1}};
+  static const ConvKernel conv[] = {kConvGemm, kConvReference};
+  static const ConvKernel conv_grad_input[] = {kConvGradInputGemm, kConvGradInputReference};
+  static const ConvKernel conv_grad_weight[] = {kConvGradWeightGemm, kConvGradWeightReference};
+  static const ConvKernel conv_grad_bias[] = {kConvGradBias};
+  static const Kernels table = {
+      CNNEXT_CAPABILITY, {conv, 2}, {conv_grad_input, 2}, {conv_grad_weight, 2}, {conv_grad_bias, 1}};
   return table;
 }
 

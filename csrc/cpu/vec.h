@@ -1,5 +1,6 @@
-// The vector type that kernels are written against. Included once in each instruction set's file, which defines
-// CNNEXT_ISA (a namespace) and CNNEXT_VECTOR_BYTES. Built on the compilers' vector extension: no intrinsics.
+// The vector type that kernels are written against. Included once in each instruction set's file, which
+// defines CNNEXT_ISA (a namespace) and CNNEXT_VECTOR_BYTES. Built on the compilers' vector extension: no
+// intrinsics.
 #pragma once
 
 #include "kernel.h"
@@ -59,8 +60,8 @@ CNNEXT_INLINE Vec<A> broadcast(A x) {
   return x - Vec<A>{};
 }
 
-// 16-bit floats as 32-bit lanes. U is a vector of uint32_t, F of float, I of int32_t, all of the same length (or the
-// scalars themselves): one body serves vectors and tails.
+// 16-bit floats as 32-bit lanes. U is a vector of uint32_t, F of float, I of int32_t, all of the same length
+// (or the scalars themselves): one body serves vectors and tails.
 template <class F, class U>
 CNNEXT_INLINE F bfloat16_to_float(U bits) {
   return bit_cast<F>(bits << 16);
@@ -85,11 +86,13 @@ CNNEXT_INLINE U float_to_float16(F f) {  // to nearest even
   const U normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   const U subnormal = bit_cast<U>(bit_cast<F>(magnitude) + 0.5f) - 0x3f000000u;  // the addition rounds
   const U finite = magnitude < 0x38800000u ? subnormal : normal;
-  const U special = magnitude > 0x7f800000u ? (U)(0x7e00u | ((magnitude >> 13) & 0x3ffu)) : (U)(0x7c00u + (magnitude & 0u));
+  const U special =
+      magnitude > 0x7f800000u ? (U)(0x7e00u | ((magnitude >> 13) & 0x3ffu)) : (U)(0x7c00u + (magnitude & 0u));
   return (magnitude >= 0x47800000u ? special : finite) | ((bits >> 16) & 0x8000u);
 }
 
-// load and store convert between the element type in memory and Acc<T>, for whole vectors and single elements.
+// load and store convert between the element type in memory and Acc<T>, for whole vectors and single
+// elements.
 CNNEXT_INLINE Vec<float> load(const float* p) { return load_unaligned<Vec<float>>(p); }
 CNNEXT_INLINE Vec<double> load(const double* p) { return load_unaligned<Vec<double>>(p); }
 CNNEXT_INLINE UintVec load_bits(const void* p) {
@@ -112,7 +115,11 @@ CNNEXT_INLINE float load_one(const BFloat16* p) { return bfloat16_to_float<float
 CNNEXT_INLINE float load_one(const Float16* p) { return float16_to_float<float>(uint32_t{p->bits}); }
 CNNEXT_INLINE void store_one(float* p, float x) { *p = x; }
 CNNEXT_INLINE void store_one(double* p, double x) { *p = x; }
-CNNEXT_INLINE void store_one(BFloat16* p, float x) { p->bits = static_cast<uint16_t>(float_to_bfloat16<uint32_t>(x)); }
-CNNEXT_INLINE void store_one(Float16* p, float x) { p->bits = static_cast<uint16_t>(float_to_float16<uint32_t>(x)); }
+CNNEXT_INLINE void store_one(BFloat16* p, float x) {
+  p->bits = static_cast<uint16_t>(float_to_bfloat16<uint32_t>(x));
+}
+CNNEXT_INLINE void store_one(Float16* p, float x) {
+  p->bits = static_cast<uint16_t>(float_to_float16<uint32_t>(x));
+}
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

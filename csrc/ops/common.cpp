@@ -64,7 +64,8 @@ at::Tensor workspace(int64_t bytes) { return at::empty({bytes}, at::TensorOption
 
 namespace {
 
-// Both maps are read on every call: an atomic flag keeps the lock off the usual path, where nothing is forced.
+// Both maps are read on every call: an atomic flag keeps the lock off the usual path, where nothing is
+// forced.
 std::mutex mutex;
 std::atomic<bool> any_forced{false};
 std::map<std::string, std::string> forced;
@@ -95,7 +96,8 @@ const char* left_to_aten(std::initializer_list<const at::Tensor*> tensors) {
   for (const at::Tensor* tensor : tensors) {
     if (!tensor->defined()) continue;
     if (tensor->_fw_grad(0).defined()) return "forward-mode differentiation";
-    if (tensor->layout() != at::kStrided || tensor->is_quantized()) return "sparse, quantised or opaque layout";
+    if (tensor->layout() != at::kStrided || tensor->is_quantized())
+      return "sparse, quantised or opaque layout";
     if (tensor->scalar_type() != first.scalar_type()) return "mixed element types";
     if (!element_type(tensor->scalar_type())) return "element type";
   }

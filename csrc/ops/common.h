@@ -1,4 +1,5 @@
-// What every operator's glue needs: the choice of a kernel, threads, element types, and the record of fallbacks.
+// What every operator's glue needs: the choice of a kernel, threads, element types, and the record of
+// fallbacks.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,7 +12,8 @@
 
 namespace cnnext::ops {
 
-// The CPU kernels for the instruction set that torch uses (ATEN_CPU_CAPABILITY overrides it, as it does for torch).
+// The CPU kernels for the instruction set that torch uses (ATEN_CPU_CAPABILITY overrides it, as it does for
+// torch).
 const cpu::Kernels& cpu_kernels();
 
 cpu::Parallel cpu_parallel();
@@ -19,8 +21,8 @@ cpu::Parallel cpu_parallel();
 // The kernels' element type, or nothing if they have none for it.
 std::optional<cpu::DType> element_type(at::ScalarType type);
 
-// Channels last where the tensor is laid out so. `channels_last_format` is torch's word for it in that many dimensions;
-// one spatial dimension has none in torch and is always channels first.
+// Channels last where the tensor is laid out so. `channels_last_format` is torch's word for it in that many
+// dimensions; one spatial dimension has none in torch and is always channels first.
 cpu::Layout layout_of(const at::Tensor& tensor);
 at::MemoryFormat memory_format(cpu::Layout layout, int64_t dim);
 
@@ -33,7 +35,8 @@ const std::string* forced_kernel(const char* op);
 
 // The first candidate that accepts the problem, or the forced one (an error if that one refuses).
 template <class Kernel, class Problem>
-const Kernel& choose_kernel(const char* op, const cpu::KernelList<Kernel>& candidates, const Problem& problem) {
+const Kernel& choose_kernel(const char* op, const cpu::KernelList<Kernel>& candidates,
+                            const Problem& problem) {
   const std::string* forced = forced_kernel(op);
   for (const Kernel& kernel : candidates) {
     if (forced && *forced != kernel.name) continue;
@@ -44,8 +47,8 @@ const Kernel& choose_kernel(const char* op, const cpu::KernelList<Kernel>& candi
   TORCH_CHECK(false, op, ": no kernel '", forced ? *forced : std::string("for this problem"), "'");
 }
 
-// Why an operator must be left to ATen, or null. C++ autograd Functions can not be passed by functorch transforms nor
-// by forward-mode dual tensors; and some element types and layouts are not ours.
+// Why an operator must be left to ATen, or null. C++ autograd Functions can not be passed by functorch
+// transforms nor by forward-mode dual tensors; and some element types and layouts are not ours.
 const char* left_to_aten(std::initializer_list<const at::Tensor*> tensors);
 
 // Every call that is left to ATen is counted under "operator: reason", so that none stays hidden.

@@ -1,13 +1,37 @@
 // What the extension module shows to Python beside the operators.
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 namespace cnnext::ops {
 
 std::map<std::string, int64_t> fallbacks();
 void reset_fallbacks();
+
+// Names of the kernels of an operator, in the order they are tried.
+std::vector<std::string> candidates(const std::string& op);
+
+struct Candidate {
+  std::string name, summary, refusal;  // refusal is empty where the kernel takes the problem
+};
+
+// Which kernel an operator would run, and why. Nothing is computed.
+struct Choice {
+  std::string kernel, capability;
+  std::vector<Candidate> candidates;
+  int64_t workspace_bytes;
+};
+
+// op: conv, conv_grad_input or conv_grad_weight; sizes of the forward convolution, parameters for each
+// spatial axis.
+Choice explain_conv(const std::string& op, const std::vector<int64_t>& input,
+                    const std::vector<int64_t>& weight, const std::vector<int64_t>& stride,
+                    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
+                    c10::ScalarType type, bool channels_last);
 
 }  // namespace cnnext::ops

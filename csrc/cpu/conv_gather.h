@@ -1,0 +1,197 @@
+// One phase of a convolution (geometry.h) as a matrix, and how blocks of it are packed.
+//
+// The matrix has a row for each destination pixel (image, j0, j1, j2) and a column for each (tap, source
+// channel), the channel fastest; its elements are those of the source, zero in the padding. Packing copies a
+// block of it into a small buffer in the cache, converting 16-bit types to float; the matrix as a whole never
+// exists.
+#pragma once
+
+#include "vec.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+CNNEXT_INLINE Range block(int64_t index, int64_t size, int64_t total) {
+  return {min_of(index * size, total), min_of((index + 1) * size, total)};
+}
+
+struct Gather {
+  PhaseAxis axis[kAxes];
+  int64_t extent[kAxes];     // of the destination
+  int64_t images, channels;  // of the source, in one group
+
+  int64_t pixels() const { return images * axis[0].count * axis[1].count * axis[2].count; }
+  int64_t taps() const { return axis[0].taps * axis[1].taps * axis[2].taps; }
+  int64_t depth() const { return taps() * channels; }
+};
+
+constexpr PhaseAxis kUnitAxis = {0, 1, 1, 1, 1, 1, 0, 1, 0, 1};
+
+// An axis without a window may be joined with the next one, so that rows are long: a 1x1 convolution is one
+// product.
+CNNEXT_INLINE bool is_plain(const PhaseAxis& x) {
+  return x.taps == 1 && x.tap == 0 && x.offset == 0 && x.source_step == 1 && x.step == 1 &&
+         x.count == x.source;
+}
+CNNEXT_INLINE Gather joined(Gather g) {
+  for (int a = kAxes - 1; a > 0; --a) {
+    if (!is_plain(g.axis[a]) || !is_plain(g.axis[a - 1])) continue;
+    g.axis[a].count = g.axis[a].source = g.extent[a] = g.axis[a].count * g.axis[a - 1].count;
+    for (int b = a - 1; b > 0; --b) g.axis[b] = g.axis[b - 1], g.extent[b] = g.extent[b - 1];
+    g.axis[0] = kUnitAxis;
+    g.extent[0] = 1;
+  }
+  return g;
+}
+
+// A destination pixel.
+struct Pixel {
+  int64_t image, j[kAxes];
+};
+
+CNNEXT_INLINE Pixel pixel_at(const Gather& g, int64_t index) {
+  Pixel p;
+  for (int a = kAxes - 1; a >= 0; --a) {
+    p.j[a] = index % g.axis[a].count;
+    index /= g.axis[a].count;
+  }
+  p.image = index;
+  return p;
+}
+
+CNNEXT_INLINE void advance(const Gather& g, Pixel& p, int64_t by) {  // by at most to the end of the last axis
+  p.j[2] += by;
+  for (int a = kAxes - 1; a >= 0 && p.j[a] == g.axis[a].count; --a) {
+    p.j[a] = 0;
+    ++(a > 0 ? p.j[a - 1] : p.image);
+  }
+}
+
+CNNEXT_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return max_of(low, min_of(x, high)); }
+
+template <class A>
+CNNEXT_INLINE void fill_zero(A* to, int64_t count) {
+  if (count > 0) __builtin_memset(to, 0, count * sizeof(A));
+}
+
+template <class T>
+CNNEXT_INLINE void copy_run(const T* from, Acc<T>* to, int64_t count) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  if (count >= L) {
+    for (int64_t i = 0; i + L <= count; i += L) store(to + i, load(from + i));
+    store(to + count - L, load(from + count - L));
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = load_one(from + i);
+  }
+}
+
+// Source position along the first two axes, or -1 in the padding.
+CNNEXT_INLINE int64_t source_row(const Gather& g, const Pixel& p, int64_t m0, int64_t m1) {
+  const int64_t i0 = g.axis[0].source_index(p.j[0], m0), i1 = g.axis[1].source_index(p.j[1], m1);
+  const bool inside = i0 >= 0 && i0 < g.axis[0].source && i1 >= 0 && i1 < g.axis[1].source;
+  return inside ? i0 * g.axis[1].source + i1 : -1;
+}
+
+// to[pixel][column], for a source with channels last. Where the taps of the last axis read neighbours, all
+// their channels are one run in memory.
+template <class T>
+void pack_pixels(const T* source, Strides s, const Gather& g, Range pixels, Range columns, Acc<T>* to,
+                 int64_t stride) {
+  const bool neighbours = g.axis[2].offset_step == 1 && s.pixel == g.channels;
+  const int64_t run_taps = neighbours ? g.axis[2].taps : 1, run = run_taps * g.channels;
+  const int64_t width = g.axis[2].source, first_run = columns.begin / run;
+  const int64_t runs_per_row = g.axis[2].taps / run_taps;
+  const int64_t first_m2 = first_run % runs_per_row;
+  const int64_t first_m1 = first_run / runs_per_row % g.axis[1].taps;
+  const int64_t first_m0 = first_run / runs_per_row / g.axis[1].taps;
+  Pixel p = pixel_at(g, pixels.begin);
+  for (int64_t n = pixels.size(); n > 0; --n, to += stride, advance(g, p, 1)) {
+    int64_t m0 = first_m0, m1 = first_m1, m2 = first_m2;
+    for (int64_t at = first_run * run; at < columns.end; at += run) {
+      const int64_t begin = max_of(columns.begin - at, 0), end = min_of(columns.end - at, run);
+      Acc<T>* out = to + (at - columns.begin);
+      const int64_t row = source_row(g, p, m0, m1);
+      if (row < 0) {
+        fill_zero(out + begin, end - begin);
+      } else {
+        const int64_t first = g.axis[2].source_index(p.j[2], m2);
+        const int64_t low = clamp(clamp(-first, 0, run_taps) * g.channels, begin, end);
+        const int64_t high = clamp(clamp(width - first, 0, run_taps) * g.channels, low, end);
+        fill_zero(out + begin, low - begin);
+        copy_run(source + p.image * s.image + (row * width + first) * s.pixel + low, out + low, high - low);
+        fill_zero(out + high, end - high);
+      }
+      if (++m2 == runs_per_row) {
+        m2 = 0;
+        if (++m1 == g.axis[1].taps) m1 = 0, ++m0;
+      }
+    }
+  }
+}
+
+// Columns in another order: number tap * order.tap + channel * order.channel.
+struct ColumnOrder {
+  int64_t tap, channel;
+};
+
+// Channels of a tap whose columns fall into the range.
+CNNEXT_INLINE Range channels_in(Range columns, ColumnOrder order, int64_t tap, int64_t channels) {
+  const int64_t first = tap * order.tap;
+  return {min_of(channels, ceil_div(max_of(columns.begin - first, 0), order.channel)),
+          min_of(channels, ceil_div(max_of(columns.end - first, 0), order.channel))};
+}
+
+// to[column][pixel], for a source with channels first: runs along the last axis.
+template <class T>
+void pack_columns(const T* source, Strides s, const Gather& g, Range pixels, Range columns, ColumnOrder order,
+                  Acc<T>* to, int64_t stride) {
+  const int64_t width = g.axis[2].source, step = g.axis[2].source_step, taps = g.taps();
+  Pixel p = pixel_at(g, pixels.begin);
+  for (int64_t at = 0; at < pixels.size();) {
+    const int64_t count = min_of(pixels.size() - at, g.axis[2].count - p.j[2]);
+    Pixel m = {0, {0, 0, 0}};  // the tap's position
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t row = source_row(g, p, m.j[0], m.j[1]);
+      const int64_t first = g.axis[2].source_index(p.j[2], m.j[2]);
+      const int64_t low = row < 0 ? count : clamp(ceil_div(max_of(-first, 0), step), 0, count);
+      const int64_t high = row < 0 ? count : clamp(ceil_div(max_of(width - first, 0), step), low, count);
+      const Range channels = channels_in(columns, order, tap, g.channels);
+      const T* from = source + p.image * s.image + row * width + first + low * step;
+      Acc<T>* out = to + (tap * order.tap - columns.begin) * stride + at;
+      for (int64_t c = channels.begin; c < channels.end; ++c) {
+        Acc<T>* run = out + c * order.channel * stride;
+        fill_zero(run, low);
+        if (step == 1) {
+          copy_run(from + c * s.channel, run + low, high - low);
+        } else {
+          for (int64_t q = low; q < high; ++q) run[q] = load_one(from + c * s.channel + (q - low) * step);
+        }
+        fill_zero(run + high, count - high);
+      }
+      for (int a = kAxes - 1; a >= 0 && ++m.j[a] == g.axis[a].taps; --a) m.j[a] = 0;
+    }
+    at += count;
+    advance(g, p, count);
+  }
+}
+
+// Calls body(at, image, first, step, count) for each run of destination pixels in the range: `at` from its
+// start, the first pixel's number in the destination, and the distance and number of pixels of the run.
+template <class Body>
+CNNEXT_INLINE void for_each_run(const Gather& g, Range pixels, Body&& body) {
+  Pixel p = pixel_at(g, pixels.begin);
+  for (int64_t at = 0; at < pixels.size();) {
+    const int64_t count = min_of(pixels.size() - at, g.axis[2].count - p.j[2]);
+    int64_t i[kAxes];
+    for (int a = 0; a < kAxes; ++a) i[a] = g.axis[a].start + p.j[a] * g.axis[a].step;
+    body(at, p.image, (i[0] * g.extent[1] + i[1]) * g.extent[2] + i[2], g.axis[2].step, count);
+    at += count;
+    advance(g, p, count);
+  }
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA

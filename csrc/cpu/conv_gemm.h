@@ -1,0 +1,326 @@
+// Dense convolution and its gradient with respect to the input, as one blocked matrix product per phase:
+//   destination[pixel, channel] = bias[channel] + sum over (tap, source channel) of gathered source * weight
+// forward: source = input, destination = output; gradient: source = grad_output, destination = grad_input.
+// Any stride, padding, dilation, groups and number of axes; 16-bit types are converted to float as blocks are
+// packed.
+//
+// Channels last: pixels are the rows of a tile and output channels its vectors (weights packed as columns).
+// Channels first: output channels are the rows (weights packed as rows) and pixels the vectors.
+// A task is a block of pixels times a block of channels; its sums stay in the thread's scratch memory in the
+// cache until they are complete. Each element is summed in the same order whatever the tasks and threads.
+#pragma once
+
+#include "conv_gather.h"
+#include "gemm_tile.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+// All phases of a forward convolution (one) or of a gradient with respect to the input (a phase for each
+// residue).
+struct Phases {
+  Phases(const ConvProblem& p, bool is_gradient) : shape(p.shape), gradient(is_gradient) {
+    const ConvShape& s = shape;
+    source_channels = gradient ? s.K_per_group() : s.C_per_group();
+    channels = gradient ? s.C_per_group() : s.K_per_group();
+    const Strides in = strides_of(p.layout, s.C, s.input_pixels()),
+                  out = strides_of(p.layout, s.K, s.output_pixels());
+    source = gradient ? out : in;
+    destination = gradient ? in : out;
+    const WeightStrides w = weight_strides_of(p.weight_layout, s.C_per_group(), s.taps());
+    weight_group = s.K_per_group() * w.k;
+    weight_channel = gradient ? w.c : w.k;
+    weight_source = gradient ? w.k : w.c;
+    weight_tap = w.tap;
+    for (int a = 0; a < kAxes; ++a) {
+      const Window& axis = s.axis[a];
+      const int64_t residues = gradient ? axis.stride / gcd_of(axis.stride, axis.dilation) : 1;
+      count[a] = gradient ? min_of(axis.stride, axis.input) : 1;
+      slots[a] = min_of(axis.kernel, residues);
+      max_taps *= ceil_div(axis.kernel, residues);
+    }
+  }
+
+  int64_t size() const { return count[0] * count[1] * count[2]; }
+  int64_t max_depth() const { return max_taps * source_channels; }
+  int64_t total_slots() const { return slots[0] * slots[1] * slots[2]; }
+
+  Gather at(int64_t phase) const {
+    Gather g;
+    for (int a = kAxes - 1; a >= 0; --a) {
+      const Window& w = shape.axis[a];
+      g.axis[a] = gradient ? grad_input_phase(w, phase % count[a]) : forward_phase(w);
+      g.extent[a] = gradient ? w.input : w.output;
+      phase /= count[a];
+    }
+    g.images = shape.N;
+    g.channels = source_channels;
+    return joined(g);
+  }
+
+  // Number of the phase's packed weights; phases without taps have none. Per axis the smallest tap tells the
+  // residue.
+  int64_t slot(const Gather& g) const {
+    int64_t index = 0;
+    for (int a = 0; a < kAxes; ++a) {
+      const PhaseAxis& x = g.axis[a];
+      index = index * slots[a] + (gradient ? x.tap + (x.taps - 1) * x.tap_step : 0);
+    }
+    return index;
+  }
+
+  // Number of the weight's tap that is the gather's m-th.
+  int64_t weight_offset(const Gather& g, int64_t m) const {
+    int64_t tap = 0, unit = 1;
+    for (int a = kAxes - 1; a >= 0; --a) {
+      tap += (g.axis[a].tap + m % g.axis[a].taps * g.axis[a].tap_step) * unit;
+      m /= g.axis[a].taps;
+      unit *= shape.axis[a].kernel;
+    }
+    return tap * weight_tap;
+  }
+
+  ConvShape shape;
+  bool gradient;
+  int64_t source_channels, channels;  // in one group
+  Strides source, destination;
+  int64_t weight_group, weight_channel, weight_source, weight_tap;  // strides, in elements
+  int64_t count[kAxes], slots[kAxes], max_taps = 1;
+};
+
+constexpr int64_t kMaxPanels = 16;     // columns of tiles in a task, channels last
+constexpr int64_t kPixelPanels = 4;    // the same, channels first
+constexpr int64_t kMaxChannels = 512;  // rows of a task, channels first
+
+// How the work is cut. Blocks of channels get smaller until there are a few tasks for each thread.
+template <class A>
+struct Cut {
+  Cut(const Phases& phases, const ConvProblem& p) : last(p.layout == Layout::kChannelsLast) {
+    pixel_block = last ? kBlockRows : kPixelPanels * kCols<A>;
+    pixel_blocks = ceil_div(phases.at(0).pixels(), pixel_block);
+    const int64_t unit = last ? kCols<A> : kRows, most = last ? kMaxPanels * unit : kMaxChannels;
+    const int64_t others = pixel_blocks * phases.size() * p.shape.groups;
+    const int64_t wanted = min_of(ceil_div(4 * p.threads, others), ceil_div(phases.channels, unit));
+    channel_block = min_of(most, round_up(ceil_div(phases.channels, wanted), unit));
+    channel_blocks = ceil_div(phases.channels, channel_block);
+    panels = ceil_div(phases.channels, kCols<A>);
+    depth_blocks = ceil_div(phases.max_depth(), kDepth);
+    slot_size = p.shape.groups * (last ? panels * kCols<A> * phases.max_depth()
+                                       : depth_blocks * phases.channels * kDepthStride);
+    const int64_t gathered = last ? kBlockRows * kDepthStride : kPixelPanels * kCols<A> * kDepth;
+    const int64_t sums = last ? ceil_div(channel_block, kCols<A>) * kBlockRows * kCols<A>
+                              : kPixelPanels * kCols<A> * channel_block;
+    scratch_gathered = round_up(gathered, 64);
+    scratch_size = scratch_gathered + round_up(sums, 64) + 64;
+  }
+  bool last;
+  int64_t pixel_block, pixel_blocks, channel_block, channel_blocks;
+  int64_t panels, depth_blocks;
+  int64_t slot_size, scratch_gathered, scratch_size;  // in elements
+};
+
+template <class T>
+struct Gemm {
+  using A = Acc<T>;
+  static constexpr int64_t kWide = kCols<A>;
+
+  Gemm(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
+      : phases(p, gradient),
+        cut(phases, p),
+        source(static_cast<const T*>(gradient ? b.output : b.input)),
+        weight(static_cast<const T*>(b.weight)),
+        bias(static_cast<const T*>(b.bias)),
+        destination(static_cast<T*>(gradient ? b.input : b.output)),
+        packed(reinterpret_cast<A*>(workspace)),
+        scratch(packed + round_up(phases.total_slots() * cut.slot_size, 64)) {}
+
+  static int64_t workspace(const ConvProblem& p, bool gradient) {
+    const Phases phases(p, gradient);
+    const Cut<A> cut(phases, p);
+    return (round_up(phases.total_slots() * cut.slot_size, 64) + p.threads * cut.scratch_size) * sizeof(A);
+  }
+
+  void run(const Parallel& parallel) const {
+    const int64_t groups = phases.shape.groups, parts = cut.last ? cut.panels : cut.depth_blocks;
+    parallel(phases.size() * groups * parts, [&](int64_t task, int) {
+      const Gather g = phases.at(task / parts / groups);
+      if (g.depth() == 0) return;
+      if (cut.last) {
+        pack_weight_columns(g, task / parts % groups, task % parts);
+      } else {
+        pack_weight_rows(g, task / parts % groups, task % parts);
+      }
+    });
+    parallel(phases.size() * groups * cut.pixel_blocks * cut.channel_blocks, [&](int64_t task, int thread) {
+      const Range channels = block(task % cut.channel_blocks, cut.channel_block, phases.channels);
+      task /= cut.channel_blocks;
+      const Gather g = phases.at(task / cut.pixel_blocks / groups);
+      const Range pixels = block(task % cut.pixel_blocks, cut.pixel_block, g.pixels());
+      if (pixels.size() == 0) return;
+      A* gathered = scratch + thread * cut.scratch_size;
+      const int64_t group = task / cut.pixel_blocks % groups;
+      if (cut.last) {
+        pixels_by_channels(g, group, pixels, channels, gathered, gathered + cut.scratch_gathered);
+      } else {
+        channels_by_pixels(g, group, pixels, channels, gathered, gathered + cut.scratch_gathered);
+      }
+    });
+  }
+
+  // Channels last: panels of kWide channels, packed[depth][kWide], zero beyond the last channel.
+  void pack_weight_columns(const Gather& g, int64_t group, int64_t panel) const {
+    const int64_t depth = g.depth();
+    const Range channels = block(panel, kWide, phases.channels);
+    A* to = columns_of(g, group, panel);
+    if (channels.size() < kWide) fill_zero(to, depth * kWide);
+    const T* from = weight + group * phases.weight_group + channels.begin * phases.weight_channel;
+    constexpr int64_t kLine = kAlignment / sizeof(T);  // channels whose weights share cache lines
+    for (int64_t c0 = 0; c0 < g.channels; c0 += kLine) {
+      for (int64_t m = 0; m < g.taps(); ++m) {
+        const T* tap = from + phases.weight_offset(g, m);
+        for (int64_t c = c0; c < min_of(c0 + kLine, g.channels); ++c) {
+          const T* row = tap + c * phases.weight_source;
+          A* out = to + (m * g.channels + c) * kWide;
+          for (int64_t k = 0; k < channels.size(); ++k) out[k] = load_one(row + k * phases.weight_channel);
+        }
+      }
+    }
+  }
+  A* columns_of(const Gather& g, int64_t group, int64_t panel) const {
+    return packed + phases.slot(g) * cut.slot_size +
+           (group * cut.panels + panel) * phases.max_depth() * kWide;
+  }
+
+  // Channels first: blocks of kDepth columns, packed[channel][kDepthStride].
+  void pack_weight_rows(const Gather& g, int64_t group, int64_t depth_block) const {
+    const Range depth = block(depth_block, kDepth, g.depth());
+    const ColumnOrder order = column_order(g);
+    A* row = rows_of(g, group, depth_block);
+    const T* from = weight + group * phases.weight_group;
+    for (int64_t k = 0; k < phases.channels; ++k, row += kDepthStride, from += phases.weight_channel) {
+      for (int64_t m = 0; m < g.taps(); ++m) {
+        const T* tap = from + phases.weight_offset(g, m);
+        A* out = row + m * order.tap - depth.begin;
+        const Range channels = channels_in(depth, order, m, g.channels);
+        for (int64_t c = channels.begin; c < channels.end; ++c) {
+          out[c * order.channel] = load_one(tap + c * phases.weight_source);
+        }
+      }
+    }
+  }
+  // Channels first: the order of the weight in memory.
+  ColumnOrder column_order(const Gather& g) const {
+    return phases.weight_tap == 1 ? ColumnOrder{1, g.taps()} : ColumnOrder{g.channels, 1};
+  }
+  A* rows_of(const Gather& g, int64_t group, int64_t depth_block) const {
+    return packed + phases.slot(g) * cut.slot_size +
+           (group * cut.depth_blocks + depth_block) * phases.channels * kDepthStride;
+  }
+
+  void pixels_by_channels(const Gather& g, int64_t group, Range pixels, Range channels, A* gathered,
+                          A* sums) const {
+    const T* from = source + group * g.channels * phases.source.channel;
+    const int64_t depth_blocks = ceil_div(g.depth(), kDepth);
+    if (depth_blocks == 0) fill_zero(sums, round_up(channels.size(), kWide) * pixels.size());
+    for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
+      const Range depth = block(d, kDepth, g.depth());
+      if (depth.size() > 0) pack_pixels(from, phases.source, g, pixels, depth, gathered, kDepthStride);
+      for (Range panel = {channels.begin, 0}; panel.begin < channels.end; panel.begin += kWide) {
+        panel.end = min_of(panel.begin + kWide, channels.end);
+        A* c = sums + (panel.begin - channels.begin) * pixels.size();
+        if (depth.size() > 0) {
+          const A* b = columns_of(g, group, panel.begin / kWide) + depth.begin * kWide;
+          tile_column<A, kDepthStride, 1>(pixels.size(), depth.size(), panel.size(), gathered, b, c, d > 0);
+        }
+        if (d + 1 >= depth_blocks) store_pixels(g, group, pixels, panel, c);
+      }
+    }
+  }
+
+  // sums[pixel][kWide] to the destination, channels last.
+  void store_pixels(const Gather& g, int64_t group, Range pixels, Range panel, const A* sums) const {
+    const int64_t first = group * phases.channels + panel.begin;
+    A add[kWide] = {};
+    if (bias) copy_run(bias + first, add, panel.size());
+    for_each_run(g, pixels, [&](int64_t at, int64_t image, int64_t pixel, int64_t step, int64_t count) {
+      T* to = destination + image * phases.destination.image + pixel * phases.destination.pixel + first;
+      const A* from = sums + at * kWide;
+      for (; count > 0; --count, from += kWide, to += step * phases.destination.pixel) {
+        if (panel.size() == kWide) {
+          for (int64_t k = 0; k < kWide; k += kLanes<A>) store(to + k, load(from + k) + load(add + k));
+        } else {
+          for (int64_t k = 0; k < panel.size(); ++k) store_one(to + k, from[k] + add[k]);
+        }
+      }
+    });
+  }
+
+  void channels_by_pixels(const Gather& g, int64_t group, Range pixels, Range channels, A* gathered,
+                          A* sums) const {
+    const T* from = source + group * g.channels * phases.source.channel;
+    const int64_t panel_sums = channels.size() * kWide;
+    if (g.depth() == 0) fill_zero(sums, kPixelPanels * panel_sums);
+    for (int64_t d = 0; d * kDepth < g.depth(); ++d) {
+      const Range depth = block(d, kDepth, g.depth());
+      for (int64_t panel = 0; panel * kWide < pixels.size(); ++panel) {
+        const int64_t begin = pixels.begin + panel * kWide;
+        const Range wide = {begin, min_of(begin + kWide, pixels.end)};
+        A* b = gathered + panel * kWide * kDepth;
+        if (wide.size() < kWide) fill_zero(b, depth.size() * kWide);
+        pack_columns(from, phases.source, g, wide, depth, column_order(g), b, kWide);
+      }
+      const A* rows = rows_of(g, group, d) + channels.begin * kDepthStride;
+      for (int64_t panel = 0; panel * kWide < pixels.size(); ++panel) {
+        tile_column<A, kDepthStride, 1>(channels.size(), depth.size(), pixels.size() - panel * kWide, rows,
+                                        gathered + panel * kWide * kDepth, sums + panel * panel_sums, d > 0);
+      }
+    }
+    for (int64_t panel = 0; panel * kWide < pixels.size(); ++panel) {
+      const int64_t begin = pixels.begin + panel * kWide;
+      store_columns(g, group, {begin, min_of(begin + kWide, pixels.end)}, channels,
+                    sums + panel * panel_sums);
+    }
+  }
+
+  // sums[channel][kWide pixels] to the destination, channels first.
+  void store_columns(const Gather& g, int64_t group, Range pixels, Range channels, const A* sums) const {
+    for_each_run(g, pixels, [&](int64_t at, int64_t image, int64_t pixel, int64_t step, int64_t count) {
+      for (int64_t k = channels.begin; k < channels.end; ++k) {
+        const int64_t channel = group * phases.channels + k;
+        const A* from = sums + (k - channels.begin) * kWide + at;
+        T* to = destination + image * phases.destination.image + channel * phases.destination.channel + pixel;
+        const A add = bias ? load_one(bias + channel) : A(0);
+        int64_t i = 0;
+        if (step == 1) {
+          for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, load(from + i) + add);
+        }
+        for (; i < count; ++i) store_one(to + i * step, from[i] + add);
+      }
+    });
+  }
+
+  Phases phases;
+  Cut<A> cut;
+  const T *source, *weight, *bias;
+  T* destination;
+  A *packed, *scratch;
+};
+
+template <bool Gradient>
+int64_t gemm_workspace(const ConvProblem& p) {
+  int64_t bytes = 0;
+  with_type(p.dtype, [&](auto* tag) { bytes = Gemm<Pointee<decltype(tag)>>::workspace(p, Gradient); });
+  return bytes;
+}
+template <bool Gradient>
+void gemm_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
+  with_type(p.dtype,
+            [&](auto* tag) { Gemm<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
+}
+
+constexpr ConvKernel kConvGemm = {"gemm", "blocked implicit matrix product", accepts_all,
+                                  gemm_workspace<false>, gemm_run<false>};
+constexpr ConvKernel kConvGradInputGemm = {
+    "gemm", "blocked implicit matrix product, one for each residue of the stride", accepts_all,
+    gemm_workspace<true>, gemm_run<true>};
+
+}  // namespace cnnext::cpu::CNNEXT_ISA

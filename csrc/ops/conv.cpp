@@ -1,0 +1,291 @@
+// Convolution and its gradients: schemas, checks, allocation, choice of the kernel. cnnext::conv and friends.
+#include "conv.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+namespace cnnext::ops {
+namespace {
+
+// What the three operators have in common, for numbers (Int = int64_t) and symbols (c10::SymInt).
+template <class Int>
+struct Conv {
+  using Ints = c10::ArrayRef<Int>;
+
+  // Sizes of input and weight with all parameters. Sets `output`, or leaves it empty where they do not fit
+  // together.
+  Conv(Ints input_, Ints weight_, Ints stride_, Ints padding_, Ints dilation_, Int groups_)
+      : input(input_), weight(weight_), groups(groups_) {
+    const size_t dims = weight.size() - 2;
+    const auto takes = [&](Ints values, int64_t smallest) {
+      for (const Int& value : values) {
+        if (value < smallest) return false;
+      }
+      return values.size() == dims || values.size() == 1;
+    };
+    if (dims < 1 || dims > kAxes || weight.size() < 3 || input.size() != dims + 2) return;
+    if (!takes(stride_, 1) || !takes(padding_, 0) || !takes(dilation_, 1) || groups < 1) return;
+    if (weight[1] * groups != input[1] || weight[0] % groups != 0) return;
+    c10::SmallVector<Int, kAxes + 2> size = {input[0], weight[0]};
+    for (size_t i = 0; i < dims; ++i) {
+      stride.push_back(stride_[stride_.size() == 1 ? 0 : i]);
+      padding.push_back(padding_[padding_.size() == 1 ? 0 : i]);
+      dilation.push_back(dilation_[dilation_.size() == 1 ? 0 : i]);
+      const Int& kernel = weight[i + 2];
+      if (kernel < 1 || input[i + 2] + padding[i] * 2 < dilation[i] * (kernel - 1) + 1) return;
+      size.push_back(window_output<Int>(input[i + 2], kernel, stride[i], padding[i], dilation[i]));
+    }
+    output = std::move(size);
+  }
+
+  bool valid() const { return !output.empty(); }
+
+  Ints input, weight;
+  Int groups;
+  c10::SmallVector<Int, kAxes> stride, padding, dilation;
+  c10::SmallVector<Int, kAxes + 2> output;
+};
+
+ConvShape shape_of(const Conv<int64_t>& c) {
+  ConvShape shape;
+  shape.N = c.input[0];
+  shape.C = c.input[1];
+  shape.K = c.weight[0];
+  shape.groups = c.groups;
+  const size_t dims = c.stride.size();
+  for (size_t i = 0; i < dims; ++i) {
+    shape.axis[kAxes - dims + i] = {c.input[i + 2], c.output[i + 2], c.weight[i + 2],
+                                    c.stride[i],    c.padding[i],    c.dilation[i]};
+  }
+  return shape;
+}
+
+cpu::Layout either_last(const at::Tensor& a, const at::Tensor& b) {
+  const auto last = cpu::Layout::kChannelsLast;
+  return layout_of(a) == last ? last : layout_of(b);
+}
+
+void launch(const char* op, const cpu::KernelList<cpu::ConvKernel>& candidates,
+            const cpu::ConvProblem& problem, const at::Tensor& input, const at::Tensor& weight,
+            const OptionalTensor& bias, const at::Tensor& output) {
+  const auto pointer = [](const at::Tensor& t) { return const_cast<void*>(t.const_data_ptr()); };
+  const cpu::ConvBuffers buffers = {pointer(input), pointer(weight), bias ? pointer(*bias) : nullptr,
+                                    pointer(output)};
+  const cpu::ConvKernel& kernel = choose_kernel(op, candidates, problem);
+  const at::Tensor scratch = workspace(kernel.workspace(problem));
+  kernel.run(problem, buffers, cpu_parallel(), static_cast<char*>(scratch.mutable_data_ptr()));
+}
+
+cpu::ConvProblem problem_of(const Conv<int64_t>& c, at::ScalarType type, cpu::Layout layout,
+                            cpu::Layout weight_layout) {
+  return {shape_of(c), *element_type(type), layout, weight_layout, at::get_num_threads()};
+}
+
+OptionalTensor contiguous(const OptionalTensor& bias) {
+  return bias && bias->defined() ? OptionalTensor(bias->contiguous()) : std::nullopt;
+}
+
+// Sizes of the third operand, given two.
+template <class Int>
+c10::SmallVector<Int, kAxes + 2> sizes(const Int& first, const Int& second, c10::ArrayRef<Int> spatial) {
+  c10::SmallVector<Int, kAxes + 2> all = {first, second};
+  all.append(spatial.begin(), spatial.end());
+  return all;
+}
+
+template <class Int>
+void check_grad_output(const char* op, const Conv<Int>& c, c10::ArrayRef<Int> grad_output) {
+  TORCH_CHECK(c.valid(), op, ": input of size ", c.input, " and weight of size ", c.weight, " with ",
+              c.groups, " groups do not fit these parameters");
+  TORCH_CHECK(grad_output.equals(c.output), op, ": expected grad_output of size ",
+              c10::ArrayRef<Int>(c.output), ", but got ", grad_output);
+}
+
+bool has_bias(const OptionalTensor& bias, int64_t channels) {
+  return !bias || !bias->defined() || (bias->dim() == 1 && bias->size(0) == channels);
+}
+
+at::Tensor conv_cpu(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                    int64_t groups) {
+  const auto by_aten = [&] {  // also raises torch's own error where the arguments are invalid
+    return aten::conv(input, weight, bias, c10::fromIntArrayRefSlow(stride),
+                      c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
+  };
+  const char* reason = left_to_aten({&input, &weight, bias ? &*bias : &weight});
+  const Conv<int64_t> c(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
+  if (!reason &&
+      (!c.valid() || !has_bias(bias, weight.size(0)) || input.numel() == 0 || weight.numel() == 0)) {
+    reason = "empty tensor";
+  }
+  if (reason) {
+    const at::Tensor output = by_aten();
+    record_fallback("conv", reason);
+    return output;
+  }
+  const cpu::Layout layout = either_last(input, weight);
+  const auto format = memory_format(layout, input.dim());
+  const at::Tensor output = at::empty(c.output, input.options(), format);
+  launch("conv", cpu_kernels().conv, problem_of(c, input.scalar_type(), layout, layout_of(weight)),
+         input.contiguous(format), weight.contiguous(weight.suggest_memory_format()), contiguous(bias),
+         output);
+  return output;
+}
+
+at::Tensor conv_grad_input_cpu(const at::Tensor& grad_output, const at::Tensor& weight,
+                               const OptionalTensor& bias, at::IntArrayRef input_size, at::IntArrayRef stride,
+                               at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+  const char* reason = left_to_aten({&grad_output, &weight, bias ? &*bias : &weight});
+  if (!reason && (grad_output.numel() == 0 || weight.numel() == 0)) reason = "empty tensor";
+  if (reason) {
+    const at::Tensor input = aten::conv_grad_input(
+        grad_output, weight, bias, c10::fromIntArrayRefSlow(input_size), c10::fromIntArrayRefSlow(stride),
+        c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
+    record_fallback("conv_grad_input", reason);
+    return input;
+  }
+  const auto input_sizes = sizes<int64_t>(grad_output.size(0), weight.size(1) * groups, input_size);
+  const Conv<int64_t> c(input_sizes, weight.sizes(), stride, padding, dilation, groups);
+  check_grad_output("conv_grad_input", c, grad_output.sizes());
+  TORCH_CHECK(has_bias(bias, input_sizes[1]), "conv_grad_input: expected bias of size [", input_sizes[1],
+              "], but got ", bias->sizes());
+  const cpu::Layout layout = either_last(grad_output, weight);
+  const auto format = memory_format(layout, weight.dim());
+  const at::Tensor input = at::empty(input_sizes, grad_output.options(), format);
+  launch("conv_grad_input", cpu_kernels().conv_grad_input,
+         problem_of(c, weight.scalar_type(), layout, layout_of(weight)), input,
+         weight.contiguous(weight.suggest_memory_format()), contiguous(bias), grad_output.contiguous(format));
+  return input;
+}
+
+at::Tensor conv_grad_weight_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+                                at::IntArrayRef dilation, int64_t groups, bool channels_last) {
+  const char* reason = left_to_aten({&grad_output, &input});
+  if (!reason && (grad_output.numel() == 0 || input.numel() == 0)) reason = "empty tensor";
+  if (reason) {
+    const at::Tensor weight = aten::conv_grad_weight(
+        grad_output, input, c10::fromIntArrayRefSlow(kernel_size), c10::fromIntArrayRefSlow(stride),
+        c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups, channels_last);
+    record_fallback("conv_grad_weight", reason);
+    return weight;
+  }
+  TORCH_CHECK(groups > 0, "conv_grad_weight: expected positive groups, but got ", groups);
+  const auto weight_sizes = sizes<int64_t>(grad_output.size(1), input.size(1) / groups, kernel_size);
+  const Conv<int64_t> c(input.sizes(), weight_sizes, stride, padding, dilation, groups);
+  check_grad_output("conv_grad_weight", c, grad_output.sizes());
+  const cpu::Layout layout = either_last(grad_output, input);
+  const auto format = memory_format(layout, input.dim());
+  const cpu::Layout weight_layout =
+      channels_last && input.dim() > 3 ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst;
+  const at::Tensor weight =
+      at::empty(weight_sizes, input.options(), memory_format(weight_layout, input.dim()));
+  launch("conv_grad_weight", cpu_kernels().conv_grad_weight,
+         problem_of(c, input.scalar_type(), layout, weight_layout), input.contiguous(format), weight,
+         std::nullopt, grad_output.contiguous(format));
+  return weight;
+}
+
+at::Tensor conv_grad_bias_cpu(const at::Tensor& grad_output) {
+  TORCH_CHECK(grad_output.dim() >= 3 && grad_output.dim() <= 5,
+              "conv_grad_bias: expected grad_output of 3 to 5 dimensions, but got ", grad_output.dim());
+  const char* reason = left_to_aten({&grad_output});
+  if (!reason && grad_output.numel() == 0) reason = "empty tensor";
+  if (reason) {
+    record_fallback("conv_grad_bias", reason);
+    return aten::conv_grad_bias(grad_output);
+  }
+  cpu::ConvProblem problem;
+  problem.shape.N = grad_output.size(0);
+  problem.shape.K = grad_output.size(1);
+  problem.shape.axis[kAxes - 1].output = grad_output.numel() / (problem.shape.N * problem.shape.K);
+  problem.dtype = *element_type(grad_output.scalar_type());
+  problem.layout = layout_of(grad_output);
+  problem.threads = at::get_num_threads();
+  const at::Tensor bias = at::empty({problem.shape.K}, grad_output.options());
+  launch("conv_grad_bias", cpu_kernels().conv_grad_bias, problem, bias, bias, bias,
+         grad_output.contiguous(memory_format(problem.layout, grad_output.dim())));
+  return bias;
+}
+
+// Sizes and formats alone, also symbolic.
+at::Tensor conv_meta(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                     c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                     c10::SymInt groups) {
+  const Conv<c10::SymInt> c(input.sym_sizes(), weight.sym_sizes(), stride, padding, dilation, groups);
+  if (!c.valid() || left_to_aten({&input, &weight})) {
+    return aten::conv(input, weight, bias, stride, padding, dilation, groups);
+  }
+  return at::empty_symint(c.output, input.options(), memory_format(either_last(input, weight), input.dim()));
+}
+
+at::Tensor conv_grad_input_meta(const at::Tensor& grad_output, const at::Tensor& weight,
+                                const OptionalTensor& bias, c10::SymIntArrayRef input_size,
+                                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  const auto input = sizes<c10::SymInt>(grad_output.sym_size(0), weight.sym_size(1) * groups, input_size);
+  const Conv<c10::SymInt> c(input, weight.sym_sizes(), stride, padding, dilation, groups);
+  check_grad_output("conv_grad_input", c, grad_output.sym_sizes());
+  return at::empty_symint(input, grad_output.options(),
+                          memory_format(either_last(grad_output, weight), weight.dim()));
+}
+
+at::Tensor conv_grad_weight_meta(const at::Tensor& grad_output, const at::Tensor& input,
+                                 c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
+                                 c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                                 c10::SymInt groups, bool channels_last) {
+  const auto weight = sizes<c10::SymInt>(grad_output.sym_size(1), input.sym_size(1) / groups, kernel_size);
+  const Conv<c10::SymInt> c(input.sym_sizes(), weight, stride, padding, dilation, groups);
+  check_grad_output("conv_grad_weight", c, grad_output.sym_sizes());
+  const auto layout = channels_last ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst;
+  return at::empty_symint(weight, input.options(), memory_format(layout, input.dim()));
+}
+
+at::Tensor conv_grad_bias_meta(const at::Tensor& grad_output) {
+  return at::empty_symint({grad_output.sym_size(1)}, grad_output.options());
+}
+
+}  // namespace
+
+cpu::ConvProblem conv_problem(at::IntArrayRef input, at::IntArrayRef weight, at::IntArrayRef stride,
+                              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                              at::ScalarType type, cpu::Layout layout) {
+  const Conv<int64_t> c(input, weight, stride, padding, dilation, groups);
+  TORCH_CHECK_VALUE(c.valid() && element_type(type), "input of size ", input, " and weight of size ", weight,
+                    " do not fit these parameters");
+  return problem_of(c, type, layout, layout);
+}
+
+TORCH_LIBRARY_FRAGMENT(cnnext, m) {
+  m.def(
+      "conv(Tensor input, Tensor weight, Tensor? bias=None, SymInt[1] stride=1, SymInt[1] padding=0, "
+      "SymInt[1] dilation=1, SymInt groups=1) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "conv_grad_input(Tensor grad_output, Tensor weight, Tensor? bias, SymInt[] input_size, SymInt[1] "
+      "stride=1, "
+      "SymInt[1] padding=0, SymInt[1] dilation=1, SymInt groups=1) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "conv_grad_weight(Tensor grad_output, Tensor input, SymInt[] kernel_size, SymInt[1] stride=1, "
+      "SymInt[1] padding=0, SymInt[1] dilation=1, SymInt groups=1, bool channels_last=False) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def("conv_grad_bias(Tensor grad_output) -> Tensor", {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(cnnext, CPU, m) {
+  m.impl("conv", conv_cpu);
+  m.impl("conv_grad_input", conv_grad_input_cpu);
+  m.impl("conv_grad_weight", conv_grad_weight_cpu);
+  m.impl("conv_grad_bias", conv_grad_bias_cpu);
+}
+
+TORCH_LIBRARY_IMPL(cnnext, Meta, m) {
+  m.impl("conv", conv_meta);
+  m.impl("conv_grad_input", conv_grad_input_meta);
+  m.impl("conv_grad_weight", conv_grad_weight_meta);
+  m.impl("conv_grad_bias", conv_grad_bias_meta);
+}
+
+}  // namespace cnnext::ops

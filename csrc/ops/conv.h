@@ -1,0 +1,49 @@
+// The operators of convolution, as C++ calls that go through the dispatcher.
+#pragma once
+
+#include "common.h"
+
+namespace cnnext::ops {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                c10::SymInt groups);
+
+// input_size: spatial extents of the result. Also transposed convolution, then with a bias.
+at::Tensor conv_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
+                           const OptionalTensor& bias, c10::SymIntArrayRef input_size,
+                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                           c10::SymIntArrayRef dilation, c10::SymInt groups);
+
+at::Tensor conv_grad_weight(const at::Tensor& grad_output, const at::Tensor& input,
+                            c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
+                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
+                            bool channels_last);
+
+at::Tensor conv_grad_bias(const at::Tensor& grad_output);
+
+// The problem as the kernels see it; sizes of the forward convolution. An error where they do not fit
+// together.
+cpu::ConvProblem conv_problem(at::IntArrayRef input, at::IntArrayRef weight, at::IntArrayRef stride,
+                              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                              at::ScalarType type, cpu::Layout layout);
+
+// The same by ATen, for what is not ours; differentiable in every mode.
+namespace aten {
+at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                c10::SymInt groups);
+at::Tensor conv_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
+                           const OptionalTensor& bias, c10::SymIntArrayRef input_size,
+                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                           c10::SymIntArrayRef dilation, c10::SymInt groups);
+at::Tensor conv_grad_weight(const at::Tensor& grad_output, const at::Tensor& input,
+                            c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
+                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
+                            bool channels_last);
+at::Tensor conv_grad_bias(const at::Tensor& grad_output);
+}  // namespace aten
+
+}  // namespace cnnext::ops

@@ -1,0 +1,291 @@
+// Derivatives of convolution. The three operators close under differentiation: the derivatives of each are
+// the other two, so that gradients of any order run on our kernels. Autocast is here too.
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "conv.h"
+
+namespace cnnext::ops {
+
+#define CNNEXT_OP(name)                                               \
+  static const auto op = c10::Dispatcher::singleton()                 \
+                             .findSchemaOrThrow("cnnext::" #name, "") \
+                             .typed<std::remove_pointer_t<decltype(&name)>>()
+
+at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                c10::SymInt groups) {
+  CNNEXT_OP(conv);
+  return op.call(input, weight, bias, stride, padding, dilation, groups);
+}
+at::Tensor conv_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
+                           const OptionalTensor& bias, c10::SymIntArrayRef input_size,
+                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                           c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  CNNEXT_OP(conv_grad_input);
+  return op.call(grad_output, weight, bias, input_size, stride, padding, dilation, groups);
+}
+at::Tensor conv_grad_weight(const at::Tensor& grad_output, const at::Tensor& input,
+                            c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
+                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
+                            bool channels_last) {
+  CNNEXT_OP(conv_grad_weight);
+  return op.call(grad_output, input, kernel_size, stride, padding, dilation, groups, channels_last);
+}
+at::Tensor conv_grad_bias(const at::Tensor& grad_output) {
+  CNNEXT_OP(conv_grad_bias);
+  return op.call(grad_output);
+}
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// The parameters of a convolution, kept between forward and backward in one list.
+struct Parameters {
+  c10::SymIntArrayRef stride, padding, dilation;
+  c10::SymInt groups;
+  c10::SymInt channels_last;  // 1 where the gradient of the output shall be laid out so
+
+  void save(AutogradContext* ctx) const {
+    c10::SmallVector<c10::SymInt, 16> all = {groups, channels_last, int64_t(stride.size()),
+                                             int64_t(padding.size())};
+    for (const auto& list : {stride, padding, dilation}) all.append(list.begin(), list.end());
+    ctx->saved_data["parameters"] = c10::SymIntArrayRef(all);
+  }
+};
+
+struct SavedParameters : Parameters {
+  explicit SavedParameters(AutogradContext* ctx) : all(ctx->saved_data["parameters"].toSymIntVector()) {
+    groups = all[0];
+    channels_last = all[1];
+    const c10::SymIntArrayRef lists = c10::SymIntArrayRef(all).slice(4);
+    const int64_t strides = all[2].expect_int(), paddings = all[3].expect_int();
+    stride = lists.slice(0, strides);
+    padding = lists.slice(strides, paddings);
+    dilation = lists.slice(strides + paddings);
+  }
+  at::Tensor laid_out(const at::Tensor& grad) const {
+    const bool last = channels_last.expect_int() == 1;
+    return grad.contiguous(
+        memory_format(last ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst, grad.dim()));
+  }
+  std::vector<c10::SymInt> all;
+};
+
+bool is_last(const at::Tensor& t) { return layout_of(t) == cpu::Layout::kChannelsLast; }
+c10::SymIntArrayRef spatial(const at::Tensor& t) { return t.sym_sizes().slice(2); }
+bool wants_grad(const at::Tensor& t) { return t.defined() && t.requires_grad(); }
+
+struct ConvFunction : public Function<ConvFunction> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& weight,
+                            const OptionalTensor& bias, Parameters p) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    at::Tensor output = conv(input, weight, bias, p.stride, p.padding, p.dilation, p.groups);
+    p.channels_last = is_last(output);
+    p.save(ctx);
+    ctx->save_for_backward({input, weight});
+    return output;
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return {{}, {}, {}, {}};
+    const SavedParameters p(ctx);
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor &input = saved[0], &weight = saved[1];
+    const at::Tensor grad = p.laid_out(grads[0]);
+    variable_list out(4);
+    if (ctx->needs_input_grad(0)) {
+      out[0] = conv_grad_input(grad, weight, {}, spatial(input), p.stride, p.padding, p.dilation, p.groups);
+    }
+    if (ctx->needs_input_grad(1)) {
+      out[1] = conv_grad_weight(grad, input, spatial(weight), p.stride, p.padding, p.dilation, p.groups,
+                                is_last(weight));
+    }
+    if (ctx->needs_input_grad(2)) out[2] = conv_grad_bias(grad);
+    return out;
+  }
+};
+
+struct ConvGradInputFunction : public Function<ConvGradInputFunction> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& grad_output, const at::Tensor& weight,
+                            const OptionalTensor& bias, c10::SymIntArrayRef input_size, Parameters p) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    at::Tensor input =
+        conv_grad_input(grad_output, weight, bias, input_size, p.stride, p.padding, p.dilation, p.groups);
+    p.channels_last = is_last(input);
+    p.save(ctx);
+    ctx->save_for_backward({grad_output, weight});
+    return input;
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return {{}, {}, {}, {}, {}};
+    const SavedParameters p(ctx);
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor &grad_output = saved[0], &weight = saved[1];
+    const at::Tensor grad = p.laid_out(grads[0]);
+    variable_list out(5);
+    if (ctx->needs_input_grad(0)) out[0] = conv(grad, weight, {}, p.stride, p.padding, p.dilation, p.groups);
+    if (ctx->needs_input_grad(1)) {
+      out[1] = conv_grad_weight(grad_output, grad, spatial(weight), p.stride, p.padding, p.dilation, p.groups,
+                                is_last(weight));
+    }
+    if (ctx->needs_input_grad(2)) out[2] = conv_grad_bias(grad);
+    return out;
+  }
+};
+
+struct ConvGradWeightFunction : public Function<ConvGradWeightFunction> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& grad_output, const at::Tensor& input,
+                            c10::SymIntArrayRef kernel_size, Parameters p) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    p.save(ctx);
+    ctx->save_for_backward({grad_output, input});
+    return conv_grad_weight(grad_output, input, kernel_size, p.stride, p.padding, p.dilation, p.groups,
+                            p.channels_last.expect_int() == 1);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return {{}, {}, {}, {}};
+    const SavedParameters p(ctx);
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor &grad_output = saved[0], &input = saved[1];
+    const at::Tensor grad = p.laid_out(grads[0]);
+    variable_list out(4);
+    if (ctx->needs_input_grad(0)) out[0] = conv(input, grad, {}, p.stride, p.padding, p.dilation, p.groups);
+    if (ctx->needs_input_grad(1)) {
+      out[1] =
+          conv_grad_input(grad_output, grad, {}, spatial(input), p.stride, p.padding, p.dilation, p.groups);
+    }
+    return out;
+  }
+};
+
+struct ConvGradBiasFunction : public Function<ConvGradBiasFunction> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& grad_output) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->saved_data["size"] = grad_output.sym_sizes();
+    return conv_grad_bias(grad_output);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return {{}};
+    const auto size = ctx->saved_data["size"].toSymIntVector();
+    std::vector<int64_t> column(size.size(), 1);
+    column[1] = -1;
+    return {grads[0].reshape(column).expand_symint(size)};
+  }
+};
+
+// A C++ autograd Function only where it is needed: nothing is saved where no gradient is.
+bool differentiates(const at::Tensor& a, const at::Tensor& b, const OptionalTensor& c = {}) {
+  return at::GradMode::is_enabled() && (wants_grad(a) || wants_grad(b) || (c && wants_grad(*c)));
+}
+
+at::Tensor conv_autograd(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                         c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                         c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  if (const char* reason = left_to_aten({&input, &weight, bias ? &*bias : &weight})) {
+    at::Tensor output = aten::conv(input, weight, bias, stride, padding, dilation, groups);
+    record_fallback("conv", reason);
+    return output;
+  }
+  if (differentiates(input, weight, bias)) {
+    return ConvFunction::apply(input, weight, bias, Parameters{stride, padding, dilation, groups, 0});
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  return conv(input, weight, bias, stride, padding, dilation, groups);
+}
+
+at::Tensor conv_grad_input_autograd(const at::Tensor& grad_output, const at::Tensor& weight,
+                                    const OptionalTensor& bias, c10::SymIntArrayRef input_size,
+                                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                    c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  if (const char* reason = left_to_aten({&grad_output, &weight, bias ? &*bias : &weight})) {
+    at::Tensor input =
+        aten::conv_grad_input(grad_output, weight, bias, input_size, stride, padding, dilation, groups);
+    record_fallback("conv_grad_input", reason);
+    return input;
+  }
+  if (differentiates(grad_output, weight, bias)) {
+    return ConvGradInputFunction::apply(grad_output, weight, bias, input_size,
+                                        Parameters{stride, padding, dilation, groups, 0});
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  return conv_grad_input(grad_output, weight, bias, input_size, stride, padding, dilation, groups);
+}
+
+at::Tensor conv_grad_weight_autograd(const at::Tensor& grad_output, const at::Tensor& input,
+                                     c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
+                                     c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                                     c10::SymInt groups, bool channels_last) {
+  if (const char* reason = left_to_aten({&grad_output, &input})) {
+    at::Tensor weight = aten::conv_grad_weight(grad_output, input, kernel_size, stride, padding, dilation,
+                                               groups, channels_last);
+    record_fallback("conv_grad_weight", reason);
+    return weight;
+  }
+  if (differentiates(grad_output, input)) {
+    return ConvGradWeightFunction::apply(grad_output, input, kernel_size,
+                                         Parameters{stride, padding, dilation, groups, channels_last});
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  return conv_grad_weight(grad_output, input, kernel_size, stride, padding, dilation, groups, channels_last);
+}
+
+at::Tensor conv_grad_bias_autograd(const at::Tensor& grad_output) {
+  if (const char* reason = left_to_aten({&grad_output})) {
+    record_fallback("conv_grad_bias", reason);
+    return aten::conv_grad_bias(grad_output);
+  }
+  if (differentiates(grad_output, {})) return ConvGradBiasFunction::apply(grad_output);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return conv_grad_bias(grad_output);
+}
+
+// Convolution runs in autocast's lower precision, as torch's does.
+template <c10::DeviceType Device>
+at::Tensor lowered(const at::Tensor& t) {
+  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(Device), t, Device);
+}
+template <c10::DeviceType Device>
+OptionalTensor lowered(const OptionalTensor& t) {
+  return t && t->defined() ? OptionalTensor(lowered<Device>(*t)) : t;
+}
+
+template <c10::DeviceType Device, c10::DispatchKey Key>
+at::Tensor conv_autocast(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                         c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                         c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  c10::impl::ExcludeDispatchKeyGuard once(Key);
+  return conv(lowered<Device>(input), lowered<Device>(weight), lowered<Device>(bias), stride, padding,
+              dilation, groups);
+}
+template <c10::DeviceType Device, c10::DispatchKey Key>
+at::Tensor conv_grad_input_autocast(const at::Tensor& grad_output, const at::Tensor& weight,
+                                    const OptionalTensor& bias, c10::SymIntArrayRef input_size,
+                                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                    c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  c10::impl::ExcludeDispatchKeyGuard once(Key);
+  return conv_grad_input(lowered<Device>(grad_output), lowered<Device>(weight), lowered<Device>(bias),
+                         input_size, stride, padding, dilation, groups);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(cnnext, Autograd, m) {
+  m.impl("conv", conv_autograd);
+  m.impl("conv_grad_input", conv_grad_input_autograd);
+  m.impl("conv_grad_weight", conv_grad_weight_autograd);
+  m.impl("conv_grad_bias", conv_grad_bias_autograd);
+}
+TORCH_LIBRARY_IMPL(cnnext, AutocastCPU, m) {
+  m.impl("conv", conv_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>);
+  m.impl("conv_grad_input", conv_grad_input_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>);
+}
+TORCH_LIBRARY_IMPL(cnnext, AutocastCUDA, m) {
+  m.impl("conv", conv_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>);
+  m.impl("conv_grad_input", conv_grad_input_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>);
+}
+
+}  // namespace cnnext::ops

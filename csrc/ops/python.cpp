@@ -1,0 +1,73 @@
+// The extension module cnnext._C: loading it registers the operators; beside that it tells what kernels there
+// are.
+#include "python.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <torch/csrc/Dtype.h>
+
+#include <algorithm>
+
+#include "common.h"
+
+namespace {
+
+using Ints = std::vector<int64_t>;
+
+c10::ScalarType scalar_type(pybind11::handle dtype) {
+  if (!THPDtype_Check(dtype.ptr())) throw pybind11::type_error("expected a torch.dtype");
+  return reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
+}
+
+pybind11::dict to_dict(const cnnext::ops::Choice& choice) {
+  pybind11::list candidates;
+  std::string reason;
+  for (const auto& each : choice.candidates) {
+    pybind11::dict entry;
+    entry["name"] = each.name;
+    entry["supported"] = each.refusal.empty();
+    entry["reason"] = each.refusal.empty() ? each.summary : each.refusal;
+    candidates.append(entry);
+    if (each.name == choice.kernel) reason = each.summary;
+  }
+  pybind11::dict result;
+  result["kernel"] = choice.kernel;
+  result["reason"] = reason;
+  result["candidates"] = candidates;
+  result["workspace_bytes"] = choice.workspace_bytes;
+  result["capability"] = choice.capability;
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using namespace cnnext::ops;
+  m.def("cpu_capability", [] { return cpu_kernels().capability; });
+  m.def("candidates", candidates, pybind11::arg("op"),
+        "Names of the operator's kernels, in the order they are tried.");
+  m.def(
+      "force_kernel",
+      [](const std::string& op, const std::optional<std::string>& name) {
+        const auto names = candidates(op);
+        if (name && std::find(names.begin(), names.end(), *name) == names.end()) {
+          throw pybind11::value_error(op + " has no kernel '" + *name + "'");
+        }
+        force_kernel(op, name.value_or(""));
+      },
+      pybind11::arg("op"), pybind11::arg("name"));
+  m.def(
+      "explain_conv",
+      [](const std::string& op, const Ints& input, const Ints& weight, const Ints& stride,
+         const Ints& padding, const Ints& dilation, int64_t groups, pybind11::handle type,
+         bool channels_last) {
+        return to_dict(explain_conv(op, input, weight, stride, padding, dilation, groups, scalar_type(type),
+                                    channels_last));
+      },
+      pybind11::arg("op"), pybind11::arg("input_size"), pybind11::arg("weight_size"), pybind11::arg("stride"),
+      pybind11::arg("padding"), pybind11::arg("dilation"), pybind11::arg("groups"), pybind11::arg("dtype"),
+      pybind11::arg("channels_last"));
+  m.def("fallbacks", fallbacks);
+  m.def("reset_fallbacks", reset_fallbacks);
+}
