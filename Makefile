@@ -61,7 +61,7 @@ sanitize: $(STAMP)  ## run the operators' tests under AddressSanitizer and Undef
 	CNNEXT_SANITIZE=address,undefined $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$($(or $(CXX),c++) -print-file-name=libasan.so) $$($(or $(CXX),c++) -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
-	$(BIN)/pytest -p no:cacheprovider $(SANITIZE_TESTS)
+	$(BIN)/pytest -q --capture=no -p no:cacheprovider $(SANITIZE_TESTS)
 
 clean:  ## remove what was built (the virtual environment stays)
 	rm -rf build dist *.egg-info cnnext/_build_info.py cnnext/_C.*.so
