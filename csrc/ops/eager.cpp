@@ -1,0 +1,221 @@
+// The short way from Python to the operators: torch.ops parses its arguments by schema, which takes longer
+// than a small convolution. Takes plain tensors with a batch axis, and numbers or lists of them; for any
+// other call (unbatched, traced, invalid, ...) a function returns None, and cnnext/functional.py goes the
+// long way.
+#include <ATen/TracerMode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <array>
+
+#include "python.h"
+
+namespace cnnext::ops {
+namespace {
+
+using Sizes = c10::SmallVector<c10::SymInt, 3>;
+using Arguments = PyObject* const*;
+
+bool parse(PyObject* value, int64_t& number) {
+  if (!PyLong_CheckExact(value)) return false;  // no bool
+  int overflow = 0;
+  number = PyLong_AsLongLongAndOverflow(value, &overflow);
+  return overflow == 0;
+}
+
+bool parse(PyObject* value, Sizes& sizes) {
+  int64_t number;
+  if (parse(value, number)) {
+    sizes.emplace_back(number);
+    return true;
+  }
+  const bool is_tuple = PyTuple_CheckExact(value);
+  if (!is_tuple && !PyList_CheckExact(value)) return false;
+  const Py_ssize_t count = is_tuple ? PyTuple_GET_SIZE(value) : PyList_GET_SIZE(value);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (!parse(is_tuple ? PyTuple_GET_ITEM(value, i) : PyList_GET_ITEM(value, i), number)) return false;
+    sizes.emplace_back(number);
+  }
+  return count > 0;
+}
+
+// A pooling stride of None is the kernel's size, which the operators know as an empty list.
+bool parse_stride(PyObject* value, Sizes& sizes) { return value == Py_None || parse(value, sizes); }
+
+bool parse(PyObject* value, bool& flag) {
+  flag = value == Py_True;
+  return PyBool_Check(value);
+}
+
+// Null for what is not a tensor that the operators take.
+const at::Tensor* tensor(PyObject* value) {
+  if (!THPVariable_Check(value)) return nullptr;
+  const at::Tensor& t = THPVariable_Unpack(value);
+  const bool plain = t.layout() == at::kStrided && !t.is_quantized() && !t.is_nested() && !t.is_complex();
+  return plain ? &t : nullptr;
+}
+
+// The same in `dims` spatial dimensions with a batch axis.
+const at::Tensor* batched(PyObject* value, PyObject* dims) {
+  const at::Tensor* t = tensor(value);
+  return t && t->dim() == PyLong_AsLong(dims) + 2 && !at::tracer::impl::is_dispatch_enabled() ? t : nullptr;
+}
+
+template <class Operator, class... Args>
+auto run(const Operator& op, const Args&... args) {
+  pybind11::gil_scoped_release release;
+  return op.call(args...);
+}
+
+PyObject* wrap(const at::Tensor& output) { return THPVariable_Wrap(output); }
+PyObject* wrap(const std::tuple<at::Tensor, at::Tensor>& outputs) {
+  return pybind11::make_tuple(pybind11::reinterpret_steal<pybind11::object>(wrap(std::get<0>(outputs))),
+                              pybind11::reinterpret_steal<pybind11::object>(wrap(std::get<1>(outputs))))
+      .release()
+      .ptr();
+}
+
+template <class Signature>
+auto find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+using Pair = std::tuple<at::Tensor, at::Tensor>;
+using Ints = c10::SymIntArrayRef;
+using Bias = std::optional<at::Tensor>;
+
+// (dims, input, weight, bias, stride, padding, dilation, groups)
+PyObject* conv(PyObject*, Arguments args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  static const auto op =
+      find<at::Tensor(const at::Tensor&, const at::Tensor&, const Bias&, Ints, Ints, Ints, c10::SymInt)>(
+          "cnnext::conv");
+  const at::Tensor *input = batched(args[1], args[0]), *weight = batched(args[2], args[0]);
+  const at::Tensor* bias = args[3] == Py_None ? nullptr : tensor(args[3]);
+  Sizes stride, padding, dilation;
+  int64_t groups;
+  if (!input || !weight || (!bias && args[3] != Py_None) || !parse(args[4], stride) ||
+      !parse(args[5], padding) || !parse(args[6], dilation) || !parse(args[7], groups)) {
+    Py_RETURN_NONE;
+  }
+  return wrap(run(op, *input, *weight, bias ? Bias(*bias) : Bias(), stride, padding, dilation, groups));
+  END_HANDLE_TH_ERRORS
+}
+
+// (dims, input, weight, bias, stride, padding, output_padding, groups, dilation). The output has the size of
+// the input of the convolution whose gradient this is. Only valid calls: conv_grad_input has no words for
+// transposed convolution.
+PyObject* conv_transpose(PyObject*, Arguments args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  static const auto op = find<at::Tensor(const at::Tensor&, const at::Tensor&, const Bias&, Ints, Ints, Ints,
+                                         Ints, c10::SymInt)>("cnnext::conv_grad_input");
+  const at::Tensor *input = batched(args[1], args[0]), *weight = batched(args[2], args[0]);
+  const at::Tensor* bias = args[3] == Py_None ? nullptr : tensor(args[3]);
+  Sizes stride, padding, output_padding, dilation, size;
+  int64_t groups;
+  if (!input || !weight || (!bias && args[3] != Py_None) || !parse(args[4], stride) ||
+      !parse(args[5], padding) || !parse(args[6], output_padding) || !parse(args[7], groups) ||
+      !parse(args[8], dilation)) {
+    Py_RETURN_NONE;
+  }
+  const size_t dims = input->dim() - 2;
+  for (Sizes* each : {&stride, &padding, &output_padding, &dilation}) {
+    if (each->size() == 1) each->resize(dims, (*each)[0]);
+    if (each->size() != dims) Py_RETURN_NONE;
+  }
+  if (groups < 1 || input->sym_size(1) != weight->sym_size(0) || input->sym_size(1) % groups != 0 ||
+      (bias && (bias->dim() != 1 || bias->sym_size(0) != weight->sym_size(1) * groups))) {
+    Py_RETURN_NONE;
+  }
+  for (size_t i = 0; i < dims; ++i) {
+    const auto &s = stride[i], &d = dilation[i];
+    if (s < 1 || padding[i] < 0 || d < 1 || output_padding[i] < 0 || output_padding[i] >= s) Py_RETURN_NONE;
+    size.push_back((input->sym_size(i + 2) - 1) * s - padding[i] * 2 + d * (weight->sym_size(i + 2) - 1) +
+                   output_padding[i] + 1);
+    if (size[i] < 1) Py_RETURN_NONE;
+  }
+  return wrap(run(op, *input, *weight, bias ? Bias(*bias) : Bias(), size, stride, padding, dilation, groups));
+  END_HANDLE_TH_ERRORS
+}
+
+// (dims, input, kernel_size, stride, padding, dilation, ceil_mode)
+template <class Result>
+PyObject* max_pool(PyObject*, Arguments args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  static const auto op = find<Result(const at::Tensor&, Ints, Ints, Ints, Ints, bool)>(
+      std::is_same_v<Result, Pair> ? "cnnext::max_pool_with_indices" : "cnnext::max_pool");
+  const at::Tensor* input = batched(args[1], args[0]);
+  Sizes kernel_size, stride, padding, dilation;
+  bool ceil_mode;
+  if (!input || !parse(args[2], kernel_size) || !parse_stride(args[3], stride) || !parse(args[4], padding) ||
+      !parse(args[5], dilation) || !parse(args[6], ceil_mode)) {
+    Py_RETURN_NONE;
+  }
+  return wrap(run(op, *input, kernel_size, stride, padding, dilation, ceil_mode));
+  END_HANDLE_TH_ERRORS
+}
+
+// (dims, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+PyObject* avg_pool(PyObject*, Arguments args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  using Divisor = std::optional<c10::SymInt>;
+  static const auto op =
+      find<at::Tensor(const at::Tensor&, Ints, Ints, Ints, bool, bool, Divisor)>("cnnext::avg_pool");
+  const at::Tensor* input = batched(args[1], args[0]);
+  Sizes kernel_size, stride, padding;
+  bool ceil_mode, count_include_pad;
+  int64_t divisor = 0;
+  if (!input || !parse(args[2], kernel_size) || !parse_stride(args[3], stride) || !parse(args[4], padding) ||
+      !parse(args[5], ceil_mode) || !parse(args[6], count_include_pad) ||
+      (args[7] != Py_None && !parse(args[7], divisor))) {
+    Py_RETURN_NONE;
+  }
+  const Divisor override = args[7] == Py_None ? Divisor() : Divisor(divisor);
+  return wrap(run(op, *input, kernel_size, stride, padding, ceil_mode, count_include_pad, override));
+  END_HANDLE_TH_ERRORS
+}
+
+enum class Adaptive { kAvg, kMax, kMaxWithIndices };
+
+// (dims, input, output_size)
+template <class Result, Adaptive kind>
+PyObject* adaptive_pool(PyObject*, Arguments args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  static const auto op = find<Result(const at::Tensor&, Ints)>(
+      kind == Adaptive::kAvg   ? "cnnext::adaptive_avg_pool"
+      : kind == Adaptive::kMax ? "cnnext::adaptive_max_pool"
+                               : "cnnext::adaptive_max_pool_with_indices");
+  const at::Tensor* input = batched(args[1], args[0]);
+  Sizes output_size;
+  if (!input || !parse(args[2], output_size)) Py_RETURN_NONE;
+  // A list of one size for several axes is an error of torch's.
+  if (!PyLong_CheckExact(args[2]) && int64_t(output_size.size()) != input->dim() - 2) Py_RETURN_NONE;
+  return wrap(run(op, *input, output_size));
+  END_HANDLE_TH_ERRORS
+}
+
+template <PyObject* (*function)(PyObject*, Arguments, Py_ssize_t)>
+PyMethodDef method(const char* name) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL,
+          nullptr};
+}
+
+}  // namespace
+
+PyMethodDef* eager_functions() {
+  static std::array<PyMethodDef, 9> all = {
+      method<conv>("conv"),
+      method<conv_transpose>("conv_transpose"),
+      method<max_pool<at::Tensor>>("max_pool"),
+      method<max_pool<Pair>>("max_pool_with_indices"),
+      method<avg_pool>("avg_pool"),
+      method<adaptive_pool<at::Tensor, Adaptive::kAvg>>("adaptive_avg_pool"),
+      method<adaptive_pool<at::Tensor, Adaptive::kMax>>("adaptive_max_pool"),
+      method<adaptive_pool<Pair, Adaptive::kMaxWithIndices>>("adaptive_max_pool_with_indices"),
+      PyMethodDef{},
+  };
+  return all.data();
+}
+
+}  // namespace cnnext::ops
