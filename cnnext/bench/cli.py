@@ -137,8 +137,20 @@ def layer_from(args: argparse.Namespace) -> Layer:
     try:
         layer.output()
     except (RuntimeError, IndexError) as error:
-        raise ValueError(f"{op}: {error}") from None
+        raise ValueError(f"{op}: {_complaint(layer) or error}") from None
     return layer
+
+
+def _complaint(layer: Layer) -> str:
+    """What torch says of shapes it refuses; on the meta device it says less."""
+    import torch
+
+    operands = [torch.zeros(1).expand(size) for size in (layer.input, layer.weight) if size]
+    try:
+        layer.call(torch.nn.functional, *operands)
+    except (RuntimeError, IndexError) as error:
+        return str(error)
+    return ""
 
 
 def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:

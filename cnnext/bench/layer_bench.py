@@ -14,7 +14,7 @@ import cnnext
 import cnnext.functional
 
 from .layers import LAYOUTS, Layer
-from .timing import Machine, Timing, interleave
+from .timing import Machine, finish, interleave
 
 Call = Callable[[], Tensor]
 
@@ -130,20 +130,12 @@ def kernel_name(layer: Layer, direction: str, dtype: torch.dtype, layout: str) -
         geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
         return str(cnnext._C.explain_conv(op, *sizes, *geometry, dtype, channels_last)["kernel"])
     op = layer.op[: -len("2d")] + ("" if direction == "forward" else "_grad_input")
+    output = layer.output()
     ones, zeros = [1] * layer.dims, [0] * layer.dims
-    return str(
-        cnnext._C.explain_pool(
-            op,
-            list(layer.input),
-            list(layer.output()),
-            list(layer.kernel) or ones,
-            list(layer.stride) or ones,
-            list(layer.padding) or zeros,
-            list(layer.dilation) or ones,
-            dtype,
-            channels_last,
-        )["kernel"]
-    )
+    # adaptive pooling has no window of its own; its largest is told
+    window = list(layer.kernel) or [-(-i // max(o, 1)) for i, o in zip(layer.input[2:], output[2:], strict=True)]
+    geometry = (window, list(layer.stride) or window, list(layer.padding) or zeros, list(layer.dilation) or ones)
+    return str(cnnext._C.explain_pool(op, list(layer.input), list(output), *geometry, dtype, channels_last)["kernel"])
 
 
 def errors(result: Tensor, reference: Tensor) -> dict[str, float]:
@@ -207,7 +199,7 @@ def measure(
             found = {name: errors(call(), reference) for name, call in calls.items()}
             del reference
             check(found, f"{layer.label()} {direction}", dtype)
-            timings = _finish(interleave(calls, min_time, repeats))
+            timings = finish(interleave(calls, min_time, repeats))
         backends = {}
         for name, timing in timings.items():
             library, layout = name.split()
@@ -229,14 +221,6 @@ def measure(
             "backends": backends,
             **_compare(backends),
         }
-
-
-def _finish(steps: Generator[float, None, dict[str, Timing]]) -> dict[str, Timing]:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
 
 
 def _compare(backends: dict[str, dict[str, Any]]) -> dict[str, Any]:

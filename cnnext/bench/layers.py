@@ -116,7 +116,10 @@ class Layer:
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> Layer:
-        return Layer(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
+        return Layer(**values)
 
 
 def _extent(sizes: tuple[int, ...]) -> str:

@@ -54,11 +54,12 @@ class Step:
 
     def gradients(self) -> Tensor:
         """Forward and backward; returns the logits."""
+        assert self.labels is not None
         outputs = self.model(self.images)
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
         weights = (1.0, 0.3, 0.3)  # of the loss of GoogLeNet's heads, as in the paper
-        loss = sum(w * F.cross_entropy(head, self.labels) for w, head in zip(weights, heads, strict=False))
-        loss.backward()
+        losses = [w * F.cross_entropy(head, self.labels) for w, head in zip(weights, heads, strict=False)]
+        torch.stack(losses).sum().backward()
         return heads[0].detach()
 
     def __call__(self) -> None:
@@ -84,7 +85,8 @@ class Step:
 def _step(
     model: nn.Module, library: str, layout: str, dtype: torch.dtype, images: Tensor, labels: Tensor | None
 ) -> Step:
-    model = copy.deepcopy(model).to(dtype=dtype, memory_format=memory_format(layout, 2))
+    model = copy.deepcopy(model).to(dtype)
+    model.to(memory_format=memory_format(layout, 2))  # type: ignore[call-overload]
     if library == "cnnext":
         cnnext.convert(model)
     return Step(model, images.to(dtype=dtype, memory_format=memory_format(layout, 2)), labels)

@@ -139,6 +139,8 @@ class Report:
         else:
             for table in tables.layers(results, section, width):
                 self.console.print(table)
+        if warning := tables.disturbance(results):
+            self.console.print(warning, style="yellow")
         if section.kind == "layers" and section is self._sections[-1]:
             self._layer_summary()
 

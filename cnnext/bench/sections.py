@@ -65,7 +65,7 @@ def _run_here(sections: list[Section]) -> Iterator[Event]:
         torch.set_num_threads(sections[0].threads)
     try:
         yield {"event": "environment", **environment.facts()}
-        machine = Machine(seconds=min(1.0, max(section.min_time for section in sections)))
+        machine = Machine(seconds=min(0.5, 3 * max(section.min_time for section in sections)))
         for index, section in enumerate(sections):
             steps = _network(section, machine) if section.kind == "network" else _layers(section, machine)
             for event in steps:

@@ -18,6 +18,7 @@ from .sections import Section
 _LIBRARY = {"torch": "torch", "cnnext": "[bold]cnnext[/]"}
 _LAYOUT = {"nchw": "NCHW", "channels_last": "channels_last"}
 _SHORT_LAYOUT = {"nchw": "NCHW", "channels_last": "CL"}
+_PREEMPTIONS = 40  # a second; an idle machine has a few, one busy neighbour on one core some hundreds
 _DIRECTIONS = ("forward", "grad_input", "grad_weight", "backward")
 
 LAYER_NOTES = (
@@ -161,9 +162,9 @@ _LAYER_COLUMNS = [
     ("", "left", 2),
     ("ms", "right", 0),
     ("+-", "right", 1),
-    ("GFLOP/s", "right", 0),
+    ("GFLOP/s", "right", 5),
     ("of limit", "right", 0),
-    ("torch ms", "right", 0),
+    ("torch ms", "right", 4),
     ("", "left", 3),
     ("speedup", "right", 0),
 ]
@@ -328,6 +329,14 @@ def geometric_means(results: list[dict[str, Any]], width: int) -> Iterable[Table
                     end_section=row["kind"] == "all",
                 )
         yield rows.table(width)
+
+
+def disturbance(results: list[dict[str, Any]]) -> str:
+    """A warning where other programs ran during a measurement; empty where none did."""
+    most = max((backend["preemptions"] for result in results for backend in result["backends"].values()), default=0.0)
+    if most < _PREEMPTIONS:
+        return ""
+    return f"Other programs took the CPU away up to {most:.0f} times a second while this was measured: do not trust it."
 
 
 def peaks(machine: dict[str, dict[str, float]]) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import resource
 import statistics
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ class Timing:
 
     calls: int  # per entry
     seconds: list[float] = field(default_factory=list)
+    preemptions: float = 0.0  # a second: how often another program took the CPU away while this was timed
 
     @property
     def median(self) -> float:
@@ -49,11 +51,12 @@ class Timing:
             "max": max(self.seconds),
             "calls": self.calls,
             "rounds": len(self.seconds),
+            "preemptions": self.preemptions,
         }
 
 
 def interleave(
-    functions: dict[str, Callable[[], object]], min_time: float, repeats: int | None = None
+    functions: Mapping[str, Callable[[], object]], min_time: float, repeats: int | None = None
 ) -> Generator[float, None, dict[str, Timing]]:
     """Times functions in turns, after a warm-up; a generator that yields the fraction done and returns the times.
 
@@ -74,7 +77,8 @@ def interleave(
         timings[name] = Timing(calls)
         rounds = max(rounds, int(min_time / elapsed))
     rounds = repeats or min(max(rounds, _FEWEST_ROUNDS), _MOST_ROUNDS)
-    deadline = time.perf_counter() + min_time * len(functions)
+    begun, switches = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    deadline = begun + min_time * len(functions)
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -88,7 +92,19 @@ def interleave(
     finally:
         if collecting:
             gc.enable()
+    switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches
+    for timing in timings.values():
+        timing.preemptions = switches / (time.perf_counter() - begun)
     return timings
+
+
+def finish(steps: Generator[float, None, dict[str, Timing]]) -> dict[str, Timing]:
+    """Runs :func:`interleave` to its end without looking at its progress."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value
 
 
 def _block(function: Callable[[], object], calls: int) -> float:
@@ -139,7 +155,8 @@ class Machine:
             candidates = [dtype] if dtype.itemsize > 2 else [dtype, torch.float32]
             rates = {candidate: self._matmul(256, candidate) for candidate in candidates}
             worth = [candidate for candidate in candidates if rates[candidate] > 0.25 * max(rates.values())]
-            self._flops[dtype] = max(self._matmul(size, candidate) for candidate in worth for size in (1024, 2048))
+            sizes = (1024, 2048) if self._seconds > 0.1 else (512,)
+            self._flops[dtype] = max(self._matmul(size, candidate) for candidate in worth for size in sizes)
         return self._flops[dtype]
 
     def _matmul(self, size: int, dtype: torch.dtype) -> float:
@@ -164,7 +181,7 @@ class Machine:
             self._bandwidth[bucket] = bucket * calls / seconds
         return self._bandwidth[bucket]
 
-    def _fastest(self, functions: dict[str, Callable[[], object]]) -> float:
+    def _fastest(self, functions: Mapping[str, Callable[[], object]]) -> float:
         fastest = float("inf")
         with torch.no_grad():
             for function in functions.values():

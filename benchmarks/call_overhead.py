@@ -1,0 +1,73 @@
+"""What one Python call costs beyond its arithmetic: microseconds per call on 1x1x4x4 tensors.
+
+python benchmarks/call_overhead.py [--threads 1] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+
+import cnnext.functional
+from cnnext.bench.report import make_console
+from cnnext.bench.timing import Timing, finish, interleave
+
+
+def calls(functional: object, grad: bool, backward: bool) -> dict[str, Callable[[], object]]:
+    """The measured calls of one library."""
+    x = torch.randn(1, 1, 4, 4, requires_grad=grad)
+    weight = torch.randn(1, 1, 3, 3, requires_grad=grad)
+    conv2d, max_pool2d = functional.conv2d, functional.max_pool2d  # type: ignore[attr-defined]
+    functions: dict[str, Callable[[], torch.Tensor]] = {
+        "conv2d": lambda: conv2d(x, weight, None, 1, 1),
+        "max_pool2d": lambda: max_pool2d(x, 2),
+    }
+    if not backward:
+        return dict(functions)
+    ones = {name: torch.ones_like(function()) for name, function in functions.items()}
+    inputs = {"conv2d": (x, weight), "max_pool2d": (x,)}
+    return {
+        name: lambda name=name, function=function: torch.autograd.grad(function(), inputs[name], ones[name])
+        for name, function in functions.items()
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--min-time", type=float, default=1.0, metavar="S", help="seconds per function")
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    cases = {"no grad": (False, False), "grad": (True, False), "forward + backward": (True, True)}
+    functions = {}
+    for case, (grad, backward) in cases.items():
+        for library, functional in (("torch", F), ("cnnext", cnnext.functional)):
+            for name, function in calls(functional, grad, backward).items():
+                functions[f"{name}|{case}|{library}"] = function
+    timings: dict[str, Timing] = finish(interleave(functions, options.min_time))
+
+    console = make_console()
+    table = Table(title=f"µs per call on 1x1x4x4, {options.threads} thread(s), median of rounds in turns")
+    for heading in ("call", "", "torch", "cnnext", "difference"):
+        table.add_column(heading, justify="left" if heading in ("call", "") else "right")
+    for name in ("conv2d", "max_pool2d"):
+        for case in cases:
+            theirs, ours = (timings[f"{name}|{case}|{library}"].median * 1e6 for library in ("torch", "cnnext"))
+            table.add_row(name, case, f"{theirs:.2f}", f"{ours:.2f}", f"{ours - theirs:+.2f}")
+    console.print(table)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({name: timing.as_json() for name, timing in timings.items()}, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Every distinct layer of a model beside torch's, in chosen directions, at one batch size.
+
+The suites are models (see ``cnnext.models.names()``) and ``pooling``; layers are found by running the model.
+
+    python benchmarks/layers.py --suite resnet50 --batch 16
+    python benchmarks/layers.py --suite resnet18 googlenet --layout channels_last --direction forward,grad_weight
+    python benchmarks/layers.py --suite pooling --batch 16 --json benchmarks/results/pooling_n16.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import cnnext.bench
+import cnnext.models
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", nargs="+", default=["resnet50"], choices=[*cnnext.models.names(), "pooling"])
+    parser.add_argument("--batch", default="1")
+    parser.add_argument("--json", metavar="FILE", help="folders are made where they are missing")
+    options, rest = parser.parse_known_args()
+
+    bench = argparse.ArgumentParser(prog="layers.py", add_help=False)
+    cnnext.bench.add_arguments(bench)
+    arguments = ["--only", "layers", "--mode", "train", "--batch", options.batch, "--model", *options.suite]
+    if options.json:
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        arguments += ["--json", options.json]
+    # --mode train takes every direction of the training step's layers; whatever else bench understands passes through
+    return cnnext.bench.main(bench.parse_args([*arguments, *rest]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

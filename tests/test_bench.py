@@ -1,0 +1,456 @@
+"""The benchmark: what it measures, that it refuses wrong results, and what it prints and writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cnnext
+import cnnext.functional
+
+pytest.importorskip("rich")
+pytest.importorskip("skimage")
+
+from cnnext import bench
+from cnnext.bench import cli, layer_bench, layers, network, sections, tables, timing
+from cnnext.bench.photo import photograph
+
+
+def parse(*arguments):
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args([str(argument) for argument in arguments])
+
+
+# --- layers and suites -------------------------------------------------------------------------------------------
+
+
+def counts(uses):
+    total = {}
+    for use in uses:
+        total[use.layer.op] = total.get(use.layer.op, 0) + use.count
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "expected"),
+    [
+        ("resnet18", False, {"conv2d": 20, "max_pool2d": 1, "adaptive_avg_pool2d": 1}),
+        ("resnet50", False, {"conv2d": 53, "max_pool2d": 1, "adaptive_avg_pool2d": 1}),
+        ("googlenet", False, {"conv2d": 57, "max_pool2d": 13, "adaptive_avg_pool2d": 1}),
+        ("googlenet", True, {"conv2d": 59, "max_pool2d": 13, "adaptive_avg_pool2d": 3}),
+        ("pooling", False, {"max_pool2d": 14, "adaptive_avg_pool2d": 2}),
+    ],
+)
+def test_suites_are_the_models_layers(name, training, expected):
+    assert counts(layers.suite(name, training=training)) == expected
+
+
+def test_suite_has_each_layer_once_with_its_flops():
+    uses = layers.suite("resnet50")
+    assert len({use.layer for use in uses}) == len(uses)
+    assert [use.layer.label() for use in uses if not use.needs_grad_input] == ["3→64 7x7/2 @224"]
+    # 4.09 GMAC of convolution, as published for the variant with the stride in the 3x3
+    assert sum(use.layer.flops() * use.count for use in uses) == pytest.approx(2 * 4.087e9, rel=1e-3)
+
+
+def test_suite_scales_with_batch_and_size():
+    (one, many) = (layers.suite("resnet18", batch, size) for batch, size in ((1, 64), (4, 128)))
+    assert [use.layer.weight for use in one] == [use.layer.weight for use in many]
+    assert many[0].layer.input == (4, 3, 128, 128)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv2d(4, 6, 3, stride=2, padding=1, dilation=2, groups=2),
+        nn.Conv2d(4, 6, (2, 3), padding=(0, 2), bias=False),
+        nn.Conv2d(4, 6, 3, padding="same"),
+        nn.Conv2d(4, 6, 4, padding="same"),
+        nn.Conv2d(4, 6, 3, padding=(2, 1), padding_mode="reflect"),
+        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        nn.MaxPool2d((2, 3), dilation=2),
+        nn.AvgPool2d(2, padding=1, count_include_pad=False),
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.AdaptiveAvgPool2d((3, None)),
+        nn.AdaptiveMaxPool2d(2),
+    ],
+    ids=repr,
+)
+def test_layer_of_module(module):
+    x = torch.randn(2, 4, 11, 12)
+    layer = layers.layer_of(module, x)
+    assert layer.output() == tuple(module(x).shape)
+    assert layers.Layer.from_json(json.loads(json.dumps(layer.as_json()))) == layer
+    if layer.input == tuple(x.shape):
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        assert torch.equal(layer.call(F, x, weight, bias), module(x))
+
+
+def test_layer_of_other_modules_and_dims():
+    assert layers.layer_of(nn.ReLU(), torch.ones(1, 2, 3, 3)) is None
+    assert layers.layer_of(nn.Conv1d(2, 3, 3), torch.ones(1, 2, 9)).op == "conv1d"
+    assert layers.layer_of(nn.MaxPool3d(2), torch.ones(1, 2, 4, 4, 4)).op == "max_pool3d"
+
+
+def test_labels_and_work():
+    layer = layers.Layer("conv2d", (16, 256, 56, 56), (64, 256, 1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+    assert layer.label() == "256→64 1x1 @56"
+    assert layer.flops() == 2 * 16 * 56 * 56 * 256 * 64
+    assert layer.bytes(torch.float32) == 4 * (16 * 256 * 56 * 56 + 16 * 64 * 56 * 56 + 64 * 256)
+    pool = layers.Layer("max_pool2d", (1, 64, 112, 112), kernel=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1))
+    assert (pool.label(), pool.flops()) == ("max 3x3/2 64 @112", 0)
+    depthwise = layers.Layer(
+        "conv2d", (1, 32, 8, 8), (32, 1, 3, 3), stride=(1, 1), padding=(2, 2), dilation=(2, 2), groups=32
+    )
+    assert depthwise.kind() == "depthwise 3x3 d2"
+
+
+# --- arguments ---------------------------------------------------------------------------------------------------
+
+
+def test_single_layer_arguments():
+    args = parse("conv2d", "2x8x9x9", "--weight", "4x4x3x3", "--groups", 2, "--stride", "2x1", "--padding", 1, "--bias")
+    assert cli.layer_from(args) == layers.Layer(
+        "conv2d", (2, 8, 9, 9), (4, 4, 3, 3), True, stride=(2, 1), padding=(1, 1), dilation=(1, 1), groups=2
+    )
+    pool = cli.layer_from(parse("avg_pool2d", "1x2x8x8", "--kernel", 2, "--no-count-include-pad"))
+    assert (pool.stride, pool.count_include_pad) == ((2, 2), False)
+    assert cli.layer_from(parse("adaptive_avg_pool1d", "1x2x8", "--output-size", 3)).output() == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["conv4d", "1x2x3x4"], "no layer is named 'conv4d'"),
+        (["conv2d"], "conv2d needs an input of 4 extents"),
+        (["conv2d", "1x2x3"], "conv2d needs an input of 4 extents"),
+        (["conv2d", "1x2x8x8"], "conv2d needs --weight with 4 extents"),
+        (["conv2d", "1x2x8x8", "--weight", "4x3x3x3"], "expected input"),
+        (["max_pool2d", "1x2x8x8"], "max_pool2d needs --kernel"),
+        (["max_pool2d", "1x2x8x8", "--kernel", "2x2x2"], "--kernel of max_pool2d takes 1 or 2 numbers, got 3"),
+        (["max_pool2d", "1x2x8x8", "--kernel", "3", "--padding", "2"], "pad should be at most half"),
+        (["adaptive_max_pool2d", "1x2x8x8"], "adaptive_max_pool2d needs --output-size"),
+        (["--model", "alexnet"], "no model is named 'alexnet'"),
+        (["--direction", "sideways"], "no direction is named 'sideways'"),
+    ],
+)
+def test_wrong_arguments_say_what_is_wrong(arguments, message, capsys):
+    assert bench.main(parse(*arguments)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_numbers_are_refused():
+    for arguments in (["conv2d", "1xtwo"], ["--batch", "0"], ["--dtype", "int8"]):
+        with pytest.raises(SystemExit):
+            parse(*arguments)
+
+
+def test_plan_of_the_default_run():
+    (network_allocator, networks), (layer_allocator, layer_sections) = cli.plan(parse())
+    assert (network_allocator, layer_allocator) == ("default", "fixed")
+    assert [(s.model, s.mode, s.batch) for s in networks] == [
+        ("resnet50", "infer", 1),
+        ("resnet50", "train", 8),
+        ("googlenet", "infer", 1),
+        ("googlenet", "train", 8),
+    ]
+    assert [(s.model, s.batch, set(s.directions)) for s in layer_sections[:2]] == [
+        ("resnet50", 1, {"forward"}),
+        ("resnet50", 8, {"grad_input", "grad_weight", "backward"}),
+    ]
+    assert all(s.layouts == ("nchw", "channels_last") for s in networks + layer_sections)
+
+
+def test_plan_follows_the_options():
+    options = ["--model", "resnet18", "--mode", "train", "--batch", 3, "--only", "layers", "--layout", "nchw"]
+    ((allocator, (section,)),) = cli.plan(parse(*options, "--direction", "forward,backward", "--allocator", "default"))
+    assert (allocator, section.batch, section.layouts) == ("default", 3, ("nchw",))
+    assert section.directions == ("forward", "backward")
+
+
+# --- the photograph and timing -----------------------------------------------------------------------------------
+
+
+def test_photograph_crops_differ():
+    crops = photograph(3, size=32)
+    assert crops.shape == (3, 3, 32, 32)
+    assert crops.dtype == torch.float32
+    assert 0.3 < float(crops.std()) < 3
+    for i in range(3):
+        for j in range(i):
+            assert float((crops[i] - crops[j]).abs().mean()) > 0.1
+    assert torch.equal(photograph(3, size=32), crops)
+
+
+def test_interleaved_turns():
+    order = []
+    functions = {name: lambda name=name: order.append(name) for name in "ab"}
+    slow = {"a": lambda: (order.append("a"), torch.ones(3_000_000).sum()), "b": functions["b"]}
+    timings = timing.finish(timing.interleave(slow, min_time=0.0, repeats=4))
+    assert [len(timings[name].seconds) for name in "ab"] == [4, 4]
+    assert timings["b"].calls > 100 * timings["a"].calls  # short calls are timed in blocks
+    tail = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
+    assert tail[-8:] == ["a", "b"] * 4
+
+
+def test_quartiles():
+    sample = timing.Timing(1, [1.0, 2.0, 3.0, 4.0, 100.0])
+    assert sample.median == 3.0
+    assert sample.quartiles == (2.0, 4.0)
+
+
+def test_peak_memory_sees_what_a_step_needs():
+    def step():
+        torch.ones(50, 1 << 20)  # 200 MiB
+        torch.ones(10, 1 << 20)
+
+    peak = timing.peak_memory(step)
+    if peak is None:
+        pytest.skip("this kernel does not reset VmHWM")
+    assert 195 <= peak / 2**20 <= 230
+
+
+def test_bandwidth_and_flops_are_plausible():
+    machine = timing.Machine(seconds=0.02)
+    assert 1e8 < machine.flops(torch.float32) < 1e14
+    assert 1e7 < machine.bandwidth(1 << 20) < 1e13
+    assert machine.bandwidth(1 << 20) == machine.bandwidth((1 << 20) - 100)
+
+
+# --- runs --------------------------------------------------------------------------------------------------------
+
+CONV = ("conv2d", "2x8x12x12", "--weight", "16x8x3x3", "--padding", 1)
+POOL = ("max_pool2d", "2x8x12x12", "--kernel", 3, "--stride", 2, "--padding", 1)
+
+
+def run(tmp_path, *arguments):
+    file = tmp_path / "bench.json"
+    status = bench.main(parse(*arguments, "--quick", "--json", file))
+    return status, json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(("arguments", "directions"), [(CONV, layers.CONV_DIRECTIONS), (POOL, layers.POOL_DIRECTIONS)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_single_layer(arguments, directions, dtype, tmp_path, capsys):
+    status, document = run(tmp_path, *arguments, "--dtype", dtype, "--allocator", "default")
+    assert status == 0
+    assert [result["direction"] for result in document["layers"]] == list(directions)
+    for result in document["layers"]:
+        assert set(result["backends"]) == {
+            f"{library} {layout}" for library in ("torch", "cnnext") for layout in layers.LAYOUTS
+        }
+        for name, backend in result["backends"].items():
+            assert 0 < backend["q1"] <= backend["median"] <= backend["q3"]
+            assert backend["error"]["relative"] < 0.02
+            assert ("kernel" in backend) == name.startswith("cnnext")
+        assert result["speedup"]["nchw"] == pytest.approx(
+            result["backends"]["torch nchw"]["median"] / result["backends"]["cnnext nchw"]["median"]
+        )
+        assert result["limit"] > 0
+    (environment,) = document["environment"].values()
+    assert environment["torch"] == torch.__version__
+    assert environment["threads"] == torch.get_num_threads()
+    assert document["machine"]["flops"][dtype] > 0
+    printed = capsys.readouterr().out
+    assert "grad_weight" in printed or "backward" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("op", ["conv1d", "conv3d", "avg_pool1d", "avg_pool3d", "adaptive_max_pool2d"])
+def test_other_layers(op, tmp_path):
+    dims = int(op[-2])
+    shape = "2x4" + "x8" * dims
+    options = {"conv": ["--weight", "6x4" + "x3" * dims], "avg_": ["--kernel", 2], "adap": ["--output-size", 2]}
+    status, document = run(tmp_path, op, shape, *options[op[:4]], "--allocator", "default")
+    assert (status, {result["layer"]["op"] for result in document["layers"]}) == (0, {op})
+
+
+def test_fixed_allocator_runs_in_a_child(tmp_path):
+    status, document = run(tmp_path, *CONV, "--direction", "forward")
+    assert status == 0
+    assert set(document["fixed_allocator"].items()) <= set(document["environment"]["fixed"]["allocator"].items())
+    assert document["layers"][0]["allocator"] == "fixed"
+
+
+def test_wrong_result_stops_before_timing(monkeypatch, tmp_path, capsys):
+    right = cnnext.functional.conv2d
+
+    def wrong(*args, **kwargs):
+        output = right(*args, **kwargs).clone()
+        output[..., -1, -1] = 0  # one corner of the border
+        return output
+
+    monkeypatch.setattr(cnnext.functional, "conv2d", wrong)
+    status, document = run(tmp_path, *CONV, "--allocator", "default")
+    assert (status, document["status"]) == (1, 1)
+    assert document["layers"] == []
+    printed = capsys.readouterr().out
+    assert "stopped before timing" in printed
+    assert "8→16 3x3 @12 forward: cnnext nchw differs" in printed
+
+
+def test_nan_and_wrong_shape_are_mismatches():
+    found = {"torch nchw": {"max": 0.0, "relative": 0.0}, "cnnext nchw": {"max": 0.0, "relative": float("nan")}}
+    with pytest.raises(layer_bench.Mismatch):
+        layer_bench.check(found, "x", torch.float32)
+    with pytest.raises(layer_bench.Mismatch, match="size"):
+        layer_bench.errors(torch.ones(2), torch.ones(3, dtype=torch.float64))
+
+
+def test_network_and_its_layers(tmp_path, capsys):
+    # one thread: this says nothing about time, and is not slowed by what else runs beside the tests
+    options = ["--model", "resnet18", "--allocator", "default", "--repeats", 1, "--threads", 1]
+    status, document = run(tmp_path, *options)
+    assert status == 0
+    assert [(r["model"], r["mode"]) for r in document["networks"]] == [("resnet18", "infer"), ("resnet18", "train")]
+    for result in document["networks"]:
+        assert result["replaced"] == {"convolution": 20, "pooling": 2}
+        assert result["fallbacks"] == {}
+        assert len(result["backends"]) == 4
+        assert set(result["backends"]["cnnext nchw"]["error"]) == (
+            {"output"} if result["mode"] == "infer" else {"output", "gradient"}
+        )
+    directions = {(r["direction"], bool(r["flops"])) for r in document["layers"]}
+    assert directions == {
+        ("forward", True),
+        ("forward", False),
+        ("grad_input", True),
+        ("grad_weight", True),
+        ("backward", False),
+    }
+    means = {(row["op"], row["direction"], row["kind"]): row for row in document["geometric_means"]}
+    assert means["convolution", "forward", "all"]["layers"] == 20
+    assert means["convolution", "grad_input", "all"]["layers"] == 19  # the image needs no gradient
+    printed = capsys.readouterr().out
+    assert "geometric means" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_wrong_network_stops_before_timing(monkeypatch, tmp_path):
+    class Wrong(nn.MaxPool2d):
+        def forward(self, x):
+            return super().forward(x) * 1.01
+
+    Wrong.__module__ = "cnnext.nn"
+    convert = cnnext.convert
+
+    def wrong(model):
+        convert(model)
+        model.maxpool.__class__ = Wrong
+        return model
+
+    monkeypatch.setattr(cnnext, "convert", wrong)
+    options = ["--model", "resnet18", "--only", "networks", "--mode", "infer"]
+    status, document = run(tmp_path, *options)
+    assert (status, document["networks"]) == (1, [])
+
+
+def test_unconverted_layers_are_noticed(monkeypatch):
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.MaxPool2d(2))
+    with pytest.raises(layer_bench.Mismatch, match="convert left 0 as torch"):
+        network.replaced(model)
+
+
+def test_interrupt_prints_and_writes_what_is_there(monkeypatch, tmp_path, capsys):
+    measure = layer_bench.measure
+
+    def interrupted(layer, *args, **kwargs):
+        if not layer.is_conv:
+            raise KeyboardInterrupt
+        yield from measure(layer, *args, **kwargs)
+
+    monkeypatch.setattr(layer_bench, "measure", interrupted)
+    options = ["--model", "resnet18", "--only", "layers", "--mode", "infer", "--allocator", "default"]
+    status, document = run(tmp_path, *options)
+    assert (status, len(document["layers"])) == (130, 1)
+    printed = capsys.readouterr().out
+    assert "interrupted" in printed
+    assert "3→64 7x7/2 @64" in printed
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def result(
+    label="512→512 3x3/2 d2 g32 @14", kernel="gemm_packed_avx512", flops=10**9, speedup=2.0, count=3, kind="3x3"
+):
+    def backend(median):
+        return {"median": median, "q1": median * 0.9, "q3": median * 1.1, "kernel": kernel, "preemptions": 0.0}
+
+    names = [f"{library} {layout}" for library in ("torch", "cnnext") for layout in layers.LAYOUTS]
+    return {
+        "model": "resnet50",
+        "label": label,
+        "kind": kind,
+        "count": count,
+        "direction": "forward",
+        "allocator": "fixed",
+        "flops": flops,
+        "bytes": 10**7,
+        "limit": 1e-3,
+        "batch": 16,
+        "dtype": "float32",
+        "backends": {name: backend(0.1234 if name.startswith("torch") else 0.1234 / speedup) for name in names},
+        "best": {"torch": "torch nchw", "cnnext": "cnnext channels_last"},
+        "speedup": {"best": speedup, "nchw": speedup, "channels_last": speedup},
+    }
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_layer_table_fits(width):
+    from rich.console import Console
+
+    section = sections.Section("layers", "resnet50", "float32", layers.LAYOUTS, 16, 0.1, model="resnet50")
+    console = Console(width=width, highlight=False)
+    with console.capture() as capture:
+        for table in tables.layers([result(), result()], section, width):
+            console.print(table)
+    printed = capture.get()
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= width
+    for cell in (
+        "512→512 3x3/2 d2 g32 @14",
+        "gemm_packed_avx512",
+        "2.00x",
+        "61.7",
+        "all layers",
+    ):  # 123.4 ms of torch's over 2
+        assert cell in printed
+
+
+def test_geometric_means_count_layers():
+    rows = tables.summary([result(speedup=2.0, count=3), result(speedup=0.5, count=1, kind="1x1")])
+    means = {row["kind"]: row for row in rows}
+    assert means["all"]["best"] == pytest.approx((2.0**3 * 0.5) ** 0.25)
+    assert (means["all"]["lowest"], means["all"]["highest"], means["all"]["layers"]) == (0.5, 2.0, 4)
+    assert means["1x1"]["best"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.01234, "0.0123"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1234")])
+def test_three_figures(value, text):
+    assert tables._number(value) == text
+
+
+def test_disturbance_is_told():
+    disturbed = result()
+    disturbed["backends"]["torch nchw"]["preemptions"] = 300.0
+    assert tables.disturbance([result()]) == ""
+    assert "300 times a second" in tables.disturbance([disturbed])
+
+
+# --- as a user ---------------------------------------------------------------------------------------------------
+
+
+def test_command_line():
+    command = [sys.executable, "-m", "cnnext", "bench", *map(str, CONV), "--quick", "--direction", "forward"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "8→16 3x3 @12 · forward" in done.stdout
