@@ -1,9 +1,9 @@
 #include "common.h"
 
-#include <ATen/FuncTorchTLS.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <atomic>
 #include <map>
@@ -91,7 +91,11 @@ const std::string* forced_kernel(const char* op) {
 }
 
 const char* left_to_aten(std::initializer_list<const at::Tensor*> tensors) {
-  if (at::functorch::functorchTLSAccessor()) return "torch.func transform";
+  using c10::impl::tls_is_dispatch_key_included;
+  if (tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+      tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode)) {
+    return "torch.func transform";
+  }
   const at::Tensor& first = **tensors.begin();
   for (const at::Tensor* tensor : tensors) {
     if (!tensor->defined()) continue;

@@ -109,20 +109,14 @@ bool has_bias(const OptionalTensor& bias, int64_t channels) {
 at::Tensor conv_cpu(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                     int64_t groups) {
-  const auto by_aten = [&] {  // also raises torch's own error where the arguments are invalid
-    return aten::conv(input, weight, bias, c10::fromIntArrayRefSlow(stride),
-                      c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
-  };
   const char* reason = left_to_aten({&input, &weight, bias ? &*bias : &weight});
   const Conv<int64_t> c(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
-  if (!reason &&
-      (!c.valid() || !has_bias(bias, weight.size(0)) || input.numel() == 0 || weight.numel() == 0)) {
-    reason = "empty tensor";
-  }
+  if (!reason && (input.numel() == 0 || weight.numel() == 0)) reason = "empty tensor";
+  if (!reason && !(c.valid() && has_bias(bias, weight.size(0))))
+    reason = "invalid";  // torch raises its own error
   if (reason) {
-    const at::Tensor output = by_aten();
-    record_fallback("conv", reason);
-    return output;
+    return aten::conv(reason, input, weight, bias, c10::fromIntArrayRefSlow(stride),
+                      c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
   }
   const cpu::Layout layout = either_last(input, weight);
   const auto format = memory_format(layout, input.dim());
@@ -139,11 +133,9 @@ at::Tensor conv_grad_input_cpu(const at::Tensor& grad_output, const at::Tensor& 
   const char* reason = left_to_aten({&grad_output, &weight, bias ? &*bias : &weight});
   if (!reason && (grad_output.numel() == 0 || weight.numel() == 0)) reason = "empty tensor";
   if (reason) {
-    const at::Tensor input = aten::conv_grad_input(
-        grad_output, weight, bias, c10::fromIntArrayRefSlow(input_size), c10::fromIntArrayRefSlow(stride),
-        c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
-    record_fallback("conv_grad_input", reason);
-    return input;
+    return aten::conv_grad_input(reason, grad_output, weight, bias, c10::fromIntArrayRefSlow(input_size),
+                                 c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
+                                 c10::fromIntArrayRefSlow(dilation), groups);
   }
   const auto input_sizes = sizes<int64_t>(grad_output.size(0), weight.size(1) * groups, input_size);
   const Conv<int64_t> c(input_sizes, weight.sizes(), stride, padding, dilation, groups);
@@ -165,11 +157,9 @@ at::Tensor conv_grad_weight_cpu(const at::Tensor& grad_output, const at::Tensor&
   const char* reason = left_to_aten({&grad_output, &input});
   if (!reason && (grad_output.numel() == 0 || input.numel() == 0)) reason = "empty tensor";
   if (reason) {
-    const at::Tensor weight = aten::conv_grad_weight(
-        grad_output, input, c10::fromIntArrayRefSlow(kernel_size), c10::fromIntArrayRefSlow(stride),
-        c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups, channels_last);
-    record_fallback("conv_grad_weight", reason);
-    return weight;
+    return aten::conv_grad_weight(reason, grad_output, input, c10::fromIntArrayRefSlow(kernel_size),
+                                  c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
+                                  c10::fromIntArrayRefSlow(dilation), groups, channels_last);
   }
   TORCH_CHECK(groups > 0, "conv_grad_weight: expected positive groups, but got ", groups);
   const auto weight_sizes = sizes<int64_t>(grad_output.size(1), input.size(1) / groups, kernel_size);
@@ -193,8 +183,7 @@ at::Tensor conv_grad_bias_cpu(const at::Tensor& grad_output) {
   const char* reason = left_to_aten({&grad_output});
   if (!reason && grad_output.numel() == 0) reason = "empty tensor";
   if (reason) {
-    record_fallback("conv_grad_bias", reason);
-    return aten::conv_grad_bias(grad_output);
+    return aten::conv_grad_bias(reason, grad_output);
   }
   cpu::ConvProblem problem;
   problem.shape.N = grad_output.size(0);
@@ -215,7 +204,7 @@ at::Tensor conv_meta(const at::Tensor& input, const at::Tensor& weight, const Op
                      c10::SymInt groups) {
   const Conv<c10::SymInt> c(input.sym_sizes(), weight.sym_sizes(), stride, padding, dilation, groups);
   if (!c.valid() || left_to_aten({&input, &weight})) {
-    return aten::conv(input, weight, bias, stride, padding, dilation, groups);
+    return aten::conv(nullptr, input, weight, bias, stride, padding, dilation, groups);
   }
   return at::empty_symint(c.output, input.options(), memory_format(either_last(input, weight), input.dim()));
 }

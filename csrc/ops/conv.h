@@ -30,20 +30,21 @@ cpu::ConvProblem conv_problem(at::IntArrayRef input, at::IntArrayRef weight, at:
                               at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                               at::ScalarType type, cpu::Layout layout);
 
-// The same by ATen, for what is not ours; differentiable in every mode.
+// The same by ATen, for what is not ours; differentiable in every mode. The reason is recorded, unless it is
+// null.
 namespace aten {
-at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                c10::SymInt groups);
-at::Tensor conv_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
+at::Tensor conv(const char* reason, const at::Tensor& input, const at::Tensor& weight,
+                const OptionalTensor& bias, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                c10::SymIntArrayRef dilation, c10::SymInt groups);
+at::Tensor conv_grad_input(const char* reason, const at::Tensor& grad_output, const at::Tensor& weight,
                            const OptionalTensor& bias, c10::SymIntArrayRef input_size,
                            c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                            c10::SymIntArrayRef dilation, c10::SymInt groups);
-at::Tensor conv_grad_weight(const at::Tensor& grad_output, const at::Tensor& input,
+at::Tensor conv_grad_weight(const char* reason, const at::Tensor& grad_output, const at::Tensor& input,
                             c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
                             c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
                             bool channels_last);
-at::Tensor conv_grad_bias(const at::Tensor& grad_output);
+at::Tensor conv_grad_bias(const char* reason, const at::Tensor& grad_output);
 }  // namespace aten
 
 }  // namespace cnnext::ops

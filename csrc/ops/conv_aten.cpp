@@ -16,17 +16,22 @@ SymInts expanded(c10::SymIntArrayRef values, size_t dims) {
                                : SymInts(dims, values.empty() ? 0 : values[0]);
 }
 
-}  // namespace
-
-at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                c10::SymInt groups) {
-  const SymInts no_output_padding(std::max<int64_t>(weight.dim() - 2, 0), 0);
-  return at::convolution_symint(input, weight, bias, stride, padding, dilation, false, no_output_padding,
-                                groups);
+at::Tensor recorded(const char* op, const char* reason, at::Tensor result) {
+  if (reason) record_fallback(op, reason);
+  return result;
 }
 
-at::Tensor conv_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
+}  // namespace
+
+at::Tensor conv(const char* reason, const at::Tensor& input, const at::Tensor& weight,
+                const OptionalTensor& bias, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  const SymInts no_output_padding(std::max<int64_t>(weight.dim() - 2, 0), 0);
+  at::Tensor output = at::convolution_symint(input, weight, bias, stride, padding, dilation, false,
+                                             no_output_padding, groups);
+}
+
+at::Tensor conv_grad_input(const char* reason, const at::Tensor& grad_output, const at::Tensor& weight,
                            const OptionalTensor& bias, c10::SymIntArrayRef input_size,
                            c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                            c10::SymIntArrayRef dilation, c10::SymInt groups) {
@@ -42,10 +47,11 @@ at::Tensor conv_grad_input(const at::Tensor& grad_output, const at::Tensor& weig
         (grad_output.sym_size(i + 2) - 1) * s[i] - p[i] * 2 + d[i] * (weight.sym_size(i + 2) - 1) + 1;
     output_padding.push_back(input_size[i] - smallest);
   }
-  return at::convolution_symint(grad_output, weight, bias, s, p, d, true, output_padding, groups);
+  at::Tensor input = at::convolution_symint(grad_output, weight, bias, s, p, d, true, output_padding, groups);
+  return recorded("conv_grad_input", reason, std::move(input));
 }
 
-at::Tensor conv_grad_weight(const at::Tensor& grad_output, const at::Tensor& input,
+at::Tensor conv_grad_weight(const char* reason, const at::Tensor& grad_output, const at::Tensor& input,
                             c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
                             c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
                             bool channels_last) {
@@ -56,22 +62,35 @@ at::Tensor conv_grad_weight(const at::Tensor& grad_output, const at::Tensor& inp
   const at::Tensor weight =  // only its size and format are read
       input.new_empty_symint(size).contiguous(memory_format(layout, int64_t(dims) + 2));
   const SymInts no_output_padding(dims, 0);
-  return std::get<1>(at::convolution_backward_symint(
+  at::Tensor gradient = std::get<1>(at::convolution_backward_symint(
       grad_output, input, weight, std::nullopt, expanded(stride, dims), expanded(padding, dims),
       expanded(dilation, dims), false, no_output_padding, groups, {false, true, false}));
+  return recorded("conv_grad_weight", reason, std::move(gradient));
 }
 
-at::Tensor conv_grad_bias(const at::Tensor& grad_output) {
+at::Tensor conv_grad_bias(const char* reason, const at::Tensor& grad_output) {
   c10::SmallVector<int64_t, kAxes + 2> dims = {0};
   for (int64_t d = 2; d < grad_output.dim(); ++d) dims.push_back(d);
-  return grad_output.sum(dims);
+  return recorded("conv_grad_bias", reason, grad_output.sum(dims));
 }
 
+namespace {
+
+// The operator's own signature, under vmap.
+template <auto Op>
+struct Batched;
+template <class Result, class... Args, Result (*Op)(const char*, Args...)>
+struct Batched<Op> {
+  static Result run(Args... args) { return Op("vmap", args...); }
+};
+
+}  // namespace
+
 TORCH_LIBRARY_IMPL(cnnext, FuncTorchBatched, m) {
-  m.impl("conv", conv);
-  m.impl("conv_grad_input", conv_grad_input);
-  m.impl("conv_grad_weight", conv_grad_weight);
-  m.impl("conv_grad_bias", conv_grad_bias);
+  m.impl("conv", Batched<&conv>::run);
+  m.impl("conv_grad_input", Batched<&conv_grad_input>::run);
+  m.impl("conv_grad_weight", Batched<&conv_grad_weight>::run);
+  m.impl("conv_grad_bias", Batched<&conv_grad_bias>::run);
 }
 
 }  // namespace cnnext::ops::aten

@@ -186,9 +186,7 @@ at::Tensor conv_autograd(const at::Tensor& input, const at::Tensor& weight, cons
                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                          c10::SymIntArrayRef dilation, c10::SymInt groups) {
   if (const char* reason = left_to_aten({&input, &weight, bias ? &*bias : &weight})) {
-    at::Tensor output = aten::conv(input, weight, bias, stride, padding, dilation, groups);
-    record_fallback("conv", reason);
-    return output;
+    return aten::conv(reason, input, weight, bias, stride, padding, dilation, groups);
   }
   if (differentiates(input, weight, bias)) {
     return ConvFunction::apply(input, weight, bias, Parameters{stride, padding, dilation, groups, 0});
@@ -202,10 +200,8 @@ at::Tensor conv_grad_input_autograd(const at::Tensor& grad_output, const at::Ten
                                     c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                     c10::SymIntArrayRef dilation, c10::SymInt groups) {
   if (const char* reason = left_to_aten({&grad_output, &weight, bias ? &*bias : &weight})) {
-    at::Tensor input =
-        aten::conv_grad_input(grad_output, weight, bias, input_size, stride, padding, dilation, groups);
-    record_fallback("conv_grad_input", reason);
-    return input;
+    return aten::conv_grad_input(reason, grad_output, weight, bias, input_size, stride, padding, dilation,
+                                 groups);
   }
   if (differentiates(grad_output, weight, bias)) {
     return ConvGradInputFunction::apply(grad_output, weight, bias, input_size,
@@ -220,10 +216,8 @@ at::Tensor conv_grad_weight_autograd(const at::Tensor& grad_output, const at::Te
                                      c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                                      c10::SymInt groups, bool channels_last) {
   if (const char* reason = left_to_aten({&grad_output, &input})) {
-    at::Tensor weight = aten::conv_grad_weight(grad_output, input, kernel_size, stride, padding, dilation,
-                                               groups, channels_last);
-    record_fallback("conv_grad_weight", reason);
-    return weight;
+    return aten::conv_grad_weight(reason, grad_output, input, kernel_size, stride, padding, dilation, groups,
+                                  channels_last);
   }
   if (differentiates(grad_output, input)) {
     return ConvGradWeightFunction::apply(grad_output, input, kernel_size,
@@ -234,10 +228,7 @@ at::Tensor conv_grad_weight_autograd(const at::Tensor& grad_output, const at::Te
 }
 
 at::Tensor conv_grad_bias_autograd(const at::Tensor& grad_output) {
-  if (const char* reason = left_to_aten({&grad_output})) {
-    record_fallback("conv_grad_bias", reason);
-    return aten::conv_grad_bias(grad_output);
-  }
+  if (const char* reason = left_to_aten({&grad_output})) return aten::conv_grad_bias(reason, grad_output);
   if (differentiates(grad_output, {})) return ConvGradBiasFunction::apply(grad_output);
   at::AutoDispatchBelowADInplaceOrView below;
   return conv_grad_bias(grad_output);
