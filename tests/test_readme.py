@@ -9,7 +9,11 @@ import pytest
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 TEXT = README.read_text() if README.exists() else ""
-PYTHON = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+# Each block behind as many empty lines as precede it, so that a traceback names the README's line.
+PYTHON = [
+    "\n" * TEXT.count("\n", 0, block.start(1)) + block[1]
+    for block in re.finditer(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+]
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=[f"block{number}" for number in range(1, len(PYTHON) + 1)])
