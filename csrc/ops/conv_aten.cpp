@@ -29,6 +29,7 @@ at::Tensor conv(const char* reason, const at::Tensor& input, const at::Tensor& w
   const SymInts no_output_padding(std::max<int64_t>(weight.dim() - 2, 0), 0);
   at::Tensor output = at::convolution_symint(input, weight, bias, stride, padding, dilation, false,
                                              no_output_padding, groups);
+  return recorded("conv", reason, std::move(output));
 }
 
 at::Tensor conv_grad_input(const char* reason, const at::Tensor& grad_output, const at::Tensor& weight,
