@@ -92,7 +92,7 @@ class Build(BuildExtension):
 
 CUDA, CUDA_REASON = choose_cuda()
 OPENMP = openmp_flags()
-cxx = ["-O3", "-g0", "-Wall", "-ffp-contract=fast", "-fvisibility=hidden", *OPENMP]
+cxx = ["-O3", "-g0", "-Wall", "-Werror=return-type", "-ffp-contract=fast", "-fvisibility=hidden", *OPENMP]
 # Not linked by GCC: its calls into OpenMP then find the one runtime that torch has loaded.
 link = OPENMP if "clang" in compiler_version() else []
 if SANITIZE:
