@@ -32,3 +32,49 @@ def explain_pool(
 ) -> dict[str, Any]: ...
 def fallbacks() -> dict[str, int]: ...
 def reset_fallbacks() -> None: ...
+
+# The operators, for eager calls that need no thought; None where the long way through torch.ops must be taken.
+Sizes = int | Sequence[int]
+
+def conv(
+    dims: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sizes,
+    padding: Sizes | str,
+    dilation: Sizes,
+    groups: int,
+) -> torch.Tensor | None: ...
+def conv_transpose(
+    dims: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sizes,
+    padding: Sizes,
+    output_padding: Sizes,
+    groups: int,
+    dilation: Sizes,
+) -> torch.Tensor | None: ...
+def max_pool(
+    dims: int, input: Any, kernel_size: Sizes, stride: Sizes | None, padding: Sizes, dilation: Sizes, ceil_mode: bool
+) -> torch.Tensor | None: ...
+def max_pool_with_indices(
+    dims: int, input: Any, kernel_size: Sizes, stride: Sizes | None, padding: Sizes, dilation: Sizes, ceil_mode: bool
+) -> tuple[torch.Tensor, torch.Tensor] | None: ...
+def avg_pool(
+    dims: int,
+    input: Any,
+    kernel_size: Sizes,
+    stride: Sizes | None,
+    padding: Sizes,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> torch.Tensor | None: ...
+def adaptive_avg_pool(dims: int, input: Any, output_size: Any) -> torch.Tensor | None: ...
+def adaptive_max_pool(dims: int, input: Any, output_size: Any) -> torch.Tensor | None: ...
+def adaptive_max_pool_with_indices(
+    dims: int, input: Any, output_size: Any
+) -> tuple[torch.Tensor, torch.Tensor] | None: ...

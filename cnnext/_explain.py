@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -201,7 +201,10 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         op = func._schema.name.split("::")[1]
         name = self.path[-1] if self.path else ""
-        if func.namespace == "cnnext" and op != "max_unpool":
+        empty = any(isinstance(arg, Tensor) and arg.numel() == 0 for arg in args)
+        if func.namespace == "cnnext" and empty:
+            self._note_fallback(name, op, args, f"{op}: empty tensor")
+        elif func.namespace == "cnnext" and op != "max_unpool":
             named = {a.name: a.default_value for a in func._schema.arguments}
             named |= dict(zip(named, args, strict=False)) | (kwargs or {})
             if "weight" in named:
@@ -213,10 +216,13 @@ class _Recorder(TorchDispatchMode):
             now = backends.fallbacks()
             reason = next((key for key in now if now[key] > self.fallbacks.get(key, 0)), f"{op}: not ours")
             self.fallbacks = now
-            sizes = " ".join("x".join(map(str, a.shape)) for a in args if isinstance(a, Tensor))
-            layer = _layer(name, op, sizes, args[0], _channels_last(args[0]), [])
-            self.layers.append(Layer(**{**layer.__dict__, "fallback": reason}))
+            self._note_fallback(name, op, args, reason)
         return result
+
+    def _note_fallback(self, name: str, op: str, args: Any, reason: str) -> None:
+        sizes = " ".join("x".join(map(str, arg.shape)) for arg in args if isinstance(arg, Tensor))
+        layer = _layer(name, op, sizes, args[0], _channels_last(args[0]), [])
+        self.layers.append(replace(layer, fallback=reason))
 
 
 def explain(layer_or_function: Callable[..., Any], *tensors: Any, **kwargs: Any) -> Explanation:

@@ -1,35 +1,29 @@
 """Drop-in replacements for the convolution and pooling functions of `torch.nn.functional`.
 
 Names, arguments and results are torch's; every other name of `torch.nn.functional` is passed on, so that
-`from cnnext import functional as F` can replace torch's import. One body serves one, two and three dimensions. What the
-operators do not take (an invalid call, a sparse tensor, ...) goes to torch's function, which raises its own error or
-computes the result; the latter is recorded, see `cnnext.fallbacks`.
+`from cnnext import functional as F` can replace torch's import. One body serves one, two and three dimensions. Most
+eager calls go to the operator by the short way, `_C`. What the operators do not take (an invalid call, a sparse tensor,
+...) goes to torch's function, which raises its own error or computes the result; the latter is recorded, see
+`cnnext.fallbacks`.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
-from . import backends
+from . import _C, backends
+from ._arguments import Size, TorchFunction, are_ours, integer, integers, per_axis
 from ._docs import document
 
 _ops = torch.ops.cnnext
-_conv, _conv_grad_input = _ops.conv.default, _ops.conv_grad_input.default
-_max_pool, _max_pool_with_indices = _ops.max_pool.default, _ops.max_pool_with_indices.default
-_avg_pool, _max_unpool = _ops.avg_pool.default, _ops.max_unpool.default
-_adaptive_max_pool = _ops.adaptive_max_pool.default
-_adaptive_max_pool_with_indices = _ops.adaptive_max_pool_with_indices.default
-_adaptive_avg_pool = _ops.adaptive_avg_pool.default
-
-_Size = int | Sequence[int]
 _Function = Callable[..., Tensor]
 _Pair = Callable[..., tuple[Tensor, Tensor]]
 
@@ -38,194 +32,126 @@ def __getattr__(name: str) -> Any:
     return getattr(F, name)
 
 
-def _left_to_torch(op: str, reference: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """torch's function raises its own error, or computes what our operators do not take; only that is recorded."""
-    output = reference(*args, **kwargs)
-    backends.record_fallback(op, "arguments that only torch takes" if backends.enabled else "cnnext is disabled")
-    return output
-
-
-def _is_ours(dims: int, *tensors: Any) -> bool:
-    """Whether the operators take the first tensor as [N, C, *spatial] or [C, *spatial] and the others at all."""
-    if not backends.enabled:
-        return False
-    for tensor in tensors:
-        if tensor is not None and not (
-            isinstance(tensor, Tensor)
-            and tensor.layout is torch.strided
-            and not tensor.is_quantized
-            and not tensor.is_nested
-        ):
-            return False
-    return tensors[0] is not None and tensors[0].dim() - dims in (1, 2)
-
-
-def _integer(value: Any) -> Any:
-    """A number as torch's functions accept it (NumPy's too, no bool, no float), or None. Symbolic numbers pass."""
-    if type(value) is int or isinstance(value, (torch.SymInt, Tensor)):
-        return value
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
-
-
-def _integers(value: Any) -> list[Any] | None:
-    """A number or sequence of numbers as a list, one entry standing for all axes; None if only torch can judge it."""
-    entries = [_integer(entry) for entry in (value if isinstance(value, (tuple, list)) else (value,))]
-    return None if any(entry is None for entry in entries) else entries
-
-
-def _per_axis(values: list[Any], dims: int) -> list[Any]:
-    return values * dims if len(values) == 1 else values
-
-
-def _batched(dims: int, run: Callable[..., Any], reference: Callable[[], Any], input: Tensor, *args: Any) -> Any:
-    """`run(input, *args)`, through a batch of one where input has no batch axis."""
-    if input.dim() == dims + 2:
-        return run(input, *args)
-    try:
-        output = run(input.unsqueeze(0), *args)
-    except RuntimeError:
-        reference()  # torch's error names the sizes without the batch axis
-        raise
-    return output.squeeze(0) if isinstance(output, Tensor) else tuple(each.squeeze(0) for each in output)
-
-
 def _make_conv(dims: int) -> _Function:
-    reference: _Function = getattr(F, f"conv{dims}d")
-
     def conv(
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
-        stride: _Size = 1,
-        padding: _Size | str = 0,
-        dilation: _Size = 1,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
         groups: int = 1,
     ) -> Tensor:
         if has_torch_function_variadic(input, weight, bias):
-            tensors = (input, weight, bias)
-            return handle_torch_function(conv, tensors, input, weight, bias, stride, padding, dilation, groups)
-        strides, dilations, group = _integers(stride), _integers(dilation), _integer(groups)
-        if isinstance(padding, str):
-            pads = [0] if padding == "valid" or (padding == "same" and set(strides or ()) == {1}) else None
-        else:
-            pads = _integers(padding)
-        ours = _is_ours(dims, input, weight, bias) and weight.dim() == dims + 2
-        if not ours or strides is None or pads is None or dilations is None or group is None:
-            return _left_to_torch("conv", reference, input, weight, bias, stride, padding, dilation, groups)
+            args = (input, weight, bias, stride, padding, dilation, groups)
+            return handle_torch_function(conv, args[:3], *args)
+        if not is_compiling() and backends.enabled:
+            output = _C.conv(dims, input, weight, bias, stride, padding, dilation, groups)
+            if output is not None:
+                return output
+        args = (input, weight, bias, stride, padding, dilation, groups)
+        sizes = [integers(stride), integers(0 if isinstance(padding, str) else padding), integers(dilation)]
+        group = integer(groups)
+        ours = are_ours(dims, input, weight, *([] if bias is None else [bias])) and weight.dim() == dims + 2
+        if not ours or group is None or any(each is None for each in sizes):
+            return torchs.fall_back(*args)
         source = input
         if padding == "same":
+            stride_is_one, dilations = set(sizes[0] or ()) == {1}, sizes[2] or []
+            if not stride_is_one or len(dilations) not in (1, dims):
+                return torchs.fall_back(*args)
             # Where the total is odd, torch puts one zero more on the right.
-            spans = zip(_per_axis(dilations, dims), weight.shape[2:], strict=False)
-            totals = [d * (k - 1) for d, k in spans]
+            totals = [d * (k - 1) for d, k in zip(per_axis(dilations, dims), weight.shape[2:], strict=True)]
             if any(total % 2 for total in totals):
                 source = F.pad(input, [extra for total in reversed(totals) for extra in (0, total % 2)])
-            pads = [total // 2 for total in totals]
+            sizes[1] = [total // 2 for total in totals]
+        elif isinstance(padding, str) and padding != "valid":
+            return torchs.fall_back(*args)
+        return torchs.run(dims, _ops.conv.default, source, (weight, bias, *sizes, group), args)
 
-        def torch_conv() -> Tensor:
-            return reference(input, weight, bias, stride, padding, dilation, groups)
-
-        return _batched(dims, _conv, torch_conv, source, weight, bias, strides, pads, dilations, group)
-
+    torchs = TorchFunction(conv, "conv", f"conv{dims}d")
     return document(conv, f"conv{dims}d")
 
 
 def _make_conv_transpose(dims: int) -> _Function:
-    reference: _Function = getattr(F, f"conv_transpose{dims}d")
-
     def conv_transpose(
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
-        stride: _Size = 1,
-        padding: _Size = 0,
-        output_padding: _Size = 0,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
         groups: int = 1,
-        dilation: _Size = 1,
+        dilation: Size = 1,
     ) -> Tensor:
+        args = (input, weight, bias, stride, padding, output_padding, groups, dilation)
         if has_torch_function_variadic(input, weight, bias):
-            return handle_torch_function(
-                conv_transpose,
-                (input, weight, bias),
-                input,
-                weight,
-                bias,
-                stride,
-                padding,
-                output_padding,
-                groups,
-                dilation,
-            )
-        numbers = [_integers(stride), _integers(padding), _integers(output_padding), _integers(dilation)]
-        group = _integer(groups)
-
-        def torch_conv() -> Tensor:
-            return reference(input, weight, bias, stride, padding, output_padding, groups, dilation)
-
-        ours = _is_ours(dims, input, weight, bias) and weight.dim() == dims + 2
+            return handle_torch_function(conv_transpose, args[:3], *args)
+        if not is_compiling() and backends.enabled:
+            output = _C.conv_transpose(dims, *args)
+            if output is not None:
+                return output
+        numbers = [integers(stride), integers(padding), integers(output_padding), integers(dilation)]
+        group = integer(groups)
+        ours = are_ours(dims, input, weight, *([] if bias is None else [bias])) and weight.dim() == dims + 2
         if not ours or group is None or any(each is None or len(each) not in (1, dims) for each in numbers):
-            return _left_to_torch("conv_grad_input", torch_conv)
-        strides, pads, output_pads, dilations = (_per_axis(each or [], dims) for each in numbers)
+            return torchs.fall_back(*args)
+        strides, pads, extras, dilations = (per_axis(each, dims) for each in numbers)
         # The output is the input of the convolution whose gradient this is.
         sizes = []
-        axes = zip(input.shape[-dims:], weight.shape[2:], strides, pads, output_pads, dilations, strict=True)
+        axes = zip(input.shape[-dims:], weight.shape[2:], strides, pads, extras, dilations, strict=True)
         for in_size, kernel, s, p, extra, d in axes:
             sizes.append((in_size - 1) * s - 2 * p + d * (kernel - 1) + extra + 1)
             if s < 1 or p < 0 or d < 1 or extra < 0 or extra >= max(s, d) or sizes[-1] < 1:
-                return _left_to_torch("conv_grad_input", torch_conv)
+                return torchs.fall_back(*args)
         source = input
-        beyond = [extra // s for extra, s in zip(output_pads, strides, strict=True)]
+        beyond = [extra // s for extra, s in zip(extras, strides, strict=True)]
         if any(beyond):  # a dilation larger than the stride allows output that no input element reaches
             source = F.pad(input, [after for count in reversed(beyond) for after in (0, count)])
-        args = (weight, bias, sizes, strides, pads, dilations, group)
-        return _batched(dims, _conv_grad_input, torch_conv, source, *args)
+        rest = (weight, bias, sizes, strides, pads, dilations, group)
+        return torchs.run(dims, _ops.conv_grad_input.default, source, rest, args)
 
+    torchs = TorchFunction(conv_transpose, "conv_grad_input", f"conv_transpose{dims}d")
     return document(conv_transpose, f"conv_transpose{dims}d")
 
 
 def _pool(
-    dims: int,
-    op: str,
-    run: Callable[..., Any],
-    reference: Callable[[], Any],
-    input: Tensor,
-    sizes: Iterable[Any],
-    *flags: Any,
+    dims: int, run: Callable[..., Any], torchs: TorchFunction, args: Sequence[Any], sizes: Iterable[Any], *flags: bool
 ) -> Any:
-    """A pooling operator: `sizes` are numbers or sequences of them, `flags` are passed on."""
-    numbers = [_integers(size) for size in sizes]
-    if not _is_ours(dims, input) or any(each is None for each in numbers):
-        return _left_to_torch(op, reference)
-    return _batched(dims, run, reference, input, *numbers, *flags)
+    """A pooling operator: `sizes` are numbers or sequences of them. `args` are what torch's function would get."""
+    numbers = [integers(size) for size in sizes]
+    typed = all(each is not None for each in numbers) and all(isinstance(flag, bool) for flag in flags)
+    if not typed or not are_ours(dims, args[0]):
+        return torchs.fall_back(*args)
+    return torchs.run(dims, run, args[0], (*numbers, *flags), args)
 
 
 def _make_max_pool(dims: int) -> tuple[_Function, _Pair]:
-    reference: _Function = getattr(F, f"max_pool{dims}d")
-
     def max_pool_with_indices(
         input: Tensor,
-        kernel_size: _Size,
-        stride: _Size | None = None,
-        padding: _Size = 0,
-        dilation: _Size = 1,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        dilation: Size = 1,
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> tuple[Tensor, Tensor]:
         args = (input, kernel_size, stride, padding, dilation, ceil_mode)
         if has_torch_function_unary(input):
             return handle_torch_function(max_pool_with_indices, (input,), *args, return_indices)
+        if not is_compiling() and backends.enabled:
+            outputs = _C.max_pool_with_indices(dims, *args)
+            if outputs is not None:
+                return outputs
         sizes = (kernel_size, () if stride is None else stride, padding, dilation)
-        with_indices = lambda: reference(*args, True)  # noqa: E731
-        return _pool(dims, "max_pool", _max_pool_with_indices, with_indices, input, sizes, ceil_mode)
+        return _pool(dims, _ops.max_pool_with_indices.default, torchs, (*args, True), sizes, ceil_mode)
 
     def max_pool(
         input: Tensor,
-        kernel_size: _Size,
-        stride: _Size | None = None,
-        padding: _Size = 0,
-        dilation: _Size = 1,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        dilation: Size = 1,
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> Any:
@@ -234,146 +160,170 @@ def _make_max_pool(dims: int) -> tuple[_Function, _Pair]:
         args = (input, kernel_size, stride, padding, dilation, ceil_mode)
         if has_torch_function_unary(input):
             return handle_torch_function(max_pool, (input,), *args, return_indices)
+        if not is_compiling() and backends.enabled:
+            output = _C.max_pool(dims, *args)
+            if output is not None:
+                return output
         sizes = (kernel_size, () if stride is None else stride, padding, dilation)
-        return _pool(dims, "max_pool", _max_pool, lambda: reference(*args), input, sizes, ceil_mode)
+        return _pool(dims, _ops.max_pool.default, torchs, (*args, False), sizes, ceil_mode)
 
+    torchs = TorchFunction(max_pool, "max_pool", f"max_pool{dims}d")
     with_indices = document(max_pool_with_indices, f"max_pool{dims}d_with_indices")
     return document(max_pool, f"max_pool{dims}d"), with_indices
 
 
 def _make_avg_pool(dims: int) -> _Function:
-    reference: _Function = getattr(F, f"avg_pool{dims}d")
-
     def avg_pool(
         input: Tensor,
-        kernel_size: _Size,
-        stride: _Size | None = None,
-        padding: _Size = 0,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> Tensor:
-        args: tuple[Any, ...] = (input, kernel_size, stride, padding, ceil_mode, count_include_pad)
-        args = args if dims == 1 else (*args, divisor_override)
+        args = (input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
         if has_torch_function_unary(input):
-            return handle_torch_function(public, (input,), *args)
+            given: tuple[Any, ...] = args if dims > 1 else args[:-1]
+            return handle_torch_function(public, (input,), *given)
+        if not is_compiling() and backends.enabled:
+            output = _C.avg_pool(dims, *args)
+            if output is not None:
+                return output
+        divisor = None if divisor_override is None else integer(divisor_override)
+        if divisor_override is not None and divisor is None:
+            return torchs.fall_back(*args)
+
+        def run(source: Tensor, *rest: Any) -> Tensor:
+            return _ops.avg_pool.default(source, *rest, divisor)
+
         sizes = (kernel_size, () if stride is None else stride, padding)
-        flags = (ceil_mode, count_include_pad, divisor_override)
-        return _pool(dims, "avg_pool", _avg_pool, lambda: reference(*args), input, sizes, *flags)
+        return _pool(dims, run, torchs, args, sizes, ceil_mode, count_include_pad)
 
     def avg_pool1d(
         input: Tensor,
-        kernel_size: _Size,
-        stride: _Size | None = None,
-        padding: _Size = 0,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
     ) -> Tensor:
         return avg_pool(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
+    torchs = TorchFunction(avg_pool, "avg_pool", f"avg_pool{dims}d")
     public = document(avg_pool1d if dims == 1 else avg_pool, f"avg_pool{dims}d")
     return public
 
 
-def _make_adaptive_max_pool(dims: int) -> tuple[_Function, _Pair]:
-    reference: _Function = getattr(F, f"adaptive_max_pool{dims}d")
+def _filled(dims: int, output_size: Any, input: Any) -> Any:
+    """An adaptive pool's sizes, with the input's in place of None (allowed in two and three dimensions); None if there
+    are too few or too many."""
+    if isinstance(output_size, (tuple, list)):
+        if len(output_size) != dims or not isinstance(input, Tensor) or input.dim() < dims:
+            return None
+        if dims > 1:
+            pairs = zip(output_size, input.shape[-dims:], strict=True)
+            return [in_size if size is None else size for size, in_size in pairs]
+    return output_size
 
+
+def _make_adaptive_max_pool(dims: int) -> tuple[_Function, _Pair]:
     def adaptive_max_pool_with_indices(
-        input: Tensor, output_size: _Size, return_indices: bool = False
+        input: Tensor, output_size: Size, return_indices: bool = False
     ) -> tuple[Tensor, Tensor]:
         if has_torch_function_unary(input):
             return handle_torch_function(with_indices, (input,), input, output_size, return_indices)
-        run, torch_pool = _adaptive_max_pool_with_indices, lambda: reference(input, output_size, True)
-        return _pool(dims, "adaptive_max_pool", run, torch_pool, input, (_filled(dims, output_size, input),))
+        if not is_compiling() and backends.enabled:
+            outputs = _C.adaptive_max_pool_with_indices(dims, input, output_size)
+            if outputs is not None:
+                return outputs
+        run, sizes = _ops.adaptive_max_pool_with_indices.default, (_filled(dims, output_size, input),)
+        return _pool(dims, run, torchs, (input, output_size, True), sizes)
 
-    def adaptive_max_pool(input: Tensor, output_size: _Size, return_indices: bool = False) -> Any:
+    def adaptive_max_pool(input: Tensor, output_size: Size, return_indices: bool = False) -> Any:
         if return_indices:
             return with_indices(input, output_size, return_indices)
         if has_torch_function_unary(input):
             return handle_torch_function(adaptive_max_pool, (input,), input, output_size, return_indices)
-        run, torch_pool = _adaptive_max_pool, lambda: reference(input, output_size)
-        return _pool(dims, "adaptive_max_pool", run, torch_pool, input, (_filled(dims, output_size, input),))
+        if not is_compiling() and backends.enabled:
+            output = _C.adaptive_max_pool(dims, input, output_size)
+            if output is not None:
+                return output
+        sizes = (_filled(dims, output_size, input),)
+        return _pool(dims, _ops.adaptive_max_pool.default, torchs, (input, output_size, False), sizes)
 
+    torchs = TorchFunction(adaptive_max_pool, "adaptive_max_pool", f"adaptive_max_pool{dims}d")
     with_indices = document(adaptive_max_pool_with_indices, f"adaptive_max_pool{dims}d_with_indices")
     return document(adaptive_max_pool, f"adaptive_max_pool{dims}d"), with_indices
 
 
 def _make_adaptive_avg_pool(dims: int) -> _Function:
-    reference: _Function = getattr(F, f"adaptive_avg_pool{dims}d")
-
-    def adaptive_avg_pool(input: Tensor, output_size: _Size) -> Tensor:
+    def adaptive_avg_pool(input: Tensor, output_size: Size) -> Tensor:
         if has_torch_function_unary(input):
             return handle_torch_function(adaptive_avg_pool, (input,), input, output_size)
+        if not is_compiling() and backends.enabled:
+            output = _C.adaptive_avg_pool(dims, input, output_size)
+            if output is not None:
+                return output
         sizes = (_filled(dims, output_size, input),)
-        torch_pool = lambda: reference(input, output_size)  # noqa: E731
-        return _pool(dims, "adaptive_avg_pool", _adaptive_avg_pool, torch_pool, input, sizes)
+        return _pool(dims, _ops.adaptive_avg_pool.default, torchs, (input, output_size), sizes)
 
+    torchs = TorchFunction(adaptive_avg_pool, "adaptive_avg_pool", f"adaptive_avg_pool{dims}d")
     return document(adaptive_avg_pool, f"adaptive_avg_pool{dims}d")
 
 
-def _filled(dims: int, output_size: Any, input: Any) -> Any:
-    """The output size with the input's in place of each None, which torch allows in two and three dimensions."""
-    if dims > 1 and isinstance(output_size, (tuple, list)) and any(size is None for size in output_size):
-        given = zip(output_size, input.shape[-dims:], strict=False)
-        return [in_size if size is None else size for size, in_size in given]
-    return output_size
-
-
 def _make_max_unpool(dims: int) -> _Function:
-    reference: _Function = getattr(F, f"max_unpool{dims}d")
-
     def max_unpool(
         input: Tensor,
         indices: Tensor,
-        kernel_size: _Size,
-        stride: _Size | None = None,
-        padding: _Size = 0,
-        output_size: _Size | None = None,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        output_size: Size | None = None,
     ) -> Tensor:
-        args = (indices, kernel_size, stride, padding, output_size)
+        args = (input, indices, kernel_size, stride, padding, output_size)
         if has_torch_function_variadic(input, indices):
-            return handle_torch_function(max_unpool, (input, indices), input, *args)
-        torch_unpool = lambda: reference(input, *args)  # noqa: E731
-        numbers = [_integers(size) for size in (kernel_size, kernel_size if stride is None else stride, padding)]
+            return handle_torch_function(max_unpool, (input, indices), *args)
+        numbers = [integers(size) for size in (kernel_size, kernel_size if stride is None else stride, padding)]
         wanted = [] if output_size is None else list(output_size) if isinstance(output_size, Iterable) else None
-        if not _is_ours(dims, input, indices) or wanted is None or any(each is None for each in numbers):
-            return _left_to_torch("max_unpool", torch_unpool)
-        axes = [_per_axis(each or [], dims) for each in numbers]
+        if not are_ours(dims, input, indices) or wanted is None or any(each is None for each in numbers):
+            return torchs.fall_back(*args)
+        axes = [per_axis(each, dims) for each in numbers]
         if any(len(axis) != dims for axis in axes) or indices.shape != input.shape:
-            return _left_to_torch("max_unpool", torch_unpool)
+            return torchs.fall_back(*args)
         natural = [(n - 1) * s + k - 2 * p for n, k, s, p in zip(input.shape[-dims:], *axes, strict=True)]
         sizes = wanted[-dims:] or natural
-        off = any(abs(size - mid) >= s for size, mid, s in zip(sizes, natural, axes[1], strict=False))
+        off = any(abs(size - middle) >= s for size, middle, s in zip(sizes, natural, axes[1], strict=False))
         if off or len(wanted) not in (0, dims, dims + 2) or any(size < 0 for size in sizes):
-            return _left_to_torch("max_unpool", torch_unpool)
+            return torchs.fall_back(*args)
         if input.dim() == dims + 1:
-            return _max_unpool(input.unsqueeze(0), indices.unsqueeze(0), sizes).squeeze(0)
-        return _max_unpool(input, indices, sizes)
+            indices = indices.unsqueeze(0)
+        return torchs.run(dims, _ops.max_unpool.default, input, (indices, sizes), args)
 
+    torchs = TorchFunction(max_unpool, "max_unpool", f"max_unpool{dims}d")
     return document(max_unpool, f"max_unpool{dims}d")
 
 
 def _make_lp_pool(dims: int, avg_pool: _Function, max_pool: _Function) -> _Function:
-    reference: _Function = getattr(F, f"lp_pool{dims}d")
-
     def lp_pool(
-        input: Tensor, norm_type: float, kernel_size: _Size, stride: _Size | None = None, ceil_mode: bool = False
+        input: Tensor, norm_type: float, kernel_size: Size, stride: Size | None = None, ceil_mode: bool = False
     ) -> Tensor:
+        args = (input, norm_type, kernel_size, stride, ceil_mode)
         if has_torch_function_unary(input):
-            return handle_torch_function(lp_pool, (input,), input, norm_type, kernel_size, stride, ceil_mode)
+            return handle_torch_function(lp_pool, (input,), *args)
+        sizes = integers(kernel_size)
+        as_torch = isinstance(kernel_size, int) or (dims > 1 and sizes is not None and len(sizes) == dims)
+        if not as_torch or sizes is None or not isinstance(norm_type, (int, float)) or not isinstance(input, Tensor):
+            return torchs.fall_back(*args)
         if norm_type == float("inf"):
             return max_pool(input.abs(), kernel_size, stride, 0, 1, ceil_mode)
         if norm_type == -float("inf"):
             return -max_pool(-input.abs(), kernel_size, stride, 0, 1, ceil_mode)
-        if isinstance(kernel_size, int):
-            taps = kernel_size**dims
-        elif dims > 1 and isinstance(kernel_size, (tuple, list)) and len(kernel_size) == dims:
-            taps = math.prod(kernel_size)
-        else:
-            return _left_to_torch("avg_pool", reference, input, norm_type, kernel_size, stride, ceil_mode)
         mean = avg_pool(input.pow(norm_type), kernel_size, stride, 0, ceil_mode)
+        taps = math.prod(per_axis(sizes, dims))
         return (torch.sign(mean) * F.relu(torch.abs(mean))).mul(taps).pow(1.0 / norm_type)
 
+    torchs = TorchFunction(lp_pool, "avg_pool", f"lp_pool{dims}d")
     return document(lp_pool, f"lp_pool{dims}d")
 
 

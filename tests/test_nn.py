@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -95,12 +96,11 @@ def test_copies_and_files(d: int, name: str) -> None:
 
 def test_constructor_errors_are_torchs() -> None:
     for kwargs in ({"groups": 3}, {"padding": "full"}, {"padding_mode": "mirror"}, {"padding": "same", "stride": 2}):
-        with pytest.raises(ValueError) as ours:
-            nn.Conv2d(4, 4, 3, **kwargs)
-        with pytest.raises(ValueError) as torchs:
+        with pytest.raises(ValueError, match=r"padding|groups") as torchs:
             torch.nn.Conv2d(4, 4, 3, **kwargs)
-        assert str(ours.value) == str(torchs.value)
-    with pytest.raises(ValueError, match="requested an output size") as ours:
+        with pytest.raises(ValueError, match=re.escape(str(torchs.value))):
+            nn.Conv2d(4, 4, 3, **kwargs)
+    with pytest.raises(ValueError, match="requested an output size"):
         nn.ConvTranspose2d(1, 1, 3, stride=2)(torch.ones(1, 1, 4, 4), [20, 20])
 
 

@@ -1,0 +1,89 @@
+"""How the functional interface reads its arguments: what the operators take, and torch's function for the rest."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import backends
+
+Size = int | Sequence[int]
+
+
+def integer(value: Any) -> Any:
+    """A number as torch's functions accept it (NumPy's too, no bool, no float), or None. Symbolic numbers pass."""
+    if type(value) is int or isinstance(value, (torch.SymInt, Tensor)):
+        return value
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def integers(value: Any) -> list[Any] | None:
+    """A number or sequence of numbers as a list, one entry standing for all axes; None if only torch can judge it."""
+    entries = [integer(entry) for entry in (value if isinstance(value, (tuple, list)) else (value,))]
+    return None if any(entry is None for entry in entries) else entries
+
+
+def per_axis(values: Any, dims: int) -> list[Any]:
+    """One value for each axis, of as many or of one."""
+    return list(values) * (dims if len(values) == 1 else 1)
+
+
+def are_ours(dims: int, *tensors: Any) -> bool:
+    """Whether the operators take the first tensor as [N, C, *spatial] or [C, *spatial], and the others at all."""
+    plain = backends.enabled and all(
+        isinstance(tensor, Tensor)
+        and tensor.layout is torch.strided
+        and not (tensor.is_quantized or tensor.is_nested or tensor.is_complex())
+        for tensor in tensors
+    )
+    return plain and tensors[0].dim() - dims in (1, 2)
+
+
+class TorchFunction:
+    """torch's function of the same name, for calls that are not ours: it raises its own error or computes the result.
+
+    It gets only what differs from the defaults, as a caller would write it: torch's errors repeat the call.
+    """
+
+    def __init__(self, ours: Callable[..., Any], op: str, name: str) -> None:
+        self._op = op
+        self._reference: Callable[..., Any] = getattr(F, name)
+        parameters = inspect.signature(ours).parameters.values()
+        self._defaults = [(each.name, each.default) for each in parameters if each.default is not each.empty]
+        self._required = len(parameters) - len(self._defaults)
+
+    def call(self, *args: Any) -> Any:
+        """Calls torch; `args` are all of the function's."""
+        required, optional = args[: self._required], args[self._required :]
+        given = {name: arg for (name, default), arg in zip(self._defaults, optional, strict=True) if arg is not default}
+        bias = (given.pop("bias"),) if "bias" in given else ()
+        return self._reference(*required, *bias, **given)
+
+    def fall_back(self, *args: Any) -> Any:
+        """Calls torch, and records it if torch computes what our operators do not take."""
+        output = self.call(*args)
+        backends.record_fallback(
+            self._op, "arguments that only torch takes" if backends.enabled else "cnnext is disabled"
+        )
+        return output
+
+    def run(self, dims: int, run: Callable[..., Any], input: Tensor, rest: Sequence[Any], args: Sequence[Any]) -> Any:
+        """`run(input, *rest)`, through a batch of one where input has no batch axis. If that fails for the `args` that
+        the user gave, torch's function has the better words."""
+        try:
+            if input.dim() == dims + 2:
+                return run(input, *rest)
+            output = run(input.unsqueeze(0), *rest)
+        except RuntimeError:
+            self.call(*args)
+            raise
+        return output.squeeze(0) if isinstance(output, Tensor) else tuple(each.squeeze(0) for each in output)

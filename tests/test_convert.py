@@ -1,0 +1,155 @@
+"""convert, revert and the report: what is exchanged, what survives, what is left alone."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cnnext
+from cnnext import nn
+
+
+class Net(torch.nn.Module):
+    """Layers of several kinds, one nested, one of them used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+        self.pool = torch.nn.MaxPool2d(2)
+        self.again = self.stem[0]
+        self.up = torch.nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.up(self.pool(self.stem(x))))
+
+
+class Doubled(torch.nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def classes(model: torch.nn.Module) -> dict[str, str]:
+    return {name: type(module).__module__ for name, module in model.named_modules()}
+
+
+def test_exchanges_every_layer_in_place() -> None:
+    model = Net()
+    before = copy.deepcopy(model)
+    modules, state, text = list(model.modules()), {k: v.data_ptr() for k, v in model.state_dict().items()}, repr(model)
+    assert cnnext.convert(model) is model
+    assert list(model.modules()) == modules
+    assert {k: v.data_ptr() for k, v in model.state_dict().items()} == state
+    assert repr(model) == text
+    ours = {name for name, module in classes(model).items() if module == "cnnext.nn"}
+    assert ours == {"stem.0", "pool", "up", "head.0"}
+    assert cnnext.conversion_report(model) == dict.fromkeys(["stem.0", "pool", "up", "head.0"], "cnnext")
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(model(x), before(x))
+    assert cnnext.revert(model) is model
+    assert classes(model) == classes(before)
+    torch.testing.assert_close(model(x), before(x), rtol=0, atol=1e-6)
+
+
+def test_trains_as_before_with_optimizer_and_hooks_from_before() -> None:
+    ours, torchs = Net().double(), Net().double()
+    torchs.load_state_dict(ours.state_dict())
+    seen: list[str] = []
+    ours.stem[0].register_forward_hook(lambda *_: seen.append("forward"))
+    ours.stem[0].weight.register_hook(lambda grad: seen.append("gradient"))
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for model in (ours, torchs)]
+    cnnext.convert(ours)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    for _ in range(3):
+        for model, optimizer in zip((ours, torchs), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+    assert seen == ["forward", "gradient"] * 3
+    torch.testing.assert_close(dict(ours.named_parameters()), dict(torchs.named_parameters()))
+
+
+@pytest.mark.parametrize("name", nn.__all__)
+def test_every_layer_type(name: str) -> None:
+    arguments: dict[str, tuple[Any, ...]] = {"Lazy": (4, 3), "Conv": (2, 4, 3), "LPPo": (2, 3)}
+    layer = getattr(torch.nn, name)(*arguments.get(name[:4], (2,)))
+    assert cnnext.conversion_report(layer) == {"": "torch: convert exchanges it"}
+    assert type(cnnext.convert(layer)) is getattr(nn, name)  # the model itself may be a layer
+    assert type(cnnext.convert(layer)) is getattr(nn, name)
+    assert type(cnnext.revert(layer)) is getattr(torch.nn, name)
+
+
+def test_lazy_layer_becomes_ours() -> None:
+    layer = cnnext.convert(torch.nn.LazyConv2d(4, 3))
+    assert layer(torch.ones(1, 2, 5, 5)).shape == (1, 4, 3, 3)
+    assert type(layer) is nn.Conv2d
+
+
+def test_others_are_left_alone_and_reported() -> None:
+    parametrized = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv2d(2, 2, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(torch.nn.MaxPool2d(2))
+        quantised = torch.ao.nn.quantized.Conv2d(2, 2, 3)
+    model = torch.nn.ModuleList([Doubled(2, 2, 3), parametrized, scripted, quantised, torch.nn.Conv2d(2, 2, 3)])
+    before = [type(module) for module in model]
+    with pytest.warns(
+        UserWarning, match="left alone 0 .*Doubled, a subclass of Conv2d.*, 1 .*parametrized.*, 2 .*, 3 "
+    ) as w:
+        cnnext.convert(model)
+    assert w[0].filename == __file__
+    assert [type(module) for module in model] == [*before[:4], nn.Conv2d]
+    assert cnnext.conversion_report(model) == {
+        "0": "left alone: Doubled, a subclass of Conv2d",
+        "1": "left alone: parametrized Conv2d",
+        "2": "left alone: MaxPool2d compiled by torch.jit",
+        "3": "left alone: quantised Conv2d",
+        "4": "cnnext",
+    }
+    cnnext.revert(model)
+    assert [type(module) for module in model] == [*before[:4], torch.nn.Conv2d]
+
+
+def test_no_warning_when_all_is_exchanged() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 3), nn.MaxPool2d(2), torch.nn.Linear(2, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cnnext.convert(model)
+        cnnext.convert(torch.nn.ModuleList([Doubled(1, 1, 1)]), exclude=Doubled)
+
+
+def test_parametrizing_after_conversion() -> None:
+    layer = cnnext.convert(torch.nn.Conv2d(2, 2, 3))
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    assert cnnext.conversion_report(layer) == {"": "cnnext"}
+    x = torch.randn(1, 2, 5, 5)
+    torch.testing.assert_close(layer(x), torch.nn.functional.conv2d(x, layer.weight, layer.bias))
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    assert type(layer) is nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ("stem.*", None, {"stem.0"}),
+        (None, "stem.*", {"pool", "up", "head.0"}),
+        (torch.nn.MaxPool2d, None, {"pool"}),
+        (["pool", torch.nn.ConvTranspose2d], None, {"pool", "up"}),
+        (None, [torch.nn.AdaptiveAvgPool2d, "p*"], {"stem.0", "up"}),
+        (lambda name, module: isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3), None, {"stem.0"}),
+        ("*", lambda name, module: name.startswith("head"), {"stem.0", "pool", "up"}),
+        ([], None, set()),
+    ],
+)
+def test_include_exclude(include: Any, exclude: Any, expected: set[str]) -> None:
+    model = cnnext.convert(Net(), include=include, exclude=exclude)
+    assert {name for name, module in classes(model).items() if module == "cnnext.nn"} == expected
+    everything = cnnext.convert(Net())
+    cnnext.revert(everything, include=include, exclude=exclude)
+    reverted = {name for name, state in cnnext.conversion_report(everything).items() if state.startswith("torch")}
+    assert reverted == expected

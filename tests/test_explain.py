@@ -1,0 +1,143 @@
+"""explain: the kernels that really run, shapes, work, fallbacks; and what it leaves untouched."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from calls import CALLS, Call
+from torch.profiler import profile
+
+import cnnext
+from cnnext import functional, nn
+
+
+def test_convolution_layer() -> None:
+    layer = torch.nn.Conv2d(6, 8, (3, 5), stride=(1, 2), padding=1, dilation=(2, 1), groups=2)
+    x = torch.randn(4, 6, 16, 20)
+    [found] = cnnext.explain(layer, x).layers
+    output = layer(x)
+    assert (found.op, found.dtype, found.layout, found.fallback) == ("conv", "float32", "channels first", None)
+    expected = "N=4 C=6 H=16 W=20 → K=8 P=14 Q=9, R=3 S=5 stride 1x2 padding 1 dilation 2x1 groups 2"
+    assert found.shape == expected
+    assert [each.name for each in found.directions] == ["forward", "grad_input", "grad_weight"]
+    assert [each.op for each in found.directions] == ["conv", "conv_grad_input", "conv_grad_weight"]
+    for each in found.directions:
+        assert each.kernel in cnnext.backends.kernels(each.op)
+        assert each.flops == 2 * output.numel() * 3 * 3 * 5
+        assert each.bytes == 4 * (x.numel() + layer.weight.numel() + output.numel())
+        assert each.workspace_bytes >= 0
+
+
+def test_transposed_convolution() -> None:
+    layer = nn.ConvTranspose2d(3, 4, 2, stride=2)
+    x = torch.randn(1, 3, 5, 5)
+    [found] = cnnext.explain(layer, x).layers
+    assert found.shape == "N=1 C=3 H=5 W=5 → K=4 P=10 Q=10, R=2 S=2 stride 2 padding 0"
+    ops = {each.name: each.op for each in found.directions}
+    assert ops == {"forward": "conv_grad_input", "grad_input": "conv", "grad_weight": "conv_grad_weight"}
+    assert {each.flops for each in found.directions} == {2 * 25 * 3 * 4 * 4}
+
+
+def test_pooling() -> None:
+    x = torch.randn(2, 3, 9, 9)
+    [found] = cnnext.explain(F.max_pool2d, x, 3, stride=2, padding=1).layers
+    assert found.shape == "N=2 C=3 H=9 W=9 → P=5 Q=5, R=3 S=3 stride 2 padding 1"
+    assert found.op == "max_pool"
+    assert found.directions[0].name == "forward"
+    assert found.directions[0].flops == 2 * 3 * 25 * 9
+    assert found.directions[0].kernel in cnnext.backends.kernels("max_pool")
+    [adaptive] = cnnext.explain(nn.AdaptiveAvgPool2d(3), x).layers
+    assert (adaptive.op, adaptive.shape) == ("adaptive_avg_pool", "N=2 C=3 H=9 W=9 → P=3 Q=3")
+
+
+@pytest.mark.parametrize("library", [F, functional], ids=["torch", "cnnext"])
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_every_call(call: Call, library: Any) -> None:
+    found = cnnext.explain(getattr(library, call.name), *call.tensors(), **call.kwargs)
+    if "unpool" in call.name:  # it has no kernels to choose from
+        return
+    [layer] = found.layers
+    if 0 in call.shapes[0]:
+        assert layer.fallback == "conv: empty tensor"
+        return
+    assert layer.fallback is None
+    assert layer.directions[0].name == "forward"
+    assert layer.directions[0].kernel in str(found)
+
+
+def test_layout_and_type() -> None:
+    layer = nn.Conv2d(8, 8, 3).to(torch.bfloat16)
+    x = torch.randn(1, 8, 9, 9, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    [found] = cnnext.explain(layer, x).layers
+    assert (found.dtype, found.layout) == ("bfloat16", "channels last")
+
+
+def test_forced_kernel() -> None:
+    x, w = torch.randn(1, 8, 9, 9), torch.randn(8, 8, 3, 3)
+    for name in cnnext.backends.kernels("conv"):
+        with cnnext.backends.force_kernel("conv", name):
+            [found] = cnnext.explain(F.conv2d, x, w).layers
+        if name not in found.directions[0].refused:
+            assert found.directions[0].kernel == name
+
+
+def test_fallback_is_named() -> None:
+    x, w = torch.ones(1, 1, 5, 5, dtype=torch.int64), torch.ones(1, 1, 3, 3, dtype=torch.int64)
+    found = cnnext.explain(F.conv2d, x, w)
+    [layer] = found.layers
+    assert layer.fallback == "conv: element type"
+    assert layer.directions == []
+    assert "left to torch: conv: element type" in str(found)
+    assert "conv: element type" in found._repr_html_()
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return F.adaptive_avg_pool2d(self.pool(self.stem(x)), 1) * scale
+
+
+def test_model_and_its_output() -> None:
+    model = Net()
+    state = {name: each.clone() for name, each in model.state_dict().items()}
+    found = cnnext.explain(model, torch.randn(2, 3, 10, 10), scale=2.0)
+    assert [layer.name for layer in found.layers] == ["stem.0", "pool", ""]
+    assert [layer.op for layer in found.layers] == ["conv", "max_pool", "adaptive_avg_pool"]
+    # nothing was computed, changed or left behind
+    assert all(torch.equal(each, state[name]) for name, each in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert type(model.stem[0]) is torch.nn.Conv2d
+    text = str(found)
+    assert text.startswith(f"cnnext on {cnnext.backends.cpu_capability()}")
+    assert all(word in text for word in ("stem.0 conv, float32, channels first: N=2 C=3", "grad_weight", "GFLOP"))
+    assert found._repr_html_().count("<tr>") == 1 + sum(len(layer.directions) for layer in found.layers)
+    assert json.loads(json.dumps(found.to_dict()))["layers"][1]["name"] == "pool"
+    assert max(map(len, text.splitlines())) <= 140
+
+
+def test_hooks_are_removed_after_an_error() -> None:
+    model = Net()
+    with pytest.raises(RuntimeError, match="channels"):
+        cnnext.explain(model, torch.randn(1, 4, 8, 8))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_nothing_called() -> None:
+    assert str(cnnext.explain(torch.nn.Linear(2, 2), torch.ones(1, 2))) == "no convolution or pooling was called"
+
+
+def test_profiler_shows_operators() -> None:
+    x, w = torch.randn(1, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
+    with profile() as p:
+        functional.max_pool2d(functional.conv2d(x, w), 2).sum().backward()
+    names = {event.key for event in p.key_averages()}
+    assert {"cnnext::conv", "cnnext::conv_grad_input", "cnnext::conv_grad_weight"} <= names
+    assert any(name.startswith("cnnext::max_pool") for name in names)
