@@ -44,6 +44,7 @@ pybind11::dict to_dict(const cnnext::ops::Choice& choice) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace cnnext::ops;
+  if (PyModule_AddFunctions(m.ptr(), eager_functions()) != 0) throw pybind11::error_already_set();
   m.def("cpu_capability", [] { return cpu_kernels().capability; });
   m.def("candidates", candidates, pybind11::arg("op"),
         "Names of the operator's kernels, in the order they are tried.");

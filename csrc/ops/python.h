@@ -8,7 +8,12 @@
 #include <string>
 #include <vector>
 
+struct PyMethodDef;
+
 namespace cnnext::ops {
+
+// The operators by their short names, for eager calls; the list ends with an empty entry.
+PyMethodDef* eager_functions();
 
 std::map<std::string, int64_t> fallbacks();
 void reset_fallbacks();
