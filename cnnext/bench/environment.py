@@ -23,22 +23,12 @@ def allocator_variables() -> dict[str, str]:
     return {name: os.environ[name] for name in names}
 
 
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def facts() -> dict[str, Any]:
     """Versions, processor, threads, instruction sets, allocator and date of this process."""
     import torch
 
     import cnnext
+    from cnnext._info import _cpu_model
 
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -53,6 +43,6 @@ def facts() -> dict[str, Any]:
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "cnnext": cnnext.__version__,
         "cnnext_capability": cnnext._C.cpu_capability(),
-        "cnnext_build": cnnext._C.build_info(),
+        "cnnext_build": dict(cnnext._build_info),
         "allocator": allocator_variables(),
     }

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cnnext
+from cnnext import models
+from cnnext.backends import fallbacks, reset_fallbacks
 
 from . import layers
 from .layer_bench import Mismatch, check, errors, memory_format
@@ -29,7 +31,7 @@ def prepared_model(name: str, size: int, training: bool) -> nn.Module:
     """
     options: dict[str, Any] = {"dropout": 0.0, "dropout_aux": 0.0, "aux_logits": training}
     torch.manual_seed(0)
-    model = cnnext.models.build(name, **(options if name == "googlenet" else {}))
+    model = models.build(name, **(options if name == "googlenet" else {}))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -135,7 +137,7 @@ def measure(
 
     yield "float64 reference", 0.0
     reference = _step(model, "torch", "nchw", torch.float64, images, labels).results()
-    cnnext.reset_fallbacks()
+    reset_fallbacks()
     steps: dict[str, Step] = {}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for library in ("torch", "cnnext"):
@@ -145,7 +147,7 @@ def measure(
             steps[key] = _step(model, library, layout, dtype, images, labels)
             for what, result in steps[key].results().items():
                 found.setdefault(what, {})[key] = errors(result, reference[what])
-    fallbacks = cnnext.fallbacks()
+    left_to_torch = fallbacks()
     counts = replaced(steps[f"cnnext {layouts[0]}"].model)
     for what, errors_of in found.items():
         check(errors_of, f"{name} {mode} {what}", dtype)
@@ -185,7 +187,7 @@ def measure(
         "image_size": size,
         "dtype": str(dtype).removeprefix("torch."),
         "replaced": counts,
-        "fallbacks": dict(fallbacks),
+        "fallbacks": dict(left_to_torch),
         "conv_flops": flops,
         "limit": flops / machine.flops(dtype),
         "backends": backends,

@@ -70,7 +70,8 @@ def _run_here(sections: list[Section]) -> Iterator[Event]:
             steps = _network(section, machine) if section.kind == "network" else _layers(section, machine)
             for event in steps:
                 yield {**event, "section": index}
-            yield {"event": "machine", **machine.as_json()}
+                if event["event"] == "result":
+                    yield {"event": "machine", **machine.as_json()}
             yield {"event": "end", "section": index}
     finally:
         torch.set_num_threads(before)
