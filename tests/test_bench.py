@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -454,3 +455,20 @@ def test_command_line():
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "8→16 3x3 @12 · forward" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "expected"),
+    [
+        ("layers.py", ["--suite", "pooling", "--batch", "2", "--quick", "--direction", "forward"], "pooling forward"),
+        ("call_overhead.py", ["--min-time", "0.01"], "forward + backward"),
+    ],
+)
+def test_scripts(script, arguments, expected, tmp_path):
+    path = Path(__file__).parents[1] / "benchmarks" / script
+    file = tmp_path / "folder" / "out.json" if script == "layers.py" else tmp_path / "out.json"
+    command = [sys.executable, str(path), *arguments, "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+    assert json.loads(file.read_text())

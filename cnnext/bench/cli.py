@@ -51,28 +51,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     layer.add_argument("--kernel", type=_extents, metavar="RxS", help="pooling window, one number for all dimensions")
     layer.add_argument("--output-size", type=_extents, metavar="PxQ", help="output of adaptive pooling")
     layer.add_argument("--stride", type=_extents, metavar="SxS", help="default: 1, for pooling the window")
-    layer.add_argument("--padding", type=_extents, default=(0,), metavar="PxP")
-    layer.add_argument("--dilation", type=_extents, default=(1,), metavar="DxD")
-    layer.add_argument("--groups", type=_positive, default=1)
-    layer.add_argument("--ceil-mode", action="store_true")
-    layer.add_argument("--no-count-include-pad", action="store_true")
+    layer.add_argument("--padding", type=_extents, default=(0,), metavar="PxP", help="default: 0")
+    layer.add_argument("--dilation", type=_extents, default=(1,), metavar="DxD", help="default: 1")
+    layer.add_argument("--groups", type=_positive, default=1, metavar="G", help="default: 1")
+    layer.add_argument("--ceil-mode", action="store_true", help="of pooling")
+    layer.add_argument("--no-count-include-pad", action="store_true", help="of average pooling")
 
     what = parser.add_argument_group("what is measured")
     what.add_argument("--model", nargs="+", metavar="NAME", help=f"default: {' '.join(DEFAULT_MODELS)}")
     what.add_argument("--batch", type=_positive, metavar="N", help="default: 1 for inference, 8 for training")
-    what.add_argument("--mode", choices=("infer", "train", "both"), default="both")
+    what.add_argument("--mode", choices=("infer", "train", "both"), default="both", help="default: both")
     what.add_argument("--only", choices=("networks", "layers"), help="whole networks only, or their layers only")
     what.add_argument(
-        "--direction", help="of layers, joined by commas: forward,grad_input,grad_weight,backward (pooling)"
+        "--direction",
+        metavar="D,D",
+        help="of layers: forward, grad_input and grad_weight (convolution), backward (pooling); default: all",
     )
-    what.add_argument("--dtype", choices=DTYPES, default="float32")
+    what.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
     what.add_argument(
         "--layout",
         choices=("best", "nchw", "channels_last"),
         default="best",
         help="best measures both and compares each side's better one",
     )
-    what.add_argument("--image-size", type=_positive, default=224, metavar="PIXELS")
+    what.add_argument("--image-size", type=_positive, default=224, metavar="PIXELS", help="default: 224")
 
     how = parser.add_argument_group("how")
     how.add_argument("--threads", type=_positive, metavar="T", help="default: torch's")
