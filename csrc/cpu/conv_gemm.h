@@ -10,82 +10,9 @@
 // cache until they are complete. Each element is summed in the same order whatever the tasks and threads.
 #pragma once
 
-#include "conv_gather.h"
-#include "gemm_tile.h"
+#include "conv_phases.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
-
-// All phases of a forward convolution (one) or of a gradient with respect to the input (a phase for each
-// residue).
-struct Phases {
-  Phases(const ConvProblem& p, bool is_gradient) : shape(p.shape), gradient(is_gradient) {
-    const ConvShape& s = shape;
-    source_channels = gradient ? s.K_per_group() : s.C_per_group();
-    channels = gradient ? s.C_per_group() : s.K_per_group();
-    const Strides in = strides_of(p.layout, s.C, s.input_pixels()),
-                  out = strides_of(p.layout, s.K, s.output_pixels());
-    source = gradient ? out : in;
-    destination = gradient ? in : out;
-    const WeightStrides w = weight_strides_of(p.weight_layout, s.C_per_group(), s.taps());
-    weight_group = s.K_per_group() * w.k;
-    weight_channel = gradient ? w.c : w.k;
-    weight_source = gradient ? w.k : w.c;
-    weight_tap = w.tap;
-    for (int a = 0; a < kAxes; ++a) {
-      const Window& axis = s.axis[a];
-      const int64_t residues = gradient ? axis.stride / gcd_of(axis.stride, axis.dilation) : 1;
-      count[a] = gradient ? min_of(axis.stride, axis.input) : 1;
-      slots[a] = min_of(axis.kernel, residues);
-      max_taps *= ceil_div(axis.kernel, residues);
-    }
-  }
-
-  int64_t size() const { return count[0] * count[1] * count[2]; }
-  int64_t max_depth() const { return max_taps * source_channels; }
-  int64_t total_slots() const { return slots[0] * slots[1] * slots[2]; }
-
-  Gather at(int64_t phase) const {
-    Gather g;
-    for (int a = kAxes - 1; a >= 0; --a) {
-      const Window& w = shape.axis[a];
-      g.axis[a] = gradient ? grad_input_phase(w, phase % count[a]) : forward_phase(w);
-      g.extent[a] = gradient ? w.input : w.output;
-      phase /= count[a];
-    }
-    g.images = shape.N;
-    g.channels = source_channels;
-    return joined(g);
-  }
-
-  // Number of the phase's packed weights; phases without taps have none. Per axis the smallest tap tells the
-  // residue.
-  int64_t slot(const Gather& g) const {
-    int64_t index = 0;
-    for (int a = 0; a < kAxes; ++a) {
-      const PhaseAxis& x = g.axis[a];
-      index = index * slots[a] + (gradient ? x.tap + (x.taps - 1) * x.tap_step : 0);
-    }
-    return index;
-  }
-
-  // Number of the weight's tap that is the gather's m-th.
-  int64_t weight_offset(const Gather& g, int64_t m) const {
-    int64_t tap = 0, unit = 1;
-    for (int a = kAxes - 1; a >= 0; --a) {
-      tap += (g.axis[a].tap + m % g.axis[a].taps * g.axis[a].tap_step) * unit;
-      m /= g.axis[a].taps;
-      unit *= shape.axis[a].kernel;
-    }
-    return tap * weight_tap;
-  }
-
-  ConvShape shape;
-  bool gradient;
-  int64_t source_channels, channels;  // in one group
-  Strides source, destination;
-  int64_t weight_group, weight_channel, weight_source, weight_tap;  // strides, in elements
-  int64_t count[kAxes], slots[kAxes], max_taps = 1;
-};
 
 constexpr int64_t kMaxPanels = 16;     // columns of tiles in a task, channels last
 constexpr int64_t kPixelPanels = 4;    // the same, channels first
@@ -145,7 +72,9 @@ struct Gemm {
       const Gather g = phases.at(task / parts / groups);
       if (g.depth() == 0) return;
       if (cut.last) {
-        pack_weight_columns(g, task / parts % groups, task % parts);
+        const int64_t group = task / parts % groups, panel = task % parts;
+        pack_weight_panel(phases, g, weight, group, block(panel, kWide, phases.channels),
+                          columns_of(g, group, panel));
       } else {
         pack_weight_rows(g, task / parts % groups, task % parts);
       }
@@ -166,25 +95,6 @@ struct Gemm {
     });
   }
 
-  // Channels last: panels of kWide channels, packed[depth][kWide], zero beyond the last channel.
-  void pack_weight_columns(const Gather& g, int64_t group, int64_t panel) const {
-    const int64_t depth = g.depth();
-    const Range channels = block(panel, kWide, phases.channels);
-    A* to = columns_of(g, group, panel);
-    if (channels.size() < kWide) fill_zero(to, depth * kWide);
-    const T* from = weight + group * phases.weight_group + channels.begin * phases.weight_channel;
-    constexpr int64_t kLine = kAlignment / sizeof(T);  // channels whose weights share cache lines
-    for (int64_t c0 = 0; c0 < g.channels; c0 += kLine) {
-      for (int64_t m = 0; m < g.taps(); ++m) {
-        const T* tap = from + phases.weight_offset(g, m);
-        for (int64_t c = c0; c < min_of(c0 + kLine, g.channels); ++c) {
-          const T* row = tap + c * phases.weight_source;
-          A* out = to + (m * g.channels + c) * kWide;
-          for (int64_t k = 0; k < channels.size(); ++k) out[k] = load_one(row + k * phases.weight_channel);
-        }
-      }
-    }
-  }
   A* columns_of(const Gather& g, int64_t group, int64_t panel) const {
     return packed + phases.slot(g) * cut.slot_size +
            (group * cut.panels + panel) * phases.max_depth() * kWide;

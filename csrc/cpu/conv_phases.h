@@ -1,0 +1,101 @@
+// The phases of a convolution in one direction, with the strides of its operands, and the packing of its
+// weights.
+#pragma once
+
+#include "conv_gather.h"
+#include "gemm_tile.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+// All phases of a forward convolution (one) or of a gradient with respect to the input (a phase for each
+// residue).
+struct Phases {
+  Phases(const ConvProblem& p, bool is_gradient) : shape(p.shape), gradient(is_gradient) {
+    const ConvShape& s = shape;
+    source_channels = gradient ? s.K_per_group() : s.C_per_group();
+    channels = gradient ? s.C_per_group() : s.K_per_group();
+    const Strides in = strides_of(p.layout, s.C, s.input_pixels()),
+                  out = strides_of(p.layout, s.K, s.output_pixels());
+    source = gradient ? out : in;
+    destination = gradient ? in : out;
+    const WeightStrides w = weight_strides_of(p.weight_layout, s.C_per_group(), s.taps());
+    weight_group = s.K_per_group() * w.k;
+    weight_channel = gradient ? w.c : w.k;
+    weight_source = gradient ? w.k : w.c;
+    weight_tap = w.tap;
+    for (int a = 0; a < kAxes; ++a) {
+      const Window& axis = s.axis[a];
+      const int64_t residues = gradient ? axis.stride / gcd_of(axis.stride, axis.dilation) : 1;
+      count[a] = gradient ? min_of(axis.stride, axis.input) : 1;
+      slots[a] = min_of(axis.kernel, residues);
+      max_taps *= ceil_div(axis.kernel, residues);
+    }
+  }
+
+  int64_t size() const { return count[0] * count[1] * count[2]; }
+  int64_t max_depth() const { return max_taps * source_channels; }
+  int64_t total_slots() const { return slots[0] * slots[1] * slots[2]; }
+
+  Gather at(int64_t phase) const {
+    Gather g;
+    for (int a = kAxes - 1; a >= 0; --a) {
+      const Window& w = shape.axis[a];
+      g.axis[a] = gradient ? grad_input_phase(w, phase % count[a]) : forward_phase(w);
+      g.extent[a] = gradient ? w.input : w.output;
+      phase /= count[a];
+    }
+    g.images = shape.N;
+    g.channels = source_channels;
+    return joined(g);
+  }
+
+  // Number of the phase's packed weights; phases without taps have none. Per axis the smallest tap tells the
+  // residue.
+  int64_t slot(const Gather& g) const {
+    int64_t index = 0;
+    for (int a = 0; a < kAxes; ++a) {
+      const PhaseAxis& x = g.axis[a];
+      index = index * slots[a] + (gradient ? x.tap + (x.taps - 1) * x.tap_step : 0);
+    }
+    return index;
+  }
+
+  // Number of the weight's tap that is the gather's m-th.
+  int64_t weight_offset(const Gather& g, int64_t m) const {
+    int64_t tap = 0, unit = 1;
+    for (int a = kAxes - 1; a >= 0; --a) {
+      tap += (g.axis[a].tap + m % g.axis[a].taps * g.axis[a].tap_step) * unit;
+      m /= g.axis[a].taps;
+      unit *= shape.axis[a].kernel;
+    }
+    return tap * weight_tap;
+  }
+
+  ConvShape shape;
+  bool gradient;
+  int64_t source_channels, channels;  // in one group
+  Strides source, destination;
+  int64_t weight_group, weight_channel, weight_source, weight_tap;  // strides, in elements
+  int64_t count[kAxes], slots[kAxes], max_taps = 1;
+};
+
+// Weights of kCols channels from the first: to[tap][source channel][kCols], zero beyond the last channel.
+template <class T>
+void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, int64_t group, Range channels,
+                       Acc<T>* to) {
+  constexpr int64_t kWide = kCols<Acc<T>>, kLine = kAlignment / sizeof(T);  // channels that share cache lines
+  if (channels.size() < kWide) fill_zero(to, g.depth() * kWide);
+  const T* from = weight + group * phases.weight_group + channels.begin * phases.weight_channel;
+  for (int64_t c0 = 0; c0 < g.channels; c0 += kLine) {
+    for (int64_t m = 0; m < g.taps(); ++m) {
+      const T* tap = from + phases.weight_offset(g, m);
+      for (int64_t c = c0; c < min_of(c0 + kLine, g.channels); ++c) {
+        const T* row = tap + c * phases.weight_source;
+        Acc<T>* out = to + (m * g.channels + c) * kWide;
+        for (int64_t k = 0; k < channels.size(); ++k) out[k] = load_one(row + k * phases.weight_channel);
+      }
+    }
+  }
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
