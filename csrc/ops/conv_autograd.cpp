@@ -80,6 +80,14 @@ bool is_last(const at::Tensor& t) { return layout_of(t) == cpu::Layout::kChannel
 c10::SymIntArrayRef spatial(const at::Tensor& t) { return t.sym_sizes().slice(2); }
 bool wants_grad(const at::Tensor& t) { return t.defined() && t.requires_grad(); }
 
+// A Function numbers its inputs without the optional tensors that are absent, and number 2 may be none.
+void save_bias(AutogradContext* ctx, const OptionalTensor& bias) {
+  ctx->saved_data["bias"] = bias && bias->defined();
+}
+bool bias_needs_grad(AutogradContext* ctx) {
+  return ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2);
+}
+
 struct ConvFunction : public Function<ConvFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& weight,
                             const OptionalTensor& bias, Parameters p) {
@@ -88,6 +96,7 @@ struct ConvFunction : public Function<ConvFunction> {
     p.channels_last = is_last(output);
     p.save(ctx);
     ctx->save_for_backward({input, weight});
+    save_bias(ctx, bias);
     return output;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -104,7 +113,7 @@ struct ConvFunction : public Function<ConvFunction> {
       out[1] = conv_grad_weight(grad, input, spatial(weight), p.stride, p.padding, p.dilation, p.groups,
                                 is_last(weight));
     }
-    if (ctx->needs_input_grad(2)) out[2] = conv_grad_bias(grad);
+    if (bias_needs_grad(ctx)) out[2] = conv_grad_bias(grad);
     return out;
   }
 };
@@ -118,6 +127,7 @@ struct ConvGradInputFunction : public Function<ConvGradInputFunction> {
     p.channels_last = is_last(input);
     p.save(ctx);
     ctx->save_for_backward({grad_output, weight});
+    save_bias(ctx, bias);
     return input;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -132,7 +142,7 @@ struct ConvGradInputFunction : public Function<ConvGradInputFunction> {
       out[1] = conv_grad_weight(grad_output, grad, spatial(weight), p.stride, p.padding, p.dilation, p.groups,
                                 is_last(weight));
     }
-    if (ctx->needs_input_grad(2)) out[2] = conv_grad_bias(grad);
+    if (bias_needs_grad(ctx)) out[2] = conv_grad_bias(grad);
     return out;
   }
 };
