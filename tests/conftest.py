@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-import cnnext
+from cnnext import backends
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +25,14 @@ def threads() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_thread(threads: None) -> None:
+    """Keeps tests of many small calls from waiting for each other's threads where they run side by side."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
 def no_fallback() -> Iterator[None]:
     """Fails the test if any call in it went to torch instead of our kernels."""
-    cnnext.reset_fallbacks()
+    backends.reset_fallbacks()
     yield
-    assert cnnext.fallbacks() == {}
+    assert backends.fallbacks() == {}

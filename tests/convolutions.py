@@ -1,0 +1,234 @@
+"""Convolution problems, their operands, and what torch computes for them in float64, for the tests of the operators."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cnnext import backends
+
+OPS = ("conv", "conv_grad_input", "conv_grad_weight", "conv_grad_bias")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # one spatial axis has no such format
+KERNELS = [(op, kernel) for op in OPS for kernel in backends.kernels(op)]
+INEXACT = ("winograd",)  # kernels that compute with other numbers than the products of the definition
+
+Ints = int | Sequence[int]
+
+
+def layout(tensor: Tensor, last: bool) -> Tensor:
+    """The tensor in the memory format channels_last or contiguous."""
+    return tensor.contiguous(
+        memory_format=LAST.get(tensor.dim(), torch.contiguous_format) if last else torch.contiguous_format
+    )
+
+
+def is_last(tensor: Tensor) -> bool:
+    return tensor.dim() in LAST and tensor.is_contiguous(memory_format=LAST[tensor.dim()])
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution: sizes of input and weight, and parameters with an entry for each spatial axis."""
+
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def __str__(self) -> str:
+        words = ["x".join(map(str, self.input)), "x".join(map(str, self.weight))]
+        words += [
+            letter + "".join(map(str, values))
+            for letter, values, usual in (("s", self.stride, 1), ("p", self.padding, 0), ("d", self.dilation, 1))
+            if any(value != usual for value in values)
+        ]
+        return "-".join(words + [f"g{self.groups}"] * (self.groups > 1))
+
+    @property
+    def dims(self) -> int:
+        return len(self.stride)
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        spatial = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip(
+                self.input[2:], self.weight[2:], self.stride, self.padding, self.dilation, strict=True
+            )
+        ]
+        return (self.input[0], self.weight[0], *spatial)
+
+    @property
+    def products(self) -> int:
+        """Multiplications of the forward convolution."""
+        return prod(self.output) * prod(self.weight[1:])
+
+    @property
+    def parameters(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
+        return self.stride, self.padding, self.dilation, self.groups
+
+
+def problem(
+    input: Sequence[int],
+    weight: Sequence[int],
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+) -> Conv:
+    """A convolution whose parameters may be numbers that stand for all axes."""
+
+    def each(value: Ints) -> tuple[int, ...]:
+        return (value,) * (len(input) - 2) if isinstance(value, int) else tuple(value)
+
+    return Conv(tuple(input), tuple(weight), each(stride), each(padding), each(dilation), groups)
+
+
+@dataclass
+class Operands:
+    """Everything that the four operators read. `shift` is the bias of the gradient for the input."""
+
+    input: Tensor
+    weight: Tensor
+    grad_output: Tensor
+    bias: Tensor | None = None
+    shift: Tensor | None = None
+
+    def to(self, dtype: torch.dtype, last: bool = False, weight_last: bool = False) -> Operands:
+        def vector(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(dtype)
+
+        return Operands(
+            layout(self.input.to(dtype), last),
+            layout(self.weight.to(dtype), weight_last),
+            layout(self.grad_output.to(dtype), last),
+            vector(self.bias),
+            vector(self.shift),
+        )
+
+
+def integers(conv: Conv, bias: bool = True, seed: int = 0, most: int = 3) -> Operands:
+    """Small integers in float64: every sum of their products is exact, in whatever order and in float32 too."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randint(-most, most + 1, size, generator=generator).double()
+
+    vectors = (draw(conv.weight[0]), draw(conv.input[1])) if bias else (None, None)
+    return Operands(draw(*conv.input), draw(*conv.weight), draw(*conv.output), *vectors)
+
+
+def normals(conv: Conv, dtype: torch.dtype = torch.float64, seed: int = 0) -> Operands:
+    """Random normal numbers, with biases."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (conv.input, conv.weight, conv.output, conv.weight[:1], conv.input[1:2])
+    return Operands(*(torch.randn(size, generator=generator, dtype=torch.float64).to(dtype) for size in sizes))
+
+
+def by_cnnext(op: str, conv: Conv, t: Operands, weight_last: bool = False) -> Tensor:
+    """The operator's result by cnnext."""
+    ops = torch.ops.cnnext
+    if op == "conv":
+        return ops.conv(t.input, t.weight, t.bias, *conv.parameters)
+    if op == "conv_grad_input":
+        return ops.conv_grad_input(t.grad_output, t.weight, t.shift, conv.input[2:], *conv.parameters)
+    if op == "conv_grad_weight":
+        return ops.conv_grad_weight(t.grad_output, t.input, conv.weight[2:], *conv.parameters, weight_last)
+    return ops.conv_grad_bias(t.grad_output)
+
+
+def by_torch(conv: Conv, t: Operands) -> dict[str, Tensor]:
+    """What the four operators compute, by torch in the operands' type."""
+    no_output_padding = [0] * conv.dims
+    rest = (*conv.parameters[:3], False, no_output_padding, conv.groups)
+    grads = torch.ops.aten.convolution_backward(t.grad_output, t.input, t.weight, [conv.weight[0]], *rest, [True] * 3)
+    if t.shift is not None:
+        grads = (grads[0] + t.shift.view(-1, *[1] * conv.dims), *grads[1:])
+    return dict(zip(OPS, (torch.convolution(t.input, t.weight, t.bias, *rest), *grads), strict=True))
+
+
+@contextmanager
+def unwritten_is_nan() -> Iterator[None]:
+    """Fills new tensors with NaN, results and workspaces too: an element that is never written shows."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def forced(op: str, kernel: str, conv: Conv, t: Operands, weight_last: bool = False) -> Tensor | None:
+    """The operator's result by one kernel, NaN where it does not write; None if the kernel does not take the problem."""
+    with unwritten_is_nan(), backends.force_kernel(op, kernel):
+        try:
+            return by_cnnext(op, conv, t, weight_last)
+        except RuntimeError as error:
+            if "does not take this problem" not in str(error):
+                raise
+            return None
+
+
+def check_exact(
+    conv: Conv, t: Operands, expected: Mapping[str, Tensor], dtype: torch.dtype, last: bool, weight_last: bool
+) -> None:
+    """Every kernel of every operator that takes the problem computes exactly what is expected."""
+    given = t.to(dtype, last, weight_last)
+    for op, kernel in KERNELS:
+        if kernel in INEXACT or (kernel == "reference" and conv.products > 300_000):
+            continue
+        result = forced(op, kernel, conv, given, weight_last)
+        if result is None:
+            continue
+        where = f"{op} by {kernel}: {conv}, {dtype}, last={last}, weight_last={weight_last}"
+        assert result.dtype == dtype, where
+        assert torch.equal(result, expected[op].to(dtype)), where
+
+
+EXTENTS = (1, 2, 3, 5, 8, 13, 14, 15, 16, 17, 31, 32, 33, 64, 65, 111, 112, 113, 127, 129, 255, 256, 257, 300, 513)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, most_products: int = 400_000) -> Conv:
+    """Any convolution of moderate size: the larger its channels, the smaller its image."""
+    dims = draw(st.sampled_from((1, 2, 2, 3)))
+    groups = draw(st.sampled_from((1, 1, 1, 2, 3, 16, 33)))
+    extents = st.sampled_from([extent for extent in EXTENTS if extent * groups <= 600])
+    channels, outputs = draw(extents), draw(extents)
+    small = st.integers(1, 4 if dims < 3 else 3)
+    kernel = draw(st.tuples(*[st.one_of(st.just(1), small, st.integers(1, 7 if dims < 3 else 3))] * dims))
+    dilation = draw(st.tuples(*[st.one_of(st.just(1), small)] * dims))
+    padding = draw(st.tuples(*[st.one_of(st.just(0), st.integers(0, 5))] * dims))
+    stride = draw(st.tuples(*[st.one_of(st.just(1), st.integers(1, 5))] * dims))
+    images = draw(st.sampled_from((1, 1, 2, 3, 5)))
+    pixels = most_products // (channels * outputs * groups * prod(kernel) * images)
+    most = max(1, min(70, int(pixels ** (1 / dims))))
+    size = [
+        max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, most - 1) if s == 1 else st.integers(0, 2 * most))
+        for k, s, p, d in zip(kernel, stride, padding, dilation, strict=True)
+    ]
+    return problem(
+        (images, channels * groups, *size), (outputs * groups, channels, *kernel), stride, padding, dilation, groups
+    )
+
+
+def examples(count: int) -> settings:
+    """The same `count` examples in every run; CNNEXT_EXAMPLES=n tries n new ones instead."""
+    many = os.environ.get("CNNEXT_EXAMPLES")
+    return settings(
+        max_examples=int(many or count),
+        derandomize=not many,
+        database=None,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )

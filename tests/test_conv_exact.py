@@ -1,0 +1,110 @@
+"""Convolution on small integers: every kernel, type and layout must compute exactly what torch computes in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from convolutions import DTYPES, Conv, by_torch, check_exact, convolutions, examples, integers, problem
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.usefixtures("no_fallback", "one_thread")
+
+CASES = [
+    # One, two and three axes; sizes of one.
+    problem((1, 1, 1), (1, 1, 1)),
+    problem((2, 3, 11), (4, 3, 3), padding=1),
+    problem((1, 5, 40), (7, 5, 4), stride=3, padding=2, dilation=2),
+    problem((2, 16, 33), (16, 16, 5), dilation=4, padding=8),
+    problem((1, 1, 1, 1), (1, 1, 1, 1)),
+    problem((2, 1, 7, 5), (1, 1, 3, 3)),
+    problem((3, 3, 9, 8), (4, 3, 3, 2), stride=2, padding=1),
+    problem((1, 1, 1, 1, 1), (1, 1, 1, 1, 1)),
+    problem((2, 3, 5, 6, 7), (4, 3, 3, 2, 3), stride=(2, 1, 2), padding=(0, 1, 1)),
+    problem((1, 16, 4, 5, 6), (17, 16, 3, 3, 3), padding=1),
+    problem((2, 5, 6, 7, 5), (4, 5, 2, 2, 2), dilation=(2, 1, 2), stride=(1, 3, 2)),
+    problem((2, 4, 3, 8, 8), (6, 2, 1, 3, 3), padding=(0, 1, 1), groups=2),
+    # Channels on, below and above the tiles' sizes and the vectors' widths.
+    *(problem((1, channels, 5, 6), (outputs, channels, 1, 1)) for channels, outputs in ((14, 15), (15, 16), (16, 17))),
+    *(problem((2, 3, 7, 7), (outputs, 3, 3, 3), padding=1) for outputs in (7, 8, 9, 13, 14, 31, 32, 33)),
+    *(problem((2, channels, 7, 7), (4, channels, 3, 3), padding=1) for channels in (7, 8, 9, 13, 14, 31, 32, 33)),
+    *(problem((1, 2, 3, 4), (outputs, 2, 1, 1)) for outputs in (111, 112, 113, 127, 128, 129, 257, 512, 513, 577)),
+    *(problem((1, channels, 3, 4), (2, channels, 1, 1)) for channels in (111, 113, 127, 129, 512, 513, 577)),
+    # The summed depth crosses blocks of 256, in the middle of a tap or at its end.
+    *(problem((1, channels, 4, 4), (3, channels, 1, 1)) for channels in (255, 256, 257, 600)),
+    problem((1, 29, 6, 5), (5, 29, 3, 3), padding=1),
+    problem((2, 64, 4, 4), (3, 64, 2, 2)),
+    problem((1, 300, 5, 5), (20, 300, 3, 3), padding=1),
+    problem((1, 3, 40, 40), (2, 3, 11, 11), stride=4, padding=2),
+    problem((1, 20, 20), (300, 20, 20)),
+    # Pixels cross blocks of 108, 112 and 256 and are split; several images in a block.
+    *(problem((1, 3, 1, pixels), (5, 3, 1, 1)) for pixels in (107, 108, 109, 111, 112, 113, 255, 256, 257)),
+    problem((5, 3, 9, 7), (4, 3, 3, 3), padding=1),
+    problem((40, 2, 2, 3), (3, 2, 2, 2), padding=1),
+    problem((1, 4, 61, 61), (6, 4, 3, 3), padding=1),
+    problem((3, 2, 65, 33), (3, 2, 1, 1)),
+    problem((2, 2, 2500), (3, 2, 5), padding=2),
+    problem((2, 2, 13, 14, 15), (2, 2, 3, 1, 2), padding=(1, 0, 1)),
+    # Stride, also above the kernel: some inputs are read by no window.
+    problem((2, 3, 11, 13), (4, 3, 1, 1), stride=2),
+    problem((2, 3, 11, 13), (4, 3, 2, 2), stride=3),
+    problem((2, 3, 12, 14), (4, 3, 2, 3), stride=(5, 4), padding=1),
+    problem((1, 3, 2, 2), (4, 3, 1, 1), stride=7),
+    problem((1, 8, 9, 9), (8, 8, 3, 3), stride=2, padding=1),
+    problem((1, 8, 8, 8), (8, 8, 3, 3), stride=2, padding=1),
+    problem((1, 3, 30, 30), (16, 3, 7, 7), stride=2, padding=3),
+    # Dilation, also above the input, and with a stride that has a common divisor or none.
+    problem((2, 3, 9, 9), (4, 3, 3, 3), dilation=2, padding=2),
+    problem((1, 3, 3, 3), (4, 3, 2, 2), dilation=5, padding=3),
+    problem((1, 3, 2, 2), (2, 3, 3, 3), dilation=4, padding=4),
+    problem((2, 3, 15, 14), (4, 3, 3, 3), dilation=2, stride=2, padding=2),
+    problem((2, 3, 15, 14), (4, 3, 3, 4), dilation=(4, 6), stride=(6, 4), padding=(4, 9)),
+    problem((2, 3, 15, 14), (4, 3, 4, 3), dilation=(3, 2), stride=(2, 3), padding=(5, 2)),
+    # Padding above the kernel: some windows lie in the padding alone.
+    problem((2, 3, 4, 5), (4, 3, 1, 1), padding=3),
+    problem((2, 3, 4, 5), (4, 3, 2, 2), padding=(5, 3), stride=2),
+    problem((1, 2, 1, 1), (3, 2, 3, 3), padding=6),
+    problem((1, 2, 3, 4), (3, 2, 2, 2), padding=(0, 6), dilation=(1, 2)),
+    # Kernels as large as the input, larger than it without the padding, and uneven.
+    problem((2, 16, 7, 7), (20, 16, 7, 7)),
+    problem((1, 3, 2, 3), (4, 3, 4, 5), padding=1),
+    problem((2, 3, 9, 9), (4, 3, 1, 7), padding=(0, 3)),
+    problem((2, 3, 9, 9), (4, 3, 7, 1), padding=(3, 0)),
+    # Groups, depthwise, depthwise with a multiplier, one output channel per group.
+    problem((2, 4, 7, 7), (6, 2, 3, 3), padding=1, groups=2),
+    problem((1, 96, 5, 5), (66, 32, 3, 3), padding=1, groups=3),
+    problem((1, 51, 6, 6), (51, 17, 1, 1), groups=3),
+    problem((2, 19, 8, 8), (19, 1, 3, 3), padding=1, groups=19),
+    problem((2, 32, 9, 8), (32, 1, 3, 3), stride=2, padding=1, groups=32),
+    problem((1, 33, 7, 7), (99, 1, 3, 3), dilation=2, padding=2, groups=33),
+    problem((1, 12, 7, 7), (4, 3, 3, 3), padding=1, groups=4),
+    problem((1, 160, 3, 3), (160, 1, 3, 3), padding=1, groups=160),
+    problem((2, 6, 20), (12, 1, 5), padding=2, groups=6),
+    problem((1, 6, 4, 5, 6), (6, 1, 3, 3, 3), padding=1, stride=(1, 2, 1), groups=6),
+    problem((1, 320, 4, 4), (10, 64, 3, 3), padding=1, groups=5),
+]
+
+
+@pytest.mark.parametrize("conv", CASES, ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+def test_table(conv: Conv, bias: bool) -> None:
+    operands = integers(conv, bias)
+    expected = by_torch(conv, operands)
+    for dtype, last, weight_last in itertools.product(DTYPES, (False, True), (False, True)):
+        check_exact(conv, operands, expected, dtype, last, weight_last)
+
+
+@examples(800)
+@given(
+    conv=convolutions(),
+    dtype=st.sampled_from(DTYPES),
+    last=st.booleans(),
+    weight_last=st.booleans(),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any(conv: Conv, dtype: torch.dtype, last: bool, weight_last: bool, bias: bool, seed: int) -> None:
+    operands = integers(conv, bias, seed)
+    check_exact(conv, operands, by_torch(conv, operands), dtype, last, weight_last)
