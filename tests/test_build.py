@@ -216,18 +216,41 @@ def test_cuda_choice_is_one_of_three(project: Path) -> None:
     assert result.stderr.splitlines()[-1] == "CNNEXT_CUDA must be auto, 0 or 1, not 'yes'"
 
 
-@pytest.mark.usefixtures("can_build")
-@pytest.mark.parametrize("hook", ["get_requires_for_build_wheel", "get_requires_for_build_editable"])
-def test_without_torch_one_sentence_says_what_to_do(project: Path, tmp_path: Path, hook: str) -> None:
-    import setuptools
+@pytest.fixture
+def setuptools_alone(tmp_path: Path) -> Path:
+    """A folder that holds setuptools and nothing else, as pip's isolated environment does."""
+    setuptools = pytest.importorskip("setuptools")
+    packages = Path(setuptools.__file__).parent.parent
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    for name in ("setuptools", "_distutils_hack"):
+        (folder / name).symlink_to(packages / name)
+    return folder
 
+
+@pytest.mark.skipif(not Path(sysconfig.get_path("purelib"), "torch").exists(), reason="torch is elsewhere")
+def test_torch_is_found_from_an_isolated_build(project: Path, setuptools_alone: Path) -> None:
+    code = f"""
+import importlib.util, sys
+sys.path[:] = [{str(setuptools_alone)!r}, "_build_backend", *(p for p in sys.path if "site-packages" not in p)]
+assert importlib.util.find_spec("torch") is None
+import backend
+backend.reach_torch()
+print(importlib.util.find_spec("torch").origin)
+print(importlib.util.find_spec("setuptools").origin)
+"""
+    found, tools = run_python(code, cwd=project, env={**os.environ, "PIP_BUILD_TRACKER": "", "PYTHONPATH": ""}).split()
+    assert Path(found).samefile(torch.__file__)
+    assert tools.startswith(str(setuptools_alone))
+
+
+@pytest.mark.parametrize("hook", ["get_requires_for_build_wheel", "get_requires_for_build_editable"])
+def test_without_torch_one_sentence_says_what_to_do(
+    project: Path, tmp_path: Path, setuptools_alone: Path, hook: str
+) -> None:
     bare = tmp_path / "bare"
     assert run(sys.executable, "-m", "venv", "--without-pip", bare).returncode == 0
-    packages = Path(setuptools.__file__).parent.parent
-    (tmp_path / "packages").mkdir()
-    for name in ("setuptools", "_distutils_hack"):
-        (tmp_path / "packages" / name).symlink_to(packages / name)
-    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{tmp_path / 'packages'}:{project / '_build_backend'}"}
+    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{setuptools_alone}:{project / '_build_backend'}"}
     result = run(bare / "bin/python", "-c", f"import backend; backend.{hook}()", cwd=project, env=environ)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
