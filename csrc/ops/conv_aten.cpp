@@ -1,5 +1,8 @@
 // Convolution by ATen: what vmap, torch.func, forward-mode differentiation and foreign element types are left
 // to.
+#include <ATen/ops/conv1d.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/conv3d.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <torch/library.h>
@@ -26,10 +29,18 @@ at::Tensor recorded(const char* op, const char* reason, at::Tensor result) {
 at::Tensor conv(const char* reason, const at::Tensor& input, const at::Tensor& weight,
                 const OptionalTensor& bias, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                 c10::SymIntArrayRef dilation, c10::SymInt groups) {
-  const SymInts no_output_padding(std::max<int64_t>(weight.dim() - 2, 0), 0);
-  at::Tensor output = at::convolution_symint(input, weight, bias, stride, padding, dilation, false,
-                                             no_output_padding, groups);
-  return recorded("conv", reason, std::move(output));
+  // Not at::convolution, which knows no complex numbers and lets a bias of another type pass.
+  const auto by_dims = [&] {
+    switch (weight.dim()) {
+      case 3:
+        return at::conv1d_symint(input, weight, bias, stride, padding, dilation, groups);
+      case 4:
+        return at::conv2d_symint(input, weight, bias, stride, padding, dilation, groups);
+      default:
+        return at::conv3d_symint(input, weight, bias, stride, padding, dilation, groups);
+    }
+  };
+  return recorded("conv", reason, by_dims());
 }
 
 at::Tensor conv_grad_input(const char* reason, const at::Tensor& grad_output, const at::Tensor& weight,

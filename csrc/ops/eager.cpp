@@ -85,6 +85,31 @@ using Pair = std::tuple<at::Tensor, at::Tensor>;
 using Ints = c10::SymIntArrayRef;
 using Bias = std::optional<at::Tensor>;
 
+// A convolution's padding also as 'valid' or 'same', the latter only where it is even: else zeros must be
+// added.
+bool parse_padding(PyObject* value, const at::Tensor& weight, const Sizes& stride, const Sizes& dilation,
+                   Sizes& padding) {
+  if (!PyUnicode_CheckExact(value)) return parse(value, padding);
+  if (PyUnicode_CompareWithASCIIString(value, "valid") == 0) {
+    padding.emplace_back(0);
+    return true;
+  }
+  const size_t dims = weight.dim() - 2;
+  if (PyUnicode_CompareWithASCIIString(value, "same") != 0 ||
+      (dilation.size() != 1 && dilation.size() != dims)) {
+    return false;
+  }
+  for (const auto& s : stride) {
+    if (s != 1) return false;
+  }
+  for (size_t i = 0; i < dims; ++i) {
+    const c10::SymInt total = dilation[dilation.size() == 1 ? 0 : i] * (weight.sym_size(i + 2) - 1);
+    if (total % 2 != 0) return false;
+    padding.push_back(total / 2);
+  }
+  return true;
+}
+
 // (dims, input, weight, bias, stride, padding, dilation, groups)
 PyObject* conv(PyObject*, Arguments args, Py_ssize_t) {
   HANDLE_TH_ERRORS
@@ -103,39 +128,22 @@ PyObject* conv(PyObject*, Arguments args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// (dims, input, weight, bias, stride, padding, output_padding, groups, dilation). The output has the size of
-// the input of the convolution whose gradient this is. Only valid calls: conv_grad_input has no words for
-// transposed convolution.
+// (dims, input, weight, bias, stride, padding, output_padding, groups, dilation)
 PyObject* conv_transpose(PyObject*, Arguments args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   static const auto op = find<at::Tensor(const at::Tensor&, const at::Tensor&, const Bias&, Ints, Ints, Ints,
-                                         Ints, c10::SymInt)>("cnnext::conv_grad_input");
+                                         c10::SymInt, Ints)>("cnnext::conv_transpose");
   const at::Tensor *input = batched(args[1], args[0]), *weight = batched(args[2], args[0]);
   const at::Tensor* bias = args[3] == Py_None ? nullptr : tensor(args[3]);
-  Sizes stride, padding, output_padding, dilation, size;
+  Sizes stride, padding, output_padding, dilation;
   int64_t groups;
   if (!input || !weight || (!bias && args[3] != Py_None) || !parse(args[4], stride) ||
       !parse(args[5], padding) || !parse(args[6], output_padding) || !parse(args[7], groups) ||
       !parse(args[8], dilation)) {
     Py_RETURN_NONE;
   }
-  const size_t dims = input->dim() - 2;
-  for (Sizes* each : {&stride, &padding, &output_padding, &dilation}) {
-    if (each->size() == 1) each->resize(dims, (*each)[0]);
-    if (each->size() != dims) Py_RETURN_NONE;
-  }
-  if (groups < 1 || input->sym_size(1) != weight->sym_size(0) || input->sym_size(1) % groups != 0 ||
-      (bias && (bias->dim() != 1 || bias->sym_size(0) != weight->sym_size(1) * groups))) {
-    Py_RETURN_NONE;
-  }
-  for (size_t i = 0; i < dims; ++i) {
-    const auto &s = stride[i], &d = dilation[i];
-    if (s < 1 || padding[i] < 0 || d < 1 || output_padding[i] < 0 || output_padding[i] >= s) Py_RETURN_NONE;
-    size.push_back((input->sym_size(i + 2) - 1) * s - padding[i] * 2 + d * (weight->sym_size(i + 2) - 1) +
-                   output_padding[i] + 1);
-    if (size[i] < 1) Py_RETURN_NONE;
-  }
-  return wrap(run(op, *input, *weight, bias ? Bias(*bias) : Bias(), size, stride, padding, dilation, groups));
+  return wrap(run(op, *input, *weight, bias ? Bias(*bias) : Bias(), stride, padding, output_padding, groups,
+                  dilation));
   END_HANDLE_TH_ERRORS
 }
 
