@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.jit._trace import TracerWarning, is_tracing
 
 from . import backends
 
@@ -17,9 +19,12 @@ Size = int | Sequence[int]
 
 
 def integer(value: Any) -> Any:
-    """A number as torch's functions accept it (NumPy's too, no bool, no float), or None. Symbolic numbers pass."""
-    if type(value) is int or isinstance(value, (torch.SymInt, Tensor)):
+    """A number as torch's functions accept it (NumPy's too, no bool, no float), or None. Symbolic numbers pass, but
+    not those of torch.jit.trace: they are tensors, and only ATen's operators take them as sizes."""
+    if type(value) is int or isinstance(value, torch.SymInt):
         return value
+    if isinstance(value, Tensor) and is_tracing():
+        return None
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -30,6 +35,13 @@ def integers(value: Any) -> list[Any] | None:
     """A number or sequence of numbers as a list, one entry standing for all axes; None if only torch can judge it."""
     entries = [integer(entry) for entry in (value if isinstance(value, (tuple, list)) else (value,))]
     return None if any(entry is None for entry in entries) else entries
+
+
+def kernel_size(weight: Tensor) -> list[Any]:
+    """A weight's spatial sizes, as constants in torch.jit.trace."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TracerWarning)
+        return [int(size) for size in weight.shape[2:]] if is_tracing() else list(weight.shape[2:])
 
 
 def per_axis(values: Any, dims: int) -> list[Any]:

@@ -68,6 +68,22 @@ def _conv_grad_input(
     return torch.ops.aten.convolution(grad_output, weight, bias, *geometry, True, extra, groups)
 
 
+@_decomposes(_ops.conv_transpose.default)
+def _conv_transpose(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = (1,),
+    padding: Any = (0,),
+    output_padding: Any = (0,),
+    groups: int = 1,
+    dilation: Any = (1,),
+) -> Tensor:
+    dims = weight.dim() - 2
+    strides, pads, extra, dilations = (_per_axis(each, dims) for each in (stride, padding, output_padding, dilation))
+    return torch.ops.aten.convolution(input, weight, bias, strides, pads, dilations, True, extra, groups)
+
+
 @_decomposes(_ops.conv_grad_weight.default)
 def _conv_grad_weight(
     grad_output: Tensor,

@@ -198,6 +198,7 @@ class _Recorder(TorchDispatchMode):
         self.fallbacks = backends.fallbacks()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.resolve()
         result = func(*args, **(kwargs or {}))
         op = func._schema.name.split("::")[1]
         name = self.path[-1] if self.path else ""
@@ -213,11 +214,16 @@ class _Recorder(TorchDispatchMode):
                 results = [result] if isinstance(result, Tensor) else list(result)
                 self.layers.append(_explain_pool(name, op, named, results))
         elif func.namespace == "aten" and ("conv" in op or "_pool" in op):
-            now = backends.fallbacks()
-            reason = next((key for key in now if now[key] > self.fallbacks.get(key, 0)), f"{op}: not ours")
-            self.fallbacks = now
-            self._note_fallback(name, op, args, reason)
+            self._note_fallback(name, op, args, "")
         return result
+
+    def resolve(self) -> None:
+        """Looks up why the last call was left to torch: it is recorded once torch is done."""
+        if self.layers and self.layers[-1].fallback == "":
+            now = backends.fallbacks()
+            new = [key for key in now if now[key] > self.fallbacks.get(key, 0)]
+            self.layers[-1] = replace(self.layers[-1], fallback=new[0] if new else "not an operator of ours")
+            self.fallbacks = now
 
     def _note_fallback(self, name: str, op: str, args: Any, reason: str) -> None:
         sizes = " ".join("x".join(map(str, arg.shape)) for arg in args if isinstance(arg, Tensor))
@@ -264,6 +270,7 @@ def explain(layer_or_function: Callable[..., Any], *tensors: Any, **kwargs: Any)
             state, tensors, kwargs = tree_map_only(Tensor, fake.from_tensor, (state, tensors, kwargs))
         with fake, recorder, override():
             run(*tensors, **kwargs)
+        recorder.resolve()
     finally:
         for handle in handles:
             handle.remove()

@@ -20,7 +20,7 @@ from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from . import _C, backends
-from ._arguments import Size, TorchFunction, are_ours, integer, integers, per_axis
+from ._arguments import Size, TorchFunction, are_ours, integer, integers, kernel_size, per_axis
 from ._docs import document
 
 _ops = torch.ops.cnnext
@@ -61,7 +61,7 @@ def _make_conv(dims: int) -> _Function:
             if not stride_is_one or len(dilations) not in (1, dims):
                 return torchs.fall_back(*args)
             # Where the total is odd, torch puts one zero more on the right.
-            totals = [d * (k - 1) for d, k in zip(per_axis(dilations, dims), weight.shape[2:], strict=True)]
+            totals = [d * (k - 1) for d, k in zip(per_axis(dilations, dims), kernel_size(weight), strict=True)]
             if any(total % 2 for total in totals):
                 source = F.pad(input, [extra for total in reversed(totals) for extra in (0, total % 2)])
             sizes[1] = [total // 2 for total in totals]
@@ -91,27 +91,14 @@ def _make_conv_transpose(dims: int) -> _Function:
             output = _C.conv_transpose(dims, *args)
             if output is not None:
                 return output
-        numbers = [integers(stride), integers(padding), integers(output_padding), integers(dilation)]
-        group = integer(groups)
+        sizes = [integers(stride), integers(padding), integers(output_padding)]
+        group, dilations = integer(groups), integers(dilation)
         ours = are_ours(dims, input, weight, *([] if bias is None else [bias])) and weight.dim() == dims + 2
-        if not ours or group is None or any(each is None or len(each) not in (1, dims) for each in numbers):
+        if not ours or group is None or dilations is None or any(each is None for each in sizes):
             return torchs.fall_back(*args)
-        strides, pads, extras, dilations = (per_axis(each, dims) for each in numbers)
-        # The output is the input of the convolution whose gradient this is.
-        sizes = []
-        axes = zip(input.shape[-dims:], weight.shape[2:], strides, pads, extras, dilations, strict=True)
-        for in_size, kernel, s, p, extra, d in axes:
-            sizes.append((in_size - 1) * s - 2 * p + d * (kernel - 1) + extra + 1)
-            if s < 1 or p < 0 or d < 1 or extra < 0 or extra >= max(s, d) or sizes[-1] < 1:
-                return torchs.fall_back(*args)
-        source = input
-        beyond = [extra // s for extra, s in zip(extras, strides, strict=True)]
-        if any(beyond):  # a dilation larger than the stride allows output that no input element reaches
-            source = F.pad(input, [after for count in reversed(beyond) for after in (0, count)])
-        rest = (weight, bias, sizes, strides, pads, dilations, group)
-        return torchs.run(dims, _ops.conv_grad_input.default, source, rest, args)
+        return torchs.run(dims, _ops.conv_transpose.default, input, (weight, bias, *sizes, group, dilations), args)
 
-    torchs = TorchFunction(conv_transpose, "conv_grad_input", f"conv_transpose{dims}d")
+    torchs = TorchFunction(conv_transpose, "conv_transpose", f"conv_transpose{dims}d")
     return document(conv_transpose, f"conv_transpose{dims}d")
 
 
@@ -293,6 +280,8 @@ def _make_max_unpool(dims: int) -> _Function:
             return torchs.fall_back(*args)
         natural = [(n - 1) * s + k - 2 * p for n, k, s, p in zip(input.shape[-dims:], *axes, strict=True)]
         sizes = wanted[-dims:] or natural
+        if any(isinstance(size, Tensor) for size in sizes):  # in torch.jit.trace
+            return torchs.fall_back(*args)
         off = any(abs(size - middle) >= s for size, middle, s in zip(sizes, natural, axes[1], strict=False))
         if off or len(wanted) not in (0, dims, dims + 2) or any(size < 0 for size in sizes):
             return torchs.fall_back(*args)

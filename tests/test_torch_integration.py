@@ -1,0 +1,371 @@
+"""The operators in the rest of torch: func transforms, autocast, meta, compile, export, trace, checkpoint, counters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.autograd.forward_ad as fwAD
+import torch.nn.functional as F
+from calls import CALLS, SPATIAL, Call
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import cnnext
+from cnnext import functional, nn
+
+ops = torch.ops.cnnext
+BY_NAME = {call.name: call for call in reversed(CALLS) if call.shapes[0][0] == 2 and "norm_type" not in call.kwargs}
+PLAIN = [call for call in BY_NAME.values() if "indices" not in call.name and "unpool" not in call.name]
+PLAIN = [call for call in PLAIN if not call.kwargs.get("return_indices")]
+
+
+def r(*shape: int, grad: bool = False) -> Tensor:
+    return torch.randn(shape, requires_grad=grad)
+
+
+def samples(d: int) -> dict[str, tuple[Any, ...]]:
+    """Arguments for each public operator in d dimensions."""
+    size, k, ones = SPATIAL[d], [3, 2, 1][:d], [1] * d
+    x, w, b = r(2, 4, *size, grad=True), r(6, 2, *k, grad=True), r(6, grad=True)
+    geometry = ([2, 1, 2][:d], [1] * d, [1, 2, 1][:d], 2)
+    grad = torch.randn_like(ops.conv(x, w, None, *geometry)).requires_grad_()
+    pooled, indices = getattr(F, f"max_pool{d}d")(x.detach(), 2, return_indices=True)
+    return {
+        "conv": (x, w, b, *geometry),
+        "conv_grad_input": (grad, w, r(4, grad=True), list(size), *geometry),
+        "conv_grad_weight": (grad, x, k, *geometry),
+        "conv_grad_bias": (grad,),
+        "conv_transpose": (grad, w, r(4, grad=True), [2], [1], [1], 2, [1, 2, 1][:d]),
+        "max_pool": (x, [3], [2], [1], [1], True),
+        "max_pool_with_indices": (x, [2] * d, [], [0], [2]),
+        "avg_pool": (x, [3], [2] * d, ones, True, False),
+        "adaptive_max_pool": (x, [3, 2, 1][:d]),
+        "adaptive_max_pool_with_indices": (x, [2]),
+        "adaptive_avg_pool": (x, [3, 2, 4][:d]),
+        "max_unpool": (pooled.requires_grad_(), indices, list(size)),
+    }
+
+
+PUBLIC = ("conv", "conv_grad_input", "conv_grad_weight", "conv_grad_bias", "max_pool", "max_pool_with_indices")
+PUBLIC += (
+    "conv_transpose",
+    "avg_pool",
+    "adaptive_max_pool",
+    "adaptive_max_pool_with_indices",
+    "adaptive_avg_pool",
+    "max_unpool",
+)
+
+
+@pytest.mark.parametrize("d", SPATIAL)
+@pytest.mark.parametrize("name", PUBLIC)
+def test_opcheck(name: str, d: int) -> None:
+    args = samples(d)[name]
+    torch.library.opcheck(getattr(ops, name).default, args)
+    detached = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+    torch.library.opcheck(getattr(ops, name).default, detached)
+
+
+def test_every_public_operator_is_checked() -> None:
+    names = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if "cnnext::" in name}
+    internal = {name for name in names if name not in PUBLIC}
+    assert names >= set(PUBLIC)
+    assert all("_grad_input" in name or "offsets" in name or "select" in name for name in internal), internal
+
+
+# torch.func and forward mode, which C++ autograd Functions cannot pass
+
+
+def scalar(library: Any, call: Call) -> Callable[..., Tensor]:
+    return lambda *tensors: call.run(library, list(tensors)).pow(3).sum()
+
+
+@pytest.mark.parametrize("call", PLAIN, ids=str)
+def test_func_transforms(call: Call) -> None:
+    tensors = [each.detach() for each in call.tensors()]
+    argnums = tuple(range(len(tensors)))
+    tangents = tuple(torch.randn_like(each) for each in tensors)
+    ours, torchs = scalar(functional, call), scalar(F, call)
+    close = torch.testing.assert_close
+    close(torch.func.grad(ours, argnums)(*tensors), torch.func.grad(torchs, argnums)(*tensors))
+    close(torch.func.jvp(ours, tuple(tensors), tangents), torch.func.jvp(torchs, tuple(tensors), tangents))
+    batch = [torch.stack([each, each + 1, each - 1]) for each in tensors]
+    run = lambda library: lambda *given: call.run(library, list(given))  # noqa: E731
+    close(torch.func.vmap(run(functional))(*batch), torch.func.vmap(run(F))(*batch))
+    dims = (0, *[None] * (len(tensors) - 1))
+    per_sample = lambda f: torch.func.vmap(torch.func.grad(f, argnums), dims)  # noqa: E731
+    given = (batch[0], *tensors[1:])
+    close(per_sample(ours)(*given), per_sample(torchs)(*given))
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv_transpose2d", "avg_pool2d"])
+def test_jacobian_and_hessian(name: str) -> None:
+    call = BY_NAME[name]
+    tensors = [each.detach()[..., :4] for each in call.tensors()]
+    tensors[0] = tensors[0][:1]
+    run = lambda library: lambda x: call.run(library, [x, *tensors[1:]])  # noqa: E731
+    torch.testing.assert_close(torch.func.jacrev(run(functional))(tensors[0]), torch.func.jacrev(run(F))(tensors[0]))
+    torch.testing.assert_close(torch.func.jacfwd(run(functional))(tensors[0]), torch.func.jacfwd(run(F))(tensors[0]))
+    square = lambda library: lambda x: run(library)(x).pow(3).sum()  # noqa: E731
+    actual, expected = (torch.func.hessian(square(library))(tensors[0]) for library in (functional, F))
+    torch.testing.assert_close(actual, expected)
+    assert expected.abs().sum() > 0
+
+
+@pytest.mark.parametrize("call", PLAIN, ids=str)
+def test_forward_mode(call: Call) -> None:
+    tensors = [each.detach() for each in call.tensors()]
+    tangents = [torch.randn_like(each) for each in tensors]
+    found = []
+    for library in (functional, F):
+        with fwAD.dual_level():
+            duals = [fwAD.make_dual(*pair) for pair in zip(tensors, tangents, strict=True)]
+            found.append(fwAD.unpack_dual(call.run(library, duals)).tangent)
+    assert found[0] is not None
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_fallback_to_aten_is_recorded() -> None:
+    cnnext.reset_fallbacks()
+    torch.func.vmap(lambda x: functional.avg_pool2d(x, 2))(r(3, 1, 2, 4, 4))
+    with fwAD.dual_level():
+        functional.conv1d(fwAD.make_dual(r(1, 2, 5), r(1, 2, 5)), r(2, 2, 3))
+    reasons = cnnext.fallbacks()
+    assert len(reasons) == 2
+    assert {key.partition(":")[0] for key in reasons} == {"avg_pool", "conv"}
+
+
+# autocast
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("call", BY_NAME.values(), ids=str)
+def test_autocast(call: Call, dtype: torch.dtype) -> None:
+    tensors = [each.to(dtype) if each.is_floating_point() else each for each in call.tensors(torch.float32)]
+    tensors = [each.detach().requires_grad_(each.is_floating_point()) for each in tensors]
+    outputs, gradients = [], []
+    for library in (functional, F):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = call.run(library, tensors)
+        first = output if isinstance(output, Tensor) else output[0]
+        outputs.append(first)
+        gradients.append(torch.autograd.grad(first.float().sum(), [each for each in tensors if each.requires_grad]))
+    assert outputs[0].dtype == outputs[1].dtype
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=2e-2, atol=2e-2)
+    assert [each.dtype for each in gradients[0]] == [each.dtype for each in gradients[1]]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=5e-2, atol=0.2)
+
+
+def test_autocast_types() -> None:
+    x, w = r(1, 2, 6, 6), r(3, 2, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert functional.conv2d(x, w).dtype == torch.bfloat16
+        assert functional.max_pool2d(x, 2).dtype == torch.float32
+        assert functional.avg_pool2d(x.bfloat16(), 2).dtype == torch.bfloat16
+        assert functional.avg_pool3d(x.bfloat16()[None], 2).dtype == torch.float32
+
+
+# meta, compile, export, trace
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if "unpool" not in call.name], ids=str)
+def test_meta(call: Call) -> None:
+    tensors = [each.detach() for each in call.tensors(torch.float32)]
+    real = call.run(functional, tensors)
+    meta = call.run(functional, [each.to("meta") for each in tensors])
+    for a, b in zip(
+        (real,) if isinstance(real, Tensor) else real, (meta,) if isinstance(meta, Tensor) else meta, strict=True
+    ):
+        assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+        assert b.device.type == "meta"
+
+
+class Net(torch.nn.Module):
+    """Every kind of layer in two dimensions."""
+
+    def __init__(self, library: Any = nn) -> None:
+        super().__init__()
+        self.conv = library.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.same = library.Conv2d(8, 8, 2, padding="same", groups=2)
+        self.pool = library.MaxPool2d(3, 2, 1)
+        self.up = library.ConvTranspose2d(8, 4, 3, stride=2, padding=1, output_padding=1)
+        self.avg = library.AvgPool2d(2, ceil_mode=True)
+        self.lp = library.LPPool2d(2, 2, stride=1)
+        self.head = library.AdaptiveAvgPool2d((2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.same(torch.relu(self.conv(x)))
+        x = self.up(self.pool(x))
+        return self.head(self.lp(self.avg(x)))
+
+
+class Flat(torch.nn.Module):
+    """One and three dimensions, adaptive maxima, unpooling."""
+
+    def __init__(self, library: Any = nn) -> None:
+        super().__init__()
+        self.one = library.Conv1d(2, 3, 3, padding="same", dilation=2)
+        self.pool = library.MaxPool1d(2, return_indices=True)
+        self.unpool = library.MaxUnpool1d(2)
+        self.three = library.Conv3d(1, 2, (1, 2, 1))
+        self.up = library.ConvTranspose3d(2, 1, 2, stride=2)
+        self.peak = library.AdaptiveMaxPool3d((2, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.unpool(*self.pool(self.one(x)))
+        return self.peak(self.up(self.three(x[:, None, :, :, None])))
+
+
+MODELS = {"net": (Net, (2, 3, 17, 15), (3, 3, 21, 18)), "flat": (Flat, (2, 2, 8), (3, 2, 12))}
+
+
+def pair(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """One model in ours and in torch's layers, with the same parameters."""
+    build = MODELS[name][0]
+    ours, torchs = build(nn), build(torch.nn)
+    torchs.load_state_dict(ours.state_dict())
+    return ours, torchs
+
+
+def gradients(model: Callable[..., Tensor], parameters: Any, x: Tensor) -> list[Tensor]:
+    output = model(x)
+    return [output, *torch.autograd.grad(output.square().sum(), list(parameters))]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_compile(name: str, dynamic: bool) -> None:
+    torch.compiler.reset()
+    ours, torchs = pair(name)
+    compiled = torch.compile(ours, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for shape in MODELS[name][1:]:
+        x = r(*shape)
+        actual = gradients(compiled, ours.parameters(), x)
+        torch.testing.assert_close(actual, gradients(torchs, torchs.parameters(), x), rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), torchs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_compile_dynamic_does_not_recompile() -> None:
+    torch.compiler.reset()
+    ours, _ = pair("net")
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend=counter)
+    for n, h, w in ((2, 17, 15), (3, 21, 18), (5, 30, 33)):
+        compiled(r(n, 3, h, w))
+    assert counter.frame_count == 1
+
+
+def test_compile_with_inductor() -> None:
+    torch.compiler.reset()
+    ours, torchs = pair("net")
+    x = r(2, 3, 17, 15)
+    actual = gradients(torch.compile(ours, fullgraph=True), ours.parameters(), x)
+    torch.testing.assert_close(actual, gradients(torchs, torchs.parameters(), x), rtol=1e-4, atol=1e-4)
+
+
+def operators(program: Any) -> set[str]:
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_export_and_decompositions(name: str) -> None:
+    ours, torchs = pair(name)
+    shapes = MODELS[name][1:]
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(ours, (r(*shapes[0]),), dynamic_shapes=({0: batch},))
+    core = program.run_decompositions(cnnext.decompositions())
+    assert any(op.startswith("cnnext.conv.") for op in operators(program))
+    assert not any(op.startswith("cnnext") for op in operators(core)), operators(core)
+    for n in (2, 5):
+        x = r(n, *shapes[0][1:])
+        for each in (program, core):
+            torch.testing.assert_close(each.module()(x), torchs(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trace(name: str) -> None:
+    ours, torchs = pair(name)
+    shapes = MODELS[name][1:]
+    traced = torch.jit.trace(ours, r(*shapes[0]))
+    assert "cnnext::conv" in str(traced.inlined_graph)
+    for shape in shapes:
+        x = r(*shape)
+        torch.testing.assert_close(traced(x), torchs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_export(tmp_path: Any) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    ours, _ = pair("net")
+    torch.onnx.export(ours, (r(2, 3, 17, 15),), tmp_path / "net.onnx", dynamo=True)
+    assert (tmp_path / "net.onnx").stat().st_size > 0
+
+
+def test_onnx_finds_the_decompositions() -> None:
+    table = torch._decomp.decomposition_table
+    for name in PUBLIC:
+        assert getattr(ops, name).default in table
+        assert getattr(ops, name).default in cnnext.decompositions()
+
+
+@pytest.mark.parametrize("d", SPATIAL)
+@pytest.mark.parametrize("name", PUBLIC)
+def test_decomposition_equals_operator(name: str, d: int) -> None:
+    op = getattr(ops, name).default
+    args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in samples(d)[name])
+    torch.testing.assert_close(cnnext.decompositions()[op](*args), op(*args), rtol=1e-4, atol=1e-4)
+
+
+# memory, counters, parallel training
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoint(reentrant: bool) -> None:
+    x, grads = r(2, 3, 17, 15), []
+    for model, run in zip(
+        pair("net"), (lambda m, x: checkpoint(m, x, use_reentrant=reentrant), lambda m, x: m(x)), strict=True
+    ):
+        source = x.clone().requires_grad_()
+        run(model, source).square().sum().backward()
+        grads.append([source.grad, *(each.grad for each in model.parameters())])
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_flop_counter(name: str) -> None:
+    ours, torchs = pair(name)
+    if name == "net":
+        ours.same, torchs.same = nn.Conv2d(8, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1)
+    x = r(*MODELS[name][1], grad=True)
+    counts = []
+    for model in (ours, torchs):
+        with FlopCounterMode(display=False) as counter:
+            output = model(x)
+        forward = counter.get_total_flops()
+        with FlopCounterMode(display=False) as counter:
+            output.sum().backward()
+        counts.append((forward, counter.get_total_flops()))
+    assert counts[0] == counts[1]
+    assert counts[0][0] > 0
+
+
+def test_flops_of_grouped_convolution() -> None:
+    x, w = r(2, 4, 9, 9, grad=True), r(6, 2, 3, 3, grad=True)
+    with FlopCounterMode(display=False) as counter:
+        functional.conv2d(x, w, groups=2).sum().backward()
+    assert counter.get_total_flops() == 3 * (2 * 2 * 6 * 49 * 2 * 9)  # each direction: 2 per tap, channel and output
+
+
+def test_functional_call() -> None:
+    ours, torchs = pair("net")
+    clone = copy.deepcopy(ours)
+    for parameter in clone.parameters():
+        torch.nn.init.zeros_(parameter)
+    x = r(2, 3, 17, 15)
+    torch.testing.assert_close(torch.func.functional_call(clone, ours.state_dict(), x), torchs(x), rtol=1e-4, atol=1e-4)
