@@ -39,9 +39,11 @@ def integers(value: Any) -> list[Any] | None:
 
 def kernel_size(weight: Tensor) -> list[Any]:
     """A weight's spatial sizes, as constants in torch.jit.trace."""
+    if not is_tracing():
+        return list(weight.shape[2:])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TracerWarning)
-        return [int(size) for size in weight.shape[2:]] if is_tracing() else list(weight.shape[2:])
+        return [int(size) for size in weight.shape[2:]]
 
 
 def per_axis(values: Any, dims: int) -> list[Any]:
