@@ -89,6 +89,45 @@ CNNEXT_INLINE void copy_run(const T* from, Acc<T>* to, int64_t count) {
   }
 }
 
+// At most a vector, the rest zero.
+template <class T>
+CNNEXT_INLINE Vec<Acc<T>> load_some(const T* from, int64_t count) {
+  if (count == kLanes<Acc<T>>) return load(from);
+  Vec<Acc<T>> v = {};
+  for (int64_t i = 0; i < count; ++i) v[i] = load_one(from + i);
+  return v;
+}
+template <class T>
+CNNEXT_INLINE void store_some(T* to, Vec<Acc<T>> v, int64_t count) {
+  if (count == kLanes<Acc<T>>) return store(to, v);
+  for (int64_t i = 0; i < count; ++i) store_one(to + i, v[i]);
+}
+
+// The transpose of a block: row(j)[i] = from[i * stride + j], for i < rows and j < columns.
+template <class T, class Row>
+CNNEXT_INLINE void transpose_block(const T* from, int64_t stride, int64_t rows, int64_t columns, Row&& row) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  int64_t i = 0;
+  for (; i + L <= rows; i += L, from += L * stride) {
+    int64_t j = 0;
+    for (; j + L <= columns; j += L) {
+      Vec<Acc<T>> x[L];
+#pragma GCC unroll 16
+      for (int64_t n = 0; n < L; ++n) x[n] = load(from + n * stride + j);
+      transpose<Acc<T>>(x);
+#pragma GCC unroll 16
+      for (int64_t n = 0; n < L; ++n) store(row(j + n) + i, x[n]);
+    }
+    for (; j < columns; ++j) {
+      Acc<T>* out = row(j) + i;
+      for (int64_t n = 0; n < L; ++n) out[n] = load_one(from + n * stride + j);
+    }
+  }
+  for (; i < rows; ++i, from += stride) {
+    for (int64_t j = 0; j < columns; ++j) row(j)[i] = load_one(from + j);
+  }
+}
+
 // Source position along the first two axes, or -1 in the padding.
 CNNEXT_INLINE int64_t source_row(const Gather& g, const Pixel& p, int64_t m0, int64_t m1) {
   const int64_t i0 = g.axis[0].source_index(p.j[0], m0), i1 = g.axis[1].source_index(p.j[1], m1);

@@ -116,11 +116,8 @@ struct GradWeightGemm {
   // to[pixel][kWide] from a gradient with channels first.
   void pack_transposed(const T* grad, Range pixels, Range panel, A* to) const {
     for_each_run(outputs, pixels, [&](int64_t at, int64_t image, int64_t pixel, int64_t, int64_t count) {
-      for (int64_t k = panel.begin; k < panel.end; ++k) {
-        const T* from = grad + image * out.image + k * out.channel + pixel;
-        A* column = to + at * kWide + (k - panel.begin);
-        for (int64_t i = 0; i < count; ++i) column[i * kWide] = load_one(from + i);
-      }
+      transpose_block(grad + image * out.image + panel.begin * out.channel + pixel, out.channel, panel.size(),
+                      count, [&](int64_t i) { return to + (at + i) * kWide; });
     });
   }
 

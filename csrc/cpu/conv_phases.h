@@ -83,16 +83,30 @@ struct Phases {
 template <class T>
 void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, int64_t group, Range channels,
                        Acc<T>* to) {
-  constexpr int64_t kWide = kCols<Acc<T>>, kLine = kAlignment / sizeof(T);  // channels that share cache lines
+  constexpr int64_t kWide = kCols<Acc<T>>;
   if (channels.size() < kWide) fill_zero(to, g.depth() * kWide);
   const T* from = weight + group * phases.weight_group + channels.begin * phases.weight_channel;
-  for (int64_t c0 = 0; c0 < g.channels; c0 += kLine) {
-    for (int64_t m = 0; m < g.taps(); ++m) {
+  const auto row = [&](int64_t m, int64_t c) { return to + (m * g.channels + c) * kWide; };
+  const int64_t taps = g.taps();
+  if (phases.weight_channel == 1) {  // the channels are neighbours in memory
+    for (int64_t m = 0; m < taps; ++m) {
       const T* tap = from + phases.weight_offset(g, m);
-      for (int64_t c = c0; c < min_of(c0 + kLine, g.channels); ++c) {
-        const T* row = tap + c * phases.weight_source;
-        Acc<T>* out = to + (m * g.channels + c) * kWide;
-        for (int64_t k = 0; k < channels.size(); ++k) out[k] = load_one(row + k * phases.weight_channel);
+      for (int64_t c = 0; c < g.channels; ++c)
+        copy_run(tap + c * phases.weight_source, row(m, c), channels.size());
+    }
+  } else if (phases.weight_source == 1) {  // the source channels are
+    for (int64_t m = 0; m < taps; ++m) {
+      transpose_block(from + phases.weight_offset(g, m), phases.weight_channel, channels.size(), g.channels,
+                      [&](int64_t c) { return row(m, c); });
+    }
+  } else if (!phases.gradient && phases.weight_tap == 1) {  // source channels and taps are
+    transpose_block(from, phases.weight_channel, channels.size(), g.channels * taps,
+                    [&](int64_t j) { return row(j % taps, j / taps); });
+  } else {
+    for (int64_t c = 0; c < g.channels; ++c) {
+      for (int64_t m = 0; m < taps; ++m) {
+        const T* w = from + phases.weight_offset(g, m) + c * phases.weight_source;
+        for (int64_t k = 0; k < channels.size(); ++k) row(m, c)[k] = load_one(w + k * phases.weight_channel);
       }
     }
   }

@@ -1,11 +1,12 @@
-// Stride-1 3x3 convolution, forward and gradient with respect to the input, by Winograd's F(4x4, 3x3): a quarter of
-// the multiplications (winograd_transforms.h has the algorithm and its points).
+// Stride-1 3x3 convolution, forward and gradient with respect to the input, by Winograd's F(4x4, 3x3): a
+// quarter of the multiplications (winograd_transforms.h has the algorithm and its points).
 //
-// The destination is cut into tiles of 4x4 pixels; with dilation, each residue of the position is a grid of its own.
-// A task is a block of tiles times a range of channels. It transforms the tiles' patches for all source channels once
-// (V, private to the thread), then for each panel of kCols channels sums 36 small matrix products and transforms them
-// back. Weights are transformed for all tasks beforehand where many blocks of tiles use them and they fit the cache,
-// else in each task as it goes, in blocks of kChunk channels: they never reach memory.
+// The destination is cut into tiles of 4x4 pixels; with dilation, each residue of the position is a grid of
+// its own. A task is a block of tiles times a range of channels. It transforms the tiles' patches for all
+// source channels once (V, private to the thread), then for each panel of kCols channels sums 36 small matrix
+// products and transforms them back. Weights are transformed for all tasks beforehand where many blocks of
+// tiles use them and they fit the cache, else in each task as it goes, in blocks of kChunk channels: they
+// never reach memory.
 #pragma once
 
 #include "conv_phases.h"
@@ -13,10 +14,13 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-constexpr int64_t kChunk = 64;               // source channels summed at a time
+constexpr int64_t kChunk = 64;  // source channels summed at a time
 constexpr int64_t kChunkStride = kChunk + 16;
-constexpr int64_t kMaxTiles = 64;            // in a block
-constexpr int64_t kSharedBytes = 8 << 20;    // transformed weights up to this size are made once for all tasks
+constexpr int64_t kMaxTiles = 64;          // in a block
+constexpr int64_t kSharedBytes = 8 << 20;  // transformed weights up to this size are made once for all tasks
+
+// Rounds up to an odd number of cache lines, in elements: planes at powers of two would collide in the cache.
+CNNEXT_INLINE int64_t odd_lines(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
 
 // Tiles of a destination grid.
 struct TileGrid {
@@ -50,7 +54,8 @@ struct TileGrid {
 
   // Calls visit(n, pixel) for a box of size x size positions in memory order, pixel = -1 outside the plane.
   template <class Visit>
-  void for_each(const Tile& tile, int size, const int64_t offset[2], const int64_t extent[2], Visit&& visit) const {
+  void for_each(const Tile& tile, int size, const int64_t offset[2], const int64_t extent[2],
+                Visit&& visit) const {
     for (int i = 0; i < size; ++i) {
       const int64_t h = tile.first[0] + offset[0] + i * residues[0];
       for (int j = 0; j < size; ++j) {
@@ -65,38 +70,19 @@ struct TileGrid {
   int64_t residues[2], tiles[2];
 };
 
-// Pointers to the pixels of a patch; those in the padding point to zeros.
-template <class T>
-struct Patch {
-  const T* at[kProducts];
-};
-
-// d[n] = channels [c, c + lanes) of pixel n, for count <= lanes channels.
-template <class T>
-CNNEXT_INLINE void load_pixels(const Patch<T>& patch, int pixels, int64_t channel_stride, const T* zeros, int64_t c,
-                               int64_t count, Vec<Acc<T>>* d) {
-  if (channel_stride == 1 && count == kLanes<Acc<T>>) {
-    for (int n = 0; n < pixels; ++n) d[n] = load(patch.at[n] + c);
-    return;
-  }
-  for (int n = 0; n < pixels; ++n) {
-    Vec<Acc<T>> v = {};
-    if (patch.at[n] != zeros) {
-      for (int64_t lane = 0; lane < count; ++lane) v[lane] = load_one(patch.at[n] + (c + lane) * channel_stride);
-    }
-    d[n] = v;
-  }
-}
-
 template <class T>
 struct Winograd {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>, kWide = kCols<A>;
 
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
-      : phases(p, gradient), grid(phases.at(0)), groups(p.shape.groups),
-        source(static_cast<const T*>(gradient ? b.output : b.input)), weight(static_cast<const T*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)), destination(static_cast<T*>(gradient ? b.input : b.output)) {
+      : phases(p, gradient),
+        grid(phases.at(0)),
+        groups(p.shape.groups),
+        source(static_cast<const T*>(gradient ? b.output : b.input)),
+        weight(static_cast<const T*>(b.weight)),
+        bias(static_cast<const T*>(b.bias)),
+        destination(static_cast<T*>(gradient ? b.input : b.output)) {
     chunks = ceil_div(phases.source_channels, kChunk);
     panels = ceil_div(phases.channels, kWide);
     tile_blocks = ceil_div(grid.size(), kMaxTiles);
@@ -104,12 +90,21 @@ struct Winograd {
     const int64_t all_products = groups * panels * kProducts * phases.source_channels * kWide;
     shared = tile_blocks > 2 && all_products * int64_t(sizeof(A)) <= kSharedBytes;
     weights_size = shared ? all_products : groups * panels * 9 * phases.source_channels * kWide;
-    const int64_t wanted = min_of(panels, ceil_div(4 * p.threads, tile_blocks * groups));
-    task_panels = ceil_div(panels, wanted);
-    panel_blocks = ceil_div(panels, task_panels);
-    scratch_patches = chunks * kProducts * block_tiles * kChunkStride;
+    panel_blocks = 1;  // each of them transforms the patches again: no more than balances the threads
+    const int64_t enough = 4 * p.threads;
+    while (panel_blocks < min_of(panels, enough) && tile_blocks * groups * panel_blocks < enough &&
+           tile_blocks * groups * panel_blocks % p.threads != 0) {
+      ++panel_blocks;
+    }
+    task_panels = ceil_div(panels, panel_blocks);
+    plane = odd_lines(block_tiles * kChunkStride);
+    scratch_patches = chunks * kProducts * plane;
     scratch_weights = shared ? 0 : kProducts * kChunk * kWide;
     scratch_size = round_up(scratch_patches + scratch_weights + kProducts * block_tiles * kWide, 64) + 64;
+    for (int a = 0; a < 2; ++a) {
+      source_offset[a] = grid.g.axis[a + 1].offset;
+      source_extent[a] = grid.g.axis[a + 1].source;
+    }
     packed = reinterpret_cast<A*>(workspace);
     scratch = packed + round_up(weights_size, 64);
   }
@@ -129,7 +124,8 @@ struct Winograd {
         Gather part = grid.g;
         part.channels = min_of(kChunk, phases.source_channels - c);
         pack_weight_panel(phases, part, weight + c * phases.weight_source, group, channels, raw);
-        transform_weights(raw, part.channels, part.channels, transformed(group, panel, c), phases.source_channels);
+        transform_weights(raw, part.channels, part.channels, transformed(group, panel, c),
+                          phases.source_channels);
       }
       if (!shared) pack_weight_panel(phases, grid.g, weight, group, channels, raw);
     });
@@ -157,7 +153,8 @@ struct Winograd {
   }
 
   // raw[tap][raw_channels][kWide] to to[product][to_channels][kWide], for the first `count` channels.
-  static void transform_weights(const A* raw, int64_t raw_channels, int64_t count, A* to, int64_t to_channels) {
+  static void transform_weights(const A* raw, int64_t raw_channels, int64_t count, A* to,
+                                int64_t to_channels) {
     for (int64_t i = 0; i < count * kWide; i += L) {
       Vec<A> g[9], half[kPatch * 3], u[kProducts];
       for (int tap = 0; tap < 9; ++tap) g[tap] = load(raw + tap * raw_channels * kWide + i);
@@ -167,44 +164,99 @@ struct Winograd {
     }
   }
 
-  // patches[chunk][product][tile][kChunkStride]
+  // patches[chunk][product][tile][kChunkStride], `plane` apart
   void transform_patches(int64_t group, Range tiles, A* patches) const {
-    alignas(kAlignment) const T zeros[L] = {};
-    const int64_t offset[2] = {grid.g.axis[1].offset, grid.g.axis[2].offset};
-    const int64_t extent[2] = {grid.g.axis[1].source, grid.g.axis[2].source};
-    const int64_t plane = tiles.size() * kChunkStride;
-    for (int64_t t = tiles.begin; t < tiles.end; ++t) {
-      const TileGrid::Tile tile = grid.at(t);
-      const T* from = source + tile.image * phases.source.image + group * phases.source_channels * phases.source.channel;
-      int64_t pixel[kProducts];
-      grid.for_each(tile, kPatch, offset, extent, [&](int n, int64_t at) { pixel[n] = at; });
-      for (int64_t c = 0; c < phases.source_channels; c += L) {
-        Patch<T> patch;
-        const T* base = from + c * phases.source.channel;
-        for (int n = 0; n < kProducts; ++n) patch.at[n] = pixel[n] < 0 ? zeros : base + pixel[n] * phases.source.pixel;
-        Vec<A> d[kProducts], v[kProducts];
-        load_pixels(patch, kProducts, phases.source.channel, zeros, 0, min_of(L, phases.source_channels - c), d);
-        for (int j = 0; j < kPatch; ++j) input_transform<A>(d + j, kPatch, v + j, kPatch);
-        A* to = patches + c / kChunk * kProducts * plane + (t - tiles.begin) * kChunkStride + c % kChunk;
-        for (int i = 0; i < kPatch; ++i) {
-          Vec<A> row[kPatch];
-          input_transform<A>(v + i * kPatch, 1, row, 1);
-          for (int j = 0; j < kPatch; ++j) store(to + (i * kPatch + j) * plane, row[j]);
+    const T* from = source + group * phases.source_channels * phases.source.channel;
+    const auto patch_of = [&](int64_t t, int64_t c) {
+      return patches + c / kChunk * kProducts * plane + (t - tiles.begin) * kChunkStride + c % kChunk;
+    };
+    if (phases.source.channel == 1) {
+      for (int64_t t = tiles.begin; t < tiles.end; ++t) {
+        const TileGrid::Tile tile = grid.at(t);
+        int64_t pixel[kProducts];
+        grid.for_each(tile, kPatch, source_offset, source_extent, [&](int n, int64_t at) { pixel[n] = at; });
+        const T* image = from + tile.image * phases.source.image;
+        for (int64_t c = 0; c < phases.source_channels; c += L) {
+          const int64_t count = min_of(L, phases.source_channels - c);
+          Vec<A> d[kProducts];
+          for (int n = 0; n < kProducts; ++n) {
+            d[n] = pixel[n] < 0 ? Vec<A>{} : load_some(image + pixel[n] * phases.source.pixel + c, count);
+          }
+          transform_patch(d, kPatch, patch_of(t, c));
         }
       }
+      return;
+    }
+    // Channels first: strips of patches in a row are turned to channels last first, for a vector of channels.
+    constexpr int64_t kStripTiles = 8, kStripWidth = kStripTiles * kOutputs + 2;
+    Vec<A> strip[kPatch * kStripWidth];
+    for (int64_t t = tiles.begin; t < tiles.end;) {
+      const TileGrid::Tile tile = grid.at(t);
+      const int64_t row_end = t + (grid.tiles[1] - t % grid.tiles[1]);
+      const int64_t end = min_of(min_of(row_end, tiles.end), t + kStripTiles);
+      const int64_t width = (end - t) * kOutputs + 2;
+      for (int64_t c = 0; c < phases.source_channels; c += L) {
+        const int64_t count = min_of(L, phases.source_channels - c);
+        for (int i = 0; i < kPatch; ++i) {
+          load_strip_row(from + tile.image * phases.source.image + c * phases.source.channel, tile, i, width,
+                         count, reinterpret_cast<A*>(strip + i * width));
+        }
+        for (int64_t at = t; at < end; ++at)
+          transform_patch(strip + (at - t) * kOutputs, width, patch_of(at, c));
+      }
+      t = end;
+    }
+  }
+
+  // One row of a strip of patches, to[w][L].
+  void load_strip_row(const T* from, const TileGrid::Tile& tile, int i, int64_t width, int64_t count,
+                      A* to) const {
+    const int64_t step = grid.residues[1];
+    const int64_t h = tile.first[0] + source_offset[0] + i * grid.residues[0],
+                  w = tile.first[1] + source_offset[1];
+    const bool inside = h >= 0 && h < source_extent[0];
+    const int64_t low = inside ? clamp(ceil_div(max_of(-w, 0), step), 0, width) : width;
+    const int64_t high = inside ? clamp(ceil_div(max_of(source_extent[1] - w, 0), step), low, width) : width;
+    fill_zero(to, low * L);
+    if (count < L) fill_zero(to + low * L, (high - low) * L);
+    const T* row = from + h * source_extent[1] + w + low * step;
+    if (step == 1) {
+      transpose_block(row, phases.source.channel, count, high - low,
+                      [&](int64_t j) { return to + (low + j) * L; });
+    } else {
+      for (int64_t lane = 0; lane < count; ++lane) {
+        for (int64_t j = low; j < high; ++j) {
+          to[j * L + lane] = load_one(row + lane * phases.source.channel + (j - low) * step);
+        }
+      }
+    }
+    fill_zero(to + high * L, (width - high) * L);
+  }
+
+  // d[row * step + column] to 36 planes.
+  void transform_patch(const Vec<A>* d, int64_t step, A* to) const {
+    Vec<A> v[kProducts];
+    for (int j = 0; j < kPatch; ++j) input_transform<A>(d + j, step, v + j, kPatch);
+    for (int i = 0; i < kPatch; ++i) {
+      Vec<A> row[kPatch];
+      input_transform<A>(v + i * kPatch, 1, row, 1);
+      for (int j = 0; j < kPatch; ++j) store(to + (i * kPatch + j) * plane, row[j]);
     }
   }
 
   // products[product][tile][kWide] = patches * weights, summed over all chunks.
-  void multiply(int64_t group, int64_t tiles, int64_t panel, const A* patches, A* weights, A* products) const {
+  void multiply(int64_t group, int64_t tiles, int64_t panel, const A* patches, A* weights,
+                A* products) const {
     const int64_t cols = min_of(kWide, phases.channels - panel * kWide);
     for (int64_t c = 0; c < phases.source_channels; c += kChunk) {
       const int64_t depth = min_of(kChunk, phases.source_channels - c);
       const A* b = shared ? transformed(group, panel, c) : weights;
-      if (!shared) transform_weights(raw_weights(group, panel) + c * kWide, phases.source_channels, depth, weights, kChunk);
+      if (!shared)
+        transform_weights(raw_weights(group, panel) + c * kWide, phases.source_channels, depth, weights,
+                          kChunk);
       for (int64_t n = 0; n < kProducts; ++n) {
         tile_column<A, kChunkStride, 1>(tiles, depth, cols, patches, b, products + n * tiles * kWide, c > 0);
-        patches += tiles * kChunkStride;
+        patches += plane;
         b += (shared ? phases.source_channels : kChunk) * kWide;
       }
     }
@@ -218,23 +270,38 @@ struct Winograd {
     if (bias) copy_run(bias + first, add, channels.size());
     for (int64_t t = 0; t < tiles.size(); ++t) {
       const TileGrid::Tile tile = grid.at(tiles.begin + t);
+      int64_t pixel[kOutputs * kOutputs];
+      grid.for_each(tile, kOutputs, offset, extent, [&](int n, int64_t at) { pixel[n] = at; });
       T* to = destination + tile.image * phases.destination.image + first * phases.destination.channel;
       for (int64_t k = 0; k < channels.size(); k += L) {
         Vec<A> m[kProducts], half[kOutputs * kPatch], y[kOutputs * kOutputs];
         for (int n = 0; n < kProducts; ++n) m[n] = load(products + (n * tiles.size() + t) * kWide + k);
         for (int j = 0; j < kPatch; ++j) output_transform<A>(m + j, kPatch, half + j, kPatch);
         for (int i = 0; i < kOutputs; ++i) output_transform<A>(half + i * kPatch, 1, y + i * kOutputs, 1);
+        for (int n = 0; n < kOutputs * kOutputs; ++n) y[n] += load(add + k);
+        T* out = to + k * phases.destination.channel;
         const int64_t count = min_of(L, channels.size() - k);
-        grid.for_each(tile, kOutputs, offset, extent, [&](int n, int64_t pixel) {
-          if (pixel < 0) return;
-          T* out = to + pixel * phases.destination.pixel + k * phases.destination.channel;
-          const Vec<A> sum = y[n] + load(add + k);
-          if (count == L && phases.destination.channel == 1) {
-            store(out, sum);
-          } else {
-            for (int64_t lane = 0; lane < count; ++lane) store_one(out + lane * phases.destination.channel, sum[lane]);
+        if (phases.destination.channel == 1) {
+          for (int n = 0; n < kOutputs * kOutputs; ++n) {
+            if (pixel[n] >= 0) store_some(out + pixel[n] * phases.destination.pixel, y[n], count);
           }
-        });
+        } else {
+          for (int n = 0; n < kOutputs * kOutputs; n += L) transpose<A>(y + n);  // y[n + channel][pixel - n]
+          const bool whole = pixel[kOutputs * kOutputs - 1] >= 0 && grid.residues[1] == 1;
+          for (int64_t lane = 0; lane < count; ++lane) {
+            T* channel = out + lane * phases.destination.channel;
+            for (int n = 0; n < kOutputs * kOutputs; n += kOutputs) {
+              const auto values = reinterpret_cast<const A*>(y + n / L * L + lane) + n % L;
+              if (std::is_same_v<T, A> && whole) {
+                __builtin_memcpy(channel + pixel[n], values, kOutputs * sizeof(A));
+                continue;
+              }
+              for (int j = 0; j < kOutputs; ++j) {
+                if (pixel[n + j] >= 0) store_one(channel + pixel[n + j], values[j]);
+              }
+            }
+          }
+        }
       }
     }
   }
@@ -244,7 +311,8 @@ struct Winograd {
   int64_t groups;
   const T *source, *weight, *bias;
   T* destination;
-  int64_t chunks, panels, tile_blocks, block_tiles, task_panels, panel_blocks;
+  int64_t chunks, panels, tile_blocks, block_tiles, task_panels, panel_blocks, plane;
+  int64_t source_offset[2], source_extent[2];
   bool shared;
   int64_t weights_size, scratch_patches, scratch_weights, scratch_size;  // in elements
   A *packed, *scratch;
@@ -277,12 +345,15 @@ int64_t winograd_workspace(const ConvProblem& p) {
 }
 template <bool Gradient>
 void winograd_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  with_type(p.dtype, [&](auto* tag) { Winograd<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
+  with_type(p.dtype,
+            [&](auto* tag) { Winograd<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
 }
 
 constexpr ConvKernel kConvWinograd = {"winograd", "a quarter of the multiplications, by F(4x4, 3x3)",
-                                      winograd_refuses<false>, winograd_workspace<false>, winograd_run<false>};
+                                      winograd_refuses<false>, winograd_workspace<false>,
+                                      winograd_run<false>};
 constexpr ConvKernel kConvGradInputWinograd = {"winograd", "a quarter of the multiplications, by F(4x4, 3x3)",
-                                               winograd_refuses<true>, winograd_workspace<true>, winograd_run<true>};
+                                               winograd_refuses<true>, winograd_workspace<true>,
+                                               winograd_run<true>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

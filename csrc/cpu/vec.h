@@ -5,6 +5,8 @@
 
 #include "kernel.h"
 
+#include <utility>
+
 #define CNNEXT_INLINE static inline __attribute__((always_inline))
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -120,6 +122,31 @@ CNNEXT_INLINE void store_one(BFloat16* p, float x) {
 }
 CNNEXT_INLINE void store_one(Float16* p, float x) {
   p->bits = static_cast<uint16_t>(float_to_float16<uint32_t>(x));
+}
+
+template <class A, int Distance, bool High, int... Lane>
+CNNEXT_INLINE Vec<A> exchange(Vec<A> x, Vec<A> y, std::integer_sequence<int, Lane...>) {
+  constexpr int L = kLanes<A>;
+  if constexpr (High) {
+    return __builtin_shufflevector(x, y, ((Lane & Distance) ? Lane + L : Lane + Distance)...);
+  } else {
+    return __builtin_shufflevector(x, y, ((Lane & Distance) ? Lane - Distance + L : Lane)...);
+  }
+}
+
+// x[i][j] and x[j][i] change places.
+template <class A, int Distance = kLanes<A> / 2>
+CNNEXT_INLINE void transpose(Vec<A>* x) {
+  constexpr int L = kLanes<A>;
+  using Lanes = std::make_integer_sequence<int, L>;
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) {
+    if (i & Distance) continue;
+    const Vec<A> low = exchange<A, Distance, false>(x[i], x[i + Distance], Lanes());
+    x[i + Distance] = exchange<A, Distance, true>(x[i], x[i + Distance], Lanes());
+    x[i] = low;
+  }
+  if constexpr (Distance > 1) transpose<A, Distance / 2>(x);
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -1,9 +1,9 @@
-// The transforms of Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308): 16 outputs of a 3x3
-// convolution from a patch of 6x6 inputs by 36 products instead of 144.
+// The transforms of Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308): 16 outputs
+// of a 3x3 convolution from a patch of 6x6 inputs by 36 products instead of 144.
 //
-// The interpolation points are 0, +-2/3, +-3/2 and infinity: products of the transforms then stay near one, and the
-// error is less than half of that with the usual 0, +-1, +-2. (2/3 * 3/2 = 1 saves multiplications as well.)
-// With a, b the two points, V = B^T d B, U = G g G^T, Y = A^T (U . V) A.
+// The interpolation points are 0, +-2/3, +-3/2 and infinity: products of the transforms then stay near one,
+// and the error is less than half of that with the usual 0, +-1, +-2. (2/3 * 3/2 = 1 saves multiplications as
+// well.) With a, b the two points, V = B^T d B, U = G g G^T, Y = A^T (U . V) A.
 #pragma once
 
 #include "vec.h"
@@ -14,8 +14,9 @@ constexpr int kOutputs = 4, kPatch = 6, kProducts = kPatch * kPatch;
 
 template <class A>
 struct Points {
-  static constexpr A a = A(2.0 / 3), b = A(1.5), a2 = A(4.0 / 9), b2 = A(2.25), a3 = A(8.0 / 27), b3 = A(3.375);
-  static constexpr A sum = A(4.0 / 9 + 2.25);                       // a^2 + b^2
+  static constexpr A a = A(2.0 / 3), b = A(1.5), a2 = A(4.0 / 9), b2 = A(2.25), a3 = A(8.0 / 27),
+                     b3 = A(3.375);
+  static constexpr A sum = A(4.0 / 9 + 2.25);                         // a^2 + b^2
   static constexpr A ga = A(1 / (2 * (4.0 / 9) * (4.0 / 9 - 2.25)));  // 1 / (2 a^2 (a^2 - b^2))
   static constexpr A gb = A(1 / (2 * 2.25 * (2.25 - 4.0 / 9)));
 };
@@ -24,8 +25,8 @@ struct Points {
 template <class A>
 CNNEXT_INLINE void input_transform(const Vec<A>* d, int64_t from_step, Vec<A>* v, int64_t to_step) {
   using P = Points<A>;
-  const Vec<A> d0 = d[0], d1 = d[from_step], d2 = d[2 * from_step], d3 = d[3 * from_step], d4 = d[4 * from_step],
-               d5 = d[5 * from_step];
+  const Vec<A> d0 = d[0], d1 = d[from_step], d2 = d[2 * from_step], d3 = d[3 * from_step],
+               d4 = d[4 * from_step], d5 = d[5 * from_step];
   const Vec<A> even_a = d4 - P::b2 * d2, odd_a = d3 - P::b2 * d1;
   const Vec<A> even_b = d4 - P::a2 * d2, odd_b = d3 - P::a2 * d1;
   v[0] = d0 - P::sum * d2 + d4;
@@ -62,7 +63,8 @@ CNNEXT_INLINE void output_transform(const Vec<A>* m, int64_t from_step, Vec<A>* 
   y[3 * to_step] = P::a3 * odd_a + P::b3 * odd_b + m[5 * from_step];
 }
 
-// The transposes, for the gradient of the weight: A takes four output gradients to six, G^T six products to three.
+// The transposes, for the gradient of the weight: A takes four output gradients to six, G^T six products to
+// three.
 template <class A>
 CNNEXT_INLINE void gradient_transform(const Vec<A>* y, int64_t from_step, Vec<A>* v, int64_t to_step) {
   using P = Points<A>;
