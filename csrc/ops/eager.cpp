@@ -121,7 +121,8 @@ PyObject* conv(PyObject*, Arguments args, Py_ssize_t) {
   Sizes stride, padding, dilation;
   int64_t groups;
   if (!input || !weight || (!bias && args[3] != Py_None) || !parse(args[4], stride) ||
-      !parse(args[5], padding) || !parse(args[6], dilation) || !parse(args[7], groups)) {
+      !parse(args[6], dilation) || !parse_padding(args[5], *weight, stride, dilation, padding) ||
+      !parse(args[7], groups)) {
     Py_RETURN_NONE;
   }
   return wrap(run(op, *input, *weight, bias ? Bias(*bias) : Bias(), stride, padding, dilation, groups));
