@@ -64,6 +64,12 @@ def force_kernel(op: str, name: str) -> Iterator[None]:
             _forced[op] = before
 
 
+def _set_enabled(value: bool) -> bool:
+    global enabled
+    before, enabled = enabled, value
+    return before
+
+
 @contextmanager
 def flags(enabled: bool = True) -> Iterator[None]:
     """Turns our kernels on or off inside the block, as `torch.backends.mkldnn.flags` does for oneDNN's.
@@ -73,13 +79,11 @@ def flags(enabled: bool = True) -> Iterator[None]:
         >>> with cnnext.backends.flags(enabled=False):  # torch's kernels, in a converted model too
         ...     output = cnnext.functional.max_pool2d(torch.ones(1, 3, 8, 8), 2)
     """
-    module = globals()
-    before = module["enabled"]
-    module["enabled"] = enabled
+    before = _set_enabled(enabled)
     try:
         yield
     finally:
-        module["enabled"] = before
+        _set_enabled(before)
 
 
 def fallbacks() -> dict[str, int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -271,6 +273,32 @@ def test_compile_with_inductor() -> None:
     torch.testing.assert_close(actual, gradients(torchs, torchs.parameters(), x), rtol=1e-4, atol=1e-4)
 
 
+def test_compile_of_what_is_left_to_torch() -> None:
+    x, w = torch.randint(-3, 4, (1, 2, 6, 6)), torch.randint(-3, 4, (3, 2, 3, 3))
+    compiled = torch.compile(lambda x, w: functional.conv2d(x, w), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, w), F.conv2d(x, w))
+
+    def disabled(x: Tensor) -> Tensor:
+        with cnnext.backends.flags(enabled=False):
+            return functional.avg_pool2d(x, 2)
+
+    names: list[str] = []
+    inner = torch.compile(disabled, fullgraph=True, backend=lambda graph, _: names.append(graph.code) or graph.forward)
+    torch.testing.assert_close(inner(x.float()), F.avg_pool2d(x.float(), 2))
+    assert "cnnext" not in names[0]
+
+
+@pytest.mark.skipif("CNNEXT_SLOW_TESTS" not in os.environ, reason="takes a minute; set CNNEXT_SLOW_TESTS=1")
+def test_ahead_of_time_inductor(tmp_path: Any) -> None:
+    ours, torchs = pair("net")
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with torch.no_grad():
+        program = torch.export.export(ours, (r(2, 3, 17, 15),), dynamic_shapes=({0: batch},))
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "net.pt2"))
+        x = r(5, 3, 17, 15)
+        torch.testing.assert_close(torch._inductor.aoti_load_package(package)(x), torchs(x), rtol=1e-4, atol=1e-4)
+
+
 def operators(program: Any) -> set[str]:
     return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
 
@@ -372,3 +400,23 @@ def test_functional_call() -> None:
         torch.nn.init.zeros_(parameter)
     x = r(2, 3, 17, 15)
     torch.testing.assert_close(torch.func.functional_call(clone, ours.state_dict(), x), torchs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_distributed_data_parallel(tmp_path: Any) -> None:
+    """Gradients have their parameters' strides: else DDP copies each, and warns."""
+    if not torch.distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        ours, torchs = pair("net")
+        parallel = torch.nn.parallel.DistributedDataParallel(ours.to(memory_format=torch.channels_last))
+        x = r(2, 3, 17, 15).to(memory_format=torch.channels_last)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            parallel(x).square().sum().backward()
+        torchs(x).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for actual, expected in zip(ours.parameters(), torchs.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-4, atol=1e-4)
+        assert actual.grad.stride() == actual.stride()
