@@ -123,6 +123,9 @@ def test_model_and_its_output() -> None:
     assert all(word in text for word in ("stem.0 conv, float32, channels first: N=2 C=3", "grad_weight", "GFLOP"))
     assert found._repr_html_().count("<tr>") == 1 + sum(len(layer.directions) for layer in found.layers)
     assert json.loads(json.dumps(found.to_dict()))["layers"][1]["name"] == "pool"
+    flops = sum(layer.directions[0].flops for layer in found.layers)
+    assert text.endswith(" MB forward; 0 left to torch")
+    assert f"3 layers: {flops / 1e9:.3f} GFLOP" in text
     assert max(map(len, text.splitlines())) <= 140
 
 
