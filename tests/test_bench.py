@@ -141,6 +141,7 @@ def test_single_layer_arguments():
         (["adaptive_max_pool2d", "1x2x8x8"], "adaptive_max_pool2d needs --output-size"),
         (["--model", "alexnet"], "no model is named 'alexnet'"),
         (["--direction", "sideways"], "no direction is named 'sideways'"),
+        (["--json", "/no/such/folder/file.json"], "No such file or directory"),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(arguments, message, capsys):
