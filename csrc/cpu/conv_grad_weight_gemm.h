@@ -1,10 +1,12 @@
 // Gradient of dense convolution with respect to the weight, as one blocked matrix product summed over pixels:
-//   grad_weight[k, (tap, c)] = sum over output pixels of gathered input[pixel, (tap, c)] * grad_output[pixel,
-//   k]
+//   grad_weight[k, (tap, c)] = sum over output pixels of grad_output[pixel, k] * gathered input[pixel, (tap,
+//   c)]
 //
-// The rows of a tile are (tap, c), its vectors output channels k. A task is a block of rows times a block of
-// channels times a split of the pixels. The number of splits depends on the shape alone and their sums are
-// added in order, so that the result does not depend on threads.
+// Of the two factors the one that is not gathered is transposed as it is packed, which is the smaller work.
+// Channels last: output channels are the rows of a tile, (tap, c) its vectors. Channels first: (c, tap) are
+// the rows, output channels the vectors. A task is a block of rows times a block of columns times a split of
+// the pixels. The number of splits depends on the shape alone and their sums are added in order: threads do
+// not change the result.
 #pragma once
 
 #include "conv_gather.h"
@@ -20,8 +22,9 @@ template <class T>
 struct GradWeightGemm {
   using A = Acc<T>;
   static constexpr int64_t kWide = kCols<A>, kGradCols = kGradPanels * kWide;
+  static constexpr int64_t kColsStride = kGradCols + 16;  // off the powers of two
   static constexpr int64_t kSums = kGradRows * kGradCols;
-  static constexpr int64_t kGathered = kGradRows * kDepthStride, kOutputs = kDepth * kGradCols;
+  static constexpr int64_t kRowsSize = kGradRows * kDepthStride, kColsSize = kDepth * kColsStride;
 
   GradWeightGemm(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
@@ -44,28 +47,40 @@ struct GradWeightGemm {
     g = joined(g);
     outputs = joined(outputs);
     order = last || w.tap != 1 ? ColumnOrder{g.channels, 1} : ColumnOrder{1, g.taps()};
-    row_blocks = ceil_div(g.depth(), kGradRows);
-    channel_blocks = ceil_div(outputs.channels, kGradCols);
-    blocks = shape.groups * row_blocks * channel_blocks;
+    rows = last ? outputs.channels : g.depth();
+    cols = last ? g.depth() : outputs.channels;
+    row_blocks = ceil_div(rows, kGradRows);
+    col_blocks = ceil_div(cols, kGradCols);
+    blocks = shape.groups * row_blocks * col_blocks;
     const int64_t pixel_blocks = ceil_div(g.pixels(), kDepth);
     splits = max_of(1, min_of(kGradTasks / blocks, pixel_blocks / 4));
     split_pixels = ceil_div(pixel_blocks, splits) * kDepth;
     scratch = reinterpret_cast<A*>(workspace);
-    partial = scratch + p.threads * (kGathered + kOutputs + kSums);
+    partial = scratch + p.threads * kScratch;
   }
+
+  static constexpr int64_t kScratch = kRowsSize + kColsSize + kSums;
 
   static int64_t workspace(const ConvProblem& p) {
     const GradWeightGemm self(p, {}, nullptr);
     const int64_t partials = self.splits > 1 ? self.blocks * self.splits * kSums : 0;
-    return (p.threads * (kGathered + kOutputs + kSums) + partials) * sizeof(A);
+    return (p.threads * kScratch + partials) * sizeof(A);
   }
 
   void run(const Parallel& parallel) const {
     parallel(blocks * splits, [&](int64_t task, int thread) {
-      A* gathered = scratch + thread * (kGathered + kOutputs + kSums);
-      A* sums = splits > 1 ? partial + task * kSums : gathered + kGathered + kOutputs;
-      sum(task / splits, block(task % splits, split_pixels, g.pixels()), gathered, gathered + kGathered,
-          sums);
+      A* packed = scratch + thread * kScratch;
+      A* sums = splits > 1 ? partial + task * kSums : packed + kRowsSize + kColsSize;
+      const Range pixels = block(task % splits, split_pixels, g.pixels());
+      fill_zero(sums, kSums);
+      for (int64_t begin = pixels.begin; begin < pixels.end; begin += kDepth) {
+        const Range part = {begin, min_of(begin + kDepth, pixels.end)};
+        if (last) {
+          add_rows_by_taps(task / splits, part, packed, packed + kRowsSize, sums);
+        } else {
+          add_taps_by_columns(task / splits, part, packed, packed + kRowsSize, sums);
+        }
+      }
       if (splits == 1) store_weight(task, sums);
     });
     if (splits == 1) return;
@@ -79,59 +94,52 @@ struct GradWeightGemm {
     });
   }
 
-  Range rows_of(int64_t b) const { return block(b % row_blocks, kGradRows, g.depth()); }
-  Range channels_of(int64_t b) const {
-    return block(b / row_blocks % channel_blocks, kGradCols, outputs.channels);
-  }
-  int64_t group_of(int64_t b) const { return b / row_blocks / channel_blocks; }
+  Range rows_of(int64_t b) const { return block(b % row_blocks, kGradRows, rows); }
+  Range cols_of(int64_t b) const { return block(b / row_blocks % col_blocks, kGradCols, cols); }
+  int64_t group_of(int64_t b) const { return b / row_blocks / col_blocks; }
+  const T* input_of(int64_t b) const { return input + group_of(b) * g.channels * in.channel; }
+  const T* grad_of(int64_t b) const { return grad_output + group_of(b) * outputs.channels * out.channel; }
 
-  // sums[panel][row][kWide] over the pixels.
-  void sum(int64_t b, Range pixels, A* gathered, A* panels, A* sums) const {
-    const Range rows = rows_of(b), channels = channels_of(b);
-    const T* from = input + group_of(b) * g.channels * in.channel;
-    const T* grad = grad_output + group_of(b) * outputs.channels * out.channel;
-    fill_zero(sums, kSums);
-    for (int64_t begin = pixels.begin; begin < pixels.end; begin += kDepth) {
-      const Range part = {begin, min_of(begin + kDepth, pixels.end)};
-      if (last) {
-        pack_pixels(from, in, g, part, rows, gathered, kGradRows);
-      } else {
-        pack_columns(from, in, g, part, rows, order, gathered, kDepthStride);
-      }
-      for (int64_t k = channels.begin; k < channels.end; k += kWide) {
-        const Range panel = {k, min_of(k + kWide, channels.end)};
-        A* c = sums + (k - channels.begin) * kGradRows;
-        if (panel.size() < kWide) fill_zero(panels, part.size() * kWide);
-        if (last) {
-          pack_pixels(grad, out, outputs, part, panel, panels, kWide);
-          tile_column<A, 1, kGradRows>(rows.size(), part.size(), panel.size(), gathered, panels, c, true);
-        } else {
-          pack_transposed(grad, part, panel, panels);
-          tile_column<A, kDepthStride, 1>(rows.size(), part.size(), panel.size(), gathered, panels, c, true);
-        }
-      }
+  // sums[panel][row][kWide] += over at most kDepth pixels. Channels last.
+  void add_rows_by_taps(int64_t b, Range pixels, A* packed_rows, A* packed_cols, A* sums) const {
+    const Range k = rows_of(b), taps = cols_of(b);
+    // Channels last: pixels of all images are one matrix [pixel][K].
+    transpose_block(grad_of(b) + pixels.begin * out.pixel + k.begin, out.pixel, pixels.size(), k.size(),
+                    [&](int64_t j) { return packed_rows + j * kDepthStride; });
+    pack_pixels(input_of(b), in, g, pixels, taps, packed_cols, kColsStride);
+    for (int64_t col = 0; col < taps.size(); col += kWide) {
+      tile_column<A, kDepthStride, 1, kColsStride>(k.size(), pixels.size(), taps.size() - col, packed_rows,
+                                                   packed_cols + col, sums + col * kGradRows, true);
     }
   }
 
-  // to[pixel][kWide] from a gradient with channels first.
-  void pack_transposed(const T* grad, Range pixels, Range panel, A* to) const {
+  // The same, channels first.
+  void add_taps_by_columns(int64_t b, Range pixels, A* packed_rows, A* packed_cols, A* sums) const {
+    const Range taps = rows_of(b), k = cols_of(b);
+    pack_columns(input_of(b), in, g, pixels, taps, order, packed_rows, kDepthStride);
     for_each_run(outputs, pixels, [&](int64_t at, int64_t image, int64_t pixel, int64_t, int64_t count) {
-      transpose_block(grad + image * out.image + panel.begin * out.channel + pixel, out.channel, panel.size(),
-                      count, [&](int64_t i) { return to + (at + i) * kWide; });
+      transpose_block(grad_of(b) + image * out.image + k.begin * out.channel + pixel, out.channel, k.size(),
+                      count, [&](int64_t i) { return packed_cols + (at + i) * kColsStride; });
     });
+    for (int64_t col = 0; col < k.size(); col += kWide) {
+      tile_column<A, kDepthStride, 1, kColsStride>(taps.size(), pixels.size(), k.size() - col, packed_rows,
+                                                   packed_cols + col, sums + col * kGradRows, true);
+    }
   }
 
   void store_weight(int64_t b, const A* sums) const {
-    const Range rows = rows_of(b), channels = channels_of(b);
-    for (int64_t k = channels.begin; k < channels.end; ++k) {
-      const int64_t at = k - channels.begin;
-      const A* from = sums + at / kWide * kWide * kGradRows + at % kWide;
-      T* to = grad_weight + (group_of(b) * outputs.channels + k) * w.k;
+    const Range k = last ? rows_of(b) : cols_of(b), taps = last ? cols_of(b) : rows_of(b);
+    const auto sum_at = [&](int64_t row, int64_t col) {
+      return sums[(col / kWide * kGradRows + row) * kWide + col % kWide];
+    };
+    for (int64_t i = 0; i < k.size(); ++i) {
+      T* to = grad_weight + (group_of(b) * outputs.channels + k.begin + i) * w.k;
       for (int64_t tap = 0; tap < g.taps(); ++tap) {
-        const Range c = channels_in(rows, order, tap, g.channels);
-        const int64_t first = tap * order.tap - rows.begin;
-        for (int64_t i = c.begin; i < c.end; ++i) {
-          store_one(to + i * w.c + tap * w.tap, from[(first + i * order.channel) * kWide]);
+        const Range c = channels_in(taps, order, tap, g.channels);
+        const int64_t first = tap * order.tap - taps.begin;
+        for (int64_t j = c.begin; j < c.end; ++j) {
+          const int64_t at = first + j * order.channel;
+          store_one(to + j * w.c + tap * w.tap, last ? sum_at(i, at) : sum_at(at, i));
         }
       }
     }
@@ -144,8 +152,8 @@ struct GradWeightGemm {
   Strides in, out;
   WeightStrides w;
   Gather g, outputs;  // of the input, and of the gradient itself
-  ColumnOrder order;  // of rows
-  int64_t row_blocks, channel_blocks, blocks, splits, split_pixels;
+  ColumnOrder order;  // of (tap, c)
+  int64_t rows, cols, row_blocks, col_blocks, blocks, splits, split_pixels;
   A *scratch, *partial;
 };
 

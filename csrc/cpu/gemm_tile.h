@@ -20,10 +20,10 @@ constexpr int64_t kBlockRows = 112 / kRows * kRows;
 template <class A>
 constexpr int64_t kCols = kVectors * kLanes<A>;
 
-template <class A, int Rows, int Vectors, int64_t RowStride, int64_t DepthStride>
+template <class A, int Rows, int Vectors, int64_t RowStride, int64_t DepthStride, int64_t ColumnStride>
 void tile(int64_t depth, const A* a, const A* b, A* c, bool add) {
   Vec<A> sum[Rows][Vectors] = {};
-  for (int64_t d = 0; d < depth; ++d, a += DepthStride, b += kCols<A>) {
+  for (int64_t d = 0; d < depth; ++d, a += DepthStride, b += ColumnStride) {
     Vec<A> y[Vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) y[v] = load(b + v * kLanes<A>);
@@ -48,24 +48,25 @@ template <class A>
 using Tile = void (*)(int64_t depth, const A* a, const A* b, A* c, bool add);
 
 // The tile for a number of rows in [1, kRows], one vector wide where `narrow`.
-template <class A, int64_t RowStride, int64_t DepthStride, int Rows = kRows>
+template <class A, int64_t RowStride, int64_t DepthStride, int64_t ColumnStride, int Rows = kRows>
 Tile<A> tile_of(int64_t rows, bool narrow) {
   if (rows == Rows) {
-    return narrow ? &tile<A, Rows, 1, RowStride, DepthStride>
-                  : &tile<A, Rows, kVectors, RowStride, DepthStride>;
+    return narrow ? &tile<A, Rows, 1, RowStride, DepthStride, ColumnStride>
+                  : &tile<A, Rows, kVectors, RowStride, DepthStride, ColumnStride>;
   }
-  if constexpr (Rows > 1) return tile_of<A, RowStride, DepthStride, Rows - 1>(rows, narrow);
+  if constexpr (Rows > 1) return tile_of<A, RowStride, DepthStride, ColumnStride, Rows - 1>(rows, narrow);
   return nullptr;
 }
 
-// c[rows][kCols] (+)= a[rows][depth] * b[depth][cols]: a column of tiles of almost equal height.
-template <class A, int64_t RowStride, int64_t DepthStride>
+// c[rows][kCols] (+)= a[rows][depth] * b[depth][cols]: a column of tiles of almost equal height. Element
+// (row, d) of a is at row * RowStride + d * DepthStride, row d of b at d * ColumnStride.
+template <class A, int64_t RowStride, int64_t DepthStride, int64_t ColumnStride = kCols<A>>
 void tile_column(int64_t rows, int64_t depth, int64_t cols, const A* a, const A* b, A* c, bool add) {
   const bool narrow = cols <= kLanes<A>;
   for (int64_t tiles = ceil_div(rows, kRows), row = 0; tiles > 0; --tiles) {
     const int64_t height = ceil_div(rows - row, tiles);
-    tile_of<A, RowStride, DepthStride>(height, narrow)(depth, a + row * RowStride, b, c + row * kCols<A>,
-                                                       add);
+    const Tile<A> run = tile_of<A, RowStride, DepthStride, ColumnStride>(height, narrow);
+    run(depth, a + row * RowStride, b, c + row * kCols<A>, add);
     row += height;
   }
 }
