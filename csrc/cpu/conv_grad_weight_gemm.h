@@ -15,15 +15,15 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int64_t kGradRows = 2 * kBlockRows;
-constexpr int64_t kGradPanels = 4;
+constexpr int64_t kGradPanels = 4;  // columns packed at a time, in panels
 constexpr int64_t kGradTasks = 16;  // splits are made until there are this many tasks
 
 template <class T>
 struct GradWeightGemm {
   using A = Acc<T>;
   static constexpr int64_t kWide = kCols<A>, kGradCols = kGradPanels * kWide;
-  static constexpr int64_t kColsStride = kGradCols + 16;  // off the powers of two
-  static constexpr int64_t kSums = kGradRows * kGradCols;
+  static constexpr int64_t kColsStride = kGradCols + 16;       // off the powers of two
+  static constexpr int64_t kSums = 2 * kGradRows * kGradCols;  // of a task, at most
   static constexpr int64_t kRowsSize = kGradRows * kDepthStride, kColsSize = kDepth * kColsStride;
 
   GradWeightGemm(const ConvProblem& p, const ConvBuffers& b, char* workspace)
@@ -50,7 +50,10 @@ struct GradWeightGemm {
     rows = last ? outputs.channels : g.depth();
     cols = last ? g.depth() : outputs.channels;
     row_blocks = ceil_div(rows, kGradRows);
-    col_blocks = ceil_div(cols, kGradCols);
+    // Few rows take more columns: the factor that is the rows is packed again for each block of columns.
+    row_block = min_of(kGradRows, rows);
+    col_block = min_of(kSums / row_block / kGradCols * kGradCols, round_up(cols, kGradCols));
+    col_blocks = ceil_div(cols, col_block);
     blocks = shape.groups * row_blocks * col_blocks;
     const int64_t pixel_blocks = ceil_div(g.pixels(), kDepth);
     splits = max_of(1, min_of(kGradTasks / blocks, pixel_blocks / 4));
@@ -95,7 +98,7 @@ struct GradWeightGemm {
   }
 
   Range rows_of(int64_t b) const { return block(b % row_blocks, kGradRows, rows); }
-  Range cols_of(int64_t b) const { return block(b / row_blocks % col_blocks, kGradCols, cols); }
+  Range cols_of(int64_t b) const { return block(b / row_blocks % col_blocks, col_block, cols); }
   int64_t group_of(int64_t b) const { return b / row_blocks / col_blocks; }
   const T* input_of(int64_t b) const { return input + group_of(b) * g.channels * in.channel; }
   const T* grad_of(int64_t b) const { return grad_output + group_of(b) * outputs.channels * out.channel; }
@@ -106,10 +109,10 @@ struct GradWeightGemm {
     // Channels last: pixels of all images are one matrix [pixel][K].
     transpose_block(grad_of(b) + pixels.begin * out.pixel + k.begin, out.pixel, pixels.size(), k.size(),
                     [&](int64_t j) { return packed_rows + j * kDepthStride; });
-    pack_pixels(input_of(b), in, g, pixels, taps, packed_cols, kColsStride);
-    for (int64_t col = 0; col < taps.size(); col += kWide) {
-      tile_column<A, kDepthStride, 1, kColsStride>(k.size(), pixels.size(), taps.size() - col, packed_rows,
-                                                   packed_cols + col, sums + col * kGradRows, true);
+    for (int64_t first = 0; first < taps.size(); first += kGradCols) {
+      const Range part = {taps.begin + first, min_of(taps.begin + first + kGradCols, taps.end)};
+      pack_pixels(input_of(b), in, g, pixels, part, packed_cols, kColsStride);
+      multiply(k.size(), pixels.size(), part.size(), packed_rows, packed_cols, sums + first * row_block);
     }
   }
 
@@ -117,20 +120,27 @@ struct GradWeightGemm {
   void add_taps_by_columns(int64_t b, Range pixels, A* packed_rows, A* packed_cols, A* sums) const {
     const Range taps = rows_of(b), k = cols_of(b);
     pack_columns(input_of(b), in, g, pixels, taps, order, packed_rows, kDepthStride);
-    for_each_run(outputs, pixels, [&](int64_t at, int64_t image, int64_t pixel, int64_t, int64_t count) {
-      transpose_block(grad_of(b) + image * out.image + k.begin * out.channel + pixel, out.channel, k.size(),
-                      count, [&](int64_t i) { return packed_cols + (at + i) * kColsStride; });
-    });
-    for (int64_t col = 0; col < k.size(); col += kWide) {
-      tile_column<A, kDepthStride, 1, kColsStride>(taps.size(), pixels.size(), k.size() - col, packed_rows,
-                                                   packed_cols + col, sums + col * kGradRows, true);
+    for (int64_t first = 0; first < k.size(); first += kGradCols) {
+      const int64_t channel = k.begin + first, count = min_of(kGradCols, k.size() - first);
+      for_each_run(outputs, pixels, [&](int64_t at, int64_t image, int64_t pixel, int64_t, int64_t length) {
+        transpose_block(grad_of(b) + image * out.image + channel * out.channel + pixel, out.channel, count,
+                        length, [&](int64_t i) { return packed_cols + (at + i) * kColsStride; });
+      });
+      multiply(taps.size(), pixels.size(), count, packed_rows, packed_cols, sums + first * row_block);
+    }
+  }
+
+  void multiply(int64_t height, int64_t depth, int64_t width, const A* a, const A* b, A* sums) const {
+    for (int64_t col = 0; col < width; col += kWide) {
+      tile_column<A, kDepthStride, 1, kColsStride>(height, depth, width - col, a, b + col,
+                                                   sums + col * row_block, true);
     }
   }
 
   void store_weight(int64_t b, const A* sums) const {
     const Range k = last ? rows_of(b) : cols_of(b), taps = last ? cols_of(b) : rows_of(b);
     const auto sum_at = [&](int64_t row, int64_t col) {
-      return sums[(col / kWide * kGradRows + row) * kWide + col % kWide];
+      return sums[(col / kWide * row_block + row) * kWide + col % kWide];
     };
     for (int64_t i = 0; i < k.size(); ++i) {
       T* to = grad_weight + (group_of(b) * outputs.channels + k.begin + i) * w.k;
@@ -153,7 +163,7 @@ struct GradWeightGemm {
   WeightStrides w;
   Gather g, outputs;  // of the input, and of the gradient itself
   ColumnOrder order;  // of (tap, c)
-  int64_t rows, cols, row_blocks, col_blocks, blocks, splits, split_pixels;
+  int64_t rows, cols, row_block, col_block, row_blocks, col_blocks, blocks, splits, split_pixels;
   A *scratch, *partial;
 };
 
