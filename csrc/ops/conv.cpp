@@ -102,8 +102,8 @@ void check_grad_output(const char* op, const Conv<Int>& c, c10::ArrayRef<Int> gr
               c10::ArrayRef<Int>(c.output), ", but got ", grad_output);
 }
 
-bool has_bias(const OptionalTensor& bias, int64_t channels) {
-  return !bias || !bias->defined() || (bias->dim() == 1 && bias->size(0) == channels);
+bool has_bias(const OptionalTensor& bias, const c10::SymInt& channels) {
+  return !bias || !bias->defined() || (bias->dim() == 1 && bias->sym_size(0) == channels);
 }
 
 at::Tensor conv_cpu(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
@@ -203,7 +203,8 @@ at::Tensor conv_meta(const at::Tensor& input, const at::Tensor& weight, const Op
                      c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                      c10::SymInt groups) {
   const Conv<c10::SymInt> c(input.sym_sizes(), weight.sym_sizes(), stride, padding, dilation, groups);
-  if (!c.valid() || left_to_aten({&input, &weight})) {
+  if (!c.valid() || !has_bias(bias, weight.sym_size(0)) ||
+      left_to_aten({&input, &weight, bias ? &*bias : &weight})) {
     return aten::conv(nullptr, input, weight, bias, stride, padding, dilation, groups);
   }
   return at::empty_symint(c.output, input.options(), memory_format(either_last(input, weight), input.dim()));
@@ -216,6 +217,8 @@ at::Tensor conv_grad_input_meta(const at::Tensor& grad_output, const at::Tensor&
   const auto input = sizes<c10::SymInt>(grad_output.sym_size(0), weight.sym_size(1) * groups, input_size);
   const Conv<c10::SymInt> c(input, weight.sym_sizes(), stride, padding, dilation, groups);
   check_grad_output("conv_grad_input", c, grad_output.sym_sizes());
+  TORCH_CHECK(has_bias(bias, input[1]), "conv_grad_input: expected bias of size [", input[1], "], but got ",
+              bias->sym_sizes());
   return at::empty_symint(input, grad_output.options(),
                           memory_format(either_last(grad_output, weight), weight.dim()));
 }
@@ -224,6 +227,7 @@ at::Tensor conv_grad_weight_meta(const at::Tensor& grad_output, const at::Tensor
                                  c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
                                  c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                                  c10::SymInt groups, bool channels_last) {
+  TORCH_CHECK(groups > 0, "conv_grad_weight: expected positive groups, but got ", groups);
   const auto weight = sizes<c10::SymInt>(grad_output.sym_size(1), input.sym_size(1) / groups, kernel_size);
   const Conv<c10::SymInt> c(input.sym_sizes(), weight, stride, padding, dilation, groups);
   check_grad_output("conv_grad_weight", c, grad_output.sym_sizes());

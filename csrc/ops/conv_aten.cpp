@@ -67,6 +67,7 @@ at::Tensor conv_grad_weight(const char* reason, const at::Tensor& grad_output, c
                             c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
                             c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
                             bool channels_last) {
+  TORCH_CHECK(groups > 0, "conv_grad_weight: expected positive groups, but got ", groups);
   const size_t dims = kernel_size.size();
   c10::SmallVector<c10::SymInt, kAxes + 2> size = {grad_output.sym_size(1), input.sym_size(1) / groups};
   size.append(kernel_size.begin(), kernel_size.end());

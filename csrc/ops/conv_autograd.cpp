@@ -195,7 +195,10 @@ bool differentiates(const at::Tensor& a, const at::Tensor& b, const OptionalTens
 at::Tensor conv_autograd(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                          c10::SymIntArrayRef dilation, c10::SymInt groups) {
-  if (const char* reason = left_to_aten({&input, &weight, bias ? &*bias : &weight})) {
+  const char* reason = left_to_aten({&input, &weight, bias ? &*bias : &weight});
+  // torch's result has no channels then, and only its own gradients take that.
+  if (!reason && weight.dim() > 1 && weight.sym_size(1) == 0) reason = "empty tensor";
+  if (reason) {
     return aten::conv(reason, input, weight, bias, stride, padding, dilation, groups);
   }
   if (differentiates(input, weight, bias)) {
