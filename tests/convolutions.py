@@ -169,7 +169,7 @@ def unwritten_is_nan() -> Iterator[None]:
 
 
 def forced(op: str, kernel: str, conv: Conv, t: Operands, weight_last: bool = False) -> Tensor | None:
-    """The operator's result by one kernel, NaN where it does not write; None if the kernel does not take the problem."""
+    """The operator's result by one kernel, or None if it does not take the problem. What it does not write is NaN."""
     with unwritten_is_nan(), backends.force_kernel(op, kernel):
         try:
             return by_cnnext(op, conv, t, weight_last)
@@ -182,17 +182,24 @@ def forced(op: str, kernel: str, conv: Conv, t: Operands, weight_last: bool = Fa
 def check_exact(
     conv: Conv, t: Operands, expected: Mapping[str, Tensor], dtype: torch.dtype, last: bool, weight_last: bool
 ) -> None:
-    """Every kernel of every operator that takes the problem computes exactly what is expected."""
+    """Every kernel of every operator that takes the problem computes exactly what is expected.
+
+    A kernel with other arithmetic may be off by a little: less than what a wrong index changes integers by.
+    """
     given = t.to(dtype, last, weight_last)
     for op, kernel in KERNELS:
-        if kernel in INEXACT or (kernel == "reference" and conv.products > 300_000):
+        if kernel == "reference" and conv.products > 300_000:
             continue
         result = forced(op, kernel, conv, given, weight_last)
         if result is None:
             continue
         where = f"{op} by {kernel}: {conv}, {dtype}, last={last}, weight_last={weight_last}"
         assert result.dtype == dtype, where
-        assert torch.equal(result, expected[op].to(dtype)), where
+        if kernel in INEXACT:
+            most = 0.02 + torch.finfo(dtype).eps * expected[op].abs()
+            assert ((result.double() - expected[op]).abs() < most).all(), where
+        else:
+            assert torch.equal(result, expected[op].to(dtype)), where
 
 
 EXTENTS = (1, 2, 3, 5, 8, 13, 14, 15, 16, 17, 31, 32, 33, 64, 65, 111, 112, 113, 127, 129, 255, 256, 257, 300, 513)
@@ -200,16 +207,21 @@ EXTENTS = (1, 2, 3, 5, 8, 13, 14, 15, 16, 17, 31, 32, 33, 64, 65, 111, 112, 113,
 
 @st.composite
 def convolutions(draw: st.DrawFn, most_products: int = 400_000) -> Conv:
-    """Any convolution of moderate size: the larger its channels, the smaller its image."""
+    """Any convolution of moderate size: the larger its channels, the smaller its image. Many have kernels of 3x3."""
     dims = draw(st.sampled_from((1, 2, 2, 3)))
+    usual = dims == 2 and draw(st.booleans())
     groups = draw(st.sampled_from((1, 1, 1, 2, 3, 16, 33)))
     extents = st.sampled_from([extent for extent in EXTENTS if extent * groups <= 600])
     channels, outputs = draw(extents), draw(extents)
     small = st.integers(1, 4 if dims < 3 else 3)
-    kernel = draw(st.tuples(*[st.one_of(st.just(1), small, st.integers(1, 7 if dims < 3 else 3))] * dims))
+    kernel = (
+        (3, 3)
+        if usual
+        else draw(st.tuples(*[st.one_of(st.just(1), small, st.integers(1, 7 if dims < 3 else 3))] * dims))
+    )
     dilation = draw(st.tuples(*[st.one_of(st.just(1), small)] * dims))
     padding = draw(st.tuples(*[st.one_of(st.just(0), st.integers(0, 5))] * dims))
-    stride = draw(st.tuples(*[st.one_of(st.just(1), st.integers(1, 5))] * dims))
+    stride = (1, 1) if usual else draw(st.tuples(*[st.one_of(st.just(1), st.integers(1, 5))] * dims))
     images = draw(st.sampled_from((1, 1, 2, 3, 5)))
     pixels = most_products // (channels * outputs * groups * prod(kernel) * images)
     most = max(1, min(70, int(pixels ** (1 / dims))))

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from convolutions import DTYPES, Conv, by_torch, check_exact, convolutions, examples, integers, problem
+from convolutions import DTYPES, KERNELS, Conv, by_torch, check_exact, convolutions, examples, forced, integers, problem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,6 +72,16 @@ CASES = [
     problem((1, 3, 2, 3), (4, 3, 4, 5), padding=1),
     problem((2, 3, 9, 9), (4, 3, 1, 7), padding=(0, 3)),
     problem((2, 3, 9, 9), (4, 3, 7, 1), padding=(3, 0)),
+    # What Winograd's algorithm takes: partial tiles, many tiles, dilation, padding from none to more than the kernel.
+    problem((2, 16, 12, 12), (16, 16, 3, 3), padding=1),
+    problem((1, 40, 14, 15), (36, 40, 3, 3)),
+    problem((1, 65, 9, 13), (33, 65, 3, 3), padding=2),
+    problem((3, 17, 29, 30), (32, 17, 3, 3), padding=1),
+    problem((1, 16, 70, 71), (16, 16, 3, 3), padding=1),
+    problem((2, 24, 12, 9), (48, 24, 3, 3), padding=4),
+    problem((1, 32, 17, 18), (32, 32, 3, 3), padding=2, dilation=2),
+    problem((1, 16, 23, 22), (16, 16, 3, 3), padding=(2, 3), dilation=(2, 3)),
+    problem((1, 48, 16, 16), (96, 16, 3, 3), padding=1, groups=3),
     # Groups, depthwise, depthwise with a multiplier, one output channel per group.
     problem((2, 4, 7, 7), (6, 2, 3, 3), padding=1, groups=2),
     problem((1, 96, 5, 5), (66, 32, 3, 3), padding=1, groups=3),
@@ -108,3 +118,10 @@ def test_table(conv: Conv, bias: bool) -> None:
 def test_any(conv: Conv, dtype: torch.dtype, last: bool, weight_last: bool, bias: bool, seed: int) -> None:
     operands = integers(conv, bias, seed)
     check_exact(conv, operands, by_torch(conv, operands), dtype, last, weight_last)
+
+
+@pytest.mark.parametrize(("op", "kernel"), KERNELS)
+@pytest.mark.parametrize("last", [False, True])
+def test_the_table_reaches_every_kernel(op: str, kernel: str, last: bool) -> None:
+    taken = (forced(op, kernel, conv, integers(conv).to(torch.float32, last, last)) is not None for conv in CASES[1:])
+    assert any(taken)

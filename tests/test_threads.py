@@ -1,0 +1,123 @@
+"""Convolution and threads: the same bits for any number of them, from run to run, and alone or in a batch; all work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from convolutions import DTYPES, KERNELS, OPS, Conv, Operands, by_cnnext, forced, normals, problem
+from torch import Tensor
+
+pytestmark = pytest.mark.usefixtures("threads", "no_fallback")
+
+# Few and many tasks, tasks that split a sum, and tasks cut along channels, pixels, groups and images.
+CASES = [
+    problem((1, 2, 3, 4), (600, 2, 1, 1)),
+    problem((1, 300, 7, 7), (40, 300, 3, 3), padding=1),
+    problem((3, 17, 29, 30), (32, 17, 3, 3), padding=1),
+    problem((2, 3, 65, 64), (5, 3, 3, 3), stride=2, padding=1),
+    problem((2, 33, 15, 14), (66, 1, 3, 3), padding=1, groups=33),
+    problem((2, 4, 3000), (6, 2, 5), dilation=2, groups=2),
+    problem((2, 4, 6, 13, 14), (5, 4, 3, 3, 3), padding=1),
+]
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+
+
+def results(conv: Conv, operands: dict[tuple[torch.dtype, bool], Operands]) -> dict[tuple[object, ...], Tensor]:
+    """The bits of everything that any kernel computes, also of the default choice."""
+    found = {}
+    for (dtype, last), t in operands.items():
+        for op, kernel in KERNELS:
+            if kernel == "reference" and conv.products > 500_000:
+                continue
+            result = forced(op, kernel, conv, t, last)
+            if result is not None:
+                found[op, kernel, dtype, last] = bits(result)
+        for op in OPS:
+            found[op, "default", dtype, last] = bits(by_cnnext(op, conv, t, last))
+    return found
+
+
+@pytest.mark.parametrize("conv", CASES, ids=str)
+def test_same_bits_for_any_number_of_threads(conv: Conv) -> None:
+    operands = {(dtype, last): normals(conv).to(dtype, last, last) for dtype in DTYPES for last in (False, True)}
+    torch.set_num_threads(1)
+    expected = results(conv, operands)
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        for key, result in results(conv, operands).items():
+            assert torch.equal(result, expected[key]), (threads, *key)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("conv", CASES, ids=str)
+def test_same_bits_alone_and_in_a_batch(conv: Conv, threads: int) -> None:
+    torch.set_num_threads(threads)
+    conv = replace(conv, input=(5, *conv.input[1:]))
+    single = replace(conv, input=(1, *conv.input[1:]))
+    for dtype in (torch.float32, torch.bfloat16):
+        t = normals(conv).to(dtype)
+        for op, kernel in [*KERNELS, ("conv", "default"), ("conv_grad_input", "default")]:
+            if op not in ("conv", "conv_grad_input") or (kernel == "reference" and conv.products > 500_000):
+                continue
+
+            def run(of: Conv, given: Operands, op: str = op, kernel: str = kernel) -> Tensor | None:
+                return by_cnnext(op, of, given) if kernel == "default" else forced(op, kernel, of, given)
+
+            batch = run(conv, t)
+            for image in (0, 3):
+                part = slice(image, image + 1)
+                alone = run(single, replace(t, input=t.input[part], grad_output=t.grad_output[part]))
+                if batch is not None and alone is not None:
+                    assert torch.equal(bits(alone), bits(batch[part])), (op, kernel, dtype, image)
+
+
+# Runs large convolutions and reports how long each thread of the process computed, in nanoseconds.
+PROGRAM = """
+import json, os, sys, torch, cnnext
+from cnnext import _C
+
+def times():
+    return {t: int(open(f"/proc/self/task/{t}/schedstat").read().split()[0]) for t in os.listdir("/proc/self/task")}
+
+torch.set_num_threads(int(sys.argv[1]))
+ops = torch.ops.cnnext
+x, w, g = torch.ones(8, 64, 28, 28), torch.ones(64, 64, 3, 3), torch.ones(8, 64, 26, 26)
+if sys.argv[3] == "last":
+    x, w, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, w, g))
+run = {
+    "conv": lambda: ops.conv(x, w),
+    "conv_grad_input": lambda: ops.conv_grad_input(g, w, None, [28, 28]),
+    "conv_grad_weight": lambda: ops.conv_grad_weight(g, x, [3, 3]),
+    "conv_grad_bias": lambda: [ops.conv_grad_bias(g) for _ in range(30)],
+}[sys.argv[2]]
+run()
+before = times()
+for _ in range(12):
+    run()
+after = times()
+print(json.dumps(sorted(after[t] - before.get(t, 0) for t in after)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux's count of each thread's time")
+@pytest.mark.parametrize("op", OPS)
+def test_threads_work(op: str) -> None:
+    """at::parallel_for runs serially, and says nothing, in a library compiled without OpenMP."""
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # a thread that waits shall not look busy
+    for layout in ("first", "last"):
+        for threads in (1, 2):
+            command = [sys.executable, "-c", PROGRAM, str(threads), op, layout]
+            output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+            *_, second, first = [0, *json.loads(output)]
+            share = second / (first + second)
+            assert share < 0.02 if threads == 1 else share > 0.2, (op, layout, threads, share)
