@@ -90,7 +90,8 @@ class Explanation:
                 blocks.append("  not used: " + ", ".join(f"{kernel} ({why})" for kernel, why in refused.items()))
         if len(self.layers) > 1:
             forward = [layer.directions[0] for layer in self.layers if layer.directions]
-            work = f"{sum(each.flops for each in forward) / 1e9:.3f} GFLOP, {sum(each.bytes for each in forward) / 1e6:.2f} MB"
+            flops, traffic = sum(each.flops for each in forward), sum(each.bytes for each in forward)
+            work = f"{flops / 1e9:.3f} GFLOP, {traffic / 1e6:.2f} MB"
             left = sum(layer.fallback is not None for layer in self.layers)
             blocks.append(f"{len(self.layers)} layers: {work} forward; {left} left to torch")
         return "\n".join(blocks)
