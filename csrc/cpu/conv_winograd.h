@@ -10,7 +10,7 @@
 #pragma once
 
 #include "conv_phases.h"
-#include "winograd_transforms.h"
+#include "winograd_tiles.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -18,57 +18,6 @@ constexpr int64_t kChunk = 64;  // source channels summed at a time
 constexpr int64_t kChunkStride = kChunk + 16;
 constexpr int64_t kMaxTiles = 64;          // in a block
 constexpr int64_t kSharedBytes = 8 << 20;  // transformed weights up to this size are made once for all tasks
-
-// Rounds up to an odd number of cache lines, in elements: planes at powers of two would collide in the cache.
-CNNEXT_INLINE int64_t odd_lines(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
-
-// Tiles of a destination grid.
-struct TileGrid {
-  explicit TileGrid(const Gather& gather) : g(gather) {
-    for (int a = 0; a < 2; ++a) {
-      const PhaseAxis& axis = g.axis[a + 1];
-      residues[a] = axis.offset_step;
-      tiles[a] = ceil_div(ceil_div(axis.count, residues[a]), kOutputs);
-    }
-  }
-  int64_t per_image() const { return residues[0] * residues[1] * tiles[0] * tiles[1]; }
-  int64_t size() const { return g.images * per_image(); }
-
-  struct Tile {
-    int64_t image, first[2];  // destination position; its pixels are `residues` apart
-  };
-  Tile at(int64_t index) const {
-    Tile tile;
-    for (int a = 1; a >= 0; --a) {
-      const int64_t t = index % tiles[a];
-      index /= tiles[a];
-      tile.first[a] = t * kOutputs * residues[a];
-    }
-    for (int a = 1; a >= 0; --a) {
-      tile.first[a] += index % residues[a];
-      index /= residues[a];
-    }
-    tile.image = index;
-    return tile;
-  }
-
-  // Calls visit(n, pixel) for a box of size x size positions in memory order, pixel = -1 outside the plane.
-  template <class Visit>
-  void for_each(const Tile& tile, int size, const int64_t offset[2], const int64_t extent[2],
-                Visit&& visit) const {
-    for (int i = 0; i < size; ++i) {
-      const int64_t h = tile.first[0] + offset[0] + i * residues[0];
-      for (int j = 0; j < size; ++j) {
-        const int64_t w = tile.first[1] + offset[1] + j * residues[1];
-        const bool inside = h >= 0 && h < extent[0] && w >= 0 && w < extent[1];
-        visit(i * size + j, inside ? h * extent[1] + w : -1);
-      }
-    }
-  }
-
-  Gather g;
-  int64_t residues[2], tiles[2];
-};
 
 template <class T>
 struct Winograd {
@@ -89,7 +38,7 @@ struct Winograd {
     block_tiles = ceil_div(grid.size(), tile_blocks);
     const int64_t all_products = groups * panels * kProducts * phases.source_channels * kWide;
     shared = tile_blocks > 2 && all_products * int64_t(sizeof(A)) <= kSharedBytes;
-    weights_size = shared ? all_products : groups * panels * 9 * phases.source_channels * kWide;
+    weights_size = shared ? all_products : 0;
     panel_blocks = 1;  // each of them transforms the patches again: no more than balances the threads
     const int64_t enough = 4 * p.threads;
     while (panel_blocks < min_of(panels, enough) && tile_blocks * groups * panel_blocks < enough &&
@@ -99,12 +48,8 @@ struct Winograd {
     task_panels = ceil_div(panels, panel_blocks);
     plane = odd_lines(block_tiles * kChunkStride);
     scratch_patches = chunks * kProducts * plane;
-    scratch_weights = shared ? 0 : kProducts * kChunk * kWide;
+    scratch_weights = (9 + (shared ? 0 : kProducts)) * kChunk * kWide;
     scratch_size = round_up(scratch_patches + scratch_weights + kProducts * block_tiles * kWide, 64) + 64;
-    for (int a = 0; a < 2; ++a) {
-      source_offset[a] = grid.g.axis[a + 1].offset;
-      source_extent[a] = grid.g.axis[a + 1].source;
-    }
     packed = reinterpret_cast<A*>(workspace);
     scratch = packed + round_up(weights_size, 64);
   }
@@ -115,20 +60,14 @@ struct Winograd {
   }
 
   void run(const Parallel& parallel) const {
-    parallel(groups * panels, [&](int64_t task, int thread) {
-      const int64_t group = task / panels, panel = task % panels;
-      const Range channels = block(panel, kWide, phases.channels);
-      A* raw = shared ? scratch + thread * scratch_size : raw_weights(group, panel);
-      // Shared weights pass through the thread's scratch memory, which holds at least 9 chunks.
-      for (int64_t c = 0; shared && c < phases.source_channels; c += kChunk) {
-        Gather part = grid.g;
-        part.channels = min_of(kChunk, phases.source_channels - c);
-        pack_weight_panel(phases, part, weight + c * phases.weight_source, group, channels, raw);
-        transform_weights(raw, part.channels, part.channels, transformed(group, panel, c),
-                          phases.source_channels);
-      }
-      if (!shared) pack_weight_panel(phases, grid.g, weight, group, channels, raw);
-    });
+    if (shared) {
+      parallel(groups * panels, [&](int64_t task, int thread) {
+        for (int64_t c = 0; c < phases.source_channels; c += kChunk) {
+          transform_weights(task / panels, task % panels, c, scratch + thread * scratch_size,
+                            transformed(task / panels, task % panels, c), phases.source_channels);
+        }
+      });
+    }
     parallel(groups * tile_blocks * panel_blocks, [&](int64_t task, int thread) {
       const Range part = block(task % panel_blocks, task_panels, panels);
       task /= panel_blocks;
@@ -145,19 +84,19 @@ struct Winograd {
     });
   }
 
-  A* raw_weights(int64_t group, int64_t panel) const {
-    return packed + (group * panels + panel) * 9 * phases.source_channels * kWide;
-  }
   A* transformed(int64_t group, int64_t panel, int64_t c) const {
     return packed + (group * panels + panel) * kProducts * phases.source_channels * kWide + c * kWide;
   }
 
-  // raw[tap][raw_channels][kWide] to to[product][to_channels][kWide], for the first `count` channels.
-  static void transform_weights(const A* raw, int64_t raw_channels, int64_t count, A* to,
-                                int64_t to_channels) {
-    for (int64_t i = 0; i < count * kWide; i += L) {
+  // to[product][to_channels][kWide] for a chunk of source channels; `raw` is scratch memory.
+  void transform_weights(int64_t group, int64_t panel, int64_t c, A* raw, A* to, int64_t to_channels) const {
+    Gather chunk = grid.g;
+    chunk.channels = min_of(kChunk, phases.source_channels - c);
+    pack_weight_panel(phases, chunk, weight + c * phases.weight_source, group,
+                      block(panel, kWide, phases.channels), raw);
+    for (int64_t i = 0; i < chunk.channels * kWide; i += L) {
       Vec<A> g[9], half[kPatch * 3], u[kProducts];
-      for (int tap = 0; tap < 9; ++tap) g[tap] = load(raw + tap * raw_channels * kWide + i);
+      for (int tap = 0; tap < 9; ++tap) g[tap] = load(raw + tap * chunk.channels * kWide + i);
       for (int s = 0; s < 3; ++s) weight_transform<A>(g + s, 3, half + s, 3);
       for (int r = 0; r < kPatch; ++r) weight_transform<A>(half + r * 3, 1, u + r * kPatch, 1);
       for (int n = 0; n < kProducts; ++n) store(to + n * to_channels * kWide + i, u[n]);
@@ -166,82 +105,14 @@ struct Winograd {
 
   // patches[chunk][product][tile][kChunkStride], `plane` apart
   void transform_patches(int64_t group, Range tiles, A* patches) const {
+    const PhaseAxis *h = grid.g.axis + 1, *w = grid.g.axis + 2;
+    const int64_t offset[2] = {h->offset, w->offset}, extent[2] = {h->source, w->source};
     const T* from = source + group * phases.source_channels * phases.source.channel;
-    const auto patch_of = [&](int64_t t, int64_t c) {
-      return patches + c / kChunk * kProducts * plane + (t - tiles.begin) * kChunkStride + c % kChunk;
-    };
-    if (phases.source.channel == 1) {
-      for (int64_t t = tiles.begin; t < tiles.end; ++t) {
-        const TileGrid::Tile tile = grid.at(t);
-        int64_t pixel[kProducts];
-        grid.for_each(tile, kPatch, source_offset, source_extent, [&](int n, int64_t at) { pixel[n] = at; });
-        const T* image = from + tile.image * phases.source.image;
-        for (int64_t c = 0; c < phases.source_channels; c += L) {
-          const int64_t count = min_of(L, phases.source_channels - c);
-          Vec<A> d[kProducts];
-          for (int n = 0; n < kProducts; ++n) {
-            d[n] = pixel[n] < 0 ? Vec<A>{} : load_some(image + pixel[n] * phases.source.pixel + c, count);
-          }
-          transform_patch(d, kPatch, patch_of(t, c));
-        }
-      }
-      return;
-    }
-    // Channels first: strips of patches in a row are turned to channels last first, for a vector of channels.
-    constexpr int64_t kStripTiles = 8, kStripWidth = kStripTiles * kOutputs + 2;
-    Vec<A> strip[kPatch * kStripWidth];
-    for (int64_t t = tiles.begin; t < tiles.end;) {
-      const TileGrid::Tile tile = grid.at(t);
-      const int64_t row_end = t + (grid.tiles[1] - t % grid.tiles[1]);
-      const int64_t end = min_of(min_of(row_end, tiles.end), t + kStripTiles);
-      const int64_t width = (end - t) * kOutputs + 2;
-      for (int64_t c = 0; c < phases.source_channels; c += L) {
-        const int64_t count = min_of(L, phases.source_channels - c);
-        for (int i = 0; i < kPatch; ++i) {
-          load_strip_row(from + tile.image * phases.source.image + c * phases.source.channel, tile, i, width,
-                         count, reinterpret_cast<A*>(strip + i * width));
-        }
-        for (int64_t at = t; at < end; ++at)
-          transform_patch(strip + (at - t) * kOutputs, width, patch_of(at, c));
-      }
-      t = end;
-    }
-  }
-
-  // One row of a strip of patches, to[w][L].
-  void load_strip_row(const T* from, const TileGrid::Tile& tile, int i, int64_t width, int64_t count,
-                      A* to) const {
-    const int64_t step = grid.residues[1];
-    const int64_t h = tile.first[0] + source_offset[0] + i * grid.residues[0],
-                  w = tile.first[1] + source_offset[1];
-    const bool inside = h >= 0 && h < source_extent[0];
-    const int64_t low = inside ? clamp(ceil_div(max_of(-w, 0), step), 0, width) : width;
-    const int64_t high = inside ? clamp(ceil_div(max_of(source_extent[1] - w, 0), step), low, width) : width;
-    fill_zero(to, low * L);
-    if (count < L) fill_zero(to + low * L, (high - low) * L);
-    const T* row = from + h * source_extent[1] + w + low * step;
-    if (step == 1) {
-      transpose_block(row, phases.source.channel, count, high - low,
-                      [&](int64_t j) { return to + (low + j) * L; });
-    } else {
-      for (int64_t lane = 0; lane < count; ++lane) {
-        for (int64_t j = low; j < high; ++j) {
-          to[j * L + lane] = load_one(row + lane * phases.source.channel + (j - low) * step);
-        }
-      }
-    }
-    fill_zero(to + high * L, (width - high) * L);
-  }
-
-  // d[row * step + column] to 36 planes.
-  void transform_patch(const Vec<A>* d, int64_t step, A* to) const {
-    Vec<A> v[kProducts];
-    for (int j = 0; j < kPatch; ++j) input_transform<A>(d + j, step, v + j, kPatch);
-    for (int i = 0; i < kPatch; ++i) {
-      Vec<A> row[kPatch];
-      input_transform<A>(v + i * kPatch, 1, row, 1);
-      for (int j = 0; j < kPatch; ++j) store(to + (i * kPatch + j) * plane, row[j]);
-    }
+    const TileReader<T, kPatch> read(grid, from, phases.source, offset, extent);
+    read(tiles, {0, phases.source_channels}, [&](int64_t t, int64_t c, const Vec<A>* d, int64_t step) {
+      A* to = patches + c / kChunk * kProducts * plane + (t - tiles.begin) * kChunkStride + c % kChunk;
+      transform_patch<A>(d, step, to, plane);
+    });
   }
 
   // products[product][tile][kWide] = patches * weights, summed over all chunks.
@@ -251,9 +122,7 @@ struct Winograd {
     for (int64_t c = 0; c < phases.source_channels; c += kChunk) {
       const int64_t depth = min_of(kChunk, phases.source_channels - c);
       const A* b = shared ? transformed(group, panel, c) : weights;
-      if (!shared)
-        transform_weights(raw_weights(group, panel) + c * kWide, phases.source_channels, depth, weights,
-                          kChunk);
+      if (!shared) transform_weights(group, panel, c, weights + kProducts * kChunk * kWide, weights, kChunk);
       for (int64_t n = 0; n < kProducts; ++n) {
         tile_column<A, kChunkStride, 1>(tiles, depth, cols, patches, b, products + n * tiles * kWide, c > 0);
         patches += plane;
@@ -312,21 +181,25 @@ struct Winograd {
   const T *source, *weight, *bias;
   T* destination;
   int64_t chunks, panels, tile_blocks, block_tiles, task_panels, panel_blocks, plane;
-  int64_t source_offset[2], source_extent[2];
   bool shared;
   int64_t weights_size, scratch_patches, scratch_weights, scratch_size;  // in elements
   A *packed, *scratch;
 };
 
+// Why the algorithm does not apply at all, or null.
+inline const char* winograd_excludes(const ConvProblem& p) {
+  const Window &d = p.shape.axis[0], &h = p.shape.axis[1], &w = p.shape.axis[2];
+  if (p.dtype == DType::kFloat64) return "float64 keeps to direct sums";
+  if (d.kernel != 1 || d.output != 1 || d.input != 1) return "takes two spatial axes";
+  if (h.kernel != 3 || w.kernel != 3) return "takes 3x3 kernels";
+  if (h.stride != 1 || w.stride != 1) return "takes stride 1";
+  return nullptr;
+}
+
 // Cycles of a vector unit, counted roughly: products and transforms against the direct sum.
 template <bool Gradient>
 const char* winograd_refuses(const ConvProblem& p) {
-  if (p.dtype == DType::kFloat64) return "float64 keeps to direct sums";
-  const ConvShape& s = p.shape;
-  const Window &h = s.axis[1], &w = s.axis[2];
-  if (s.axis[0].kernel != 1 || s.axis[0].output != 1 || s.axis[0].input != 1) return "takes two spatial axes";
-  if (h.kernel != 3 || w.kernel != 3) return "takes 3x3 kernels";
-  if (h.stride != 1 || w.stride != 1) return "takes stride 1";
+  if (const char* reason = winograd_excludes(p)) return reason;
   const Phases phases(p, Gradient);
   const TileGrid grid(phases.at(0));
   const double C = double(phases.source_channels), tiles = double(grid.size());

@@ -6,17 +6,20 @@
 #include "conv_gemm.h"
 #include "conv_winograd.h"
 #include "conv_grad_weight_gemm.h"
+#include "conv_grad_weight_winograd.h"
 #include "conv_grad_bias.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
 const Kernels& kernels() {
   static const ConvKernel conv[] = {kConvWinograd, kConvGemm, kConvReference};
-  static const ConvKernel conv_grad_input[] = {kConvGradInputWinograd, kConvGradInputGemm, kConvGradInputReference};
-  static const ConvKernel conv_grad_weight[] = {kConvGradWeightGemm, kConvGradWeightReference};
+  static const ConvKernel conv_grad_input[] = {kConvGradInputWinograd, kConvGradInputGemm,
+                                               kConvGradInputReference};
+  static const ConvKernel conv_grad_weight[] = {kConvGradWeightWinograd, kConvGradWeightGemm,
+                                                kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
   static const Kernels table = {
-      CNNEXT_CAPABILITY, {conv, 3}, {conv_grad_input, 3}, {conv_grad_weight, 2}, {conv_grad_bias, 1}};
+      CNNEXT_CAPABILITY, {conv, 3}, {conv_grad_input, 3}, {conv_grad_weight, 3}, {conv_grad_bias, 1}};
   return table;
 }
 

@@ -37,6 +37,18 @@ CNNEXT_INLINE void input_transform(const Vec<A>* d, int64_t from_step, Vec<A>* v
   v[5 * to_step] = d1 - P::sum * d3 + d5;
 }
 
+// A patch d[row * step + column] to its 36 transforms, `plane` apart.
+template <class A>
+CNNEXT_INLINE void transform_patch(const Vec<A>* d, int64_t step, A* to, int64_t plane) {
+  Vec<A> v[kProducts];
+  for (int j = 0; j < kPatch; ++j) input_transform<A>(d + j, step, v + j, kPatch);
+  for (int i = 0; i < kPatch; ++i) {
+    Vec<A> row[kPatch];
+    input_transform<A>(v + i * kPatch, 1, row, 1);
+    for (int j = 0; j < kPatch; ++j) store(to + (i * kPatch + j) * plane, row[j]);
+  }
+}
+
 // G: three weights to six.
 template <class A>
 CNNEXT_INLINE void weight_transform(const Vec<A>* g, int64_t from_step, Vec<A>* u, int64_t to_step) {

@@ -1,0 +1,192 @@
+// Gradient of a stride-1 3x3 convolution with respect to the weight, by the adjoint of Winograd's F(4x4,
+// 3x3):
+//   grad_weight = G^T [ sum over tiles of (A grad_output A^T) . (B^T input B) ] G
+// with the same tiles and transforms as the forward convolution, and 36 products of 16 outputs instead of
+// 144.
+//
+// A task is a block of output channels times a block of input channels times a split of the tiles; for each
+// kChunk tiles it transforms both factors and adds 36 products of matrices [k][tile] * [tile][c] to its sums.
+// The number of splits depends on the shape alone and their results are added in order: threads do not change
+// the result.
+#pragma once
+
+#include "conv_phases.h"
+#include "winograd_tiles.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+constexpr int64_t kGradChannels = 128;               // output and input channels of a task
+constexpr int64_t kGradStride = kGradChannels + 16;  // of a tile's transform, off the powers of two
+constexpr int64_t kGradTiles = 64;                   // tiles transformed at a time
+constexpr int64_t kWinogradTasks = 16;               // splits are made until there are this many tasks
+
+template <class T>
+struct GradWeightWinograd {
+  using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>, kWide = kCols<A>;
+  static constexpr int64_t kPlane = kGradTiles * kGradStride + 16;
+  static constexpr int64_t kFactor = kProducts * kPlane;  // elements of a transformed factor
+
+  GradWeightWinograd(const ConvProblem& p, const ConvBuffers& b, char* workspace)
+      : phases(p, false),
+        grid(phases.at(0)),
+        input(static_cast<const T*>(b.input)),
+        grad_output(static_cast<const T*>(b.output)),
+        grad_weight(static_cast<T*>(b.weight)) {
+    k_blocks = ceil_div(phases.channels, kGradChannels);
+    c_blocks = ceil_div(phases.source_channels, kGradChannels);
+    k_block = ceil_div(phases.channels, k_blocks);
+    c_block = round_up(ceil_div(phases.source_channels, c_blocks), kWide);
+    c_blocks = ceil_div(phases.source_channels, c_block);
+    blocks = p.shape.groups * k_blocks * c_blocks;
+    const int64_t chunks = ceil_div(grid.size(), kGradTiles);
+    splits = max_of(1, min_of(kWinogradTasks / blocks, chunks / 2));
+    split_tiles = ceil_div(chunks, splits) * kGradTiles;
+    sums_size = kProducts * k_block * c_block;
+    result_size = 9 * k_block * c_block;
+    scratch = reinterpret_cast<A*>(workspace);
+    scratch_size = 2 * kFactor + round_up(sums_size + result_size, 64) + 16;
+    partial = scratch + p.threads * scratch_size;
+  }
+
+  static int64_t workspace(const ConvProblem& p) {
+    const GradWeightWinograd self(p, {}, nullptr);
+    const int64_t partials = self.splits > 1 ? self.blocks * self.splits * self.result_size : 0;
+    return (p.threads * self.scratch_size + partials) * sizeof(A);
+  }
+
+  void run(const Parallel& parallel) const {
+    parallel(blocks * splits, [&](int64_t task, int thread) {
+      A* outputs = scratch + thread * scratch_size;
+      A* inputs = outputs + kFactor;
+      A* sums = inputs + kFactor;
+      A* result = splits > 1 ? partial + task * result_size : sums + sums_size;
+      const Range tiles = block(task % splits, split_tiles, grid.size());
+      if (tiles.size() == 0) fill_zero(sums, sums_size);
+      for (int64_t begin = tiles.begin; begin < tiles.end; begin += kGradTiles) {
+        const Range chunk = {begin, min_of(begin + kGradTiles, tiles.end)};
+        transform_factors(task / splits, chunk, outputs, inputs);
+        add_products(task / splits, chunk.size(), outputs, inputs, sums, begin > tiles.begin);
+      }
+      transform_back(task / splits, sums, result);
+      if (splits == 1) store_weight(task, result);
+    });
+    if (splits == 1) return;
+    parallel(blocks, [&](int64_t b, int) {
+      A* total = partial + b * splits * result_size;
+      for (int64_t split = 1; split < splits; ++split) {
+        const A* part = total + split * result_size;
+        for (int64_t i = 0; i < result_size; i += L) store(total + i, load(total + i) + load(part + i));
+      }
+      store_weight(b, total);
+    });
+  }
+
+  int64_t group_of(int64_t b) const { return b / c_blocks / k_blocks; }
+  Range k_of(int64_t b) const { return block(b / c_blocks % k_blocks, k_block, phases.channels); }
+  Range c_of(int64_t b) const { return block(b % c_blocks, c_block, phases.source_channels); }
+
+  // outputs[product][tile][k] and inputs[product][tile][c]
+  void transform_factors(int64_t b, Range tiles, A* outputs, A* inputs) const {
+    const PhaseAxis *h = grid.g.axis + 1, *w = grid.g.axis + 2;
+    const Range k = k_of(b), c = c_of(b);
+    const int64_t in_first[2] = {h->offset, w->offset}, in_extent[2] = {h->source, w->source};
+    const T* in = input + group_of(b) * phases.source_channels * phases.source.channel;
+    const TileReader<T, kPatch> read_input(grid, in, phases.source, in_first, in_extent);
+    read_input(tiles, c, [&](int64_t t, int64_t channel, const Vec<A>* d, int64_t step) {
+      transform_patch<A>(d, step, inputs + (t - tiles.begin) * kGradStride + channel - c.begin, kPlane);
+    });
+    const int64_t out_first[2] = {0, 0}, out_extent[2] = {h->count, w->count};
+    const T* out = grad_output + group_of(b) * phases.channels * phases.destination.channel;
+    const TileReader<T, kOutputs> read_output(grid, out, phases.destination, out_first, out_extent);
+    read_output(tiles, k, [&](int64_t t, int64_t channel, const Vec<A>* d, int64_t step) {
+      A* to = outputs + (t - tiles.begin) * kGradStride + channel - k.begin;
+      Vec<A> v[kPatch * kOutputs];
+      for (int j = 0; j < kOutputs; ++j) gradient_transform<A>(d + j, step, v + j, kOutputs);
+      for (int i = 0; i < kPatch; ++i) {
+        Vec<A> row[kPatch];
+        gradient_transform<A>(v + i * kOutputs, 1, row, 1);
+        for (int j = 0; j < kPatch; ++j) store(to + (i * kPatch + j) * kPlane, row[j]);
+      }
+    });
+  }
+
+  // sums[product][panel][k][kWide]
+  void add_products(int64_t b, int64_t tiles, const A* outputs, const A* inputs, A* sums, bool add) const {
+    const int64_t rows = k_of(b).size(), cols = c_of(b).size();
+    for (int n = 0; n < kProducts; ++n, outputs += kPlane, inputs += kPlane, sums += k_block * c_block) {
+      for (int64_t col = 0; col < cols; col += kWide) {
+        tile_column<A, 1, kGradStride, kGradStride>(rows, tiles, cols - col, outputs, inputs + col,
+                                                    sums + col * k_block, add);
+      }
+    }
+  }
+
+  // result[tap][panel][k][kWide]
+  void transform_back(int64_t b, const A* sums, A* result) const {
+    const int64_t rows = k_of(b).size(), size = k_block * c_block;
+    for (int64_t col = 0; col < c_of(b).size(); col += kWide) {
+      for (int64_t i = col * k_block; i < col * k_block + rows * kWide; i += L) {
+        Vec<A> m[kProducts], half[3 * kPatch], g[9];
+        for (int n = 0; n < kProducts; ++n) m[n] = load(sums + n * size + i);
+        for (int j = 0; j < kPatch; ++j) grad_weight_transform<A>(m + j, kPatch, half + j, kPatch);
+        for (int r = 0; r < 3; ++r) grad_weight_transform<A>(half + r * kPatch, 1, g + r * 3, 1);
+        for (int tap = 0; tap < 9; ++tap) store(result + tap * size + i, g[tap]);
+      }
+    }
+  }
+
+  void store_weight(int64_t b, const A* result) const {
+    const Range k = k_of(b), c = c_of(b);
+    for (int64_t i = 0; i < k.size(); ++i) {
+      T* to = grad_weight + group_of(b) * phases.weight_group + (k.begin + i) * phases.weight_channel;
+      for (int64_t j = 0; j < c.size(); j += kWide) {
+        const int64_t count = min_of(kWide, c.size() - j);
+        for (int tap = 0; tap < 9; ++tap) {
+          const A* from = result + tap * k_block * c_block + j * k_block + i * kWide;
+          T* out = to + tap * phases.weight_tap + (c.begin + j) * phases.weight_source;
+          for (int64_t lane = 0; lane < count; ++lane)
+            store_one(out + lane * phases.weight_source, from[lane]);
+        }
+      }
+    }
+  }
+
+  Phases phases;
+  TileGrid grid;
+  const T *input, *grad_output;
+  T* grad_weight;
+  int64_t k_blocks, c_blocks, k_block, c_block, blocks, splits, split_tiles;
+  int64_t sums_size, result_size, scratch_size;  // in elements
+  A *scratch, *partial;
+};
+
+inline const char* winograd_grad_weight_refuses(const ConvProblem& p) {
+  if (const char* reason = winograd_excludes(p)) return reason;
+  const Phases phases(p, false);
+  const TileGrid grid(phases.at(0));
+  const double C = double(phases.source_channels), K = double(phases.channels), tiles = double(grid.size());
+  const double lanes = double(kLanes<float>);
+  const double k_blocks = double(ceil_div(phases.channels, kGradChannels));
+  const double c_blocks = double(ceil_div(phases.source_channels, kGradChannels));
+  const double products = tiles * kProducts * C * K / lanes + 60 * C * K / lanes;
+  const double transforms = tiles * (250 * C * k_blocks + 200 * K * c_blocks) / lanes;
+  const double direct = double(phases.at(0).pixels()) * 9 * C * K / lanes;
+  return 1.2 * (products + transforms) < direct ? nullptr : "its transforms would cost more than they save";
+}
+
+constexpr ConvKernel kConvGradWeightWinograd = {
+    "winograd", "a quarter of the multiplications, by F(4x4, 3x3)", winograd_grad_weight_refuses,
+    [](const ConvProblem& p) {
+      int64_t bytes = 0;
+      with_type(p.dtype,
+                [&](auto* tag) { bytes = GradWeightWinograd<Pointee<decltype(tag)>>::workspace(p); });
+      return bytes;
+    },
+    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
+      with_type(p.dtype, [&](auto* tag) {
+        GradWeightWinograd<Pointee<decltype(tag)>>(p, b, workspace).run(parallel);
+      });
+    }};
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
