@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from . import _C
 
-__all__ = ["cpu_capability", "enabled", "fallbacks", "flags", "force_kernel", "kernels", "reset_fallbacks"]
+__all__ = [
+    "cpu_capability",
+    "empty_cache",
+    "enabled",
+    "fallbacks",
+    "flags",
+    "force_kernel",
+    "kernels",
+    "memory_pool",
+    "memory_stats",
+    "reset_fallbacks",
+    "winograd",
+]
 
 enabled: bool = True
 """False sends every function and layer of cnnext to torch, to compare the two in one program (see `flags`)."""
@@ -84,6 +96,82 @@ def flags(enabled: bool = True) -> Iterator[None]:
         yield
     finally:
         _set_enabled(before)
+
+
+class _Switch:
+    """A setting of the library: `switch.enabled` reads and sets it, `with switch(False):` sets it for a block."""
+
+    def __init__(self, read: Callable[[], bool], write: Callable[[bool], None], doc: str) -> None:
+        self._read, self._write = read, write
+        self.__doc__ = doc
+
+    @property
+    def enabled(self) -> bool:
+        return self._read()
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._write(value)
+
+    @contextmanager
+    def __call__(self, enabled: bool) -> Iterator[None]:
+        before = self.enabled
+        self.enabled = enabled
+        try:
+            yield
+        finally:
+            self.enabled = before
+
+
+winograd = _Switch(
+    _C.winograd_enabled,
+    _C.set_winograd,
+    """Whether 3x3 convolutions of stride 1 may be computed by Winograd's F(4x4, 3x3); on by default.
+
+    It takes a quarter of the multiplications. Its results round differently from a direct sum: relative errors are about
+    1e-6 in float32 where those of a direct sum are a few 1e-7, and an infinity or NaN in the input also reaches the other
+    outputs of its 4x4 tile. Turned off, every convolution is a direct sum.
+
+    Example:
+        >>> import cnnext
+        >>> with cnnext.backends.winograd(False):
+        ...     output = cnnext.functional.conv2d(torch.ones(1, 64, 56, 56), torch.ones(64, 64, 3, 3))
+        >>> cnnext.backends.winograd.enabled
+        True
+    """,
+)
+
+memory_pool = _Switch(
+    _C.memory_pool_enabled,
+    _C.set_memory_pool,
+    """Whether the memory of outputs and workspaces is kept for the next call; on by default.
+
+    Fresh pages cost more than many convolutions. The pool never holds more than was in use at once. Turning it off gives
+    back what waits in it; so does `cnnext.empty_cache()`. CNNEXT_MEMORY_POOL=0 in the environment turns it off from the
+    start.
+
+    Example:
+        >>> import cnnext
+        >>> with cnnext.backends.memory_pool(False):
+        ...     output = cnnext.functional.conv2d(torch.ones(1, 64, 56, 56), torch.ones(64, 64, 3, 3))
+    """,
+)
+
+
+def empty_cache() -> None:
+    """Gives the memory that waits in the pool back to the system, as `torch.cuda.empty_cache` does on a GPU."""
+    _C.empty_cache()
+
+
+def memory_stats() -> dict[str, int]:
+    """The state of the memory pool: bytes in use, waiting and at most in use, and how many blocks were made and reused.
+
+    Example:
+        >>> import cnnext
+        >>> sorted(cnnext.memory_stats())
+        ['allocated', 'cached_bytes', 'in_use_bytes', 'peak_in_use_bytes', 'reused']
+    """
+    return dict(_C.memory_stats())
 
 
 def fallbacks() -> dict[str, int]:

@@ -189,6 +189,7 @@ struct Winograd {
 // Why the algorithm does not apply at all, or null.
 inline const char* winograd_excludes(const ConvProblem& p) {
   const Window &d = p.shape.axis[0], &h = p.shape.axis[1], &w = p.shape.axis[2];
+  if (!p.winograd) return "turned off by cnnext.backends.winograd";
   if (p.dtype == DType::kFloat64) return "float64 keeps to direct sums";
   if (d.kernel != 1 || d.output != 1 || d.input != 1) return "takes two spatial axes";
   if (h.kernel != 3 || w.kernel != 3) return "takes 3x3 kernels";

@@ -60,6 +60,7 @@ struct ConvProblem {
   Layout layout = Layout::kChannelsFirst;         // of input, output and their gradients
   Layout weight_layout = Layout::kChannelsFirst;  // of the weight and its gradient
   int threads = 1;
+  bool winograd = true;  // whether kernels may compute by Winograd's algorithm, whose rounding is another
 };
 
 // forward: input, weight, bias -> output. grad_input: output, weight, bias -> input.

@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <atomic>
@@ -60,8 +59,6 @@ at::MemoryFormat memory_format(cpu::Layout layout, int64_t dim) {
   return dim == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::ChannelsLast3d;
 }
 
-at::Tensor workspace(int64_t bytes) { return at::empty({bytes}, at::TensorOptions(at::kByte)); }
-
 namespace {
 
 // Both maps are read on every call: an atomic flag keeps the lock off the usual path, where nothing is
@@ -89,6 +86,12 @@ const std::string* forced_kernel(const char* op) {
   const auto entry = forced.find(op);
   return entry == forced.end() ? nullptr : &entry->second;
 }
+
+namespace {
+std::atomic<bool> winograd{true};
+}
+bool winograd_enabled() { return winograd; }
+void set_winograd(bool enabled) { winograd = enabled; }
 
 const char* left_to_aten(std::initializer_list<const at::Tensor*> tensors) {
   using c10::impl::tls_is_dispatch_key_included;

@@ -26,12 +26,13 @@ std::optional<cpu::DType> element_type(at::ScalarType type);
 cpu::Layout layout_of(const at::Tensor& tensor);
 at::MemoryFormat memory_format(cpu::Layout layout, int64_t dim);
 
-// Scratch memory of a kernel; empty for zero bytes. The data is aligned to cpu::kAlignment.
-at::Tensor workspace(int64_t bytes);
-
 // Kernels can be forced by name, for tests; an empty name chooses again by the problem's shape.
 void force_kernel(const std::string& op, const std::string& name);
 const std::string* forced_kernel(const char* op);
+
+// Whether Winograd's algorithm may be chosen.
+bool winograd_enabled();
+void set_winograd(bool enabled);
 
 // The first candidate that accepts the problem, or the forced one (an error if that one refuses).
 template <class Kernel, class Problem>

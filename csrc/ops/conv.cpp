@@ -1,5 +1,6 @@
 // Convolution and its gradients: schemas, checks, allocation, choice of the kernel. cnnext::conv and friends.
 #include "conv.h"
+#include "memory.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -79,7 +80,7 @@ void launch(const char* op, const cpu::KernelList<cpu::ConvKernel>& candidates,
 
 cpu::ConvProblem problem_of(const Conv<int64_t>& c, at::ScalarType type, cpu::Layout layout,
                             cpu::Layout weight_layout) {
-  return {shape_of(c), *element_type(type), layout, weight_layout, at::get_num_threads()};
+  return {shape_of(c), *element_type(type), layout, weight_layout, at::get_num_threads(), winograd_enabled()};
 }
 
 OptionalTensor contiguous(const OptionalTensor& bias) {
@@ -120,7 +121,7 @@ at::Tensor conv_cpu(const at::Tensor& input, const at::Tensor& weight, const Opt
   }
   const cpu::Layout layout = either_last(input, weight);
   const auto format = memory_format(layout, input.dim());
-  const at::Tensor output = at::empty(c.output, input.options(), format);
+  const at::Tensor output = empty(c.output, input.options(), format);
   launch("conv", cpu_kernels().conv, problem_of(c, input.scalar_type(), layout, layout_of(weight)),
          input.contiguous(format), weight.contiguous(weight.suggest_memory_format()), contiguous(bias),
          output);
@@ -144,7 +145,7 @@ at::Tensor conv_grad_input_cpu(const at::Tensor& grad_output, const at::Tensor& 
               "], but got ", bias->sizes());
   const cpu::Layout layout = either_last(grad_output, weight);
   const auto format = memory_format(layout, weight.dim());
-  const at::Tensor input = at::empty(input_sizes, grad_output.options(), format);
+  const at::Tensor input = empty(input_sizes, grad_output.options(), format);
   launch("conv_grad_input", cpu_kernels().conv_grad_input,
          problem_of(c, weight.scalar_type(), layout, layout_of(weight)), input,
          weight.contiguous(weight.suggest_memory_format()), contiguous(bias), grad_output.contiguous(format));
@@ -192,7 +193,7 @@ at::Tensor conv_grad_bias_cpu(const at::Tensor& grad_output) {
   problem.dtype = *element_type(grad_output.scalar_type());
   problem.layout = layout_of(grad_output);
   problem.threads = at::get_num_threads();
-  const at::Tensor bias = at::empty({problem.shape.K}, grad_output.options());
+  const at::Tensor bias = empty({problem.shape.K}, grad_output.options());
   launch("conv_grad_bias", cpu_kernels().conv_grad_bias, problem, bias, bias, bias,
          grad_output.contiguous(memory_format(problem.layout, grad_output.dim())));
   return bias;

@@ -69,6 +69,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       pybind11::arg("op"), pybind11::arg("input_size"), pybind11::arg("weight_size"), pybind11::arg("stride"),
       pybind11::arg("padding"), pybind11::arg("dilation"), pybind11::arg("groups"), pybind11::arg("dtype"),
       pybind11::arg("channels_last"));
+  m.def("winograd_enabled", winograd_enabled);
+  m.def("set_winograd", set_winograd, pybind11::arg("enabled"));
+  m.def("empty_cache", empty_cache);
+  m.def("memory_stats", memory_stats);
+  m.def("memory_pool_enabled", memory_pool_enabled);
+  m.def("set_memory_pool", set_memory_pool, pybind11::arg("enabled"));
   m.def("fallbacks", fallbacks);
   m.def("reset_fallbacks", reset_fallbacks);
 }

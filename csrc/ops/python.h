@@ -18,6 +18,12 @@ PyMethodDef* eager_functions();
 std::map<std::string, int64_t> fallbacks();
 void reset_fallbacks();
 
+// The pool of memory.h.
+void empty_cache();
+std::map<std::string, int64_t> memory_stats();
+bool memory_pool_enabled();
+void set_memory_pool(bool enabled);
+
 // Names of the kernels of an operator, in the order they are tried.
 std::vector<std::string> candidates(const std::string& op);
 

@@ -1,0 +1,156 @@
+#include "memory.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/Allocator.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+
+namespace cnnext::ops {
+namespace {
+
+constexpr size_t kSmall = size_t{1} << 18;     // bytes; less is left to torch's allocator
+constexpr size_t kHugePage = size_t{1} << 21;  // bytes
+
+size_t rounded(size_t bytes) {
+  const size_t unit = bytes < kHugePage ? size_t{1} << 16 : kHugePage;
+  return (bytes + unit - 1) / unit * unit;
+}
+
+// Free blocks wait by size for a request that fills at least three quarters of one. What the pool holds in
+// all, in use or waiting, never exceeds the most that was in use at once: keeping blocks does not raise the
+// peak.
+class Pool final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    void* block = bytes > 0 ? take(rounded(bytes)) : nullptr;
+    return {block, block, &give_back, c10::Device(c10::DeviceType::CPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
+  void copy_data(void* to, const void* from, size_t bytes) const override {
+    default_copy_data(to, from, bytes);
+  }
+
+  static Pool& instance() {
+    static Pool* pool = new Pool;  // outlives every tensor
+    return *pool;
+  }
+
+  bool enabled() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return enabled_;
+  }
+  void set_enabled(bool enabled) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    enabled_ = enabled;
+    if (!enabled) release(waiting_);
+  }
+  void clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    release(waiting_);
+    peak_ = in_use_;
+  }
+  std::map<std::string, int64_t> stats() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return {{"in_use_bytes", in_use_},
+            {"cached_bytes", waiting_},
+            {"peak_in_use_bytes", peak_},
+            {"reused", reused_},
+            {"allocated", allocated_}};
+  }
+
+ private:
+  static void give_back(void* block) {
+    if (block) instance().put(block);
+  }
+
+  void* take(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = free_.lower_bound(bytes);
+    if (found != free_.end() && bytes >= found->first / 4 * 3) {
+      void* block = found->second;
+      waiting_ -= found->first;
+      use(found->first);
+      free_.erase(found);
+      ++reused_;
+      return block;
+    }
+    const int64_t held = in_use_ + waiting_ + int64_t(bytes),
+                  most = std::max(peak_, in_use_ + int64_t(bytes));
+    release(std::max<int64_t>(held - most, 0));
+    void* block = nullptr;
+    if (posix_memalign(&block, bytes < kHugePage ? 64 : kHugePage, bytes) != 0) {
+      release(waiting_);
+      TORCH_CHECK(posix_memalign(&block, 64, bytes) == 0, "cnnext: not enough memory: you tried to allocate ",
+                  bytes, " bytes");
+    }
+#if defined(MADV_HUGEPAGE)
+    if (bytes >= kHugePage) madvise(block, bytes, MADV_HUGEPAGE);  // a wish: its failure is none
+#endif
+    sizes_[block] = bytes;
+    use(bytes);
+    ++allocated_;
+    return block;
+  }
+
+  void put(void* block) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const size_t bytes = sizes_.at(block);
+    in_use_ -= bytes;
+    waiting_ += bytes;
+    free_.emplace(bytes, block);
+    if (!enabled_) release(waiting_);
+  }
+
+  void use(size_t bytes) {
+    in_use_ += bytes;
+    peak_ = std::max(peak_, in_use_);
+  }
+
+  // Frees waiting blocks, the largest first, until this many bytes are free.
+  void release(int64_t bytes) {
+    while (bytes > 0 && !free_.empty()) {
+      const auto last = std::prev(free_.end());
+      bytes -= last->first;
+      waiting_ -= last->first;
+      sizes_.erase(last->second);
+      std::free(last->second);
+      free_.erase(last);
+    }
+  }
+
+  std::mutex mutex_;
+  bool enabled_ = [] {
+    const char* setting = std::getenv("CNNEXT_MEMORY_POOL");
+    return !setting || std::string(setting) != "0";
+  }();
+  std::multimap<size_t, void*> free_;
+  std::unordered_map<void*, size_t> sizes_;
+  int64_t in_use_ = 0, waiting_ = 0, peak_ = 0, reused_ = 0, allocated_ = 0;
+};
+
+}  // namespace
+
+at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options, at::MemoryFormat format) {
+  const size_t bytes = c10::multiply_integers(size) * options.dtype().itemsize();
+  if (bytes < kSmall || !Pool::instance().enabled()) return at::empty(size, options, format);
+  return at::detail::empty_generic(size, &Pool::instance(), c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                   c10::typeMetaToScalarType(options.dtype()), format);
+}
+
+at::Tensor workspace(int64_t bytes) { return empty({bytes}, at::TensorOptions(at::kByte)); }
+
+void empty_cache() { Pool::instance().clear(); }
+std::map<std::string, int64_t> memory_stats() { return Pool::instance().stats(); }
+bool memory_pool_enabled() { return Pool::instance().enabled(); }
+void set_memory_pool(bool enabled) { Pool::instance().set_enabled(enabled); }
+
+}  // namespace cnnext::ops

@@ -1,0 +1,19 @@
+// Memory of outputs and workspaces, kept for the next call. Fresh pages cost more than many convolutions: the
+// kernel of the system clears each of them on its first touch, and large allocations are given back on every
+// free.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "python.h"
+
+namespace cnnext::ops {
+
+// An uninitialised CPU tensor from the pool; small ones come from torch's allocator.
+at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options,
+                 at::MemoryFormat format = at::MemoryFormat::Contiguous);
+
+// Scratch memory of a kernel, aligned to cpu::kAlignment.
+at::Tensor workspace(int64_t bytes);
+
+}  // namespace cnnext::ops
