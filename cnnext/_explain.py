@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -83,18 +84,18 @@ class Explanation:
             for each in layer.directions:
                 numbers = f"{each.flops / 1e9:9.3f} GFLOP {each.bytes / 1e6:8.2f} MB"
                 scratch = f" + {each.workspace_bytes / 1e6:.2f} MB workspace" if each.workspace_bytes else ""
-                why = f"  ({each.reason})" if each.reason else ""
-                blocks.append(f"  {each.name:<11} {each.kernel:<18} {numbers}{scratch}{why}")
+                why = f": {each.reason}" if each.reason else ""
+                blocks.append(f"  {each.name:<11} {each.kernel:<15} {numbers}{scratch}{why}")
             refused = {kernel: why for each in layer.directions for kernel, why in each.refused.items()}
             if refused:
-                blocks.append("  not used: " + ", ".join(f"{kernel} ({why})" for kernel, why in refused.items()))
+                blocks.append("  not used: " + "; ".join(f"{kernel}: {why}" for kernel, why in refused.items()))
         if len(self.layers) > 1:
             forward = [layer.directions[0] for layer in self.layers if layer.directions]
             flops, traffic = sum(each.flops for each in forward), sum(each.bytes for each in forward)
             work = f"{flops / 1e9:.3f} GFLOP, {traffic / 1e6:.2f} MB"
             left = sum(layer.fallback is not None for layer in self.layers)
             blocks.append(f"{len(self.layers)} layers: {work} forward; {left} left to torch")
-        return "\n".join(blocks)
+        return "\n".join(textwrap.fill(block, 100, subsequent_indent=" " * 14) for block in blocks)
 
     __repr__ = __str__
 

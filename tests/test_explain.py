@@ -126,7 +126,7 @@ def test_model_and_its_output() -> None:
     flops = sum(layer.directions[0].flops for layer in found.layers)
     assert text.endswith(" MB forward; 0 left to torch")
     assert f"3 layers: {flops / 1e9:.3f} GFLOP" in text
-    assert max(map(len, text.splitlines())) <= 140
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_hooks_are_removed_after_an_error() -> None:
