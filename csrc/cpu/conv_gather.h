@@ -150,6 +150,10 @@ void pack_pixels(const T* source, Strides s, const Gather& g, Range pixels, Rang
   Pixel p = pixel_at(g, pixels.begin);
   for (int64_t n = pixels.size(); n > 0; --n, to += stride, advance(g, p, 1)) {
     int64_t m0 = first_m0, m1 = first_m1, m2 = first_m2;
+    const T* image = source + p.image * s.image;
+    int64_t first = g.axis[2].source_index(p.j[2], m2);  // and the part of the run that is not padding:
+    int64_t inside = clamp(-first, 0, run_taps) * g.channels,
+            outside = clamp(width - first, 0, run_taps) * g.channels;
     for (int64_t at = first_run * run; at < columns.end; at += run) {
       const int64_t begin = max_of(columns.begin - at, 0), end = min_of(columns.end - at, run);
       Acc<T>* out = to + (at - columns.begin);
@@ -157,16 +161,19 @@ void pack_pixels(const T* source, Strides s, const Gather& g, Range pixels, Rang
       if (row < 0) {
         fill_zero(out + begin, end - begin);
       } else {
-        const int64_t first = g.axis[2].source_index(p.j[2], m2);
-        const int64_t low = clamp(clamp(-first, 0, run_taps) * g.channels, begin, end);
-        const int64_t high = clamp(clamp(width - first, 0, run_taps) * g.channels, low, end);
+        const int64_t low = clamp(inside, begin, end), high = clamp(outside, low, end);
         fill_zero(out + begin, low - begin);
-        copy_run(source + p.image * s.image + (row * width + first) * s.pixel + low, out + low, high - low);
+        copy_run(image + (row * width + first) * s.pixel + low, out + low, high - low);
         fill_zero(out + high, end - high);
       }
       if (++m2 == runs_per_row) {
         m2 = 0;
         if (++m1 == g.axis[1].taps) m1 = 0, ++m0;
+      }
+      if (runs_per_row > 1) {
+        first = g.axis[2].source_index(p.j[2], m2);
+        inside = first < 0 ? run : 0;
+        outside = first < width ? run : 0;
       }
     }
   }

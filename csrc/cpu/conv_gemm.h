@@ -107,6 +107,10 @@ struct Gemm {
     A* row = rows_of(g, group, depth_block);
     const T* from = weight + group * phases.weight_group;
     for (int64_t k = 0; k < phases.channels; ++k, row += kDepthStride, from += phases.weight_channel) {
+      if (!phases.gradient && phases.weight_tap == 1) {  // as it lies in memory
+        copy_run(from + depth.begin, row, depth.size());
+        continue;
+      }
       for (int64_t m = 0; m < g.taps(); ++m) {
         const T* tap = from + phases.weight_offset(g, m);
         A* out = row + m * order.tap - depth.begin;

@@ -102,11 +102,13 @@ void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, i
   } else if (!phases.gradient && phases.weight_tap == 1) {  // source channels and taps are
     transpose_block(from, phases.weight_channel, channels.size(), g.channels * taps,
                     [&](int64_t j) { return row(j % taps, j / taps); });
-  } else {
+  } else {  // a gradient: channels and taps are neighbours
     for (int64_t c = 0; c < g.channels; ++c) {
+      const T* block = from + c * phases.weight_source;
       for (int64_t m = 0; m < taps; ++m) {
-        const T* w = from + phases.weight_offset(g, m) + c * phases.weight_source;
-        for (int64_t k = 0; k < channels.size(); ++k) row(m, c)[k] = load_one(w + k * phases.weight_channel);
+        const T* w = block + phases.weight_offset(g, m);
+        Acc<T>* out = row(m, c);
+        for (int64_t k = 0; k < channels.size(); ++k) out[k] = load_one(w + k * phases.weight_channel);
       }
     }
   }
