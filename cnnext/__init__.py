@@ -6,4 +6,25 @@ _C, _build_info = _load.load()
 
 __version__: str = _build_info["version"]
 
-__all__ = ["__version__"]
+from . import _flops as _flops  # noqa: E402
+from . import backends, functional, nn  # noqa: E402
+from ._convert import conversion_report, convert, revert  # noqa: E402
+from ._decompositions import decompositions  # noqa: E402
+from ._explain import explain  # noqa: E402
+from ._override import override  # noqa: E402
+from .backends import fallbacks, reset_fallbacks  # noqa: E402
+
+__all__ = [
+    "__version__",
+    "backends",
+    "conversion_report",
+    "convert",
+    "decompositions",
+    "explain",
+    "fallbacks",
+    "functional",
+    "nn",
+    "override",
+    "reset_fallbacks",
+    "revert",
+]

@@ -14,10 +14,13 @@ _ops = torch.ops.cnnext
 _table: dict[Any, Callable[..., Any]] = {}
 
 
-def _decomposes(op: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _decomposes(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Also in torch's own table, where `torch.onnx.export` finds it."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        if not hasattr(_ops, name):
+            return function
+        op = getattr(_ops, name).default
         _table[op] = function
         return register_decomposition(op)(function)
 
@@ -35,7 +38,7 @@ def _pool(name: str, input: Tensor, *args: Any) -> Any:
     return getattr(F, f"{name}{dims}d")(input, *sizes)
 
 
-@_decomposes(_ops.conv.default)
+@_decomposes("conv")
 def _conv(
     input: Tensor,
     weight: Tensor,
@@ -50,7 +53,7 @@ def _conv(
     return torch.ops.aten.convolution(input, weight, bias, *geometry, False, [0] * dims, groups)
 
 
-@_decomposes(_ops.conv_grad_input.default)
+@_decomposes("conv_grad_input")
 def _conv_grad_input(
     grad_output: Tensor,
     weight: Tensor,
@@ -68,7 +71,7 @@ def _conv_grad_input(
     return torch.ops.aten.convolution(grad_output, weight, bias, *geometry, True, extra, groups)
 
 
-@_decomposes(_ops.conv_transpose.default)
+@_decomposes("conv_transpose")
 def _conv_transpose(
     input: Tensor,
     weight: Tensor,
@@ -84,7 +87,7 @@ def _conv_transpose(
     return torch.ops.aten.convolution(input, weight, bias, strides, pads, dilations, True, extra, groups)
 
 
-@_decomposes(_ops.conv_grad_weight.default)
+@_decomposes("conv_grad_weight")
 def _conv_grad_weight(
     grad_output: Tensor,
     input: Tensor,
@@ -104,12 +107,12 @@ def _conv_grad_weight(
     return torch.ops.aten.convolution_backward(grad_output, input, weight, None, *geometry, *rest)[1]
 
 
-@_decomposes(_ops.conv_grad_bias.default)
+@_decomposes("conv_grad_bias")
 def _conv_grad_bias(grad_output: Tensor) -> Tensor:
     return grad_output.sum([0, *range(2, grad_output.dim())])
 
 
-@_decomposes(_ops.max_pool.default)
+@_decomposes("max_pool")
 def _max_pool(
     input: Tensor,
     kernel_size: Any,
@@ -121,7 +124,7 @@ def _max_pool(
     return _pool("max_pool", input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@_decomposes(_ops.max_pool_with_indices.default)
+@_decomposes("max_pool_with_indices")
 def _max_pool_with_indices(
     input: Tensor,
     kernel_size: Any,
@@ -133,7 +136,7 @@ def _max_pool_with_indices(
     return _pool("max_pool", input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
-@_decomposes(_ops.avg_pool.default)
+@_decomposes("avg_pool")
 def _avg_pool(
     input: Tensor,
     kernel_size: Any,
@@ -147,22 +150,22 @@ def _avg_pool(
     return _pool("avg_pool", input, kernel_size, stride, padding, ceil_mode, count_include_pad, *rest)
 
 
-@_decomposes(_ops.adaptive_max_pool.default)
+@_decomposes("adaptive_max_pool")
 def _adaptive_max_pool(input: Tensor, output_size: Any) -> Tensor:
     return _pool("adaptive_max_pool", input, output_size)
 
 
-@_decomposes(_ops.adaptive_max_pool_with_indices.default)
+@_decomposes("adaptive_max_pool_with_indices")
 def _adaptive_max_pool_with_indices(input: Tensor, output_size: Any) -> tuple[Tensor, Tensor]:
     return _pool("adaptive_max_pool", input, output_size, True)
 
 
-@_decomposes(_ops.adaptive_avg_pool.default)
+@_decomposes("adaptive_avg_pool")
 def _adaptive_avg_pool(input: Tensor, output_size: Any) -> Tensor:
     return _pool("adaptive_avg_pool", input, output_size)
 
 
-@_decomposes(_ops.max_unpool.default)
+@_decomposes("max_unpool")
 def _max_unpool(input: Tensor, indices: Tensor, output_size: Any) -> Tensor:
     if input.dim() == 3:
         planes = (each.unsqueeze(-1) for each in (input, indices))
