@@ -21,7 +21,7 @@ examples:
 """
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEFAULT_MODELS = ("resnet50", "googlenet")
-DEFAULT_BATCH = {"infer": 1, "train": 8}
+DEFAULT_BATCH = {"infer": 1, "train": 4}
 
 
 def _extents(text: str) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     what = parser.add_argument_group("what is measured")
     what.add_argument("--model", nargs="+", metavar="NAME", help=f"default: {' '.join(DEFAULT_MODELS)}")
-    what.add_argument("--batch", type=_positive, metavar="N", help="default: 1 for inference, 8 for training")
+    what.add_argument("--batch", type=_positive, metavar="N", help="default: 1 for inference, 4 for training")
     what.add_argument("--mode", choices=("infer", "train", "both"), default="both", help="default: both")
     what.add_argument("--only", choices=("networks", "layers"), help="whole networks only, or their layers only")
     what.add_argument(
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument("--threads", type=_positive, metavar="T", help="default: torch's")
     how.add_argument(
-        "--min-time", type=float, metavar="S", help="seconds per backend (default: 4 networks, 0.1 layers)"
+        "--min-time", type=float, metavar="S", help="seconds per backend (default: 3 networks, 0.1 layers)"
     )
     how.add_argument("--repeats", type=_positive, metavar="R", help="exactly R rounds instead")
     how.add_argument(
@@ -197,7 +197,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
     for name in names:
         for mode in modes:
             title = f"{name} · {'inference' if mode == 'infer' else 'training step'}"
-            networks.append(section("network", title, batch_of[mode], 4.0, model=name, mode=mode))
+            networks.append(section("network", title, batch_of[mode], 3.0, model=name, mode=mode))
     for name in names:
         # each direction at the batch size of the run that it is part of
         for mode in modes:

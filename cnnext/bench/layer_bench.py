@@ -134,8 +134,8 @@ def kernel_name(layer: Layer, direction: str, dtype: torch.dtype, layout: str) -
     ones, zeros = [1] * layer.dims, [0] * layer.dims
     # adaptive pooling has no window of its own; its largest is told
     window = list(layer.kernel) or [-(-i // max(o, 1)) for i, o in zip(layer.input[2:], output[2:], strict=True)]
-    geometry = (window, list(layer.stride) or window, list(layer.padding) or zeros, list(layer.dilation) or ones)
-    return str(cnnext._C.explain_pool(op, list(layer.input), list(output), *geometry, dtype, channels_last)["kernel"])
+    windows = (window, list(layer.stride) or window, list(layer.padding) or zeros, list(layer.dilation) or ones)
+    return str(cnnext._C.explain_pool(op, list(layer.input), list(output), *windows, dtype, channels_last)["kernel"])
 
 
 def errors(result: Tensor, reference: Tensor) -> dict[str, float]:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ Event = dict[str, Any]
 class Section:
     """A network in one mode, or a list of layers, with all that measuring it depends on. JSON-serialisable."""
 
-    kind: str  # "network" or "layers"
+    kind: str  # "network", "layers", or "memory": a network's peak memory with one library in one layout
     title: str
     dtype: str
     layouts: tuple[str, ...]
@@ -34,6 +34,7 @@ class Section:
     threads: int | None = None
     model: str = ""
     mode: str = ""
+    library: str = ""
     image_size: int = 224
     directions: tuple[str, ...] = ()
     uses: list[dict[str, Any]] = field(default_factory=list)
@@ -56,7 +57,9 @@ def run(sections: list[Section], allocator: str) -> Iterator[Event]:
         Mismatch: a result of ours was wrong.
     """
     here = all(os.environ.get(name) == value for name, value in environment.FIXED_ALLOCATOR.items())
-    return _run_here(sections) if allocator == "default" or here else _run_in_child(sections)
+    if allocator == "default" or here:
+        return _run_here(sections)
+    return _run_in_child(sections, environment.FIXED_ALLOCATOR)
 
 
 def _run_here(sections: list[Section]) -> Iterator[Event]:
@@ -65,10 +68,10 @@ def _run_here(sections: list[Section]) -> Iterator[Event]:
         torch.set_num_threads(sections[0].threads)
     try:
         yield {"event": "environment", **environment.facts()}
-        machine = Machine(seconds=min(0.5, 3 * max(section.min_time for section in sections)))
+        machine = Machine(seconds=min(0.5, 3 * max((section.min_time for section in sections), default=0.0)))
         for index, section in enumerate(sections):
-            steps = _network(section, machine) if section.kind == "network" else _layers(section, machine)
-            for event in steps:
+            steps = {"network": _network, "memory": _memory, "layers": _layers}[section.kind]
+            for event in steps(section, machine):
                 yield {**event, "section": index}
                 if event["event"] == "result":
                     yield {"event": "machine", **machine.as_json()}
@@ -93,9 +96,23 @@ def _network(section: Section, machine: Machine) -> Iterator[Event]:
         try:
             text, done = next(steps)
         except StopIteration as stop:
-            yield {"event": "result", "result": stop.value}
-            return
+            result = stop.value
+            break
         yield {"event": "progress", "text": text, "done": done}
+    for name, backend in result["backends"].items():
+        yield {"event": "progress", "text": f"peak memory, {name}", "done": 1.0}
+        library, layout = name.split()
+        alone = replace(section, kind="memory", library=library, layouts=(layout,))
+        for event in _run_in_child([alone], environment.MAPPED_ALLOCATOR):
+            if event["event"] == "result":
+                backend["peak_memory"] = event["result"]["peak_memory"]
+    yield {"event": "result", "result": result}
+
+
+def _memory(section: Section, machine: Machine) -> Iterator[Event]:
+    (layout,) = section.layouts
+    what = (section.model, section.mode, section.batch, getattr(torch, section.dtype), section.library, layout)
+    yield {"event": "result", "result": {"peak_memory": network.step_memory(*what, section.image_size)}}
 
 
 def _layers(section: Section, machine: Machine) -> Iterator[Event]:
@@ -122,8 +139,8 @@ def _layers(section: Section, machine: Machine) -> Iterator[Event]:
             }
 
 
-def _run_in_child(sections: list[Section]) -> Iterator[Event]:
-    variables = {**os.environ, **environment.FIXED_ALLOCATOR}
+def _run_in_child(sections: list[Section], allocator: dict[str, str]) -> Iterator[Event]:
+    variables = {**os.environ, **allocator}
     # found even where this process got its path from a script's folder
     variables["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     child = subprocess.Popen(

@@ -148,8 +148,8 @@ def network_notes(result: dict[str, Any]) -> str:
     return (
         f"{counts['convolution']} convolutions and {counts['pooling']} pooling layers replaced; fallbacks to torch: "
         f"{fallbacks}. {rounds} rounds. speedup: over torch in the same layout; to best: over torch's better layout. "
-        f"Errors are those of the {compared} against float64; peak MiB is what a step needs on top of what lay in "
-        f"memory before it. "
+        f"Errors are those of the {compared} against float64. peak MiB: what steps need on top of model and images, "
+        f"each backend in a fresh process. "
         f"Convolutions alone, {result['conv_flops'] / 1e9:.1f} GFLOP, would take {_ms(result['limit'])} ms at the "
         f"machine's measured peak: {100 * result['limit'] / best:.0f} % of our best."
     )

@@ -20,6 +20,7 @@ import torch
 _BLOCK_SECONDS = 0.002  # short calls are timed in blocks of at least this long, clock and call cost vanish in it
 _FEWEST_ROUNDS = 5
 _MOST_ROUNDS = 200
+_LONG_CALL = 0.3  # seconds; in such a call a first one's extra work is little, and one is warm-up enough
 
 
 @dataclass
@@ -68,8 +69,9 @@ def interleave(
     timings = {}
     rounds = 1
     for name, function in functions.items():
-        function()  # first call: allocates, builds primitives
-        elapsed = _block(function, 1)
+        elapsed = _block(function, 1)  # the first call allocates and builds primitives
+        if elapsed < _LONG_CALL:
+            elapsed = _block(function, 1)
         calls = 1
         while elapsed < _BLOCK_SECONDS:
             calls = max(calls + 1, min(calls * 10, int(calls * 1.2 * _BLOCK_SECONDS / max(elapsed, 1e-9))))
@@ -125,9 +127,9 @@ def _status_bytes(key: str) -> int:
 def peak_memory(step: Callable[[], object]) -> int | None:
     """Bytes that ``step`` needs at its peak on top of what is resident before it; None where Linux is not below.
 
-    The kernel's own high-water mark (VmHWM) sees every allocation, torch's, oneDNN's and ours. Writing 5 to
-    clear_refs resets it, so no fresh process per measurement is needed; what earlier steps freed is first handed
-    back with malloc_trim, or it would be resident already and not be counted.
+    The kernel's own high-water mark (VmHWM) sees every allocation, torch's, oneDNN's and ours; writing 5 to
+    clear_refs resets it. Holes that earlier work left in glibc's heap can move the figure by a tenth: see
+    ``environment.MAPPED_ALLOCATOR``.
     """
     try:
         gc.collect()
