@@ -104,27 +104,36 @@ struct Gemm {
   void pack_weight_rows(const Gather& g, int64_t group, int64_t depth_block) const {
     const Range depth = block(depth_block, kDepth, g.depth());
     const ColumnOrder order = column_order(g);
-    A* row = rows_of(g, group, depth_block);
+    A* to = rows_of(g, group, depth_block);
     const T* from = weight + group * phases.weight_group;
-    for (int64_t k = 0; k < phases.channels; ++k, row += kDepthStride, from += phases.weight_channel) {
-      if (!phases.gradient && phases.weight_tap == 1) {  // as it lies in memory
-        copy_run(from + depth.begin, row, depth.size());
+    if (as_in_memory()) {
+      for (int64_t k = 0; k < phases.channels; ++k) {
+        copy_run(from + k * phases.weight_channel + depth.begin, to + k * kDepthStride, depth.size());
+      }
+      return;
+    }
+    for (int64_t m = 0; m < g.taps(); ++m) {
+      const T* tap = from + phases.weight_offset(g, m);
+      A* out = to + m * g.channels - depth.begin;
+      const Range source = channels_in(depth, order, m, g.channels);
+      if (phases.weight_channel == 1) {  // the channels are neighbours in memory
+        transpose_block(tap + source.begin * phases.weight_source, phases.weight_source, source.size(),
+                        phases.channels, [&](int64_t k) { return out + source.begin + k * kDepthStride; });
         continue;
       }
-      for (int64_t m = 0; m < g.taps(); ++m) {
-        const T* tap = from + phases.weight_offset(g, m);
-        A* out = row + m * order.tap - depth.begin;
-        const Range channels = channels_in(depth, order, m, g.channels);
-        for (int64_t c = channels.begin; c < channels.end; ++c) {
-          out[c * order.channel] = load_one(tap + c * phases.weight_source);
+      for (int64_t c = source.begin; c < source.end; ++c) {
+        const T* w = tap + c * phases.weight_source;
+        for (int64_t k = 0; k < phases.channels; ++k) {
+          out[k * kDepthStride + c] = load_one(w + k * phases.weight_channel);
         }
       }
     }
   }
-  // Channels first: the order of the weight in memory.
+  // Channels first: forward, the order of the weight in memory; for a gradient, source channels fastest.
   ColumnOrder column_order(const Gather& g) const {
-    return phases.weight_tap == 1 ? ColumnOrder{1, g.taps()} : ColumnOrder{g.channels, 1};
+    return as_in_memory() ? ColumnOrder{1, g.taps()} : ColumnOrder{g.channels, 1};
   }
+  bool as_in_memory() const { return phases.weight_tap == 1 && !phases.gradient; }
   A* rows_of(const Gather& g, int64_t group, int64_t depth_block) const {
     return packed + phases.slot(g) * cut.slot_size +
            (group * cut.depth_blocks + depth_block) * phases.channels * kDepthStride;

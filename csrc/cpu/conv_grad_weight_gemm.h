@@ -75,13 +75,13 @@ struct GradWeightGemm {
       A* packed = scratch + thread * kScratch;
       A* sums = splits > 1 ? partial + task * kSums : packed + kRowsSize + kColsSize;
       const Range pixels = block(task % splits, split_pixels, g.pixels());
-      fill_zero(sums, kSums);
+      if (pixels.size() == 0) fill_zero(sums, kSums);
       for (int64_t begin = pixels.begin; begin < pixels.end; begin += kDepth) {
         const Range part = {begin, min_of(begin + kDepth, pixels.end)};
         if (last) {
-          add_rows_by_taps(task / splits, part, packed, packed + kRowsSize, sums);
+          add_rows_by_taps(task / splits, part, packed, packed + kRowsSize, sums, begin > pixels.begin);
         } else {
-          add_taps_by_columns(task / splits, part, packed, packed + kRowsSize, sums);
+          add_taps_by_columns(task / splits, part, packed, packed + kRowsSize, sums, begin > pixels.begin);
         }
       }
       if (splits == 1) store_weight(task, sums);
@@ -104,7 +104,7 @@ struct GradWeightGemm {
   const T* grad_of(int64_t b) const { return grad_output + group_of(b) * outputs.channels * out.channel; }
 
   // sums[panel][row][kWide] += over at most kDepth pixels. Channels last.
-  void add_rows_by_taps(int64_t b, Range pixels, A* packed_rows, A* packed_cols, A* sums) const {
+  void add_rows_by_taps(int64_t b, Range pixels, A* packed_rows, A* packed_cols, A* sums, bool add) const {
     const Range k = rows_of(b), taps = cols_of(b);
     // Channels last: pixels of all images are one matrix [pixel][K].
     transpose_block(grad_of(b) + pixels.begin * out.pixel + k.begin, out.pixel, pixels.size(), k.size(),
@@ -112,12 +112,12 @@ struct GradWeightGemm {
     for (int64_t first = 0; first < taps.size(); first += kGradCols) {
       const Range part = {taps.begin + first, min_of(taps.begin + first + kGradCols, taps.end)};
       pack_pixels(input_of(b), in, g, pixels, part, packed_cols, kColsStride);
-      multiply(k.size(), pixels.size(), part.size(), packed_rows, packed_cols, sums + first * row_block);
+      multiply(k.size(), pixels.size(), part.size(), packed_rows, packed_cols, sums + first * row_block, add);
     }
   }
 
   // The same, channels first.
-  void add_taps_by_columns(int64_t b, Range pixels, A* packed_rows, A* packed_cols, A* sums) const {
+  void add_taps_by_columns(int64_t b, Range pixels, A* packed_rows, A* packed_cols, A* sums, bool add) const {
     const Range taps = rows_of(b), k = cols_of(b);
     pack_columns(input_of(b), in, g, pixels, taps, order, packed_rows, kDepthStride);
     for (int64_t first = 0; first < k.size(); first += kGradCols) {
@@ -126,30 +126,61 @@ struct GradWeightGemm {
         transpose_block(grad_of(b) + image * out.image + channel * out.channel + pixel, out.channel, count,
                         length, [&](int64_t i) { return packed_cols + (at + i) * kColsStride; });
       });
-      multiply(taps.size(), pixels.size(), count, packed_rows, packed_cols, sums + first * row_block);
+      multiply(taps.size(), pixels.size(), count, packed_rows, packed_cols, sums + first * row_block, add);
     }
   }
 
-  void multiply(int64_t height, int64_t depth, int64_t width, const A* a, const A* b, A* sums) const {
+  void multiply(int64_t height, int64_t depth, int64_t width, const A* a, const A* b, A* sums,
+                bool add) const {
     for (int64_t col = 0; col < width; col += kWide) {
       tile_column<A, kDepthStride, 1, kColsStride>(height, depth, width - col, a, b + col,
-                                                   sums + col * row_block, true);
+                                                   sums + col * row_block, add);
     }
   }
 
   void store_weight(int64_t b, const A* sums) const {
-    const Range k = last ? rows_of(b) : cols_of(b), taps = last ? cols_of(b) : rows_of(b);
-    const auto sum_at = [&](int64_t row, int64_t col) {
-      return sums[(col / kWide * row_block + row) * kWide + col % kWide];
-    };
+    T* to = grad_weight + group_of(b) * outputs.channels * w.k;
+    if (last) {
+      store_rows(rows_of(b), cols_of(b), sums, to);
+    } else {
+      store_columns(cols_of(b), rows_of(b), sums, to);
+    }
+  }
+
+  // Rows are output channels: for each of them runs of (tap, c), as far as panels and taps go.
+  void store_rows(Range k, Range taps, const A* sums, T* to) const {
     for (int64_t i = 0; i < k.size(); ++i) {
-      T* to = grad_weight + (group_of(b) * outputs.channels + k.begin + i) * w.k;
-      for (int64_t tap = 0; tap < g.taps(); ++tap) {
-        const Range c = channels_in(taps, order, tap, g.channels);
-        const int64_t first = tap * order.tap - taps.begin;
-        for (int64_t j = c.begin; j < c.end; ++j) {
-          const int64_t at = first + j * order.channel;
-          store_one(to + j * w.c + tap * w.tap, last ? sum_at(i, at) : sum_at(at, i));
+      for (int64_t at = taps.begin; at < taps.end;) {
+        const int64_t tap = at / g.channels, c = at % g.channels, col = at - taps.begin;
+        const int64_t count = min_of(min_of(g.channels - c, taps.end - at), kWide - col % kWide);
+        const A* from = sums + (col / kWide * row_block + i) * kWide + col % kWide;
+        T* out = to + (k.begin + i) * w.k + tap * w.tap + c * w.c;
+        for (int64_t n = 0; n < count; n += kLanes<A>) {
+          const int64_t some = min_of(kLanes<A>, count - n);
+          if (w.c == 1 && some == kLanes<A>) {
+            store(out + n, load(from + n));
+          } else {
+            for (int64_t lane = 0; lane < some; ++lane) store_one(out + (n + lane) * w.c, from[n + lane]);
+          }
+        }
+        at += count;
+      }
+    }
+  }
+
+  // Rows are (tap, c) in the order of the weight: turned to rows of output channels.
+  void store_columns(Range k, Range taps, const A* sums, T* to) const {
+    constexpr int64_t L = kLanes<A>;
+    for (int64_t col = 0; col < k.size(); col += L) {
+      const A* from = sums + col / kWide * kWide * row_block + col % kWide;
+      const int64_t count = min_of(L, k.size() - col);
+      for (int64_t row = 0; row < taps.size(); row += L) {
+        const int64_t height = min_of(L, taps.size() - row);
+        Vec<A> x[L] = {};
+        for (int64_t n = 0; n < height; ++n) x[n] = load(from + (row + n) * kWide);
+        transpose<A>(x);
+        for (int64_t lane = 0; lane < count; ++lane) {
+          store_some(to + (k.begin + col + lane) * w.k + taps.begin + row, x[lane], height);
         }
       }
     }
