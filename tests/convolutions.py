@@ -163,7 +163,8 @@ def unwritten_is_nan() -> Iterator[None]:
     """Fills new tensors with NaN, results and workspaces too: an element that is never written shows."""
     torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with backends.memory_pool(False):
+            yield
     finally:
         torch.use_deterministic_algorithms(False)
 
