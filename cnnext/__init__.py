@@ -12,7 +12,7 @@ from ._convert import conversion_report, convert, revert  # noqa: E402
 from ._decompositions import decompositions  # noqa: E402
 from ._explain import explain  # noqa: E402
 from ._override import override  # noqa: E402
-from .backends import fallbacks, reset_fallbacks  # noqa: E402
+from .backends import empty_cache, fallbacks, memory_stats, reset_fallbacks  # noqa: E402
 
 __all__ = [
     "__version__",
@@ -20,9 +20,11 @@ __all__ = [
     "conversion_report",
     "convert",
     "decompositions",
+    "empty_cache",
     "explain",
     "fallbacks",
     "functional",
+    "memory_stats",
     "nn",
     "override",
     "reset_fallbacks",
