@@ -29,9 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             add_arguments(bench)
             return run_bench(parser.parse_args(argv))
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "cnnext":
+        package = (error.name or "cnnext").partition(".")[0]
+        if package == "cnnext":
             raise
-        print(f"cnnext bench needs {error.name}: run `pip install 'cnnext[bench]'`", file=sys.stderr)
+        print(f"cnnext bench needs {package}: run `pip install 'cnnext[bench]'`", file=sys.stderr)
         return 1
 
     from cnnext import _info
