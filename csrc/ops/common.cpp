@@ -27,8 +27,10 @@ const cpu::Kernels& cpu_kernels() {
 cpu::Parallel cpu_parallel() {
   return {at::get_num_threads(),
           [](int64_t tasks, void* context, void (*body)(void*, int64_t, int64_t, int)) {
+            // Inside another parallel region all tasks run here, whatever number this thread has there.
+            const bool nested = at::in_parallel_region();
             at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-              body(context, begin, end, at::get_thread_num());
+              body(context, begin, end, nested ? 0 : at::get_thread_num());
             });
           }};
 }
