@@ -150,6 +150,7 @@ def pools(draw: st.DrawFn) -> Pool:
     assume(not any(_dead(*window) for window in windows))
     if op == "max_pool":
         return max_pool(size, kernel, stride, padding, dilation, ceil)
+    assume(dims < 3 or all(n >= k for n, k in zip(size[2:], kernel, strict=True)))  # torch's own condition
     by = draw(st.sampled_from([None, None, 4, -2])) if dims > 1 else None
     return avg_pool(size, kernel, stride, padding, ceil, draw(st.booleans()), by)
 

@@ -376,6 +376,15 @@ at::Tensor run_avg_grad(const Pool<Int>& pool, const at::Tensor& grad_output, bo
   return grad_input;
 }
 
+// In three dimensions torch averages no window that is larger than the input without its padding.
+template <class Int>
+bool covers(const Pool<Int>& pool) {
+  for (size_t i = 0; i < pool.kernel.size(); ++i) {
+    if (pool.kernel.size() == kAxes && pool.kernel[i] > pool.input[i + 2]) return false;
+  }
+  return true;
+}
+
 template <class Int>
 Int only(const std::optional<Int>& divisor) {
   return divisor ? *divisor : Int(0);
@@ -391,7 +400,7 @@ at::Tensor avg_pool_kernel(const at::Tensor& input, Ints kernel_size, Ints strid
   const Pool<Int> pool(sizes<Int>(input), kernel_size, stride, padding, Ints(one), ceil_mode);
   // Neither may torch divide by zero, nor does it override the divisor in one dimension.
   const bool divides = !divisor_override || (*divisor_override != 0 && input.dim() > 3);
-  if (const char* reason = refused(input, pool.valid() && divides)) {
+  if (const char* reason = refused(input, pool.valid() && divides && covers(pool))) {
     return aten::avg_pool(reason, input, symbols(kernel_size), symbols(stride), symbols(padding), ceil_mode,
                           count_include_pad, divisor_override ? OptionalSymInt(*divisor_override) : std::nullopt);
   }
@@ -494,6 +503,12 @@ at::Tensor max_unpool_grad_input_kernel(const at::Tensor& grad_output, const at:
 }
 
 }  // namespace
+
+bool pool_fits(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding, SymInts dilation,
+               bool ceil_mode) {
+  check_input("max_pool", input);
+  return Pool<c10::SymInt>(input.sym_sizes(), kernel_size, stride, padding, dilation, ceil_mode).valid();
+}
 
 cpu::PoolProblem pool_problem(at::IntArrayRef input, at::IntArrayRef output, at::IntArrayRef kernel_size,
                               at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,

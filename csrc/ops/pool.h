@@ -43,6 +43,10 @@ at::Tensor adaptive_avg_pool_grad_input(const at::Tensor& grad_output, SymInts i
 at::Tensor max_unpool(const at::Tensor& input, const at::Tensor& indices, SymInts output_size);
 at::Tensor max_unpool_grad_input(const at::Tensor& grad_output, const at::Tensor& indices, bool channels_last);
 
+// Whether max_pool takes these arguments.
+bool pool_fits(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding, SymInts dilation,
+               bool ceil_mode);
+
 // The problem as the kernels see it. An error where the sizes do not fit together.
 cpu::PoolProblem pool_problem(at::IntArrayRef input, at::IntArrayRef output, at::IntArrayRef kernel_size,
                               at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,

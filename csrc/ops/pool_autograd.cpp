@@ -304,7 +304,7 @@ at::Tensor max_pool_autograd(const at::Tensor& input, SymInts kernel_size, SymIn
   if (const char* reason = left_to_aten({&input})) {
     return aten::max_pool(reason, input, kernel_size, stride, padding, dilation, ceil_mode);
   }
-  if (differentiates(input) && !kernel_size.empty()) {
+  if (differentiates(input) && pool_fits(input, kernel_size, stride, padding, dilation, ceil_mode)) {
     return MaxPoolFunction::apply(input, kernel_size, stride, padding, dilation, ceil_mode, false)[0];
   }
   at::AutoDispatchBelowADInplaceOrView below;
@@ -316,7 +316,7 @@ TensorPair max_pool_with_indices_autograd(const at::Tensor& input, SymInts kerne
   if (const char* reason = left_to_aten({&input})) {
     return aten::max_pool_with_indices(reason, input, kernel_size, stride, padding, dilation, ceil_mode);
   }
-  if (differentiates(input) && !kernel_size.empty()) {
+  if (differentiates(input) && pool_fits(input, kernel_size, stride, padding, dilation, ceil_mode)) {
     return pair(MaxPoolFunction::apply(input, kernel_size, stride, padding, dilation, ceil_mode, true));
   }
   at::AutoDispatchBelowADInplaceOrView below;
