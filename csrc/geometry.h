@@ -114,17 +114,67 @@ struct ConvShape {
   CNNEXT_HOST_DEVICE constexpr int64_t weights() const { return K * C_per_group() * taps(); }
 };
 
-// input [N, C, axes], output [N, C, axes].
+// Extent of the output of a pooling window, zero where no window fits. In ceil_mode the last window may reach beyond
+// the padding, but starts inside the input or the padding before it.
+template <class Int>
+Int pool_output(const Int& input, const Int& kernel, const Int& stride, const Int& padding, const Int& dilation,
+                bool ceil_mode) {
+  const Int reach = input + padding * 2 - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : Int(0));
+  if (reach < 0) return Int(0);
+  const Int output = reach / stride + 1;
+  return ceil_mode && (output - 1) * stride >= input + padding ? output - 1 : output;
+}
+
+// Taps of the largest adaptive window, or one more.
+template <class Int>
+Int adaptive_kernel(const Int& input, const Int& output) {
+  return input % output == 0 ? input / output : input / output + 2;
+}
+
+// The taps of one pooling window that fall inside the input: tap + j reads input index + j * dilation, j in [0, count).
+struct Span {
+  int64_t index, tap, count;
+};
+
+// input [N, C, axes], output [N, C, axes]. Taps are numbered through all axes.
 struct PoolShape {
   int64_t N = 0, C = 0;
   Window axis[kAxes];
-  bool adaptive = false;  // window o of an axis is [floor(o input / output), ceil((o + 1) input / output))
+  // Window o of an adaptive axis is [floor(o input / output), ceil((o + 1) input / output)); kernel bounds its taps.
+  bool adaptive[kAxes] = {};
 
   CNNEXT_HOST_DEVICE constexpr int64_t input_pixels() const {
     return axis[0].input * axis[1].input * axis[2].input;
   }
   CNNEXT_HOST_DEVICE constexpr int64_t output_pixels() const {
     return axis[0].output * axis[1].output * axis[2].output;
+  }
+  CNNEXT_HOST_DEVICE constexpr int64_t taps() const { return axis[0].kernel * axis[1].kernel * axis[2].kernel; }
+
+  // Input that tap 0 of window o reads; in the padding it is negative.
+  CNNEXT_HOST_DEVICE constexpr int64_t origin(int a, int64_t o) const {
+    return adaptive[a] ? o * axis[a].input / axis[a].output : axis[a].input_index(o, 0);
+  }
+  CNNEXT_HOST_DEVICE constexpr Span span(int a, int64_t o) const {
+    const Window& w = axis[a];
+    if (adaptive[a]) return {origin(a, o), 0, ceil_div((o + 1) * w.input, w.output) - origin(a, o)};
+    const int64_t tap = w.first_tap(o);
+    return {w.input_index(o, tap), tap, w.end_tap(o) - tap};
+  }
+  // Taps of window o that an average counts: those inside the input, or also those in the padding.
+  CNNEXT_HOST_DEVICE constexpr int64_t counted_taps(int a, int64_t o, bool count_padding) const {
+    const Window& w = axis[a];
+    if (adaptive[a] || !count_padding) return span(a, o).count;
+    return min_of(w.kernel, w.input + w.padding - w.input_index(o, 0));
+  }
+  // Inputs that one window of the axis reaches over, and windows that reach over one input, at most.
+  CNNEXT_HOST_DEVICE constexpr int64_t window_extent(int a) const {
+    return min_of(axis[a].input, adaptive[a] ? axis[a].kernel : axis[a].dilation * (axis[a].kernel - 1) + 1);
+  }
+  CNNEXT_HOST_DEVICE constexpr int64_t windows_over_input(int a) const {
+    const Window& w = axis[a];
+    if (adaptive[a]) return min_of(w.output, w.output % w.input == 0 ? w.output / w.input : w.output / w.input + 2);
+    return min_of(w.output, w.dilation * (w.kernel - 1) / w.stride + 1);
   }
 };
 

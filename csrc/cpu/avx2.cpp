@@ -1,6 +1,7 @@
 #if defined(__x86_64__)
 #include "conv_reference.h"
 #include "kernels.h"
+#include "pool_reference.h"
 
 // After every other header, so that no inline function of theirs is compiled for this instruction set.
 #if defined(__clang__)

@@ -1,5 +1,6 @@
 #include "conv_reference.h"
 #include "kernels.h"
+#include "pool_reference.h"
 
 #define CNNEXT_ISA baseline
 #define CNNEXT_CAPABILITY "baseline"

@@ -92,6 +92,28 @@ constexpr WeightStrides weight_strides_of(Layout layout, int64_t C_per_group, in
                                           : WeightStrides{C_per_group * taps, 1, C_per_group};
 }
 
+struct PoolProblem {
+  PoolShape shape;
+  DType dtype = DType::kFloat32;
+  Layout layout = Layout::kChannelsFirst;
+  int threads = 1;
+  bool count_padding = true;     // an average divides by the padding's taps too
+  int64_t divisor_override = 0;  // an average divides by this, if it is not zero
+
+  // A max window's argument is kept as the number of the tap, one byte where that is enough.
+  constexpr bool wide_offsets() const { return shape.taps() > 256; }
+};
+
+// forward: input -> output (offsets). grad_input: output (offsets) -> input. select: input, offsets -> output.
+// indices: offsets -> indices. unpool: output, indices -> input; its gradient: input, indices -> output.
+struct PoolBuffers {
+  void* input = nullptr;
+  void* output = nullptr;
+  void* offsets = nullptr;  // uint8_t or int32_t, as output
+  int64_t* indices = nullptr;
+  int64_t* invalid_index = nullptr;  // set to an index that lies outside of the plane, if there is one
+};
+
 // One candidate in the ordered list of an operator; the first that accepts the problem is taken.
 template <class Problem, class Buffers>
 struct Kernel {
@@ -113,6 +135,7 @@ struct KernelList {
 };
 
 using ConvKernel = Kernel<ConvProblem, ConvBuffers>;
+using PoolKernel = Kernel<PoolProblem, PoolBuffers>;
 
 inline const char* accepts_all(const ConvProblem&) { return nullptr; }
 

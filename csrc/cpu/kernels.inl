@@ -8,8 +8,18 @@
 #include "conv_grad_weight_gemm.h"
 #include "conv_grad_weight_winograd.h"
 #include "conv_grad_bias.h"
+#include "pool_channels_last.h"
+#include "pool_rows.h"
+#include "pool_avg_grad_rows.h"
+#include "pool_plane.h"
+#include "pool_lookup.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
+
+template <class Kernel, int kCount>
+CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
+  return {kernels, kCount};
+}
 
 const Kernels& kernels() {
   static const ConvKernel conv[] = {kConvWinograd, kConvGemm, kConvReference};
@@ -18,8 +28,32 @@ const Kernels& kernels() {
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightWinograd, kConvGradWeightGemm,
                                                 kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
-  static const Kernels table = {
-      CNNEXT_CAPABILITY, {conv, 3}, {conv_grad_input, 3}, {conv_grad_weight, 3}, {conv_grad_bias, 1}};
+  static const PoolKernel max_pool[] = {kMaxPoolChannelsLast, kMaxPoolPlane, kMaxPoolRows, kMaxPoolReference};
+  static const PoolKernel max_pool_with_offsets[] = {kMaxPoolOffsetsChannelsLast, kMaxPoolOffsetsPlane,
+                                                     kMaxPoolOffsetsRows, kMaxPoolOffsetsReference};
+  static const PoolKernel max_pool_indices[] = {kMaxPoolIndices};
+  static const PoolKernel max_pool_grad_input[] = {kMaxPoolGradChannelsLast, kMaxPoolGradScatter,
+                                                   kMaxPoolGradReference};
+  static const PoolKernel max_pool_select[] = {kMaxPoolSelect};
+  static const PoolKernel avg_pool[] = {kAvgPoolChannelsLast, kAvgPoolPlane, kAvgPoolRows, kAvgPoolReference};
+  static const PoolKernel avg_pool_grad_input[] = {kAvgPoolGradChannelsLast, kAvgPoolGradPlane,
+                                                   kAvgPoolGradRows, kAvgPoolGradReference};
+  static const PoolKernel max_unpool[] = {kMaxUnpool};
+  static const PoolKernel max_unpool_grad_input[] = {kMaxUnpoolGrad};
+  static const Kernels table = {CNNEXT_CAPABILITY,
+                                list(conv),
+                                list(conv_grad_input),
+                                list(conv_grad_weight),
+                                list(conv_grad_bias),
+                                list(max_pool),
+                                list(max_pool_with_offsets),
+                                list(max_pool_indices),
+                                list(max_pool_grad_input),
+                                list(max_pool_select),
+                                list(avg_pool),
+                                list(avg_pool_grad_input),
+                                list(max_unpool),
+                                list(max_unpool_grad_input)};
   return table;
 }
 

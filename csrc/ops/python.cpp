@@ -69,6 +69,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       pybind11::arg("op"), pybind11::arg("input_size"), pybind11::arg("weight_size"), pybind11::arg("stride"),
       pybind11::arg("padding"), pybind11::arg("dilation"), pybind11::arg("groups"), pybind11::arg("dtype"),
       pybind11::arg("channels_last"));
+  m.def(
+      "explain_pool",
+      [](const std::string& op, const Ints& input, const Ints& output, const Ints& kernel, const Ints& stride,
+         const Ints& padding, const Ints& dilation, pybind11::handle type, bool channels_last) {
+        return to_dict(explain_pool(op, input, output, kernel, stride, padding, dilation, scalar_type(type),
+                                    channels_last));
+      },
+      pybind11::arg("op"), pybind11::arg("input_size"), pybind11::arg("output_size"),
+      pybind11::arg("kernel_size"), pybind11::arg("stride"), pybind11::arg("padding"),
+      pybind11::arg("dilation"), pybind11::arg("dtype"), pybind11::arg("channels_last"));
   m.def("winograd_enabled", winograd_enabled);
   m.def("set_winograd", set_winograd, pybind11::arg("enabled"));
   m.def("empty_cache", empty_cache);

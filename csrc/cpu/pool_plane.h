@@ -1,0 +1,155 @@
+// Pooling in channels first where one window covers the whole plane (global pooling): the plane is one run of
+// elements, vectors along it. Forward of maximum and average, and the gradient of the average.
+#pragma once
+
+#include "pool_rows.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+CNNEXT_INLINE const char* refuses_plane(const PoolProblem& p) {
+  if (p.layout != Layout::kChannelsFirst) return "channels last";
+  for (int a = 0; a < kAxes; ++a) {
+    const Window& w = p.shape.axis[a];
+    if (w.output != 1 || p.shape.span(a, 0).count != w.input) return "more than one window";
+    if (w.dilation != 1 && w.input != 1) return "dilation";
+  }
+  return nullptr;
+}
+
+template <class T, PoolMode mode>
+struct PoolPlane {
+  using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>;
+
+  PoolPlane(const PoolProblem& p, const PoolBuffers& b)
+      : problem(p), shape(p.shape), planes(p.shape.N * p.shape.C), pixels(p.shape.input_pixels()),
+        input(static_cast<T*>(b.input)), output(static_cast<T*>(b.output)), offsets(b.offsets) {
+    divisor = static_cast<A>(problem.divisor_override ? problem.divisor_override
+                                                      : shape.counted_taps(0, 0, problem.count_padding) *
+                                                            shape.counted_taps(1, 0, problem.count_padding) *
+                                                            shape.counted_taps(2, 0, problem.count_padding));
+  }
+
+  template <class Body>
+  void each_plane(const Parallel& parallel, Body body) const {
+    const int64_t per_task = max_of(1, (1 << 15) / pixels);
+    parallel(ceil_div(planes, per_task), [&](int64_t task, int) {
+      const int64_t end = min_of(planes, (task + 1) * per_task);
+      for (int64_t plane = task * per_task; plane < end; ++plane) body(plane, (end - plane) * pixels);
+    });
+  }
+
+  CNNEXT_INLINE Vec<A> load_from(const T* from, int64_t available) {
+    return available >= L ? load(from) : load_part(from, available);
+  }
+
+  void forward(const Parallel& parallel) const {
+    each_plane(parallel, [&](int64_t plane, int64_t) {
+      const T* from = input + plane * pixels;
+      const int64_t available = (planes - plane) * pixels;
+      if constexpr (mode == PoolMode::kAverage) {
+        store_one(output + plane, sum(from, available) / divisor);
+      } else {
+        maximum(plane, from, available);
+      }
+    });
+  }
+
+  // Sums of chunks are added up, so that errors do not grow with the plane.
+  A sum(const T* from, int64_t available) const {
+    constexpr int64_t kChunk = 64 * L;
+    const OffsetVec<A> lane = lane_numbers<A>(1);
+    Vec<A> total = {};
+    for (int64_t begin = 0; begin < pixels; begin += kChunk) {
+      const int64_t end = min_of(pixels, begin + kChunk);
+      Vec<A> part[4] = {};
+      int64_t i = begin;
+      for (; i + 4 * L <= end; i += 4 * L) {
+        for (int v = 0; v < 4; ++v) part[v] += load(from + i + v * L);
+      }
+      for (; i + L <= end; i += L) part[0] += load(from + i);
+      if (i < end) {
+        const Vec<A> next = load_from(from + i, available - i);
+        part[1] += lane < static_cast<Offset<A>>(end - i) ? next : Vec<A>{};
+      }
+      total += (part[0] + part[1]) + (part[2] + part[3]);
+    }
+    return sum_lanes<A, L>(total);
+  }
+
+  void maximum(int64_t plane, const T* from, int64_t available) const {
+    const OffsetVec<A> lane = lane_numbers<A>(1);
+    Vec<A> best = broadcast<A>(lowest(A{}));
+    OffsetVec<A> where = {};
+    for (int64_t i = 0; i < pixels; i += L) {
+      Vec<A> next = load_from(from + i, available - i);
+      if (i + L > pixels) next = lane < static_cast<Offset<A>>(pixels - i) ? next : broadcast<A>(lowest(A{}));
+      const auto take = takes_over(next, best);
+      best = take ? next : best;
+      if constexpr (mode == PoolMode::kMaxOffsets) where = take ? lane + static_cast<Offset<A>>(i) : where;
+    }
+    // Over the lanes: the last NaN, or the first of the greatest.
+    for (Offset<A> half = L / 2; half > 0; half /= 2) {
+      const Vec<A> other = rotate_lanes<A>(best, half);
+      if constexpr (mode == PoolMode::kMaxOffsets) {
+        const OffsetVec<A> other_where = bit_cast<OffsetVec<A>>(rotate_lanes<A>(bit_cast<Vec<A>>(where), half));
+        const auto nan = best != best, other_nan = other != other;
+        const auto take = (other_nan & (~nan | (other_where > where))) |
+                          (~nan & ~other_nan & ((other > best) | ((other == best) & (other_where < where))));
+        best = take ? other : best;
+        where = take ? other_where : where;
+      } else {
+        best = takes_over(other, best) ? other : best;
+      }
+    }
+    const A value = best[0];
+    const Offset<A> at = where[0];
+    store_one(output + plane, value);
+    if constexpr (mode == PoolMode::kMaxOffsets) {
+      const Window &h = shape.axis[1], &w = shape.axis[2];
+      const int64_t z = at / w.input / h.input + shape.span(0, 0).tap, y = at / w.input % h.input + shape.span(1, 0).tap;
+      const int64_t tap = (z * h.kernel + y) * w.kernel + at % w.input + shape.span(2, 0).tap;
+      if (problem.wide_offsets()) {
+        static_cast<int32_t*>(offsets)[plane] = static_cast<int32_t>(tap);
+      } else {
+        static_cast<uint8_t*>(offsets)[plane] = static_cast<uint8_t>(tap);
+      }
+    }
+  }
+
+  void grad(const Parallel& parallel) const {
+    each_plane(parallel, [&](int64_t plane, int64_t room) {
+      const Vec<A> value = broadcast<A>(load_one(output + plane) / divisor);
+      for (int64_t i = 0; i < pixels; i += L) store_part(input + plane * pixels + i, value, room - i);
+    });
+  }
+
+  const PoolProblem& problem;
+  const PoolShape& shape;
+  int64_t planes, pixels;
+  T *input, *output;
+  void* offsets;
+  A divisor;
+};
+
+template <PoolMode mode>
+void run_plane(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char*) {
+  with_type(p.dtype, [&](auto* tag) { PoolPlane<Pointee<decltype(tag)>, mode>(p, b).forward(parallel); });
+}
+CNNEXT_INLINE void run_grad_plane(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char*) {
+  with_type(p.dtype, [&](auto* tag) {
+    PoolPlane<Pointee<decltype(tag)>, PoolMode::kAverage>(p, b).grad(parallel);
+  });
+}
+CNNEXT_INLINE int64_t no_pool_workspace(const PoolProblem&) { return 0; }
+
+constexpr const char* kPlaneSummary = "one window over the plane, vectors along it";
+constexpr PoolKernel kMaxPoolPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace,
+                                      run_plane<PoolMode::kMax>};
+constexpr PoolKernel kMaxPoolOffsetsPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace,
+                                             run_plane<PoolMode::kMaxOffsets>};
+constexpr PoolKernel kAvgPoolPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace,
+                                      run_plane<PoolMode::kAverage>};
+constexpr PoolKernel kAvgPoolGradPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace, run_grad_plane};
+
+}  // namespace cnnext::cpu::CNNEXT_ISA

@@ -1,0 +1,249 @@
+// Pooling in channels first: input [N, C, D, H, W], output [N, C, O, P, Q], vectors along the rows.
+//
+// A window is separable: each input row is reduced horizontally once, for all windows that share it, and an output row
+// is the reduction of such rows. Rows first keeps torch's order of comparison (row by row, the first of equals stays).
+// Reduced rows live in a ring in the cache. A task is a run of consecutive output rows, over planes too.
+#pragma once
+
+#include "pool_channels_last.h"
+#include "pool_row.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+// Cuts rows into tasks by the shape alone: whole planes where they are small, so that rings are not filled twice.
+CNNEXT_INLINE int64_t rows_per_task(int64_t rows_per_plane, int64_t elements_per_row) {
+  constexpr int64_t kElementsPerTask = 1 << 14;
+  const int64_t rows = max_of(1, kElementsPerTask / max_of(1, elements_per_row));
+  return rows < rows_per_plane ? max_of(rows, min_of(rows_per_plane, 8)) : rows / max_of(1, rows_per_plane) * rows_per_plane;
+}
+
+template <class T, PoolMode mode>
+struct PoolRows {
+  using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>;
+  static constexpr bool kOffsets = mode == PoolMode::kMaxOffsets;
+
+  // A horizontally reduced row of the window, and the number of its first tap.
+  struct Row {
+    const A* value;
+    const Offset<A>* offset;
+    Offset<A> tap;
+  };
+  struct Local {  // of one thread
+    PhasedRow<T> phases;
+    RowRing ring;
+    A* value;
+    Offset<A>* offset;
+    Row* rows;
+  };
+
+  PoolRows(const PoolProblem& p, const PoolBuffers& b, char* workspace)
+      : problem(p), shape(p.shape), w(p.shape.axis[2]), pitch(round_up(p.shape.axis[2].output, L)),
+        input(static_cast<const T*>(b.input)), output(static_cast<T*>(b.output)), offsets(b.offsets) {
+    shared.base = workspace;
+    for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, false, shared);
+    if (mode == PoolMode::kAverage) divisor = shared.take<A>(pitch);
+    if (kOffsets) first_tap = shared.take<Offset<A>>(pitch);
+    tap_at = shared.take<int64_t>(w.kernel);
+    ScratchLayout scratch;
+    local(scratch);
+    local_bytes = scratch.bytes;
+  }
+
+  int64_t workspace_bytes() const { return shared.bytes + problem.threads * local_bytes; }
+
+  Local local(ScratchLayout& scratch) const {
+    const bool adaptive = shape.adaptive[2];
+    Local l;
+    l.phases = adaptive ? PhasedRow<T>(1, 0, w.input, w.input)
+                        : PhasedRow<T>(w.stride, w.padding, w.input, pitch + (w.kernel - 1) * w.dilation / w.stride);
+    l.phases.data = scratch.take<A>(l.phases.elements());
+    const int64_t depths = shape.window_extent(0);
+    l.ring = RowRing(depths, depths == 1 ? shape.window_extent(1) : shape.axis[1].input);
+    l.ring.key = scratch.take<int64_t>(l.ring.slots());
+    l.value = scratch.take<A>(l.ring.slots() * pitch);
+    l.offset = kOffsets ? scratch.take<Offset<A>>(l.ring.slots() * pitch) : nullptr;
+    l.rows = scratch.take<Row>(shape.axis[0].kernel * shape.axis[1].kernel);
+    return l;
+  }
+
+  void run(const Parallel& parallel) const {
+    for (int a = 0; a < kAxes; ++a) axis[a].fill(shape, a);
+    for (int64_t q = 0; q < pitch; ++q) {
+      if (divisor) {
+        divisor[q] = q >= w.output               ? A(1)
+                     : problem.divisor_override ? static_cast<A>(problem.divisor_override)
+                                                : static_cast<A>(shape.counted_taps(2, q, problem.count_padding));
+      }
+      if (first_tap) first_tap[q] = q < w.output ? static_cast<Offset<A>>(axis[2].span[q].tap) : 0;
+    }
+    ScratchLayout nothing;
+    const PhasedRow<T> phases = local(nothing).phases;
+    for (int64_t t = 0; t < w.kernel; ++t) tap_at[t] = phases.tap(t * w.dilation);
+    const int64_t per_plane = shape.axis[0].output * shape.axis[1].output;
+    const int64_t rows = shape.N * shape.C * per_plane, per_task = rows_per_task(per_plane, w.output * 2);
+    parallel(ceil_div(rows, per_task), [&](int64_t task, int thread) {
+      ScratchLayout scratch{shared.base + shared.bytes + thread * local_bytes};
+      Local l = local(scratch);
+      l.phases.fill(neutral());
+      l.ring.clear();
+      const int64_t end = min_of(rows, (task + 1) * per_task);
+      RowPosition row(task * per_task, shape.axis[0].output, shape.axis[1].output);
+      for (; row.number < end; row.next(shape.axis[0].output, shape.axis[1].output)) {
+        output_row(l, row, (end - row.number) * w.output);
+      }
+    });
+  }
+
+  static A neutral() { return mode == PoolMode::kAverage ? A(0) : lowest(A{}); }
+
+  // `room`: elements of the output from this row on that are the task's own.
+  void output_row(Local& l, const RowPosition& row, int64_t room) const {
+    const Window &d = shape.axis[0], &h = shape.axis[1];
+    const Span sd = axis[0].span[row.depth], sh = axis[1].span[row.height];
+    int64_t count = 0;
+    for (int64_t z = 0; z < sd.count; ++z) {
+      for (int64_t y = 0; y < sh.count; ++y) {
+        const int64_t depth = sd.index + z * d.dilation, height = sh.index + y * h.dilation;
+        const int64_t slot = l.ring.slot(depth, height), key = (row.plane * d.input + depth) * h.input + height;
+        if (l.ring.key[slot] != key) {
+          l.ring.key[slot] = key;
+          const int64_t total = shape.N * shape.C * shape.input_pixels();
+          l.phases.load_row(input + key * w.input, total - key * w.input, neutral());
+          reduce_row(l, l.value + slot * pitch, l.offset + slot * pitch);
+        }
+        l.rows[count++] = {l.value + slot * pitch, l.offset + slot * pitch,
+                           static_cast<Offset<A>>(((sd.tap + z) * h.kernel + sh.tap + y) * w.kernel)};
+      }
+    }
+    A over_rows = 1;
+    if (mode == PoolMode::kAverage && !problem.divisor_override) {
+      over_rows = static_cast<A>(shape.counted_taps(0, row.depth, problem.count_padding) *
+                                 shape.counted_taps(1, row.height, problem.count_padding));
+    }
+    const int64_t no_row_tap = (sd.tap * h.kernel + sh.tap) * w.kernel;
+    for (int64_t q = 0; q < w.output; q += L) {
+      Vec<A> value = broadcast<A>(neutral());
+      if constexpr (mode == PoolMode::kAverage) {
+        for (int64_t i = 0; i < count; ++i) value += load(l.rows[i].value + q);
+        value /= load(divisor + q) * broadcast<A>(over_rows);
+      } else if constexpr (mode == PoolMode::kMax) {
+        if (count > 0) value = load(l.rows[0].value + q);
+        for (int64_t i = 1; i < count; ++i) {
+          const Vec<A> next = load(l.rows[i].value + q);
+          value = takes_over(next, value) ? next : value;
+        }
+      } else {
+        OffsetVec<A> offset;
+        if (count == 0) {
+          offset = load_unaligned<OffsetVec<A>>(first_tap + q) + static_cast<Offset<A>>(no_row_tap);
+        } else {
+          value = load(l.rows[0].value + q);
+          offset = load_unaligned<OffsetVec<A>>(l.rows[0].offset + q) + l.rows[0].tap;
+        }
+        for (int64_t i = 1; i < count; ++i) {
+          const Vec<A> next = load(l.rows[i].value + q);
+          const OffsetVec<A> next_offset = load_unaligned<OffsetVec<A>>(l.rows[i].offset + q) + l.rows[i].tap;
+          const auto take = takes_over(next, value);
+          value = take ? next : value;
+          offset = take ? next_offset : offset;
+        }
+        const int64_t at = row.number * w.output + q;
+        if (problem.wide_offsets()) {
+          store_offsets_part<A>(static_cast<int32_t*>(offsets) + at, offset, room - q);
+        } else {
+          store_offsets_part<A>(static_cast<uint8_t*>(offsets) + at, offset, room - q);
+        }
+      }
+      store_part(output + row.number * w.output + q, value, room - q);
+    }
+  }
+
+  void reduce_row(const Local& l, A* value, Offset<A>* offset) const {
+    if (shape.adaptive[2]) return reduce_adaptive_row(l, value, offset);
+    if (w.kernel == 2) return reduce_taps<2>(l, value, offset);
+    if (w.kernel == 3) return reduce_taps<3>(l, value, offset);
+    reduce_taps<0>(l, value, offset);
+  }
+
+  template <int kTaps>  // 0: any number of them
+  void reduce_taps(const Local& l, A* value, Offset<A>* offset) const {
+    const int64_t taps = kTaps ? kTaps : w.kernel;
+    for (int64_t q = 0; q < w.output; q += L) {
+      const A* from = l.phases.data + q;
+      Vec<A> best = load(from);  // tap 0, or its padding, which no other value fails to take over
+      OffsetVec<A> best_tap = {};
+      if constexpr (kOffsets) best_tap = load_unaligned<OffsetVec<A>>(first_tap + q);
+      for (int64_t t = 1; t < taps; ++t) {
+        const Vec<A> next = load(from + tap_at[t]);
+        if constexpr (mode == PoolMode::kAverage) {
+          best += next;
+        } else {
+          const auto take = takes_over(next, best);
+          best = take ? next : best;
+          if constexpr (kOffsets) best_tap = take ? static_cast<Offset<A>>(t) - OffsetVec<A>{} : best_tap;
+        }
+      }
+      store(value + q, best);
+      if constexpr (kOffsets) store_unaligned(offset + q, best_tap);
+    }
+  }
+
+  void reduce_adaptive_row(const Local& l, A* value, Offset<A>* offset) const {
+    for (int64_t q = 0; q < w.output; ++q) {
+      const Span span = axis[2].span[q];
+      const A* from = l.phases.data + span.index;
+      A best = neutral();
+      Offset<A> best_tap = 0;
+      for (int64_t t = 0; t < span.count; ++t) {
+        if constexpr (mode == PoolMode::kAverage) {
+          best += from[t];
+        } else if (from[t] > best || from[t] != from[t]) {
+          best = from[t];
+          best_tap = static_cast<Offset<A>>(t);
+        }
+      }
+      value[q] = best;
+      if constexpr (kOffsets) offset[q] = best_tap;
+    }
+  }
+
+  const PoolProblem& problem;
+  const PoolShape& shape;
+  const Window& w;
+  int64_t pitch;  // of a reduced row, in elements
+  const T* input;
+  T* output;
+  void* offsets;
+  ScratchLayout shared;
+  AxisTable axis[kAxes];
+  A* divisor = nullptr;              // [pitch], of the last axis
+  Offset<A>* first_tap = nullptr;    // [pitch], of the last axis
+  int64_t* tap_at = nullptr;         // [S], where the taps of the first window are in a phased row
+  int64_t local_bytes = 0;
+};
+
+CNNEXT_INLINE const char* needs_channels_first(const PoolProblem& p) {
+  return p.layout == Layout::kChannelsFirst ? nullptr : "channels last";
+}
+
+template <PoolMode mode>
+int64_t rows_workspace(const PoolProblem& p) {
+  int64_t bytes = 0;
+  with_type(p.dtype, [&](auto* tag) { bytes = PoolRows<Pointee<decltype(tag)>, mode>(p, {}, nullptr).workspace_bytes(); });
+  return bytes;
+}
+template <PoolMode mode>
+void run_rows(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
+  with_type(p.dtype, [&](auto* tag) { PoolRows<Pointee<decltype(tag)>, mode>(p, b, workspace).run(parallel); });
+}
+
+constexpr const char* kRowsSummary = "separable, vectors along the rows";
+constexpr PoolKernel kMaxPoolRows = {"rows", kRowsSummary, needs_channels_first, rows_workspace<PoolMode::kMax>,
+                                     run_rows<PoolMode::kMax>};
+constexpr PoolKernel kMaxPoolOffsetsRows = {"rows", kRowsSummary, needs_channels_first,
+                                            rows_workspace<PoolMode::kMaxOffsets>, run_rows<PoolMode::kMaxOffsets>};
+constexpr PoolKernel kAvgPoolRows = {"rows", kRowsSummary, needs_channels_first, rows_workspace<PoolMode::kAverage>,
+                                     run_rows<PoolMode::kAverage>};
+
+}  // namespace cnnext::cpu::CNNEXT_ISA

@@ -1,0 +1,57 @@
+// Windows and their inverse, tabulated for each axis, and the scratch memory that pooling kernels lay out.
+#pragma once
+
+#include "vec.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+// Lays out arrays in scratch memory, each aligned to kAlignment. With a null base it only counts the bytes.
+struct ScratchLayout {
+  char* base = nullptr;
+  int64_t bytes = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    T* at = base ? reinterpret_cast<T*>(base + bytes) : nullptr;
+    bytes += round_up(count * static_cast<int64_t>(sizeof(T)), kAlignment);
+    return at;
+  }
+};
+
+// An output whose window reaches over some input, and the tap that reads it.
+struct Reader {
+  int64_t output, tap;
+};
+
+struct AxisTable {
+  Span* span = nullptr;      // [output]
+  int64_t* begin = nullptr;  // [input + 1]: the readers of input i are reader[begin[i]] to reader[begin[i + 1] - 1]
+  Reader* reader = nullptr;  // in the order of the outputs
+
+  void lay_out(const PoolShape& shape, int a, bool inverse, ScratchLayout& scratch) {
+    const Window& w = shape.axis[a];
+    span = scratch.take<Span>(w.output);
+    if (!inverse) return;
+    begin = scratch.take<int64_t>(w.input + 2);
+    reader = scratch.take<Reader>(w.output * w.kernel);
+  }
+
+  void fill(const PoolShape& shape, int a) const {
+    const Window& w = shape.axis[a];
+    for (int64_t o = 0; o < w.output; ++o) span[o] = shape.span(a, o);
+    if (!begin) return;
+    // Readers are counted two places up, so that placing them turns counts into beginnings.
+    for (int64_t i = 0; i < w.input + 2; ++i) begin[i] = 0;
+    for (int64_t o = 0; o < w.output; ++o) {
+      for (int64_t j = 0; j < span[o].count; ++j) ++begin[span[o].index + j * w.dilation + 2];
+    }
+    for (int64_t i = 2; i < w.input + 2; ++i) begin[i] += begin[i - 1];
+    for (int64_t o = 0; o < w.output; ++o) {
+      for (int64_t j = 0; j < span[o].count; ++j) {
+        reader[begin[span[o].index + j * w.dilation + 1]++] = {o, span[o].tap + j};
+      }
+    }
+  }
+};
+
+}  // namespace cnnext::cpu::CNNEXT_ISA

@@ -1,0 +1,167 @@
+// What pooling adds to the vector type: the lanes that hold a window offset, their storage as bytes, shuffles of
+// strided rows, partial stores, and reductions over the lanes.
+#pragma once
+
+#include "vec.h"
+
+#if CNNEXT_VECTOR_BYTES >= 32
+#include <immintrin.h>
+#endif
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+// Offsets are computed in lanes as wide as those of the values and stored as uint8_t or int32_t.
+template <class A>
+struct OffsetOf {
+  using type = int32_t;
+};
+template <>
+struct OffsetOf<double> {
+  using type = int64_t;
+};
+template <class A>
+using Offset = typename OffsetOf<A>::type;
+template <class A>
+using OffsetVec = typename VecOf<Offset<A>, kLanes<A>>::type;
+
+template <class A>
+CNNEXT_INLINE OffsetVec<A> broadcast_offset(int64_t x) {
+  return static_cast<Offset<A>>(x) - OffsetVec<A>{};
+}
+
+CNNEXT_INLINE float lowest(float) { return -__builtin_inff(); }
+CNNEXT_INLINE double lowest(double) { return -__builtin_inf(); }
+
+// torch's order: a value takes over if it is greater or NaN, so the first of equals and the last NaN stay.
+template <class V>
+CNNEXT_INLINE auto takes_over(V value, V best) {
+  return (value > best) | (value != value);
+}
+
+// Compilers widen bytes in several steps or even one by one, where the machine has one instruction for it.
+CNNEXT_INLINE IntVec widen_offsets(const uint8_t* p, float) {
+#if CNNEXT_VECTOR_BYTES == 64
+  return (IntVec)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif CNNEXT_VECTOR_BYTES == 32
+  return (IntVec)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  constexpr int64_t L = kLanes<float>;
+  return __builtin_convertvector(
+      __builtin_convertvector(load_unaligned<typename VecOf<uint8_t, L>::type>(p), ShortVec), IntVec);
+#endif
+}
+CNNEXT_INLINE OffsetVec<double> widen_offsets(const uint8_t* p, double) {
+  constexpr int64_t L = kLanes<double>;
+  const auto shorts = __builtin_convertvector(load_unaligned<typename VecOf<uint8_t, L>::type>(p),
+                                              typename VecOf<uint16_t, L>::type);
+  return __builtin_convertvector(__builtin_convertvector(shorts, typename VecOf<int32_t, L>::type), OffsetVec<double>);
+}
+CNNEXT_INLINE IntVec widen_offsets(const int32_t* p, float) { return load_unaligned<IntVec>(p); }
+CNNEXT_INLINE OffsetVec<double> widen_offsets(const int32_t* p, double) {
+  return __builtin_convertvector(load_unaligned<typename VecOf<int32_t, kLanes<double>>::type>(p), OffsetVec<double>);
+}
+
+CNNEXT_INLINE void narrow_offsets(uint8_t* p, IntVec v) {
+  constexpr int64_t L = kLanes<float>;
+#if CNNEXT_VECTOR_BYTES == 64
+  store_unaligned(p, __builtin_convertvector(v, typename VecOf<uint8_t, L>::type));
+#else
+  store_unaligned(p, __builtin_convertvector(__builtin_convertvector(v, ShortVec), typename VecOf<uint8_t, L>::type));
+#endif
+}
+CNNEXT_INLINE void narrow_offsets(uint8_t* p, OffsetVec<double> v) {
+  constexpr int64_t L = kLanes<double>;
+#if CNNEXT_VECTOR_BYTES == 64
+  store_unaligned(p, __builtin_convertvector(v, typename VecOf<uint8_t, L>::type));
+#else
+  const auto ints = __builtin_convertvector(v, typename VecOf<int32_t, L>::type);
+  const auto shorts = __builtin_convertvector(ints, typename VecOf<uint16_t, L>::type);
+  store_unaligned(p, __builtin_convertvector(shorts, typename VecOf<uint8_t, L>::type));
+#endif
+}
+CNNEXT_INLINE void narrow_offsets(int32_t* p, IntVec v) { store_unaligned(p, v); }
+CNNEXT_INLINE void narrow_offsets(int32_t* p, OffsetVec<double> v) {
+  store_unaligned(p, __builtin_convertvector(v, typename VecOf<int32_t, kLanes<double>>::type));
+}
+
+// The first `count` lanes only, of memory that ends there. They are rare: the end of a tensor or very few channels.
+template <class T>
+CNNEXT_INLINE Vec<Acc<T>> load_part(const T* p, int64_t count) {
+  if (count >= kLanes<Acc<T>>) return load(p);
+  T part[kLanes<Acc<T>>] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
+  return load(part);
+}
+template <class T>
+CNNEXT_INLINE void store_part(T* p, Vec<Acc<T>> v, int64_t count) {
+  if (count >= kLanes<Acc<T>>) return store(p, v);
+  T part[kLanes<Acc<T>>];
+  store(part, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = part[i];
+}
+template <class A, class O>
+CNNEXT_INLINE OffsetVec<A> load_offsets_part(const O* p, int64_t count) {
+  if (count >= kLanes<A>) return widen_offsets(p, A{});
+  O part[kLanes<A>] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
+  return widen_offsets(part, A{});
+}
+template <class A, class O>
+CNNEXT_INLINE void store_offsets_part(O* p, OffsetVec<A> v, int64_t count) {
+  if (count >= kLanes<A>) return narrow_offsets(p, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = static_cast<O>(v[i]);
+}
+
+// Lane numbers 0, 1, 2, ... times `step`.
+template <class A>
+CNNEXT_INLINE OffsetVec<A> lane_numbers(Offset<A> step) {
+  OffsetVec<A> v = {};
+  for (int64_t i = 0; i < kLanes<A>; ++i) v[i] = static_cast<Offset<A>>(i) * step;
+  return v;
+}
+
+// Lanes of the pair (a, b), 2 L lanes long, chosen by number.
+template <class A>
+CNNEXT_INLINE Vec<A> choose_lanes(Vec<A> a, Vec<A> b, OffsetVec<A> lanes) {
+#if defined(__clang__)
+  Vec<A> v;
+  for (int64_t i = 0; i < kLanes<A>; ++i) v[i] = lanes[i] < kLanes<A> ? a[lanes[i]] : b[lanes[i] - kLanes<A>];
+  return v;
+#else
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
+template <class A>
+CNNEXT_INLINE void deinterleave(Vec<A> a, Vec<A> b, Vec<A>& even, Vec<A>& odd) {
+  const OffsetVec<A> lanes = lane_numbers<A>(2);
+  const Vec<A> first = choose_lanes<A>(a, b, lanes);
+  odd = choose_lanes<A>(a, b, lanes + 1);
+  even = first;
+}
+template <class A>
+CNNEXT_INLINE void interleave(Vec<A> even, Vec<A> odd, Vec<A>& a, Vec<A>& b) {
+  const OffsetVec<A> number = lane_numbers<A>(1);
+  const OffsetVec<A> lanes = (number >> 1) + (number & 1) * kLanes<A>;
+  a = choose_lanes<A>(even, odd, lanes);
+  b = choose_lanes<A>(even, odd, lanes + kLanes<A> / 2);
+}
+
+// The lanes, `by` places further down, in a circle.
+template <class A>
+CNNEXT_INLINE Vec<A> rotate_lanes(Vec<A> v, Offset<A> by) {
+  return choose_lanes<A>(v, v, (lane_numbers<A>(1) + by) & static_cast<Offset<A>>(kLanes<A> - 1));
+}
+
+template <class A, int64_t L>
+CNNEXT_INLINE A sum_lanes(typename VecOf<A, L>::type v) {
+  if constexpr (L == 2) {
+    return v[0] + v[1];
+  } else {
+    typename VecOf<A, L / 2>::type half[2];
+    __builtin_memcpy(half, &v, sizeof(v));
+    return sum_lanes<A, L / 2>(half[0] + half[1]);
+  }
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
