@@ -18,8 +18,6 @@ def _decomposes(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     """Also in torch's own table, where `torch.onnx.export` finds it."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        if not hasattr(_ops, name):
-            return function
         op = getattr(_ops, name).default
         _table[op] = function
         return register_decomposition(op)(function)

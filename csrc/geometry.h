@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #define CNNEXT_HOST_DEVICE __host__ __device__
@@ -122,7 +123,14 @@ Int pool_output(const Int& input, const Int& kernel, const Int& stride, const In
   const Int reach = input + padding * 2 - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : Int(0));
   if (reach < 0) return Int(0);
   const Int output = reach / stride + 1;
-  return ceil_mode && (output - 1) * stride >= input + padding ? output - 1 : output;
+  if (!ceil_mode) return output;
+  const Int starts = (input + padding + stride - 1) / stride;  // where a window may start
+  // No branch for a symbol: it would fix the parity of compiled sizes.
+  if constexpr (std::is_integral_v<Int>) {
+    return starts < output ? starts : output;
+  } else {
+    return output.min(starts);
+  }
 }
 
 // Taps of the largest adaptive window, or one more.
