@@ -115,6 +115,16 @@ struct ConvShape {
   CNNEXT_HOST_DEVICE constexpr int64_t weights() const { return K * C_per_group() * taps(); }
 };
 
+// Without a branch for symbols, which would fix the compiled sizes to one side of it.
+template <class Int>
+Int smaller(const Int& a, const Int& b) {
+  if constexpr (std::is_integral_v<Int>) {
+    return a < b ? a : b;
+  } else {
+    return a.min(b);
+  }
+}
+
 // Extent of the output of a pooling window, zero where no window fits. In ceil_mode the last window may reach beyond
 // the padding, but starts inside the input or the padding before it.
 template <class Int>
@@ -125,18 +135,13 @@ Int pool_output(const Int& input, const Int& kernel, const Int& stride, const In
   const Int output = reach / stride + 1;
   if (!ceil_mode) return output;
   const Int starts = (input + padding + stride - 1) / stride;  // where a window may start
-  // No branch for a symbol: it would fix the parity of compiled sizes.
-  if constexpr (std::is_integral_v<Int>) {
-    return starts < output ? starts : output;
-  } else {
-    return output.min(starts);
-  }
+  return smaller<Int>(starts, output);
 }
 
 // Taps of the largest adaptive window, or one more.
 template <class Int>
 Int adaptive_kernel(const Int& input, const Int& output) {
-  return input % output == 0 ? input / output : input / output + 2;
+  return input / output + smaller<Int>(input % output, Int(1)) * 2;
 }
 
 // The taps of one pooling window that fall inside the input: tap + j reads input index + j * dilation, j in [0, count).
