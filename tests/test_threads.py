@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,22 @@ def test_choice_does_not_depend_on_the_batch(op: str) -> None:
             kernels = {chosen(n, channels, size, kernel, groups, last) for n in (1, 2, 16, 64)}
             assert len(kernels) == 1
             assert not kernels & set(INEXACT)
+
+
+def test_same_bits_from_concurrent_calls() -> None:
+    """Python's threads share our memory pool and the settings, but no scratch memory."""
+    jobs = [
+        (op, conv, normals(conv).to(torch.float32, last)) for op in OPS for conv in CASES[1:4] for last in (False, True)
+    ]
+    torch.set_num_threads(2)
+    expected = [bits(by_cnnext(*job)) for job in jobs]
+
+    def differing(first: int) -> list[int]:
+        order = [(first + n) % len(jobs) for n in range(2 * len(jobs))]
+        return [number for number in order if not torch.equal(bits(by_cnnext(*jobs[number])), expected[number])]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(differing, range(0, 20, 5))) == [[]] * 4
 
 
 # Runs each operator in both formats and reports how long each thread of the process computed, in nanoseconds.
