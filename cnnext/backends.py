@@ -128,9 +128,9 @@ winograd = _Switch(
     _C.set_winograd,
     """Whether 3x3 convolutions of stride 1 may be computed by Winograd's F(4x4, 3x3); on by default.
 
-    It takes a quarter of the multiplications. Its results round differently from a direct sum: relative errors are about
-    1e-6 in float32 where those of a direct sum are a few 1e-7, and an infinity or NaN in the input also reaches the other
-    outputs of its 4x4 tile. Turned off, every convolution is a direct sum.
+    It takes a quarter of the multiplications. Its results round differently from a direct sum: relative errors are
+    about 1e-6 in float32 where those of a direct sum are a few 1e-7, and an infinity or NaN in the input also reaches
+    the other outputs of its 4x4 tile. Turned off, every convolution is a direct sum.
 
     Example:
         >>> import cnnext
@@ -146,8 +146,8 @@ memory_pool = _Switch(
     _C.set_memory_pool,
     """Whether the memory of outputs and workspaces is kept for the next call; on by default.
 
-    Fresh pages cost more than many convolutions. The pool never holds more than was in use at once. Turning it off gives
-    back what waits in it; so does `cnnext.empty_cache()`. CNNEXT_MEMORY_POOL=0 in the environment turns it off from the
+    Fresh pages cost more than many convolutions. The pool never holds more than was in use at once. Turning it off
+    gives back what waits in it; so does `cnnext.empty_cache()`. CNNEXT_MEMORY_POOL=0 in the environment turns it off from the
     start.
 
     Example:
