@@ -1,4 +1,4 @@
-# Types of the compiled library (csrc/ops/library.cpp), beside which the operators are in torch.ops.cnnext.
+# Types of the compiled library (csrc/ops/python.cpp), beside which the operators are in torch.ops.cnnext.
 from collections.abc import Sequence
 from typing import Any
 
