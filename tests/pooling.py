@@ -87,7 +87,15 @@ def _list(value: Ints) -> list[int]:
 
 def _table() -> Iterator[Pool]:
     # Widths and channels off every vector's length and on it, in one to three dimensions.
-    for size in [(2, 3, 1), (1, 2, 33), (3, 5, 8, 7), (2, 33, 17, 18), (1, 70, 9, 35), (2, 16, 16, 16), (1, 5, 6, 7, 9)]:
+    for size in [
+        (2, 3, 1),
+        (1, 2, 33),
+        (3, 5, 8, 7),
+        (2, 33, 17, 18),
+        (1, 70, 9, 35),
+        (2, 16, 16, 16),
+        (1, 5, 6, 7, 9),
+    ]:
         for kernel, stride, padding in [(1, 1, 0), (2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 1), (5, 1, 2), (4, 5, 2)]:
             smallest = min(size[2:])
             if smallest + 2 * padding < kernel:

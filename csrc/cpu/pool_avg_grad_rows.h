@@ -1,9 +1,9 @@
-// The gradient of average pooling in channels first: grad_output [N, C, O, P, Q], grad_input [N, C, D, H, W], vectors
-// along the rows.
+// The gradient of average pooling in channels first: grad_output [N, C, O, P, Q], grad_input [N, C, D, H, W],
+// vectors along the rows.
 //
-// Each row of grad_output is divided and spread over the columns of its windows once; an input row is the sum of such
-// rows and is written once. Its positions fall into `stride` phases (grad_input_phase): in each of them the windows
-// over consecutive positions are consecutive.
+// Each row of grad_output is divided and spread over the columns of its windows once; an input row is the sum
+// of such rows and is written once. Its positions fall into `stride` phases (grad_input_phase): in each of
+// them the windows over consecutive positions are consecutive.
 #pragma once
 
 #include "pool_rows.h"
@@ -23,8 +23,12 @@ struct AvgPoolGradRows {
   };
 
   AvgPoolGradRows(const PoolProblem& p, const PoolBuffers& b, char* workspace)
-      : problem(p), shape(p.shape), w(p.shape.axis[2]), strides(shape.adaptive[2] ? 1 : w.stride),
-        grad_output(static_cast<const T*>(b.output)), grad_input(static_cast<T*>(b.input)) {
+      : problem(p),
+        shape(p.shape),
+        w(p.shape.axis[2]),
+        strides(shape.adaptive[2] ? 1 : w.stride),
+        grad_output(static_cast<const T*>(b.output)),
+        grad_input(static_cast<T*>(b.input)) {
     shared.base = workspace;
     for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, true, shared);
     divisor = shared.take<A>(round_up(w.output, L));
@@ -62,9 +66,10 @@ struct AvgPoolGradRows {
     for (int a = 0; a < kAxes; ++a) axis[a].fill(shape, a);
     for (int64_t f = 0; f < strides && !shape.adaptive[2]; ++f) phase[f] = grad_input_phase(w, f);
     for (int64_t q = 0; q < round_up(w.output, L); ++q) {
-      divisor[q] = q >= w.output               ? A(1)
-                   : problem.divisor_override ? static_cast<A>(problem.divisor_override)
-                                              : static_cast<A>(shape.counted_taps(2, q, problem.count_padding));
+      divisor[q] = q >= w.output ? A(1)
+                   : problem.divisor_override
+                       ? static_cast<A>(problem.divisor_override)
+                       : static_cast<A>(shape.counted_taps(2, q, problem.count_padding));
     }
     const int64_t per_plane = shape.axis[0].input * shape.axis[1].input;
     const int64_t rows = shape.N * shape.C * per_plane, per_task = rows_per_task(per_plane, w.input * 2);
@@ -98,7 +103,8 @@ struct AvgPoolGradRows {
       }
     }
     for (int64_t f = 0; f < strides; ++f) {
-      const int64_t begin = f * l.grad_input.pitch, end = begin + (shape.adaptive[2] ? w.input : phase[f].count);
+      const int64_t begin = f * l.grad_input.pitch,
+                    end = begin + (shape.adaptive[2] ? w.input : phase[f].count);
       for (int64_t j = begin; j < end; j += L) {
         Vec<A> sum = {};
         for (int64_t i = 0; i < count; ++i) sum += load(l.rows[i] + j);
@@ -113,16 +119,18 @@ struct AvgPoolGradRows {
     const int64_t available = shape.N * shape.C * shape.output_pixels() - key * w.output;
     l.grad_output.load_row(grad_output + key * w.output, available, A(0));
     A* grad = l.grad_output.data + left;
-    const A over_rows = problem.divisor_override ? A(1)
-                                                 : static_cast<A>(shape.counted_taps(0, o, problem.count_padding) *
-                                                                  shape.counted_taps(1, p, problem.count_padding));
+    const A over_rows = problem.divisor_override
+                            ? A(1)
+                            : static_cast<A>(shape.counted_taps(0, o, problem.count_padding) *
+                                             shape.counted_taps(1, p, problem.count_padding));
     for (int64_t q = 0; q < w.output; q += L) {  // the zeros after the row stay zeros
       store(grad + q, load(grad + q) / (load(divisor + q) * broadcast<A>(over_rows)));
     }
     if (shape.adaptive[2]) {
       for (int64_t i = 0; i < w.input; ++i) {
         A sum = 0;
-        for (int64_t r = axis[2].begin[i]; r < axis[2].begin[i + 1]; ++r) sum += grad[axis[2].reader[r].output];
+        for (int64_t r = axis[2].begin[i]; r < axis[2].begin[i + 1]; ++r)
+          sum += grad[axis[2].reader[r].output];
         columns[i] = sum;
       }
       return;
@@ -146,7 +154,7 @@ struct AvgPoolGradRows {
   T* grad_input;
   ScratchLayout shared;
   AxisTable axis[kAxes];
-  A* divisor = nullptr;        // [Q], of the last axis
+  A* divisor = nullptr;  // [Q], of the last axis
   PhaseAxis* phase = nullptr;
   int64_t local_bytes = 0;
 };
@@ -160,7 +168,8 @@ CNNEXT_INLINE int64_t avg_grad_rows_workspace(const PoolProblem& p) {
 }
 CNNEXT_INLINE void run_avg_grad_rows(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
                                      char* workspace) {
-  with_type(p.dtype, [&](auto* tag) { AvgPoolGradRows<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
+  with_type(p.dtype,
+            [&](auto* tag) { AvgPoolGradRows<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
 }
 
 constexpr PoolKernel kAvgPoolGradRows = {"rows", kRowsSummary, needs_channels_first, avg_grad_rows_workspace,

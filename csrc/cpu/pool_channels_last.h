@@ -1,8 +1,8 @@
 // Pooling in channels last: input [N, D, H, W, C], output [N, O, P, Q, C], vectors over the channels.
 //
-// Forward: each output is computed from the taps of its window. Backward: each input gathers from the windows over it,
-// in their order, and is written once. An average sums rows of taps first and then the rows, for accuracy. A task is a
-// block of channels of some rows of the result.
+// Forward: each output is computed from the taps of its window. Backward: each input gathers from the windows
+// over it, in their order, and is written once. An average sums rows of taps first and then the rows, for
+// accuracy. A task is a block of channels of some rows of the result.
 #pragma once
 
 #include "pool_tables.h"
@@ -16,9 +16,11 @@ enum class PoolMode { kMax, kMaxOffsets, kAverage };
 struct ChannelsLastTasks {
   int64_t rows, rows_per_task, channels, channels_per_task;
 
-  ChannelsLastTasks(int64_t rows, int64_t width, int64_t channels, int64_t taps) : rows(rows), channels(channels) {
+  ChannelsLastTasks(int64_t rows, int64_t width, int64_t channels, int64_t taps)
+      : rows(rows), channels(channels) {
     constexpr int64_t kReadsPerTask = 1 << 15, kFewRows = 64, kChannels = 64;
-    channels_per_task = rows >= kFewRows ? channels : round_up(max_of(1, channels * rows / kFewRows), kChannels);
+    channels_per_task =
+        rows >= kFewRows ? channels : round_up(max_of(1, channels * rows / kFewRows), kChannels);
     rows_per_task = max_of(1, kReadsPerTask / max_of(1, width * channels_per_task * taps));
   }
   int64_t channel_blocks() const { return ceil_div(channels, channels_per_task); }
@@ -31,8 +33,13 @@ struct PoolChannelsLast {
   static constexpr int64_t L = kLanes<A>;
 
   PoolChannelsLast(const PoolProblem& p, const PoolBuffers& b, char* workspace)
-      : problem(p), shape(p.shape), C(p.shape.C), input(static_cast<const T*>(b.input)),
-        output(static_cast<T*>(b.output)), offsets(b.offsets), wide(p.wide_offsets()) {
+      : problem(p),
+        shape(p.shape),
+        C(p.shape.C),
+        input(static_cast<const T*>(b.input)),
+        output(static_cast<T*>(b.output)),
+        offsets(b.offsets),
+        wide(p.wide_offsets()) {
     scratch.base = workspace;
     for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, false, scratch);
   }
@@ -60,13 +67,15 @@ struct PoolChannelsLast {
 
   void pixel(int64_t n, int64_t o, int64_t p, int64_t q, int64_t c_begin, int64_t c_end) const {
     const Span span[kAxes] = {axis[0].span[o], axis[1].span[p], axis[2].span[q]};
-    const int64_t at = (((n * shape.axis[0].output + o) * shape.axis[1].output + p) * shape.axis[2].output + q) * C;
+    const int64_t at =
+        (((n * shape.axis[0].output + o) * shape.axis[1].output + p) * shape.axis[2].output + q) * C;
     const A divide_by = mode == PoolMode::kAverage ? static_cast<A>(divisor(problem, o, p, q)) : A(1);
     int64_t c = c_begin;
     for (; c + 4 * L <= c_end; c += 4 * L) block<4, false>(n, span, at, c, L, divide_by);
     for (; c + L <= c_end; c += L) block<1, false>(n, span, at, c, L, divide_by);
     if (c == c_end) return;
-    if (c_end - c_begin >= L) return block<1, false>(n, span, at, c_end - L, L, divide_by);  // overlaps the last one
+    if (c_end - c_begin >= L)
+      return block<1, false>(n, span, at, c_end - L, L, divide_by);  // overlaps the last one
     block<1, true>(n, span, at, c, c_end - c, divide_by);
   }
 
@@ -92,8 +101,8 @@ struct PoolChannelsLast {
         const int64_t depth = n * d.input + span[0].index + z * d.dilation;
         const T* from =
             input + ((depth * h.input + span[1].index + y * h.dilation) * w.input + span[2].index) * C + c;
-        Offset<A> tap = static_cast<Offset<A>>(
-            ((span[0].tap + z) * h.kernel + span[1].tap + y) * w.kernel + span[2].tap);
+        Offset<A> tap =
+            static_cast<Offset<A>>(((span[0].tap + z) * h.kernel + span[1].tap + y) * w.kernel + span[2].tap);
         Vec<A> row[V] = {};
         for (int64_t x = 0; x < span[2].count; ++x, ++tap, from += w.dilation * C) {
           for (int v = 0; v < V; ++v) {
@@ -103,7 +112,8 @@ struct PoolChannelsLast {
             } else {
               const auto take = takes_over(next, value[v]);
               value[v] = take ? next : value[v];
-              if constexpr (mode == PoolMode::kMaxOffsets) offset[v] = take ? tap - OffsetVec<A>{} : offset[v];
+              if constexpr (mode == PoolMode::kMaxOffsets)
+                offset[v] = take ? tap - OffsetVec<A>{} : offset[v];
             }
           }
         }
@@ -117,9 +127,11 @@ struct PoolChannelsLast {
       store_part(output + at + c + v * L, value[v], kPart ? count : L);
       if constexpr (mode == PoolMode::kMaxOffsets) {
         if (wide) {
-          store_offsets_part<A>(static_cast<int32_t*>(offsets) + at + c + v * L, offset[v], kPart ? count : L);
+          store_offsets_part<A>(static_cast<int32_t*>(offsets) + at + c + v * L, offset[v],
+                                kPart ? count : L);
         } else {
-          store_offsets_part<A>(static_cast<uint8_t*>(offsets) + at + c + v * L, offset[v], kPart ? count : L);
+          store_offsets_part<A>(static_cast<uint8_t*>(offsets) + at + c + v * L, offset[v],
+                                kPart ? count : L);
         }
       }
     }
@@ -144,8 +156,12 @@ struct PoolGradChannelsLast {
   static constexpr bool kAverage = std::is_void_v<O>;
 
   PoolGradChannelsLast(const PoolProblem& p, const PoolBuffers& b, char* workspace)
-      : problem(p), shape(p.shape), C(p.shape.C), grad_output(static_cast<const T*>(b.output)),
-        grad_input(static_cast<T*>(b.input)), offsets(static_cast<const O*>(b.offsets)) {
+      : problem(p),
+        shape(p.shape),
+        C(p.shape.C),
+        grad_output(static_cast<const T*>(b.output)),
+        grad_input(static_cast<T*>(b.input)),
+        offsets(static_cast<const O*>(b.offsets)) {
     scratch.base = workspace;
     for (int a = 0; a < kAxes; ++a) {
       axis[a].lay_out(shape, a, true, scratch);
@@ -185,7 +201,8 @@ struct PoolGradChannelsLast {
 
   void pixel(int64_t n, int64_t z, int64_t y, int64_t x, int64_t c_begin, int64_t c_end) const {
     const Readers over[kAxes] = {readers(0, z), readers(1, y), readers(2, x)};
-    const int64_t at = (((n * shape.axis[0].input + z) * shape.axis[1].input + y) * shape.axis[2].input + x) * C;
+    const int64_t at =
+        (((n * shape.axis[0].input + z) * shape.axis[1].input + y) * shape.axis[2].input + x) * C;
     // Where all windows divide by the same number, the sum is divided once.
     A divide_by = 0;
     if constexpr (kAverage) {
@@ -207,8 +224,8 @@ struct PoolGradChannelsLast {
   }
 
   template <int V, bool kPart>
-  __attribute__((always_inline)) void block(int64_t n, const Readers* over, int64_t at, int64_t c, int64_t count,
-                                            A divide_by) const {
+  __attribute__((always_inline)) void block(int64_t n, const Readers* over, int64_t at, int64_t c,
+                                            int64_t count, A divide_by) const {
     const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
     Vec<A> sum[V] = {};
     for (const Reader* ro = over[0].first; ro != over[0].end; ++ro) {
@@ -224,8 +241,8 @@ struct PoolGradChannelsLast {
                                                 : widen_offsets(offsets + from + v * L, A{});
               grad = offset == tap ? grad : Vec<A>{};
             } else if (divide_by == A(0)) {
-              grad /= broadcast<A>(static_cast<A>(divisor[0][ro->output] * divisor[1][rp->output] *
-                                                  divisor[2][rq->output]));
+              grad /= broadcast<A>(
+                  static_cast<A>(divisor[0][ro->output] * divisor[1][rp->output] * divisor[2][rq->output]));
             }
             sum[v] += grad;
           }
@@ -254,14 +271,16 @@ CNNEXT_INLINE const char* needs_channels_last(const PoolProblem& p) {
 }
 
 template <PoolMode mode>
-void run_channels_last(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
+void run_channels_last(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
+                       char* workspace) {
   with_type(p.dtype, [&](auto* tag) {
     PoolChannelsLast<Pointee<decltype(tag)>, mode>(p, b, workspace).run(parallel);
   });
 }
 
 template <bool kAverage>
-void run_grad_channels_last(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
+void run_grad_channels_last(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
+                            char* workspace) {
   with_type(p.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
     if constexpr (kAverage) {
@@ -278,7 +297,8 @@ CNNEXT_INLINE int64_t channels_last_workspace(const PoolProblem& p) {
   return PoolChannelsLast<float, PoolMode::kMax>(p, {}, nullptr).scratch.bytes;
 }
 CNNEXT_INLINE int64_t grad_channels_last_workspace(const PoolProblem& p) {
-  return PoolGradChannelsLast<float, void>(p, {}, nullptr).scratch.bytes;  // the tables do not depend on the type
+  return PoolGradChannelsLast<float, void>(p, {}, nullptr)
+      .scratch.bytes;  // the tables do not depend on the type
 }
 
 // Gathering reads each output once for each tap.
@@ -291,12 +311,14 @@ CNNEXT_INLINE const char* refuses_max_grad_channels_last(const PoolProblem& p) {
 constexpr const char* kChannelsLastSummary = "vectors over the channels";
 constexpr PoolKernel kMaxPoolChannelsLast = {"channels_last", kChannelsLastSummary, needs_channels_last,
                                              channels_last_workspace, run_channels_last<PoolMode::kMax>};
-constexpr PoolKernel kMaxPoolOffsetsChannelsLast = {"channels_last", kChannelsLastSummary, needs_channels_last,
-                                                    channels_last_workspace, run_channels_last<PoolMode::kMaxOffsets>};
+constexpr PoolKernel kMaxPoolOffsetsChannelsLast = {"channels_last", kChannelsLastSummary,
+                                                    needs_channels_last, channels_last_workspace,
+                                                    run_channels_last<PoolMode::kMaxOffsets>};
 constexpr PoolKernel kAvgPoolChannelsLast = {"channels_last", kChannelsLastSummary, needs_channels_last,
                                              channels_last_workspace, run_channels_last<PoolMode::kAverage>};
-constexpr PoolKernel kMaxPoolGradChannelsLast = {"channels_last", kChannelsLastSummary, refuses_max_grad_channels_last,
-                                                 grad_channels_last_workspace, run_grad_channels_last<false>};
+constexpr PoolKernel kMaxPoolGradChannelsLast = {"channels_last", kChannelsLastSummary,
+                                                 refuses_max_grad_channels_last, grad_channels_last_workspace,
+                                                 run_grad_channels_last<false>};
 constexpr PoolKernel kAvgPoolGradChannelsLast = {"channels_last", kChannelsLastSummary, needs_channels_last,
                                                  grad_channels_last_workspace, run_grad_channels_last<true>};
 

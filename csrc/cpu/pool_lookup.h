@@ -1,5 +1,6 @@
-// What follows the offsets of max windows, in both layouts: int64 indices made of them, values picked by them, and
-// the gradient scattered by them, window after window, for windows so many that gathering would read too much.
+// What follows the offsets of max windows, in both layouts: int64 indices made of them, values picked by
+// them, and the gradient scattered by them, window after window, for windows so many that gathering would
+// read too much.
 #pragma once
 
 #include "pool_plane.h"
@@ -8,7 +9,8 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int64_t kNowhere = int64_t{1} << 60;  // added to any pixel it stays outside of the plane
 
-// The input pixel of an offset is the window's origin plus delta[offset], which must be checked: offsets are data.
+// The input pixel of an offset is the window's origin plus delta[offset], which must be checked: offsets are
+// data.
 template <class O>
 struct OffsetTable {
   OffsetTable(const PoolShape& shape, char* workspace) : shape(shape) {
@@ -18,12 +20,14 @@ struct OffsetTable {
     for (int a = 0; a < kAxes; ++a) origin[a] = scratch.take<int64_t>(shape.axis[a].output);
   }
 
-  // A dilated window may have no tap inside the input. Its index is torch's, but no value and no gradient goes there.
+  // A dilated window may have no tap inside the input. Its index is torch's, but no value and no gradient
+  // goes there.
   void fill(bool only_inside) const {
     const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
     for (int64_t tap = 0; tap < entries; ++tap) {
       const int64_t td = tap / w.kernel / h.kernel * d.dilation, th = tap / w.kernel % h.kernel * h.dilation;
-      delta[tap] = tap < shape.taps() ? (td * h.input + th) * w.input + tap % w.kernel * w.dilation : kNowhere;
+      delta[tap] =
+          tap < shape.taps() ? (td * h.input + th) * w.input + tap % w.kernel * w.dilation : kNowhere;
     }
     for (int a = 0; a < kAxes; ++a) {
       for (int64_t o = 0; o < shape.axis[a].output; ++o) {
@@ -90,18 +94,21 @@ void with_offset_type(const PoolProblem& p, Run&& run) {
 
 CNNEXT_INLINE int64_t lookup_workspace(const PoolProblem& p) {
   int64_t bytes = 0;
-  with_offset_type(p, [&](auto* tag) { bytes = OffsetTable<Pointee<decltype(tag)>>(p.shape, nullptr).scratch.bytes; });
+  with_offset_type(
+      p, [&](auto* tag) { bytes = OffsetTable<Pointee<decltype(tag)>>(p.shape, nullptr).scratch.bytes; });
   return bytes;
 }
 
-CNNEXT_INLINE void run_indices(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
+CNNEXT_INLINE void run_indices(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
+                               char* workspace) {
   with_offset_type(p, [&](auto* tag) {
     each_offset(p, static_cast<decltype(tag)>(b.offsets), parallel, workspace, false,
                 [&](int64_t at, int64_t, int64_t, int64_t pixel) { b.indices[at] = pixel; });
   });
 }
 
-CNNEXT_INLINE void run_select(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
+CNNEXT_INLINE void run_select(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
+                              char* workspace) {
   const Strides strides = strides_of(p.layout, p.shape.C, p.shape.input_pixels());
   const auto pixels = static_cast<uint64_t>(p.shape.input_pixels());
   with_type(p.dtype, [&](auto* type) {
@@ -118,14 +125,16 @@ CNNEXT_INLINE void run_select(const PoolProblem& p, const PoolBuffers& b, const 
   });
 }
 
-// A task owns a plane (channels first) or a block of channels of an image (channels last), summed in scratch memory.
+// A task owns a plane (channels first) or a block of channels of an image (channels last), summed in scratch
+// memory.
 constexpr int64_t kScatterChannels = 16;
 
 CNNEXT_INLINE int64_t scatter_channels(const PoolProblem& p) {
   return p.layout == Layout::kChannelsLast ? min_of(p.shape.C, kScatterChannels) : 1;
 }
 
-// Adds `channels` neighbouring channels of each window's gradient to theirs of the input: sums [pixels, channels].
+// Adds `channels` neighbouring channels of each window's gradient to theirs of the input: sums [pixels,
+// channels].
 template <class T, class O>
 void scatter_windows(const OffsetTable<O>& table, const T* grad_output, const O* offsets, int64_t step,
                      int64_t channels, Acc<T>* sums) {
@@ -147,7 +156,8 @@ void scatter_windows(const OffsetTable<O>& table, const T* grad_output, const O*
       } else {
         for (int64_t q = 0; q < Q; ++q) {
           for (int64_t c = 0; c < channels; ++c) {
-            const auto pixel = static_cast<uint64_t>(window + origin[q] + table.offset_delta(offsets[q * step + c]));
+            const auto pixel =
+                static_cast<uint64_t>(window + origin[q] + table.offset_delta(offsets[q * step + c]));
             if (pixel < pixels) sums[pixel * channels + c] += load_one(grad_output + q * step + c);
           }
         }
@@ -180,10 +190,11 @@ void scatter(const PoolProblem& p, const PoolBuffers& b, const Parallel& paralle
       const bool in_place = std::is_same_v<T, A> && in.pixel == 1;
       A* sums = in_place ? reinterpret_cast<A*>(grad_input) : scratch;
       __builtin_memset(sums, 0, pixels * channels * sizeof(A));
-      scatter_windows<T, O>(table, static_cast<const T*>(b.output) + from, static_cast<const O*>(b.offsets) + from,
-                            out.pixel, channels, sums);
+      scatter_windows<T, O>(table, static_cast<const T*>(b.output) + from,
+                            static_cast<const O*>(b.offsets) + from, out.pixel, channels, sums);
       for (int64_t i = 0; i < pixels && !in_place; ++i) {
-        for (int64_t k = 0; k < channels; ++k) store_one(grad_input + i * in.pixel + k, sums[i * channels + k]);
+        for (int64_t k = 0; k < channels; ++k)
+          store_one(grad_input + i * in.pixel + k, sums[i * channels + k]);
       }
     }
   });
@@ -194,7 +205,8 @@ CNNEXT_INLINE int64_t scatter_workspace(const PoolProblem& p) {
   return lookup_workspace(p) +
          p.threads * round_up(p.shape.input_pixels() * scatter_channels(p) * size, kAlignment);
 }
-CNNEXT_INLINE void run_scatter(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
+CNNEXT_INLINE void run_scatter(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
+                               char* workspace) {
   with_type(p.dtype, [&](auto* type) {
     with_offset_type(p, [&](auto* tag) {
       scatter<Pointee<decltype(type)>, Pointee<decltype(tag)>>(p, b, parallel, workspace);
@@ -203,10 +215,11 @@ CNNEXT_INLINE void run_scatter(const PoolProblem& p, const PoolBuffers& b, const
 }
 CNNEXT_INLINE const char* accepts_every_pool(const PoolProblem&) { return nullptr; }
 
-constexpr PoolKernel kMaxPoolIndices = {"lookup", "offsets to indices", accepts_every_pool, lookup_workspace, run_indices};
-constexpr PoolKernel kMaxPoolSelect = {"lookup", "values at the offsets", accepts_every_pool, lookup_workspace,
-                                       run_select};
-constexpr PoolKernel kMaxPoolGradScatter = {"scatter", "window after window", accepts_every_pool, scatter_workspace,
-                                            run_scatter};
+constexpr PoolKernel kMaxPoolIndices = {"lookup", "offsets to indices", accepts_every_pool, lookup_workspace,
+                                        run_indices};
+constexpr PoolKernel kMaxPoolSelect = {"lookup", "values at the offsets", accepts_every_pool,
+                                       lookup_workspace, run_select};
+constexpr PoolKernel kMaxPoolGradScatter = {"scatter", "window after window", accepts_every_pool,
+                                            scatter_workspace, run_scatter};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -22,8 +22,13 @@ struct PoolPlane {
   static constexpr int64_t L = kLanes<A>;
 
   PoolPlane(const PoolProblem& p, const PoolBuffers& b)
-      : problem(p), shape(p.shape), planes(p.shape.N * p.shape.C), pixels(p.shape.input_pixels()),
-        input(static_cast<T*>(b.input)), output(static_cast<T*>(b.output)), offsets(b.offsets) {
+      : problem(p),
+        shape(p.shape),
+        planes(p.shape.N * p.shape.C),
+        pixels(p.shape.input_pixels()),
+        input(static_cast<T*>(b.input)),
+        output(static_cast<T*>(b.output)),
+        offsets(b.offsets) {
     divisor = static_cast<A>(problem.divisor_override ? problem.divisor_override
                                                       : shape.counted_taps(0, 0, problem.count_padding) *
                                                             shape.counted_taps(1, 0, problem.count_padding) *
@@ -92,7 +97,8 @@ struct PoolPlane {
     for (Offset<A> half = L / 2; half > 0; half /= 2) {
       const Vec<A> other = rotate_lanes<A>(best, half);
       if constexpr (mode == PoolMode::kMaxOffsets) {
-        const OffsetVec<A> other_where = bit_cast<OffsetVec<A>>(rotate_lanes<A>(bit_cast<Vec<A>>(where), half));
+        const OffsetVec<A> other_where =
+            bit_cast<OffsetVec<A>>(rotate_lanes<A>(bit_cast<Vec<A>>(where), half));
         const auto nan = best != best, other_nan = other != other;
         const auto take = (other_nan & (~nan | (other_where > where))) |
                           (~nan & ~other_nan & ((other > best) | ((other == best) & (other_where < where))));
@@ -107,7 +113,8 @@ struct PoolPlane {
     store_one(output + plane, value);
     if constexpr (mode == PoolMode::kMaxOffsets) {
       const Window &h = shape.axis[1], &w = shape.axis[2];
-      const int64_t z = at / w.input / h.input + shape.span(0, 0).tap, y = at / w.input % h.input + shape.span(1, 0).tap;
+      const int64_t z = at / w.input / h.input + shape.span(0, 0).tap,
+                    y = at / w.input % h.input + shape.span(1, 0).tap;
       const int64_t tap = (z * h.kernel + y) * w.kernel + at % w.input + shape.span(2, 0).tap;
       if (problem.wide_offsets()) {
         static_cast<int32_t*>(offsets)[plane] = static_cast<int32_t>(tap);
@@ -136,10 +143,10 @@ template <PoolMode mode>
 void run_plane(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char*) {
   with_type(p.dtype, [&](auto* tag) { PoolPlane<Pointee<decltype(tag)>, mode>(p, b).forward(parallel); });
 }
-CNNEXT_INLINE void run_grad_plane(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char*) {
-  with_type(p.dtype, [&](auto* tag) {
-    PoolPlane<Pointee<decltype(tag)>, PoolMode::kAverage>(p, b).grad(parallel);
-  });
+CNNEXT_INLINE void run_grad_plane(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
+                                  char*) {
+  with_type(p.dtype,
+            [&](auto* tag) { PoolPlane<Pointee<decltype(tag)>, PoolMode::kAverage>(p, b).grad(parallel); });
 }
 CNNEXT_INLINE int64_t no_pool_workspace(const PoolProblem&) { return 0; }
 
@@ -150,6 +157,7 @@ constexpr PoolKernel kMaxPoolOffsetsPlane = {"plane", kPlaneSummary, refuses_pla
                                              run_plane<PoolMode::kMaxOffsets>};
 constexpr PoolKernel kAvgPoolPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace,
                                       run_plane<PoolMode::kAverage>};
-constexpr PoolKernel kAvgPoolGradPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace, run_grad_plane};
+constexpr PoolKernel kAvgPoolGradPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace,
+                                          run_grad_plane};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

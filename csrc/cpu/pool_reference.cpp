@@ -1,5 +1,6 @@
-// output[n, c, o] = maximum, or sum over its divisor, of input[n, c, o * stride - padding + tap * dilation] over the
-// taps inside the input; their gradients; and max unpooling: plane after plane, window after window, tap after tap.
+// output[n, c, o] = maximum, or sum over its divisor, of input[n, c, o * stride - padding + tap * dilation]
+// over the taps inside the input; their gradients; and max unpooling: plane after plane, window after window,
+// tap after tap.
 #include "pool_reference.h"
 
 #define CNNEXT_ISA reference
@@ -61,7 +62,8 @@ struct Plane {
   Plane(void* tensor, const PoolProblem& p, int64_t pixels, int64_t plane) {
     const Strides strides = strides_of(p.layout, p.shape.C, pixels);
     step = strides.pixel;
-    at = tensor ? static_cast<T*>(tensor) + plane / p.shape.C * strides.image + plane % p.shape.C * strides.channel
+    at = tensor ? static_cast<T*>(tensor) + plane / p.shape.C * strides.image +
+                      plane % p.shape.C * strides.channel
                 : nullptr;
   }
   T& operator[](int64_t pixel) const { return at[pixel * step]; }
@@ -148,7 +150,8 @@ void scatter(const PoolProblem& problem, const PoolBuffers& b, const Parallel& p
   });
 }
 
-void max_pool_grad(const PoolProblem& problem, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
+void max_pool_grad(const PoolProblem& problem, const PoolBuffers& b, const Parallel& parallel,
+                   char* workspace) {
   with_type(problem.dtype, [&](auto* tag) {
     scatter<Pointee<decltype(tag)>>(
         problem, b, parallel, workspace,
@@ -158,23 +161,27 @@ void max_pool_grad(const PoolProblem& problem, const PoolBuffers& b, const Paral
   });
 }
 
-void avg_pool_grad(const PoolProblem& problem, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
+void avg_pool_grad(const PoolProblem& problem, const PoolBuffers& b, const Parallel& parallel,
+                   char* workspace) {
   with_type(problem.dtype, [&](auto* tag) {
-    scatter<Pointee<decltype(tag)>>(problem, b, parallel, workspace,
-                                    [&](double grad, int64_t, int64_t, int64_t o, int64_t p, int64_t q, int64_t) {
-                                      return grad / static_cast<double>(divisor(problem, o, p, q));
-                                    });
+    scatter<Pointee<decltype(tag)>>(
+        problem, b, parallel, workspace,
+        [&](double grad, int64_t, int64_t, int64_t o, int64_t p, int64_t q, int64_t) {
+          return grad / static_cast<double>(divisor(problem, o, p, q));
+        });
   });
 }
 
-// Unpooling: the shape's output is the pooled side, its input the larger one. Of equal indices the last one stays.
+// Unpooling: the shape's output is the pooled side, its input the larger one. Of equal indices the last one
+// stays.
 void unpool(const PoolProblem& problem, const PoolBuffers& b, const Parallel& parallel, char*) {
   const PoolShape& shape = problem.shape;
   const int64_t pixels = shape.input_pixels();
   with_type(problem.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
     each_plane(shape, pixels + shape.output_pixels(), parallel, [&](int64_t plane, int) {
-      const Plane<T> pooled(b.output, problem, shape.output_pixels(), plane), to(b.input, problem, pixels, plane);
+      const Plane<T> pooled(b.output, problem, shape.output_pixels(), plane),
+          to(b.input, problem, pixels, plane);
       const Plane<int64_t> indices(b.indices, problem, shape.output_pixels(), plane);
       for (int64_t i = 0; i < pixels; ++i) to[i] = T{};
       for (int64_t i = 0; i < shape.output_pixels(); ++i) {
@@ -195,7 +202,8 @@ void unpool_grad(const PoolProblem& problem, const PoolBuffers& b, const Paralle
   with_type(problem.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
     each_plane(shape, shape.output_pixels(), parallel, [&](int64_t plane, int) {
-      const Plane<T> pooled(b.output, problem, shape.output_pixels(), plane), from(b.input, problem, pixels, plane);
+      const Plane<T> pooled(b.output, problem, shape.output_pixels(), plane),
+          from(b.input, problem, pixels, plane);
       const Plane<int64_t> indices(b.indices, problem, shape.output_pixels(), plane);
       for (int64_t i = 0; i < shape.output_pixels(); ++i) {
         const int64_t index = indices[i];
@@ -215,10 +223,13 @@ int64_t no_workspace(const PoolProblem&) { return 0; }
 }  // namespace
 
 const PoolKernel kMaxPoolReference = {"reference", "by definition", accepts, no_workspace, max_pool<false>};
-const PoolKernel kMaxPoolOffsetsReference = {"reference", "by definition", accepts, no_workspace, max_pool<true>};
-const PoolKernel kMaxPoolGradReference = {"reference", "by definition", accepts, sums_workspace, max_pool_grad};
+const PoolKernel kMaxPoolOffsetsReference = {"reference", "by definition", accepts, no_workspace,
+                                             max_pool<true>};
+const PoolKernel kMaxPoolGradReference = {"reference", "by definition", accepts, sums_workspace,
+                                          max_pool_grad};
 const PoolKernel kAvgPoolReference = {"reference", "by definition", accepts, no_workspace, avg_pool};
-const PoolKernel kAvgPoolGradReference = {"reference", "by definition", accepts, sums_workspace, avg_pool_grad};
+const PoolKernel kAvgPoolGradReference = {"reference", "by definition", accepts, sums_workspace,
+                                          avg_pool_grad};
 const PoolKernel kMaxUnpool = {"planes", "plane after plane", accepts, no_workspace, unpool};
 const PoolKernel kMaxUnpoolGrad = {"planes", "plane after plane", accepts, no_workspace, unpool_grad};
 

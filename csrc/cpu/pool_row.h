@@ -1,8 +1,8 @@
 // Rows of a plane in channels first, as the separable kernels use them.
 //
-// A row is copied into scratch memory in the accumulation type, with its padding, and split into `stride` phases:
-// position i of phase f is the padded row's element i * stride + f. Every tap of a window is then a run of consecutive
-// elements, whatever the stride and the dilation, and inner loops need no bounds.
+// A row is copied into scratch memory in the accumulation type, with its padding, and split into `stride`
+// phases: position i of phase f is the padded row's element i * stride + f. Every tap of a window is then a
+// run of consecutive elements, whatever the stride and the dilation, and inner loops need no bounds.
 #pragma once
 
 #include "pool_vec.h"
@@ -17,14 +17,19 @@ struct PhasedRow {
   int64_t phases, padding, width;  // stride, padding before the row, and extent of the row in memory
   int64_t reach;                   // how many elements of each phase are read
   int64_t pitch;                   // elements from phase to phase, with room for whole vectors
-  int64_t shortest, longer;        // elements up to the end of the row in each phase; the first `longer` have one more
+  int64_t shortest,
+      longer;  // elements up to the end of the row in each phase; the first `longer` have one more
   A* data = nullptr;
 
   PhasedRow() = default;
   PhasedRow(int64_t phases, int64_t padding, int64_t width, int64_t reach)
-      : phases(phases), padding(padding), width(width), reach(reach),
+      : phases(phases),
+        padding(padding),
+        width(width),
+        reach(reach),
         pitch(round_up(max_of(reach, (width + padding) / phases + 1) + 3 * L, kAlignment / sizeof(A))),
-        shortest((width + padding) / phases), longer((width + padding) % phases) {}
+        shortest((width + padding) / phases),
+        longer((width + padding) % phases) {}
 
   int64_t elements() const { return phases * pitch; }
 
@@ -35,8 +40,8 @@ struct PhasedRow {
     for (int64_t i = 0; i < phases * pitch; i += L) store(data + i, broadcast<A>(value));
   }
 
-  // Copies a row in; `available` elements may be read at `row`, no less than its width. The padding before the row is
-  // as `fill` left it, the padding after it is written here.
+  // Copies a row in; `available` elements may be read at `row`, no less than its width. The padding before
+  // the row is as `fill` left it, the padding after it is written here.
   void load_row(const T* row, int64_t available, A value) const {
     if (phases == 1) {
       int64_t x = 0;
@@ -91,7 +96,8 @@ struct PhasedRow {
   }
 };
 
-// Rows kept while windows still share them. A row (depth, height) of a plane has its slot; `key` tells what is in it.
+// Rows kept while windows still share them. A row (depth, height) of a plane has its slot; `key` tells what
+// is in it.
 struct RowRing {
   int64_t depth_slots = 1, height_slots = 1;  // powers of two
   int64_t* key = nullptr;
@@ -115,7 +121,10 @@ struct RowPosition {
   int64_t number, plane, depth, height;
 
   RowPosition(int64_t number, int64_t depths, int64_t heights)
-      : number(number), plane(number / heights / depths), depth(number / heights % depths), height(number % heights) {}
+      : number(number),
+        plane(number / heights / depths),
+        depth(number / heights % depths),
+        height(number % heights) {}
   void next(int64_t depths, int64_t heights) {
     ++number;
     if (++height < heights) return;

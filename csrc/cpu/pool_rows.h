@@ -1,8 +1,9 @@
 // Pooling in channels first: input [N, C, D, H, W], output [N, C, O, P, Q], vectors along the rows.
 //
-// A window is separable: each input row is reduced horizontally once, for all windows that share it, and an output row
-// is the reduction of such rows. Rows first keeps torch's order of comparison (row by row, the first of equals stays).
-// Reduced rows live in a ring in the cache. A task is a run of consecutive output rows, over planes too.
+// A window is separable: each input row is reduced horizontally once, for all windows that share it, and an
+// output row is the reduction of such rows. Rows first keeps torch's order of comparison (row by row, the
+// first of equals stays). Reduced rows live in a ring in the cache. A task is a run of consecutive output
+// rows, over planes too.
 #pragma once
 
 #include "pool_channels_last.h"
@@ -10,11 +11,13 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-// Cuts rows into tasks by the shape alone: whole planes where they are small, so that rings are not filled twice.
+// Cuts rows into tasks by the shape alone: whole planes where they are small, so that rings are not filled
+// twice.
 CNNEXT_INLINE int64_t rows_per_task(int64_t rows_per_plane, int64_t elements_per_row) {
   constexpr int64_t kElementsPerTask = 1 << 14;
   const int64_t rows = max_of(1, kElementsPerTask / max_of(1, elements_per_row));
-  return rows < rows_per_plane ? max_of(rows, min_of(rows_per_plane, 8)) : rows / max_of(1, rows_per_plane) * rows_per_plane;
+  return rows < rows_per_plane ? max_of(rows, min_of(rows_per_plane, 8))
+                               : rows / max_of(1, rows_per_plane) * rows_per_plane;
 }
 
 template <class T, PoolMode mode>
@@ -38,8 +41,13 @@ struct PoolRows {
   };
 
   PoolRows(const PoolProblem& p, const PoolBuffers& b, char* workspace)
-      : problem(p), shape(p.shape), w(p.shape.axis[2]), pitch(round_up(p.shape.axis[2].output, L)),
-        input(static_cast<const T*>(b.input)), output(static_cast<T*>(b.output)), offsets(b.offsets) {
+      : problem(p),
+        shape(p.shape),
+        w(p.shape.axis[2]),
+        pitch(round_up(p.shape.axis[2].output, L)),
+        input(static_cast<const T*>(b.input)),
+        output(static_cast<T*>(b.output)),
+        offsets(b.offsets) {
     shared.base = workspace;
     for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, false, shared);
     if (mode == PoolMode::kAverage) divisor = shared.take<A>(pitch);
@@ -55,8 +63,9 @@ struct PoolRows {
   Local local(ScratchLayout& scratch) const {
     const bool adaptive = shape.adaptive[2];
     Local l;
-    l.phases = adaptive ? PhasedRow<T>(1, 0, w.input, w.input)
-                        : PhasedRow<T>(w.stride, w.padding, w.input, pitch + (w.kernel - 1) * w.dilation / w.stride);
+    l.phases =
+        adaptive ? PhasedRow<T>(1, 0, w.input, w.input)
+                 : PhasedRow<T>(w.stride, w.padding, w.input, pitch + (w.kernel - 1) * w.dilation / w.stride);
     l.phases.data = scratch.take<A>(l.phases.elements());
     const int64_t depths = shape.window_extent(0);
     l.ring = RowRing(depths, depths == 1 ? shape.window_extent(1) : shape.axis[1].input);
@@ -71,9 +80,10 @@ struct PoolRows {
     for (int a = 0; a < kAxes; ++a) axis[a].fill(shape, a);
     for (int64_t q = 0; q < pitch; ++q) {
       if (divisor) {
-        divisor[q] = q >= w.output               ? A(1)
-                     : problem.divisor_override ? static_cast<A>(problem.divisor_override)
-                                                : static_cast<A>(shape.counted_taps(2, q, problem.count_padding));
+        divisor[q] = q >= w.output ? A(1)
+                     : problem.divisor_override
+                         ? static_cast<A>(problem.divisor_override)
+                         : static_cast<A>(shape.counted_taps(2, q, problem.count_padding));
       }
       if (first_tap) first_tap[q] = q < w.output ? static_cast<Offset<A>>(axis[2].span[q].tap) : 0;
     }
@@ -105,7 +115,8 @@ struct PoolRows {
     for (int64_t z = 0; z < sd.count; ++z) {
       for (int64_t y = 0; y < sh.count; ++y) {
         const int64_t depth = sd.index + z * d.dilation, height = sh.index + y * h.dilation;
-        const int64_t slot = l.ring.slot(depth, height), key = (row.plane * d.input + depth) * h.input + height;
+        const int64_t slot = l.ring.slot(depth, height),
+                      key = (row.plane * d.input + depth) * h.input + height;
         if (l.ring.key[slot] != key) {
           l.ring.key[slot] = key;
           const int64_t total = shape.N * shape.C * shape.input_pixels();
@@ -217,9 +228,9 @@ struct PoolRows {
   void* offsets;
   ScratchLayout shared;
   AxisTable axis[kAxes];
-  A* divisor = nullptr;              // [pitch], of the last axis
-  Offset<A>* first_tap = nullptr;    // [pitch], of the last axis
-  int64_t* tap_at = nullptr;         // [S], where the taps of the first window are in a phased row
+  A* divisor = nullptr;            // [pitch], of the last axis
+  Offset<A>* first_tap = nullptr;  // [pitch], of the last axis
+  int64_t* tap_at = nullptr;       // [S], where the taps of the first window are in a phased row
   int64_t local_bytes = 0;
 };
 
@@ -230,20 +241,24 @@ CNNEXT_INLINE const char* needs_channels_first(const PoolProblem& p) {
 template <PoolMode mode>
 int64_t rows_workspace(const PoolProblem& p) {
   int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) { bytes = PoolRows<Pointee<decltype(tag)>, mode>(p, {}, nullptr).workspace_bytes(); });
+  with_type(p.dtype, [&](auto* tag) {
+    bytes = PoolRows<Pointee<decltype(tag)>, mode>(p, {}, nullptr).workspace_bytes();
+  });
   return bytes;
 }
 template <PoolMode mode>
 void run_rows(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
-  with_type(p.dtype, [&](auto* tag) { PoolRows<Pointee<decltype(tag)>, mode>(p, b, workspace).run(parallel); });
+  with_type(p.dtype,
+            [&](auto* tag) { PoolRows<Pointee<decltype(tag)>, mode>(p, b, workspace).run(parallel); });
 }
 
 constexpr const char* kRowsSummary = "separable, vectors along the rows";
-constexpr PoolKernel kMaxPoolRows = {"rows", kRowsSummary, needs_channels_first, rows_workspace<PoolMode::kMax>,
-                                     run_rows<PoolMode::kMax>};
+constexpr PoolKernel kMaxPoolRows = {"rows", kRowsSummary, needs_channels_first,
+                                     rows_workspace<PoolMode::kMax>, run_rows<PoolMode::kMax>};
 constexpr PoolKernel kMaxPoolOffsetsRows = {"rows", kRowsSummary, needs_channels_first,
-                                            rows_workspace<PoolMode::kMaxOffsets>, run_rows<PoolMode::kMaxOffsets>};
-constexpr PoolKernel kAvgPoolRows = {"rows", kRowsSummary, needs_channels_first, rows_workspace<PoolMode::kAverage>,
-                                     run_rows<PoolMode::kAverage>};
+                                            rows_workspace<PoolMode::kMaxOffsets>,
+                                            run_rows<PoolMode::kMaxOffsets>};
+constexpr PoolKernel kAvgPoolRows = {"rows", kRowsSummary, needs_channels_first,
+                                     rows_workspace<PoolMode::kAverage>, run_rows<PoolMode::kAverage>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -24,8 +24,9 @@ struct Reader {
 };
 
 struct AxisTable {
-  Span* span = nullptr;      // [output]
-  int64_t* begin = nullptr;  // [input + 1]: the readers of input i are reader[begin[i]] to reader[begin[i + 1] - 1]
+  Span* span = nullptr;  // [output]
+  int64_t* begin =
+      nullptr;  // [input + 1]: the readers of input i are reader[begin[i]] to reader[begin[i + 1] - 1]
   Reader* reader = nullptr;  // in the order of the outputs
 
   void lay_out(const PoolShape& shape, int a, bool inverse, ScratchLayout& scratch) {

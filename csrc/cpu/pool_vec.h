@@ -1,5 +1,5 @@
-// What pooling adds to the vector type: the lanes that hold a window offset, their storage as bytes, shuffles of
-// strided rows, partial stores, and reductions over the lanes.
+// What pooling adds to the vector type: the lanes that hold a window offset, their storage as bytes, shuffles
+// of strided rows, partial stores, and reductions over the lanes.
 #pragma once
 
 #include "vec.h"
@@ -54,11 +54,13 @@ CNNEXT_INLINE OffsetVec<double> widen_offsets(const uint8_t* p, double) {
   constexpr int64_t L = kLanes<double>;
   const auto shorts = __builtin_convertvector(load_unaligned<typename VecOf<uint8_t, L>::type>(p),
                                               typename VecOf<uint16_t, L>::type);
-  return __builtin_convertvector(__builtin_convertvector(shorts, typename VecOf<int32_t, L>::type), OffsetVec<double>);
+  return __builtin_convertvector(__builtin_convertvector(shorts, typename VecOf<int32_t, L>::type),
+                                 OffsetVec<double>);
 }
 CNNEXT_INLINE IntVec widen_offsets(const int32_t* p, float) { return load_unaligned<IntVec>(p); }
 CNNEXT_INLINE OffsetVec<double> widen_offsets(const int32_t* p, double) {
-  return __builtin_convertvector(load_unaligned<typename VecOf<int32_t, kLanes<double>>::type>(p), OffsetVec<double>);
+  return __builtin_convertvector(load_unaligned<typename VecOf<int32_t, kLanes<double>>::type>(p),
+                                 OffsetVec<double>);
 }
 
 CNNEXT_INLINE void narrow_offsets(uint8_t* p, IntVec v) {
@@ -66,7 +68,8 @@ CNNEXT_INLINE void narrow_offsets(uint8_t* p, IntVec v) {
 #if CNNEXT_VECTOR_BYTES == 64
   store_unaligned(p, __builtin_convertvector(v, typename VecOf<uint8_t, L>::type));
 #else
-  store_unaligned(p, __builtin_convertvector(__builtin_convertvector(v, ShortVec), typename VecOf<uint8_t, L>::type));
+  store_unaligned(
+      p, __builtin_convertvector(__builtin_convertvector(v, ShortVec), typename VecOf<uint8_t, L>::type));
 #endif
 }
 CNNEXT_INLINE void narrow_offsets(uint8_t* p, OffsetVec<double> v) {
@@ -84,7 +87,8 @@ CNNEXT_INLINE void narrow_offsets(int32_t* p, OffsetVec<double> v) {
   store_unaligned(p, __builtin_convertvector(v, typename VecOf<int32_t, kLanes<double>>::type));
 }
 
-// The first `count` lanes only, of memory that ends there. They are rare: the end of a tensor or very few channels.
+// The first `count` lanes only, of memory that ends there. They are rare: the end of a tensor or very few
+// channels.
 template <class T>
 CNNEXT_INLINE Vec<Acc<T>> load_part(const T* p, int64_t count) {
   if (count >= kLanes<Acc<T>>) return load(p);

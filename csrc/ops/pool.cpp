@@ -1,5 +1,5 @@
-// Pooling: schemas, checks, allocation, choice of the kernel. Each operator is written once: for numbers it runs on the
-// CPU, for symbols (the Meta key) it only makes tensors of the right sizes and formats.
+// Pooling: schemas, checks, allocation, choice of the kernel. Each operator is written once: for numbers it
+// runs on the CPU, for symbols (the Meta key) it only makes tensors of the right sizes and formats.
 #include "pool.h"
 #include "memory.h"
 
@@ -45,13 +45,15 @@ struct Pool {
       : input(input_.begin(), input_.end()) {
     const size_t dims = input.size() - 2;
     if (!has_size() || !expand(kernel_, dims, 1, kernel) || !expand(padding_, dims, 0, padding) ||
-        !expand(stride_.empty() ? kernel_ : stride_, dims, 1, stride) || !expand(dilation_, dims, 1, dilation)) {
+        !expand(stride_.empty() ? kernel_ : stride_, dims, 1, stride) ||
+        !expand(dilation_, dims, 1, dilation)) {
       return;
     }
     Sizes<Int> size = {input[0], input[1]};
     for (size_t i = 0; i < dims; ++i) {
       if (padding[i] > kernel[i] / 2) return;
-      size.push_back(pool_output<Int>(input[i + 2], kernel[i], stride[i], padding[i], dilation[i], ceil_mode));
+      size.push_back(
+          pool_output<Int>(input[i + 2], kernel[i], stride[i], padding[i], dilation[i], ceil_mode));
       if (size.back() < 1) return;
     }
     output = std::move(size);
@@ -69,10 +71,11 @@ struct Pool {
   }
 
   // The windows that have made a tensor of size `result`, given the spatial size of their input.
-  static Pool of_result(const char* op, Ints result, Ints input_size, Ints kernel_, Ints stride_, Ints padding_,
-                        Ints dilation_) {
-    TORCH_CHECK(result.size() >= 3 && result.size() <= kAxes + 2 && input_size.size() == result.size() - 2, op,
-                ": a tensor of size ", result, " and an input_size of ", input_size, " do not fit together");
+  static Pool of_result(const char* op, Ints result, Ints input_size, Ints kernel_, Ints stride_,
+                        Ints padding_, Ints dilation_) {
+    TORCH_CHECK(result.size() >= 3 && result.size() <= kAxes + 2 && input_size.size() == result.size() - 2,
+                op, ": a tensor of size ", result, " and an input_size of ", input_size,
+                " do not fit together");
     Sizes<Int> size = {result[0], result[1]};
     size.append(input_size.begin(), input_size.end());
     if (kernel_.empty()) return Pool(size, result.slice(2)).checked(op, result);
@@ -152,8 +155,8 @@ cpu::PoolProblem problem_of(const Pool<int64_t>& pool, at::ScalarType type, cpu:
   return problem;
 }
 
-void launch(const char* op, const cpu::KernelList<cpu::PoolKernel>& candidates, const cpu::PoolProblem& problem,
-            const cpu::PoolBuffers& buffers) {
+void launch(const char* op, const cpu::KernelList<cpu::PoolKernel>& candidates,
+            const cpu::PoolProblem& problem, const cpu::PoolBuffers& buffers) {
   if (problem.shape.N == 0 || problem.shape.output_pixels() == 0) return;
   const cpu::PoolKernel& kernel = choose_kernel(op, candidates, problem);
   const at::Tensor scratch = workspace(kernel.workspace(problem));
@@ -161,7 +164,9 @@ void launch(const char* op, const cpu::KernelList<cpu::PoolKernel>& candidates, 
 }
 
 // The tensor in the layout that the kernel runs in; the caller keeps it alive.
-at::Tensor laid_out(const at::Tensor& t, cpu::Layout layout) { return t.contiguous(memory_format(layout, t.dim())); }
+at::Tensor laid_out(const at::Tensor& t, cpu::Layout layout) {
+  return t.contiguous(memory_format(layout, t.dim()));
+}
 cpu::Layout last_if(bool channels_last, int64_t dim) {
   return channels_last && dim > 3 ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst;
 }
@@ -186,8 +191,9 @@ at::Tensor run_max(const Pool<Int>& pool, const at::Tensor& input) {
 
 template <class Int>
 TensorPair run_max_with_offsets(const char* op, const Pool<Int>& pool, const at::Tensor& input) {
-  TORCH_CHECK(pool.valid() && element_type(input.scalar_type()), op, ": these windows do not fit an input of size ",
-              input.sym_sizes(), " and type ", input.scalar_type());
+  TORCH_CHECK(pool.valid() && element_type(input.scalar_type()), op,
+              ": these windows do not fit an input of size ", input.sym_sizes(), " and type ",
+              input.scalar_type());
   const cpu::Layout layout = layout_of(input);
   const at::Tensor output = new_tensor<Int>(pool.output, input.options(), layout);
   const at::Tensor offsets = new_tensor<Int>(pool.output, input.options().dtype(pool.offset_type()), layout);
@@ -222,13 +228,14 @@ TensorPair run_max_with_indices(const char* op, const Pool<Int>& pool, const at:
 }
 
 template <class Int, class Ints = c10::ArrayRef<Int>>
-at::Tensor max_pool_kernel(const at::Tensor& input, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
-                           bool ceil_mode) {
+at::Tensor max_pool_kernel(const at::Tensor& input, Ints kernel_size, Ints stride, Ints padding,
+                           Ints dilation, bool ceil_mode) {
   check_input("max_pool", input);
   const Pool<Int> pool(sizes<Int>(input), kernel_size, stride, padding, dilation, ceil_mode);
-  if (const char* reason = refused(input, pool.valid())) {  // torch's own error where the arguments are invalid
-    return aten::max_pool(reason, input, symbols(kernel_size), symbols(stride), symbols(padding), symbols(dilation),
-                          ceil_mode);
+  if (const char* reason =
+          refused(input, pool.valid())) {  // torch's own error where the arguments are invalid
+    return aten::max_pool(reason, input, symbols(kernel_size), symbols(stride), symbols(padding),
+                          symbols(dilation), ceil_mode);
   }
   return run_max(pool, input);
 }
@@ -289,25 +296,26 @@ template <class Int, class Ints = c10::ArrayRef<Int>>
 at::Tensor max_pool_indices_kernel(const at::Tensor& offsets, Ints input_size, Ints kernel_size, Ints stride,
                                    Ints padding, Ints dilation) {
   check_input("max_pool_indices", offsets);
-  return run_indices<Int>(Pool<Int>::of_result("max_pool_indices", sizes<Int>(offsets), input_size, kernel_size,
-                                               stride, padding, dilation),
+  return run_indices<Int>(Pool<Int>::of_result("max_pool_indices", sizes<Int>(offsets), input_size,
+                                               kernel_size, stride, padding, dilation),
                           offsets);
 }
 
 template <class Int>
-void check_offsets(const char* op, const Pool<Int>& pool, const at::Tensor& values, const at::Tensor& offsets) {
+void check_offsets(const char* op, const Pool<Int>& pool, const at::Tensor& values,
+                   const at::Tensor& offsets) {
   TORCH_CHECK(element_type(values.scalar_type()), op, ": not implemented for ", values.scalar_type());
   TORCH_CHECK(offsets.scalar_type() == pool.offset_type() && sizes<Int>(offsets).equals(pool.output), op,
-              ": expected offsets of type ", pool.offset_type(), " and size ", c10::ArrayRef<Int>(pool.output),
-              ", but got ", offsets.scalar_type(), " ", offsets.sym_sizes());
+              ": expected offsets of type ", pool.offset_type(), " and size ",
+              c10::ArrayRef<Int>(pool.output), ", but got ", offsets.scalar_type(), " ", offsets.sym_sizes());
 }
 
 template <class Int, class Ints = c10::ArrayRef<Int>>
-at::Tensor max_pool_grad_input_kernel(const at::Tensor& grad_output, const at::Tensor& offsets, Ints input_size,
-                                      Ints kernel_size, Ints stride, Ints padding, Ints dilation,
-                                      bool channels_last) {
-  const auto pool = Pool<Int>::of_result("max_pool_grad_input", sizes<Int>(grad_output), input_size, kernel_size,
-                                         stride, padding, dilation);
+at::Tensor max_pool_grad_input_kernel(const at::Tensor& grad_output, const at::Tensor& offsets,
+                                      Ints input_size, Ints kernel_size, Ints stride, Ints padding,
+                                      Ints dilation, bool channels_last) {
+  const auto pool = Pool<Int>::of_result("max_pool_grad_input", sizes<Int>(grad_output), input_size,
+                                         kernel_size, stride, padding, dilation);
   check_offsets("max_pool_grad_input", pool, grad_output, offsets);
   const cpu::Layout layout = last_if(channels_last, grad_output.dim());
   const at::Tensor grad_input = new_tensor<Int>(pool.input, grad_output.options(), layout);
@@ -321,8 +329,8 @@ at::Tensor max_pool_grad_input_kernel(const at::Tensor& grad_output, const at::T
 }
 
 template <class Int, class Ints = c10::ArrayRef<Int>>
-at::Tensor max_pool_select_kernel(const at::Tensor& input, const at::Tensor& offsets, Ints kernel_size, Ints stride,
-                                  Ints padding, Ints dilation) {
+at::Tensor max_pool_select_kernel(const at::Tensor& input, const at::Tensor& offsets, Ints kernel_size,
+                                  Ints stride, Ints padding, Ints dilation) {
   check_input("max_pool_select", input);
   const auto pool = Pool<Int>::of_result("max_pool_select", sizes<Int>(offsets), sizes<Int>(input).slice(2),
                                          kernel_size, stride, padding, dilation);
@@ -393,8 +401,8 @@ int64_t number(int64_t x) { return x; }
 int64_t number(const c10::SymInt&) { return 0; }  // of no concern for sizes
 
 template <class Int, class Ints = c10::ArrayRef<Int>>
-at::Tensor avg_pool_kernel(const at::Tensor& input, Ints kernel_size, Ints stride, Ints padding, bool ceil_mode,
-                           bool count_include_pad, std::optional<Int> divisor_override) {
+at::Tensor avg_pool_kernel(const at::Tensor& input, Ints kernel_size, Ints stride, Ints padding,
+                           bool ceil_mode, bool count_include_pad, std::optional<Int> divisor_override) {
   check_input("avg_pool", input);
   const Int one = 1;
   const Pool<Int> pool(sizes<Int>(input), kernel_size, stride, padding, Ints(one), ceil_mode);
@@ -402,20 +410,21 @@ at::Tensor avg_pool_kernel(const at::Tensor& input, Ints kernel_size, Ints strid
   const bool divides = !divisor_override || (*divisor_override != 0 && input.dim() > 3);
   if (const char* reason = refused(input, pool.valid() && divides && covers(pool))) {
     return aten::avg_pool(reason, input, symbols(kernel_size), symbols(stride), symbols(padding), ceil_mode,
-                          count_include_pad, divisor_override ? OptionalSymInt(*divisor_override) : std::nullopt);
+                          count_include_pad,
+                          divisor_override ? OptionalSymInt(*divisor_override) : std::nullopt);
   }
   return run_avg(pool, input, {count_include_pad, number(only(divisor_override))});
 }
 
 template <class Int, class Ints = c10::ArrayRef<Int>>
-at::Tensor avg_pool_grad_input_kernel(const at::Tensor& grad_output, Ints input_size, Ints kernel_size, Ints stride,
-                                      Ints padding, bool ceil_mode, bool count_include_pad,
+at::Tensor avg_pool_grad_input_kernel(const at::Tensor& grad_output, Ints input_size, Ints kernel_size,
+                                      Ints stride, Ints padding, bool ceil_mode, bool count_include_pad,
                                       std::optional<Int> divisor_override, bool channels_last) {
   const Int one = 1;
   TORCH_CHECK(!kernel_size.empty() && (!divisor_override || *divisor_override != 0),
               "avg_pool_grad_input: expected a kernel_size and a divisor other than zero");
-  const auto pool = Pool<Int>::of_result("avg_pool_grad_input", sizes<Int>(grad_output), input_size, kernel_size,
-                                         stride, padding, Ints(one));
+  const auto pool = Pool<Int>::of_result("avg_pool_grad_input", sizes<Int>(grad_output), input_size,
+                                         kernel_size, stride, padding, Ints(one));
   return run_avg_grad(pool, grad_output, channels_last, {count_include_pad, number(only(divisor_override))});
 }
 
@@ -430,9 +439,10 @@ at::Tensor adaptive_avg_pool_kernel(const at::Tensor& input, Ints output_size) {
 }
 
 template <class Int, class Ints = c10::ArrayRef<Int>>
-at::Tensor adaptive_avg_pool_grad_input_kernel(const at::Tensor& grad_output, Ints input_size, bool channels_last) {
-  const auto pool =
-      Pool<Int>::of_result("adaptive_avg_pool_grad_input", sizes<Int>(grad_output), input_size, {}, {}, {}, {});
+at::Tensor adaptive_avg_pool_grad_input_kernel(const at::Tensor& grad_output, Ints input_size,
+                                               bool channels_last) {
+  const auto pool = Pool<Int>::of_result("adaptive_avg_pool_grad_input", sizes<Int>(grad_output), input_size,
+                                         {}, {}, {}, {});
   return run_avg_grad(pool, grad_output, channels_last);
 }
 
@@ -450,7 +460,8 @@ cpu::PoolProblem unpool_problem(const at::Tensor& pooled, const at::Tensor& larg
 }
 
 template <class Int>
-const char* unpool_refused(const at::Tensor& input, const at::Tensor& indices, c10::ArrayRef<Int> output_size) {
+const char* unpool_refused(const at::Tensor& input, const at::Tensor& indices,
+                           c10::ArrayRef<Int> output_size) {
   bool valid = indices.scalar_type() == at::kLong && sizes<Int>(indices).equals(sizes<Int>(input)) &&
                int64_t(output_size.size()) == input.dim() - 2;
   for (int64_t i = 1; i < input.dim(); ++i) valid = valid && sizes<Int>(input)[i] > 0;
@@ -504,8 +515,8 @@ at::Tensor max_unpool_grad_input_kernel(const at::Tensor& grad_output, const at:
 
 }  // namespace
 
-bool pool_fits(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding, SymInts dilation,
-               bool ceil_mode) {
+bool pool_fits(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
+               SymInts dilation, bool ceil_mode) {
   check_input("max_pool", input);
   return Pool<c10::SymInt>(input.sym_sizes(), kernel_size, stride, padding, dilation, ceil_mode).valid();
 }
@@ -514,8 +525,8 @@ cpu::PoolProblem pool_problem(at::IntArrayRef input, at::IntArrayRef output, at:
                               at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                               at::ScalarType type, cpu::Layout layout) {
   TORCH_CHECK_VALUE(element_type(type), "no pooling kernels for ", type);
-  const auto pool = Pool<int64_t>::of_result("explain_pool", output, input.slice(2), kernel_size, stride, padding,
-                                             dilation);
+  const auto pool = Pool<int64_t>::of_result("explain_pool", output, input.slice(2), kernel_size, stride,
+                                             padding, dilation);
   return problem_of(pool, type, layout);
 }
 
@@ -543,7 +554,8 @@ TORCH_LIBRARY_FRAGMENT(cnnext, m) {
   def("avg_pool_grad_input(Tensor grad_output, SymInt[] input_size, " + average +
       ", bool channels_last=False) -> Tensor");
   def("adaptive_avg_pool" + adaptive + "Tensor");
-  def("adaptive_avg_pool_grad_input(Tensor grad_output, SymInt[] input_size, bool channels_last=False) -> Tensor");
+  def("adaptive_avg_pool_grad_input(Tensor grad_output, SymInt[] input_size, bool channels_last=False) -> "
+      "Tensor");
   def("max_unpool(Tensor input, Tensor indices, SymInt[] output_size) -> Tensor");
   def("max_unpool_grad_input(Tensor grad_output, Tensor indices, bool channels_last=False) -> Tensor");
 }

@@ -1,5 +1,5 @@
-// Pooling by ATen: what vmap, torch.func, forward-mode differentiation and foreign element types are left to, and
-// what raises torch's errors.
+// Pooling by ATen: what vmap, torch.func, forward-mode differentiation and foreign element types are left to,
+// and what raises torch's errors.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/_adaptive_avg_pool2d_backward.h>
 #include <ATen/ops/_adaptive_avg_pool3d_backward.h>
@@ -39,8 +39,8 @@ Numbers numbers(SymInts list) {
   return all;
 }
 Numbers expanded(SymInts list, size_t dims, int64_t otherwise) {
-  Numbers all = numbers(list);
-  return all.size() == dims ? all : Numbers(dims, all.empty() ? otherwise : all[0]);
+  const Numbers all = numbers(list);
+  return all.size() > 1 ? all : Numbers(dims, all.empty() ? otherwise : all[0]);
 }
 
 template <class Result>
@@ -77,8 +77,8 @@ at::Tensor spread(const at::Tensor& grad_output, const at::Tensor& indices, SymI
 
 }  // namespace
 
-at::Tensor max_pool(const char* reason, const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
-                    SymInts dilation, bool ceil_mode) {
+at::Tensor max_pool(const char* reason, const at::Tensor& input, SymInts kernel_size, SymInts stride,
+                    SymInts padding, SymInts dilation, bool ceil_mode) {
   const Numbers k = numbers(kernel_size), s = numbers(stride), p = numbers(padding), d = numbers(dilation);
   return recorded("max_pool", reason,
                   by_dims(
@@ -87,15 +87,15 @@ at::Tensor max_pool(const char* reason, const at::Tensor& input, SymInts kernel_
                       [&] { return at::max_pool3d(input, k, s, p, d, ceil_mode); }));
 }
 
-TensorPair max_pool_with_indices(const char* reason, const at::Tensor& input, SymInts kernel_size, SymInts stride,
-                                 SymInts padding, SymInts dilation, bool ceil_mode) {
+TensorPair max_pool_with_indices(const char* reason, const at::Tensor& input, SymInts kernel_size,
+                                 SymInts stride, SymInts padding, SymInts dilation, bool ceil_mode) {
   const Numbers k = numbers(kernel_size), s = numbers(stride), p = numbers(padding), d = numbers(dilation);
-  return recorded(
-      "max_pool_with_indices", reason,
-      by_dims(
-          "max_pool_with_indices", input, [&] { return at::max_pool1d_with_indices(input, k, s, p, d, ceil_mode); },
-          [&] { return at::max_pool2d_with_indices(input, k, s, p, d, ceil_mode); },
-          [&] { return at::max_pool3d_with_indices(input, k, s, p, d, ceil_mode); }));
+  return recorded("max_pool_with_indices", reason,
+                  by_dims(
+                      "max_pool_with_indices", input,
+                      [&] { return at::max_pool1d_with_indices(input, k, s, p, d, ceil_mode); },
+                      [&] { return at::max_pool2d_with_indices(input, k, s, p, d, ceil_mode); },
+                      [&] { return at::max_pool3d_with_indices(input, k, s, p, d, ceil_mode); }));
 }
 
 TensorPair adaptive_max_pool_with_indices(const char* reason, const at::Tensor& input, SymInts output_size) {
@@ -111,20 +111,22 @@ at::Tensor adaptive_max_pool(const char* reason, const at::Tensor& input, SymInt
   return std::get<0>(adaptive_max_pool_with_indices(reason, input, output_size));
 }
 
-at::Tensor max_pool_indices(const char* reason, const at::Tensor& offsets, SymInts input_size, SymInts kernel_size,
-                            SymInts stride, SymInts padding, SymInts dilation) {
+at::Tensor max_pool_indices(const char* reason, const at::Tensor& offsets, SymInts input_size,
+                            SymInts kernel_size, SymInts stride, SymInts padding, SymInts dilation) {
   const size_t dims = input_size.size();
   at::Tensor rest = offsets.to(at::kLong), indices;
   const auto options = rest.options();
   const bool adaptive = kernel_size.empty();
-  const Numbers k = expanded(kernel_size, dims, 1), s = expanded(stride.empty() ? kernel_size : stride, dims, 1);
+  const Numbers k = expanded(kernel_size, dims, 1),
+                s = expanded(stride.empty() ? kernel_size : stride, dims, 1);
   const Numbers p = expanded(padding, dims, 0), d = expanded(dilation, dims, 1), in = numbers(input_size);
   int64_t step = 1;
   for (size_t i = dims; i-- > 0;) {  // the last axis is the fastest, of taps and of pixels
     const int64_t out = offsets.sym_size(i + 2).guard_int(__FILE__, __LINE__);
     const int64_t taps = adaptive ? adaptive_kernel<int64_t>(in[i], std::max<int64_t>(out, 1)) : k[i];
     const at::Tensor o = at::arange(out, options);
-    const at::Tensor origin = adaptive ? (o * in[i]).floor_divide(std::max<int64_t>(out, 1)) : o * s[i] - p[i];
+    const at::Tensor origin =
+        adaptive ? (o * in[i]).floor_divide(std::max<int64_t>(out, 1)) : o * s[i] - p[i];
     Numbers shape(dims + 2, 1);
     shape[i + 2] = out;
     const at::Tensor position = rest.remainder(taps) * (adaptive ? 1 : d[i]) + origin.view(shape);
@@ -143,28 +145,29 @@ at::Tensor max_pool_grad_input(const char* reason, const at::Tensor& grad_output
   return recorded("max_pool_grad_input", reason, spread(grad_output, indices, input_size));
 }
 
-at::Tensor max_pool_select(const char* reason, const at::Tensor& input, const at::Tensor& offsets, SymInts kernel_size,
-                           SymInts stride, SymInts padding, SymInts dilation) {
-  const at::Tensor indices = max_pool_indices(nullptr, offsets, input.sym_sizes().slice(2), kernel_size, stride,
-                                              padding, dilation);
+at::Tensor max_pool_select(const char* reason, const at::Tensor& input, const at::Tensor& offsets,
+                           SymInts kernel_size, SymInts stride, SymInts padding, SymInts dilation) {
+  const at::Tensor indices =
+      max_pool_indices(nullptr, offsets, input.sym_sizes().slice(2), kernel_size, stride, padding, dilation);
   return recorded("max_pool_select", reason, input.flatten(2).gather(2, indices.flatten(2)).view_as(indices));
 }
 
-at::Tensor avg_pool(const char* reason, const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
-                    bool ceil_mode, bool count_include_pad, OptionalSymInt divisor_override) {
+at::Tensor avg_pool(const char* reason, const at::Tensor& input, SymInts kernel_size, SymInts stride,
+                    SymInts padding, bool ceil_mode, bool count_include_pad,
+                    OptionalSymInt divisor_override) {
   const Numbers k = numbers(kernel_size), s = numbers(stride), p = numbers(padding);
-  const auto divisor = divisor_override ? std::optional<int64_t>(divisor_override->guard_int(__FILE__, __LINE__))
-                                        : std::nullopt;
-  return recorded(
-      "avg_pool", reason,
-      by_dims(
-          "avg_pool", input,
-          [&] {
-            TORCH_CHECK(!divisor, "avg_pool: there is no divisor_override in one dimension");
-            return at::avg_pool1d(input, k, s, p, ceil_mode, count_include_pad);
-          },
-          [&] { return at::avg_pool2d(input, k, s, p, ceil_mode, count_include_pad, divisor); },
-          [&] { return at::avg_pool3d(input, k, s, p, ceil_mode, count_include_pad, divisor); }));
+  const auto divisor = divisor_override
+                           ? std::optional<int64_t>(divisor_override->guard_int(__FILE__, __LINE__))
+                           : std::nullopt;
+  return recorded("avg_pool", reason,
+                  by_dims(
+                      "avg_pool", input,
+                      [&] {
+                        TORCH_CHECK(!divisor, "avg_pool: there is no divisor_override in one dimension");
+                        return at::avg_pool1d(input, k, s, p, ceil_mode, count_include_pad);
+                      },
+                      [&] { return at::avg_pool2d(input, k, s, p, ceil_mode, count_include_pad, divisor); },
+                      [&] { return at::avg_pool3d(input, k, s, p, ceil_mode, count_include_pad, divisor); }));
 }
 
 at::Tensor adaptive_avg_pool(const char* reason, const at::Tensor& input, SymInts output_size) {
@@ -192,8 +195,9 @@ at::Tensor avg_pool_grad_input(const char* reason, const at::Tensor& grad_output
                                SymInts kernel_size, SymInts stride, SymInts padding, bool ceil_mode,
                                bool count_include_pad, OptionalSymInt divisor_override, bool channels_last) {
   const Numbers k = numbers(kernel_size), s = numbers(stride), p = numbers(padding);
-  const auto divisor = divisor_override ? std::optional<int64_t>(divisor_override->guard_int(__FILE__, __LINE__))
-                                        : std::nullopt;
+  const auto divisor = divisor_override
+                           ? std::optional<int64_t>(divisor_override->guard_int(__FILE__, __LINE__))
+                           : std::nullopt;
   const at::Tensor input = input_like(grad_output, input_size, channels_last);
   const auto in_one_dimension = [&] {
     const Numbers k1 = {1, k[0]}, s1 = {1, (s.empty() ? k : s)[0]}, p1 = {0, p[0]};
@@ -205,12 +209,12 @@ at::Tensor avg_pool_grad_input(const char* reason, const at::Tensor& grad_output
                   by_dims(
                       "avg_pool_grad_input", input, in_one_dimension,
                       [&] {
-                        return at::avg_pool2d_backward(grad_output, input, k, s, p, ceil_mode, count_include_pad,
-                                                       divisor);
+                        return at::avg_pool2d_backward(grad_output, input, k, s, p, ceil_mode,
+                                                       count_include_pad, divisor);
                       },
                       [&] {
-                        return at::avg_pool3d_backward(grad_output, input, k, s, p, ceil_mode, count_include_pad,
-                                                       divisor);
+                        return at::avg_pool3d_backward(grad_output, input, k, s, p, ceil_mode,
+                                                       count_include_pad, divisor);
                       }));
 }
 
@@ -227,7 +231,8 @@ at::Tensor adaptive_avg_pool_grad_input(const char* reason, const at::Tensor& gr
                       [&] { return at::_adaptive_avg_pool3d_backward(grad_output, input); }));
 }
 
-at::Tensor max_unpool(const char* reason, const at::Tensor& input, const at::Tensor& indices, SymInts output_size) {
+at::Tensor max_unpool(const char* reason, const at::Tensor& input, const at::Tensor& indices,
+                      SymInts output_size) {
   const Numbers o = numbers(output_size);
   const auto in_one_dimension = [&] {
     Numbers column = o;
@@ -240,11 +245,13 @@ at::Tensor max_unpool(const char* reason, const at::Tensor& input, const at::Ten
     return at::max_unpool3d(input, indices, o, ones, zeros);
   };
   return recorded("max_unpool", reason,
-                  by_dims("max_unpool", input, in_one_dimension, [&] { return at::max_unpool2d(input, indices, o); },
-                          in_three_dimensions));
+                  by_dims(
+                      "max_unpool", input, in_one_dimension,
+                      [&] { return at::max_unpool2d(input, indices, o); }, in_three_dimensions));
 }
 
-at::Tensor max_unpool_grad_input(const char* reason, const at::Tensor& grad_output, const at::Tensor& indices, bool) {
+at::Tensor max_unpool_grad_input(const char* reason, const at::Tensor& grad_output, const at::Tensor& indices,
+                                 bool) {
   return recorded("max_unpool_grad_input", reason,
                   grad_output.flatten(2).gather(2, indices.flatten(2)).view_as(indices));
 }

@@ -1,6 +1,6 @@
-// Derivatives of pooling. max_pool_grad_input and max_pool_select are each other's transposes, and so are the averages
-// and their gradients, and unpooling and its gradient: derivatives of any order run on our kernels. Autocast is here
-// too, as torch has it: three-dimensional pooling and unpooling run in float32.
+// Derivatives of pooling. max_pool_grad_input and max_pool_select are each other's transposes, and so are the
+// averages and their gradients, and unpooling and its gradient: derivatives of any order run on our kernels.
+// Autocast is here too, as torch has it: three-dimensional pooling and unpooling run in float32.
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -14,18 +14,18 @@ namespace cnnext::ops {
                              .findSchemaOrThrow("cnnext::" #name, "") \
                              .typed<std::remove_pointer_t<decltype(&name)>>()
 
-at::Tensor max_pool(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding, SymInts dilation,
-                    bool ceil_mode) {
+at::Tensor max_pool(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
+                    SymInts dilation, bool ceil_mode) {
   CNNEXT_OP(max_pool);
   return op.call(input, kernel_size, stride, padding, dilation, ceil_mode);
 }
-TensorPair max_pool_with_indices(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
-                                 SymInts dilation, bool ceil_mode) {
+TensorPair max_pool_with_indices(const at::Tensor& input, SymInts kernel_size, SymInts stride,
+                                 SymInts padding, SymInts dilation, bool ceil_mode) {
   CNNEXT_OP(max_pool_with_indices);
   return op.call(input, kernel_size, stride, padding, dilation, ceil_mode);
 }
-TensorPair max_pool_with_offsets(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
-                                 SymInts dilation, bool ceil_mode) {
+TensorPair max_pool_with_offsets(const at::Tensor& input, SymInts kernel_size, SymInts stride,
+                                 SymInts padding, SymInts dilation, bool ceil_mode) {
   CNNEXT_OP(max_pool_with_offsets);
   return op.call(input, kernel_size, stride, padding, dilation, ceil_mode);
 }
@@ -41,8 +41,8 @@ TensorPair adaptive_max_pool_with_offsets(const at::Tensor& input, SymInts outpu
   CNNEXT_OP(adaptive_max_pool_with_offsets);
   return op.call(input, output_size);
 }
-at::Tensor max_pool_indices(const at::Tensor& offsets, SymInts input_size, SymInts kernel_size, SymInts stride,
-                            SymInts padding, SymInts dilation) {
+at::Tensor max_pool_indices(const at::Tensor& offsets, SymInts input_size, SymInts kernel_size,
+                            SymInts stride, SymInts padding, SymInts dilation) {
   CNNEXT_OP(max_pool_indices);
   return op.call(offsets, input_size, kernel_size, stride, padding, dilation);
 }
@@ -52,18 +52,18 @@ at::Tensor max_pool_grad_input(const at::Tensor& grad_output, const at::Tensor& 
   CNNEXT_OP(max_pool_grad_input);
   return op.call(grad_output, offsets, input_size, kernel_size, stride, padding, dilation, channels_last);
 }
-at::Tensor max_pool_select(const at::Tensor& input, const at::Tensor& offsets, SymInts kernel_size, SymInts stride,
-                           SymInts padding, SymInts dilation) {
+at::Tensor max_pool_select(const at::Tensor& input, const at::Tensor& offsets, SymInts kernel_size,
+                           SymInts stride, SymInts padding, SymInts dilation) {
   CNNEXT_OP(max_pool_select);
   return op.call(input, offsets, kernel_size, stride, padding, dilation);
 }
-at::Tensor avg_pool(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding, bool ceil_mode,
-                    bool count_include_pad, OptionalSymInt divisor_override) {
+at::Tensor avg_pool(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
+                    bool ceil_mode, bool count_include_pad, OptionalSymInt divisor_override) {
   CNNEXT_OP(avg_pool);
   return op.call(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override);
 }
-at::Tensor avg_pool_grad_input(const at::Tensor& grad_output, SymInts input_size, SymInts kernel_size, SymInts stride,
-                               SymInts padding, bool ceil_mode, bool count_include_pad,
+at::Tensor avg_pool_grad_input(const at::Tensor& grad_output, SymInts input_size, SymInts kernel_size,
+                               SymInts stride, SymInts padding, bool ceil_mode, bool count_include_pad,
                                OptionalSymInt divisor_override, bool channels_last) {
   CNNEXT_OP(avg_pool_grad_input);
   return op.call(grad_output, input_size, kernel_size, stride, padding, ceil_mode, count_include_pad,
@@ -73,7 +73,8 @@ at::Tensor adaptive_avg_pool(const at::Tensor& input, SymInts output_size) {
   CNNEXT_OP(adaptive_avg_pool);
   return op.call(input, output_size);
 }
-at::Tensor adaptive_avg_pool_grad_input(const at::Tensor& grad_output, SymInts input_size, bool channels_last) {
+at::Tensor adaptive_avg_pool_grad_input(const at::Tensor& grad_output, SymInts input_size,
+                                        bool channels_last) {
   CNNEXT_OP(adaptive_avg_pool_grad_input);
   return op.call(grad_output, input_size, channels_last);
 }
@@ -81,7 +82,8 @@ at::Tensor max_unpool(const at::Tensor& input, const at::Tensor& indices, SymInt
   CNNEXT_OP(max_unpool);
   return op.call(input, indices, output_size);
 }
-at::Tensor max_unpool_grad_input(const at::Tensor& grad_output, const at::Tensor& indices, bool channels_last) {
+at::Tensor max_unpool_grad_input(const at::Tensor& grad_output, const at::Tensor& indices,
+                                 bool channels_last) {
   CNNEXT_OP(max_unpool_grad_input);
   return op.call(grad_output, indices, channels_last);
 }
@@ -95,10 +97,12 @@ using torch::autograd::variable_list;
 bool is_last(const at::Tensor& t) { return layout_of(t) == cpu::Layout::kChannelsLast; }
 SymInts spatial(const at::Tensor& t) { return t.sym_sizes().slice(2); }
 
-// A C++ autograd Function only where it is needed: nothing is saved, and no offsets are made, where no gradient is.
+// A C++ autograd Function only where it is needed: nothing is saved, and no offsets are made, where no
+// gradient is.
 bool differentiates(const at::Tensor& t) { return at::GradMode::is_enabled() && t.requires_grad(); }
 
-// Windows as they are kept between forward and backward: all lists in one, each after its length. Flags are numbers.
+// Windows as they are kept between forward and backward: all lists in one, each after its length. Flags are
+// numbers.
 struct Saved {
   Saved(AutogradContext* ctx, std::initializer_list<SymInts> lists) {
     for (const SymInts& list : lists) {
@@ -123,8 +127,9 @@ struct Saved {
 
 struct MaxPoolFunction : public Function<MaxPoolFunction> {
   // An empty kernel_size means adaptive windows, of which `stride` is the output's size.
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, SymInts kernel_size, SymInts stride,
-                               SymInts padding, SymInts dilation, bool ceil_mode, bool with_indices) {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, SymInts kernel_size,
+                               SymInts stride, SymInts padding, SymInts dilation, bool ceil_mode,
+                               bool with_indices) {
     at::AutoDispatchBelowADInplaceOrView below;
     const bool adaptive = kernel_size.empty();
     auto [output, offsets] =
@@ -145,8 +150,8 @@ struct MaxPoolFunction : public Function<MaxPoolFunction> {
     Saved saved(ctx);
     const SymInts input = saved.next(), kernel = saved.next(), stride = saved.next(), padding = saved.next(),
                   dilation = saved.next();
-    out[0] = max_pool_grad_input(grads[0], ctx->get_saved_variables()[0], input, kernel, stride, padding, dilation,
-                                 saved.next_number() != 0);
+    out[0] = max_pool_grad_input(grads[0], ctx->get_saved_variables()[0], input, kernel, stride, padding,
+                                 dilation, saved.next_number() != 0);
     return out;
   }
 };
@@ -165,7 +170,8 @@ struct MaxPoolGradInputFunction : public Function<MaxPoolGradInputFunction> {
     variable_list out(8);
     if (!grads[0].defined()) return out;
     Saved saved(ctx);
-    const SymInts kernel = saved.next(), stride = saved.next(), padding = saved.next(), dilation = saved.next();
+    const SymInts kernel = saved.next(), stride = saved.next(), padding = saved.next(),
+                  dilation = saved.next();
     out[0] = max_pool_select(grads[0], ctx->get_saved_variables()[0], kernel, stride, padding, dilation);
     return out;
   }
@@ -189,8 +195,8 @@ struct MaxPoolSelectFunction : public Function<MaxPoolSelectFunction> {
 
 // Averages are linear: forward and gradient are each other's derivative, and nothing but sizes is kept.
 struct AvgPoolFunction : public Function<AvgPoolFunction> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, SymInts kernel_size, SymInts stride,
-                            SymInts padding, bool ceil_mode, bool count_include_pad,
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, SymInts kernel_size,
+                            SymInts stride, SymInts padding, bool ceil_mode, bool count_include_pad,
                             OptionalSymInt divisor_override) {
     at::AutoDispatchBelowADInplaceOrView below;
     const c10::SymInt flags[] = {ceil_mode, count_include_pad, divisor_override.value_or(0), is_last(input)};
@@ -217,8 +223,8 @@ struct AvgPoolGradInputFunction : public Function<AvgPoolGradInputFunction> {
     at::AutoDispatchBelowADInplaceOrView below;
     const c10::SymInt flags[] = {ceil_mode, count_include_pad, divisor_override.value_or(0)};
     const Saved saved(ctx, {kernel_size, stride, padding, SymInts(flags)});
-    return avg_pool_grad_input(grad_output, input_size, kernel_size, stride, padding, ceil_mode, count_include_pad,
-                               divisor_override, channels_last);
+    return avg_pool_grad_input(grad_output, input_size, kernel_size, stride, padding, ceil_mode,
+                               count_include_pad, divisor_override, channels_last);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     variable_list out(9);
@@ -226,8 +232,8 @@ struct AvgPoolGradInputFunction : public Function<AvgPoolGradInputFunction> {
     Saved saved(ctx);
     const SymInts kernel = saved.next(), stride = saved.next(), padding = saved.next(), flags = saved.next();
     const auto divisor = flags[2] == 0 ? OptionalSymInt() : OptionalSymInt(flags[2]);
-    out[0] = avg_pool(grads[0], kernel, stride, padding, flags[0].expect_int() != 0, flags[1].expect_int() != 0,
-                      divisor);
+    out[0] = avg_pool(grads[0], kernel, stride, padding, flags[0].expect_int() != 0,
+                      flags[1].expect_int() != 0, divisor);
     return out;
   }
 };
@@ -325,7 +331,8 @@ TensorPair max_pool_with_indices_autograd(const at::Tensor& input, SymInts kerne
 
 at::Tensor adaptive_max_pool_autograd(const at::Tensor& input, SymInts output_size) {
   if (const char* reason = left_to_aten({&input})) return aten::adaptive_max_pool(reason, input, output_size);
-  if (differentiates(input)) return MaxPoolFunction::apply(input, SymInts(), output_size, SymInts(), SymInts(), false, false)[0];
+  if (differentiates(input))
+    return MaxPoolFunction::apply(input, SymInts(), output_size, SymInts(), SymInts(), false, false)[0];
   at::AutoDispatchBelowADInplaceOrView below;
   return adaptive_max_pool(input, output_size);
 }
@@ -341,16 +348,16 @@ TensorPair adaptive_max_pool_with_indices_autograd(const at::Tensor& input, SymI
   return adaptive_max_pool_with_indices(input, output_size);
 }
 
-at::Tensor max_pool_grad_input_autograd(const at::Tensor& grad_output, const at::Tensor& offsets, SymInts input_size,
-                                        SymInts kernel_size, SymInts stride, SymInts padding, SymInts dilation,
-                                        bool channels_last) {
+at::Tensor max_pool_grad_input_autograd(const at::Tensor& grad_output, const at::Tensor& offsets,
+                                        SymInts input_size, SymInts kernel_size, SymInts stride,
+                                        SymInts padding, SymInts dilation, bool channels_last) {
   if (const char* reason = left_to_aten({&grad_output})) {
     return aten::max_pool_grad_input(reason, grad_output, offsets, input_size, kernel_size, stride, padding,
                                      dilation, channels_last);
   }
   if (differentiates(grad_output)) {
-    return MaxPoolGradInputFunction::apply(grad_output, offsets, input_size, kernel_size, stride, padding, dilation,
-                                           channels_last);
+    return MaxPoolGradInputFunction::apply(grad_output, offsets, input_size, kernel_size, stride, padding,
+                                           dilation, channels_last);
   }
   at::AutoDispatchBelowADInplaceOrView below;
   return max_pool_grad_input(grad_output, offsets, input_size, kernel_size, stride, padding, dilation,
@@ -383,9 +390,10 @@ at::Tensor avg_pool_autograd(const at::Tensor& input, SymInts kernel_size, SymIn
   return avg_pool(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override);
 }
 
-at::Tensor avg_pool_grad_input_autograd(const at::Tensor& grad_output, SymInts input_size, SymInts kernel_size,
-                                        SymInts stride, SymInts padding, bool ceil_mode, bool count_include_pad,
-                                        OptionalSymInt divisor_override, bool channels_last) {
+at::Tensor avg_pool_grad_input_autograd(const at::Tensor& grad_output, SymInts input_size,
+                                        SymInts kernel_size, SymInts stride, SymInts padding, bool ceil_mode,
+                                        bool count_include_pad, OptionalSymInt divisor_override,
+                                        bool channels_last) {
   if (const char* reason = left_to_aten({&grad_output})) {
     return aten::avg_pool_grad_input(reason, grad_output, input_size, kernel_size, stride, padding, ceil_mode,
                                      count_include_pad, divisor_override, channels_last);
@@ -395,8 +403,8 @@ at::Tensor avg_pool_grad_input_autograd(const at::Tensor& grad_output, SymInts i
                                            count_include_pad, divisor_override, channels_last);
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return avg_pool_grad_input(grad_output, input_size, kernel_size, stride, padding, ceil_mode, count_include_pad,
-                             divisor_override, channels_last);
+  return avg_pool_grad_input(grad_output, input_size, kernel_size, stride, padding, ceil_mode,
+                             count_include_pad, divisor_override, channels_last);
 }
 
 at::Tensor adaptive_avg_pool_autograd(const at::Tensor& input, SymInts output_size) {
@@ -419,7 +427,8 @@ at::Tensor adaptive_avg_pool_grad_input_autograd(const at::Tensor& grad_output, 
 }
 
 at::Tensor max_unpool_autograd(const at::Tensor& input, const at::Tensor& indices, SymInts output_size) {
-  if (const char* reason = left_to_aten({&input})) return aten::max_unpool(reason, input, indices, output_size);
+  if (const char* reason = left_to_aten({&input}))
+    return aten::max_unpool(reason, input, indices, output_size);
   if (differentiates(input)) return MaxUnpoolFunction::apply(input, indices, output_size);
   at::AutoDispatchBelowADInplaceOrView below;
   return max_unpool(input, indices, output_size);
@@ -430,7 +439,8 @@ at::Tensor max_unpool_grad_input_autograd(const at::Tensor& grad_output, const a
   if (const char* reason = left_to_aten({&grad_output})) {
     return aten::max_unpool_grad_input(reason, grad_output, indices, channels_last);
   }
-  if (differentiates(grad_output)) return MaxUnpoolGradInputFunction::apply(grad_output, indices, channels_last);
+  if (differentiates(grad_output))
+    return MaxUnpoolGradInputFunction::apply(grad_output, indices, channels_last);
   at::AutoDispatchBelowADInplaceOrView below;
   return max_unpool_grad_input(grad_output, indices, channels_last);
 }
@@ -442,7 +452,9 @@ template <class Result, class... Args, Result (*Op)(const at::Tensor&, Args...),
 struct InFloat32<Op, kDims> {
   static Result run(const at::Tensor& input, Args... args) {
     c10::impl::ExcludeDispatchKeyGuard once(c10::DispatchKey::AutocastCPU);
-    return Op(input.dim() < kDims ? input : at::autocast::cached_cast(at::kFloat, input, c10::DeviceType::CPU), args...);
+    return Op(
+        input.dim() < kDims ? input : at::autocast::cached_cast(at::kFloat, input, c10::DeviceType::CPU),
+        args...);
   }
 };
 
