@@ -31,7 +31,8 @@ def check(pool: Pool, dtype: torch.dtype, last: bool) -> None:
     def same(result: Tensor | None, right: Tensor) -> bool:
         if result is None:
             return True
-        assert result.dtype == dtype and result.shape == right.shape
+        assert result.dtype == dtype
+        assert result.shape == right.shape
         if pool.is_max:
             return torch.equal(result, right)
         eps = {torch.float64: 2e-15, torch.float32: 1.2e-7, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
