@@ -56,7 +56,7 @@ format: $(STAMP)  ## rewrite the sources in the project's style
 
 # Tests of the operators on a library compiled with AddressSanitizer and UndefinedBehaviorSanitizer.
 SANITIZED := build/sanitize
-SANITIZE_TESTS ?= $(wildcard tests/test_conv*.py tests/test_*pool*.py tests/test_odd*.py)
+SANITIZE_TESTS ?= $(wildcard tests/test_conv*.py tests/test_*pool*.py tests/test_threads.py tests/test_errors.py)
 sanitize: $(STAMP)  ## run the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	CNNEXT_SANITIZE=address,undefined $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$($(or $(CXX),c++) -print-file-name=libasan.so) $$($(or $(CXX),c++) -print-file-name=libstdc++.so.6)" \
