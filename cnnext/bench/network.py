@@ -21,6 +21,9 @@ from .timing import Machine, interleave, peak_memory
 
 _CALIBRATION_CROPS = 4
 _LEARNING_RATE = 1e-3
+# A last-digit difference can put an activation on the other side of a ReLU, or choose another maximum, and then a
+# gradient differs for good: by this much at most here (relative L2). Layers are checked with no such allowance.
+_FLIPS = 0.05
 
 
 def prepared_model(name: str, size: int, training: bool) -> nn.Module:
@@ -125,6 +128,7 @@ def step_memory(
         return _step(model, library, layout, dtype, images, _labels(len(images)) if training else None)
 
     step(torch.randn(2, 3, 64, 64))()  # pages in the libraries' code
+    cnnext.empty_cache()
     measured = step(torch.randn(batch, 3, size, size))
 
     def twice() -> None:
@@ -178,7 +182,7 @@ def measure(
     left_to_torch = fallbacks()
     counts = replaced(steps[f"cnnext {layouts[0]}"].model)
     for what, errors_of in found.items():
-        check(errors_of, f"{name} {mode} {what}", dtype)
+        check(errors_of, f"{name} {mode} {what}", dtype, _FLIPS if what == "gradient" else 0.0)
     del reference
 
     functions: dict[str, Callable[[], object]] = dict(steps)
