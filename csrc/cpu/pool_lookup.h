@@ -18,6 +18,7 @@ struct OffsetTable {
     entries = sizeof(O) == 1 ? 256 : shape.taps();
     delta = scratch.take<int64_t>(entries);
     for (int a = 0; a < kAxes; ++a) origin[a] = scratch.take<int64_t>(shape.axis[a].output);
+    if (shape.output_pixels() <= 1024) flat = scratch.take<int64_t>(shape.output_pixels());
   }
 
   // A dilated window may have no tap inside the input. Its index is torch's, but no value and no gradient
@@ -34,15 +35,14 @@ struct OffsetTable {
         origin[a][o] = only_inside && shape.span(a, o).count == 0 ? kNowhere : shape.origin(a, o);
       }
     }
+    int64_t at = 0;
+    for (int64_t o = 0; flat && o < shape.axis[0].output; ++o) {
+      for (int64_t p = 0; p < shape.axis[1].output; ++p) {
+        for (int64_t q = 0; q < shape.axis[2].output; ++q) flat[at++] = window(o, p) + origin[2][q];
+      }
+    }
   }
 
-  // Whether the windows of a row stand in equal distances, all inside the plane.
-  bool regular_rows() const {
-    for (int64_t q = 0; q < shape.axis[2].output; ++q) {
-      if (origin[2][q] != origin[2][0] + q * shape.axis[2].stride) return false;
-    }
-    return true;
-  }
   int64_t window(int64_t o, int64_t p) const {  // the origin of its rows of windows
     if (origin[0][o] == kNowhere || origin[1][p] == kNowhere) return kNowhere;
     return (origin[0][o] * shape.axis[1].input + origin[1][p]) * shape.axis[2].input;
@@ -56,6 +56,7 @@ struct OffsetTable {
   int64_t entries;
   int64_t* delta;
   int64_t* origin[kAxes];
+  int64_t* flat = nullptr;  // origins of all windows of a plane, where these are few
   ScratchLayout scratch;
 };
 
@@ -133,38 +134,45 @@ CNNEXT_INLINE int64_t scatter_channels(const PoolProblem& p) {
   return p.layout == Layout::kChannelsLast ? min_of(p.shape.C, kScatterChannels) : 1;
 }
 
-// Adds `channels` neighbouring channels of each window's gradient to theirs of the input: sums [pixels,
-// channels].
+// Adds `channels` neighbouring channels of each window's gradient to theirs of the input, sums [pixels,
+// channels]. From pixel to pixel it is `step` elements in the output.
 template <class T, class O>
 void scatter_windows(const OffsetTable<O>& table, const T* grad_output, const O* offsets, int64_t step,
                      int64_t channels, Acc<T>* sums) {
   const auto pixels = static_cast<uint64_t>(table.shape.input_pixels());
-  const int64_t Q = table.shape.axis[2].output;
-  const int64_t* origin = table.origin[2];
-  const int64_t stride = table.shape.axis[2].stride;
-  const bool regular = channels == 1 && step == 1 && table.regular_rows();
   for (int64_t o = 0; o < table.shape.axis[0].output; ++o) {
     for (int64_t p = 0; p < table.shape.axis[1].output; ++p) {
       const int64_t window = table.window(o, p);
-      if (regular) {
-        int64_t position = window + origin[0];
-#pragma GCC unroll 4
-        for (int64_t q = 0; q < Q; ++q, position += stride) {
-          const auto pixel = static_cast<uint64_t>(position + table.offset_delta(offsets[q]));
-          if (pixel < pixels) sums[pixel] += load_one(grad_output + q);
+      for (int64_t q = 0; q < table.shape.axis[2].output; ++q) {
+        for (int64_t c = 0; c < channels; ++c) {
+          const auto pixel =
+              static_cast<uint64_t>(window + table.origin[2][q] + table.offset_delta(offsets[c]));
+          if (pixel < pixels) sums[pixel * channels + c] += load_one(grad_output + c);
         }
-      } else {
-        for (int64_t q = 0; q < Q; ++q) {
-          for (int64_t c = 0; c < channels; ++c) {
-            const auto pixel =
-                static_cast<uint64_t>(window + origin[q] + table.offset_delta(offsets[q * step + c]));
-            if (pixel < pixels) sums[pixel * channels + c] += load_one(grad_output + q * step + c);
-          }
-        }
+        grad_output += step;
+        offsets += step;
       }
-      grad_output += Q * step;
-      offsets += Q * step;
     }
+  }
+}
+
+// The same for one plane in channels first, in short loops: `origin` has the windows of a plane or of a row.
+template <class T, class O>
+void scatter_plane(const OffsetTable<O>& table, const T* grad_output, const O* offsets, Acc<T>* sums) {
+  const auto pixels = static_cast<uint64_t>(table.shape.input_pixels());
+  const int64_t Q = table.shape.axis[2].output, rows = table.shape.output_pixels() / Q;
+  const int64_t length = table.flat ? rows * Q : Q;
+  const int64_t* origin = table.flat ? table.flat : table.origin[2];
+  for (int64_t row = 0; row < (table.flat ? 1 : rows); ++row) {
+    const int64_t window =
+        table.flat ? 0 : table.window(row / table.shape.axis[1].output, row % table.shape.axis[1].output);
+#pragma GCC unroll 4
+    for (int64_t q = 0; q < length; ++q) {
+      const auto pixel = static_cast<uint64_t>(window + origin[q] + table.offset_delta(offsets[q]));
+      if (pixel < pixels) sums[pixel] += load_one(grad_output + q);
+    }
+    grad_output += length;
+    offsets += length;
   }
 }
 
@@ -180,18 +188,26 @@ void scatter(const PoolProblem& p, const PoolBuffers& b, const Parallel& paralle
   const int64_t sums_bytes = round_up(pixels * width * sizeof(A), kAlignment);
   const int64_t per_task = max_of(1, (1 << 14) / max_of(1, (pixels + shape.output_pixels()) * width));
   const int64_t parts = shape.N * blocks;
+  // Planes of the accumulation type are their own scratch memory.
+  const bool in_place = std::is_same_v<T, A> && p.layout == Layout::kChannelsFirst;
   parallel(ceil_div(parts, per_task), [&](int64_t task, int thread) {
     A* scratch = reinterpret_cast<A*>(workspace + table.scratch.bytes + thread * sums_bytes);
-    for (int64_t part = task * per_task; part < min_of(parts, (task + 1) * per_task); ++part) {
+    const int64_t first = task * per_task, end = min_of(parts, first + per_task);
+    if (in_place)
+      __builtin_memset(static_cast<T*>(b.input) + first * pixels, 0, (end - first) * pixels * sizeof(T));
+    for (int64_t part = first; part < end; ++part) {
       const int64_t n = part / blocks, c = part % blocks * width, channels = min_of(width, shape.C - c);
       const int64_t from = n * out.image + c * out.channel;
+      const T* grad_output = static_cast<const T*>(b.output) + from;
+      const O* offsets = static_cast<const O*>(b.offsets) + from;
       T* grad_input = static_cast<T*>(b.input) + n * in.image + c * in.channel;
-      // A plane of the accumulation type is its own scratch memory.
-      const bool in_place = std::is_same_v<T, A> && in.pixel == 1;
       A* sums = in_place ? reinterpret_cast<A*>(grad_input) : scratch;
-      __builtin_memset(sums, 0, pixels * channels * sizeof(A));
-      scatter_windows<T, O>(table, static_cast<const T*>(b.output) + from,
-                            static_cast<const O*>(b.offsets) + from, out.pixel, channels, sums);
+      if (!in_place) __builtin_memset(sums, 0, pixels * channels * sizeof(A));
+      if (p.layout == Layout::kChannelsFirst) {
+        scatter_plane<T, O>(table, grad_output, offsets, sums);
+      } else {
+        scatter_windows<T, O>(table, grad_output, offsets, out.pixel, channels, sums);
+      }
       for (int64_t i = 0; i < pixels && !in_place; ++i) {
         for (int64_t k = 0; k < channels; ++k)
           store_one(grad_input + i * in.pixel + k, sums[i * channels + k]);
