@@ -57,7 +57,7 @@ struct GradWeightGemm {
     blocks = shape.groups * row_blocks * col_blocks;
     const int64_t pixel_blocks = ceil_div(g.pixels(), kDepth);
     splits = max_of(1, min_of(kGradTasks / blocks, pixel_blocks / 4));
-    split_pixels = ceil_div(pixel_blocks, splits) * kDepth;
+    split_pixels = ceil_div(g.pixels(), splits);
     scratch = reinterpret_cast<A*>(workspace);
     partial = scratch + p.threads * kScratch;
   }

@@ -41,7 +41,7 @@ struct GradWeightWinograd {
     blocks = p.shape.groups * k_blocks * c_blocks;
     const int64_t chunks = ceil_div(grid.size(), kGradTiles);
     splits = max_of(1, min_of(kWinogradTasks / blocks, chunks / 2));
-    split_tiles = ceil_div(chunks, splits) * kGradTiles;
+    split_tiles = ceil_div(grid.size(), splits);
     sums_size = kProducts * k_block * c_block;
     result_size = 9 * k_block * c_block;
     scratch = reinterpret_cast<A*>(workspace);

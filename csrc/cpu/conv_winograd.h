@@ -197,17 +197,18 @@ inline const char* winograd_excludes(const ConvProblem& p) {
   return nullptr;
 }
 
-// Cycles of a vector unit, counted roughly: products and transforms against the direct sum.
+// Cycles of a vector unit for one image, counted roughly: products and transforms against the direct sum. The
+// choice does not depend on the batch, so that an image's result does not either.
 template <bool Gradient>
 const char* winograd_refuses(const ConvProblem& p) {
   if (const char* reason = winograd_excludes(p)) return reason;
   const Phases phases(p, Gradient);
   const TileGrid grid(phases.at(0));
-  const double C = double(phases.source_channels), tiles = double(grid.size());
+  const double C = double(phases.source_channels), tiles = double(grid.per_image());
   const double lanes = double(kLanes<float>), vectors_of_K = double(ceil_div(phases.channels, kLanes<float>));
   const double products = tiles * kProducts * C * vectors_of_K;
   const double transforms = tiles * (250 * C / lanes + 220 * vectors_of_K) + 130 * C * vectors_of_K;
-  const double direct = double(phases.at(0).pixels()) * 9 * C * vectors_of_K;
+  const double direct = double(phases.at(0).pixels() / p.shape.N) * 9 * C * vectors_of_K;
   return 1.15 * (products + transforms) < direct ? nullptr : "its transforms would cost more than they save";
 }
 
