@@ -104,8 +104,9 @@ struct PoolProblem {
   constexpr bool wide_offsets() const { return shape.taps() > 256; }
 };
 
-// forward: input -> output (offsets). grad_input: output (offsets) -> input. select: input, offsets -> output.
-// indices: offsets -> indices. unpool: output, indices -> input; its gradient: input, indices -> output.
+// forward: input -> output (offsets). grad_input: output (offsets) -> input. select: input, offsets ->
+// output. indices: offsets -> indices. unpool: output, indices -> input; its gradient: input, indices ->
+// output.
 struct PoolBuffers {
   void* input = nullptr;
   void* output = nullptr;
