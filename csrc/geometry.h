@@ -125,11 +125,11 @@ Int smaller(const Int& a, const Int& b) {
   }
 }
 
-// Extent of the output of a pooling window, zero where no window fits. In ceil_mode the last window may reach beyond
-// the padding, but starts inside the input or the padding before it.
+// Extent of the output of a pooling window, zero where no window fits. In ceil_mode the last window may reach
+// beyond the padding, but starts inside the input or the padding before it.
 template <class Int>
-Int pool_output(const Int& input, const Int& kernel, const Int& stride, const Int& padding, const Int& dilation,
-                bool ceil_mode) {
+Int pool_output(const Int& input, const Int& kernel, const Int& stride, const Int& padding,
+                const Int& dilation, bool ceil_mode) {
   const Int reach = input + padding * 2 - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : Int(0));
   if (reach < 0) return Int(0);
   const Int output = reach / stride + 1;
@@ -144,7 +144,8 @@ Int adaptive_kernel(const Int& input, const Int& output) {
   return input / output + smaller<Int>(input % output, Int(1)) * 2;
 }
 
-// The taps of one pooling window that fall inside the input: tap + j reads input index + j * dilation, j in [0, count).
+// The taps of one pooling window that fall inside the input: tap + j reads input index + j * dilation, j in
+// [0, count).
 struct Span {
   int64_t index, tap, count;
 };
@@ -153,7 +154,8 @@ struct Span {
 struct PoolShape {
   int64_t N = 0, C = 0;
   Window axis[kAxes];
-  // Window o of an adaptive axis is [floor(o input / output), ceil((o + 1) input / output)); kernel bounds its taps.
+  // Window o of an adaptive axis is [floor(o input / output), ceil((o + 1) input / output)); kernel bounds
+  // its taps.
   bool adaptive[kAxes] = {};
 
   CNNEXT_HOST_DEVICE constexpr int64_t input_pixels() const {
@@ -162,7 +164,9 @@ struct PoolShape {
   CNNEXT_HOST_DEVICE constexpr int64_t output_pixels() const {
     return axis[0].output * axis[1].output * axis[2].output;
   }
-  CNNEXT_HOST_DEVICE constexpr int64_t taps() const { return axis[0].kernel * axis[1].kernel * axis[2].kernel; }
+  CNNEXT_HOST_DEVICE constexpr int64_t taps() const {
+    return axis[0].kernel * axis[1].kernel * axis[2].kernel;
+  }
 
   // Input that tap 0 of window o reads; in the padding it is negative.
   CNNEXT_HOST_DEVICE constexpr int64_t origin(int a, int64_t o) const {
@@ -186,7 +190,8 @@ struct PoolShape {
   }
   CNNEXT_HOST_DEVICE constexpr int64_t windows_over_input(int a) const {
     const Window& w = axis[a];
-    if (adaptive[a]) return min_of(w.output, w.output % w.input == 0 ? w.output / w.input : w.output / w.input + 2);
+    if (adaptive[a])
+      return min_of(w.output, w.output % w.input == 0 ? w.output / w.input : w.output / w.input + 2);
     return min_of(w.output, w.dilation * (w.kernel - 1) / w.stride + 1);
   }
 };

@@ -170,8 +170,7 @@ at::Tensor conv_grad_weight_cpu(const at::Tensor& grad_output, const at::Tensor&
   const auto format = memory_format(layout, input.dim());
   const cpu::Layout weight_layout =
       channels_last && input.dim() > 3 ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst;
-  const at::Tensor weight =
-      empty(weight_sizes, input.options(), memory_format(weight_layout, input.dim()));
+  const at::Tensor weight = empty(weight_sizes, input.options(), memory_format(weight_layout, input.dim()));
   launch("conv_grad_weight", cpu_kernels().conv_grad_weight,
          problem_of(c, input.scalar_type(), layout, weight_layout), input.contiguous(format), weight,
          std::nullopt, grad_output.contiguous(format));
@@ -247,8 +246,8 @@ cpu::ConvProblem conv_problem(at::IntArrayRef input, at::IntArrayRef weight, at:
                               at::ScalarType type, cpu::Layout layout) {
   const Conv<int64_t> c(input, weight, stride, padding, dilation, groups);
   const bool empty = c10::multiply_integers(input) == 0 || c10::multiply_integers(weight) == 0;
-  TORCH_CHECK_VALUE(c.valid() && !empty && element_type(type), "input of size ", input, " and weight of size ", weight,
-                    " do not fit these parameters");
+  TORCH_CHECK_VALUE(c.valid() && !empty && element_type(type), "input of size ", input,
+                    " and weight of size ", weight, " do not fit these parameters");
   return problem_of(c, type, layout, layout);
 }
 

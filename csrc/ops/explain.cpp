@@ -74,9 +74,9 @@ Choice explain_pool(const std::string& op, const std::vector<int64_t>& input,
   if (name.size() > suffix.size() && name.rfind(suffix) == name.size() - suffix.size()) {
     name.replace(name.size() - suffix.size(), suffix.size(), "_with_offsets");
   }
-  const cpu::PoolProblem problem =
-      pool_problem(input, output, adaptive ? at::IntArrayRef() : at::IntArrayRef(kernel_size), stride, padding,
-                   dilation, type, channels_last ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst);
+  const cpu::PoolProblem problem = pool_problem(
+      input, output, adaptive ? at::IntArrayRef() : at::IntArrayRef(kernel_size), stride, padding, dilation,
+      type, channels_last ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst);
   std::optional<Choice> choice;
   for_each_list([&](const char* each, const auto& list) {
     if constexpr (std::is_same_v<decltype(list), const cpu::KernelList<cpu::PoolKernel>&>) {

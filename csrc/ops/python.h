@@ -45,8 +45,9 @@ Choice explain_conv(const std::string& op, const std::vector<int64_t>& input,
                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
                     c10::ScalarType type, bool channels_last);
 
-// op: a pooling operator or its gradient; sizes of the forward pooling's input and output. Without "adaptive_" in front
-// of its name the windows are those of kernel_size, stride, padding and dilation, with a number for each spatial axis.
+// op: a pooling operator or its gradient; sizes of the forward pooling's input and output. Without
+// "adaptive_" in front of its name the windows are those of kernel_size, stride, padding and dilation, with a
+// number for each spatial axis.
 Choice explain_pool(const std::string& op, const std::vector<int64_t>& input,
                     const std::vector<int64_t>& output, const std::vector<int64_t>& kernel_size,
                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
