@@ -18,7 +18,6 @@ struct OffsetTable {
     entries = sizeof(O) == 1 ? 256 : shape.taps();
     delta = scratch.take<int64_t>(entries);
     for (int a = 0; a < kAxes; ++a) origin[a] = scratch.take<int64_t>(shape.axis[a].output);
-    if (shape.output_pixels() <= 1024) flat = scratch.take<int64_t>(shape.output_pixels());
   }
 
   // A dilated window may have no tap inside the input. Its index is torch's, but no value and no gradient
@@ -33,12 +32,6 @@ struct OffsetTable {
     for (int a = 0; a < kAxes; ++a) {
       for (int64_t o = 0; o < shape.axis[a].output; ++o) {
         origin[a][o] = only_inside && shape.span(a, o).count == 0 ? kNowhere : shape.origin(a, o);
-      }
-    }
-    int64_t at = 0;
-    for (int64_t o = 0; flat && o < shape.axis[0].output; ++o) {
-      for (int64_t p = 0; p < shape.axis[1].output; ++p) {
-        for (int64_t q = 0; q < shape.axis[2].output; ++q) flat[at++] = window(o, p) + origin[2][q];
       }
     }
   }
@@ -56,7 +49,6 @@ struct OffsetTable {
   int64_t entries;
   int64_t* delta;
   int64_t* origin[kAxes];
-  int64_t* flat = nullptr;  // origins of all windows of a plane, where these are few
   ScratchLayout scratch;
 };
 
@@ -140,39 +132,28 @@ template <class T, class O>
 void scatter_windows(const OffsetTable<O>& table, const T* grad_output, const O* offsets, int64_t step,
                      int64_t channels, Acc<T>* sums) {
   const auto pixels = static_cast<uint64_t>(table.shape.input_pixels());
+  const int64_t Q = table.shape.axis[2].output;
+  const int64_t* origin = table.origin[2];
   for (int64_t o = 0; o < table.shape.axis[0].output; ++o) {
     for (int64_t p = 0; p < table.shape.axis[1].output; ++p) {
       const int64_t window = table.window(o, p);
-      for (int64_t q = 0; q < table.shape.axis[2].output; ++q) {
-        for (int64_t c = 0; c < channels; ++c) {
-          const auto pixel =
-              static_cast<uint64_t>(window + table.origin[2][q] + table.offset_delta(offsets[c]));
-          if (pixel < pixels) sums[pixel * channels + c] += load_one(grad_output + c);
+      if (step == 1) {  // a plane: there is one channel
+        for (int64_t q = 0; q < Q; ++q) {
+          const auto pixel = static_cast<uint64_t>(window + origin[q] + table.offset_delta(offsets[q]));
+          if (pixel < pixels) sums[pixel] += load_one(grad_output + q);
         }
-        grad_output += step;
-        offsets += step;
+      } else {
+        for (int64_t q = 0; q < Q; ++q) {
+          for (int64_t c = 0; c < channels; ++c) {
+            const int64_t delta = table.offset_delta(offsets[q * step + c]);
+            const auto pixel = static_cast<uint64_t>(window + origin[q] + delta);
+            if (pixel < pixels) sums[pixel * channels + c] += load_one(grad_output + q * step + c);
+          }
+        }
       }
+      grad_output += Q * step;
+      offsets += Q * step;
     }
-  }
-}
-
-// The same for one plane in channels first, in short loops: `origin` has the windows of a plane or of a row.
-template <class T, class O>
-void scatter_plane(const OffsetTable<O>& table, const T* grad_output, const O* offsets, Acc<T>* sums) {
-  const auto pixels = static_cast<uint64_t>(table.shape.input_pixels());
-  const int64_t Q = table.shape.axis[2].output, rows = table.shape.output_pixels() / Q;
-  const int64_t length = table.flat ? rows * Q : Q;
-  const int64_t* origin = table.flat ? table.flat : table.origin[2];
-  for (int64_t row = 0; row < (table.flat ? 1 : rows); ++row) {
-    const int64_t window =
-        table.flat ? 0 : table.window(row / table.shape.axis[1].output, row % table.shape.axis[1].output);
-#pragma GCC unroll 4
-    for (int64_t q = 0; q < length; ++q) {
-      const auto pixel = static_cast<uint64_t>(window + origin[q] + table.offset_delta(offsets[q]));
-      if (pixel < pixels) sums[pixel] += load_one(grad_output + q);
-    }
-    grad_output += length;
-    offsets += length;
   }
 }
 
@@ -203,11 +184,7 @@ void scatter(const PoolProblem& p, const PoolBuffers& b, const Parallel& paralle
       T* grad_input = static_cast<T*>(b.input) + n * in.image + c * in.channel;
       A* sums = in_place ? reinterpret_cast<A*>(grad_input) : scratch;
       if (!in_place) __builtin_memset(sums, 0, pixels * channels * sizeof(A));
-      if (p.layout == Layout::kChannelsFirst) {
-        scatter_plane<T, O>(table, grad_output, offsets, sums);
-      } else {
-        scatter_windows<T, O>(table, grad_output, offsets, out.pixel, channels, sums);
-      }
+      scatter_windows<T, O>(table, grad_output, offsets, out.pixel, channels, sums);
       for (int64_t i = 0; i < pixels && !in_place; ++i) {
         for (int64_t k = 0; k < channels; ++k)
           store_one(grad_input + i * in.pixel + k, sums[i * channels + k]);
