@@ -18,9 +18,10 @@ struct ChannelsLastTasks {
 
   ChannelsLastTasks(int64_t rows, int64_t width, int64_t channels, int64_t taps)
       : rows(rows), channels(channels) {
-    constexpr int64_t kReadsPerTask = 1 << 15, kFewRows = 64, kChannels = 64;
-    channels_per_task =
-        rows >= kFewRows ? channels : round_up(max_of(1, channels * rows / kFewRows), kChannels);
+    constexpr int64_t kReadsPerTask = 1 << 17, kFewRows = 64, kChannels = 64;
+    // Few rows are cut along the channels as well, into tasks that are still worth a thread.
+    const int64_t share = max_of(channels * rows / kFewRows, kReadsPerTask / max_of(1, width * taps));
+    channels_per_task = rows >= kFewRows ? channels : round_up(max_of(1, share), kChannels);
     rows_per_task = max_of(1, kReadsPerTask / max_of(1, width * channels_per_task * taps));
   }
   int64_t channel_blocks() const { return ceil_div(channels, channels_per_task); }
@@ -375,7 +376,7 @@ int64_t grad_channels_last_workspace(const PoolProblem& p) {
 
 // Gathering reads an output for each input under its window: with large, dense windows scattering reads less.
 CNNEXT_INLINE const char* refuses_max_grad_channels_last(const PoolProblem& p) {
-  constexpr int64_t kMostReaders = kLanes<float> * 5 / 2;
+  constexpr int64_t kMostReaders = CNNEXT_VECTOR_BYTES > 16 ? kLanes<float> * 5 / 2 : 1;
   if (p.layout != Layout::kChannelsLast) return "channels first";
   int64_t readers = 1;
   for (int a = 0; a < kAxes; ++a) readers *= p.shape.windows_over_input(a);
