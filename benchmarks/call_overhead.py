@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,19 +24,29 @@ def calls(functional: object, grad: bool, backward: bool) -> dict[str, Callable[
     """The measured calls of one library."""
     x = torch.randn(1, 1, 4, 4, requires_grad=grad)
     weight = torch.randn(1, 1, 3, 3, requires_grad=grad)
-    conv2d, max_pool2d = functional.conv2d, functional.max_pool2d  # type: ignore[attr-defined]
-    functions: dict[str, Callable[[], torch.Tensor]] = {
-        "conv2d": lambda: conv2d(x, weight, None, 1, 1),
-        "max_pool2d": lambda: max_pool2d(x, 2),
+    f: Any = functional
+    functions: dict[str, Callable[[], Any]] = {
+        "conv2d": lambda: f.conv2d(x, weight, None, 1, 1),
+        "conv_transpose2d": lambda: f.conv_transpose2d(x, weight, None, 1, 1),
+        "max_pool2d": lambda: f.max_pool2d(x, 2),
+        "max_pool2d with indices": lambda: f.max_pool2d(x, 2, return_indices=True),
+        "avg_pool2d": lambda: f.avg_pool2d(x, 2),
+        "adaptive_avg_pool2d": lambda: f.adaptive_avg_pool2d(x, 2),
+        "adaptive_max_pool2d": lambda: f.adaptive_max_pool2d(x, 2),
     }
     if not backward:
-        return dict(functions)
-    ones = {name: torch.ones_like(function()) for name, function in functions.items()}
-    inputs = {"conv2d": (x, weight), "max_pool2d": (x,)}
-    return {
-        name: lambda name=name, function=function: torch.autograd.grad(function(), inputs[name], ones[name])
-        for name, function in functions.items()
-    }
+        return functions
+
+    def with_backward(name: str, function: Callable[[], Any]) -> Callable[[], object]:
+        def first() -> torch.Tensor:
+            output = function()
+            return output[0] if isinstance(output, tuple) else output
+
+        ones = torch.ones_like(first())
+        inputs = (x, weight) if name.startswith("conv") else (x,)
+        return lambda: torch.autograd.grad(first(), inputs, ones)
+
+    return {name: with_backward(name, function) for name, function in functions.items()}
 
 
 def main() -> int:
@@ -58,7 +69,7 @@ def main() -> int:
     table = Table(title=f"µs per call on 1x1x4x4, {options.threads} thread(s), median of rounds in turns")
     for heading in ("call", "", "torch", "cnnext", "difference"):
         table.add_column(heading, justify="left" if heading in ("call", "") else "right")
-    for name in ("conv2d", "max_pool2d"):
+    for name in calls(F, False, False):
         for case in cases:
             theirs, ours = (timings[f"{name}|{case}|{library}"].median * 1e6 for library in ("torch", "cnnext"))
             table.add_row(name, case, f"{theirs:.2f}", f"{ours:.2f}", f"{ours - theirs:+.2f}")

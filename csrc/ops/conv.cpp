@@ -74,8 +74,8 @@ void launch(const char* op, const cpu::KernelList<cpu::ConvKernel>& candidates,
   const cpu::ConvBuffers buffers = {pointer(input), pointer(weight), bias ? pointer(*bias) : nullptr,
                                     pointer(output)};
   const cpu::ConvKernel& kernel = choose_kernel(op, candidates, problem);
-  const at::Tensor scratch = workspace(kernel.workspace(problem));
-  kernel.run(problem, buffers, cpu_parallel(), static_cast<char*>(scratch.mutable_data_ptr()));
+  const c10::DataPtr scratch = workspace(kernel.workspace(problem));
+  kernel.run(problem, buffers, cpu_parallel(), static_cast<char*>(scratch.get()));
 }
 
 cpu::ConvProblem problem_of(const Conv<int64_t>& c, at::ScalarType type, cpu::Layout layout,

@@ -2,7 +2,7 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
-#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -21,8 +21,8 @@ constexpr size_t kSmall = size_t{1} << 18;     // bytes; less is left to torch's
 constexpr size_t kHugePage = size_t{1} << 21;  // bytes
 
 size_t rounded(size_t bytes) {
-  const size_t unit = bytes < kHugePage ? size_t{1} << 16 : kHugePage;
-  return (bytes + unit - 1) / unit * unit;
+  constexpr size_t kUnit = size_t{1} << 16;  // of a huge page would waste a tenth of a network's activations
+  return (bytes + kUnit - 1) / kUnit * kUnit;
 }
 
 // Free blocks wait by size for a request that fills at least three quarters of one. What the pool holds in
@@ -146,7 +146,11 @@ at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options, at::Mem
                                    c10::typeMetaToScalarType(options.dtype()), format);
 }
 
-at::Tensor workspace(int64_t bytes) { return empty({bytes}, at::TensorOptions(at::kByte)); }
+c10::DataPtr workspace(int64_t bytes) {
+  if (bytes == 0) return {};
+  const bool pooled = size_t(bytes) >= kSmall && Pool::instance().enabled();
+  return pooled ? Pool::instance().allocate(bytes) : c10::GetCPUAllocator()->allocate(bytes);
+}
 
 void empty_cache() { Pool::instance().clear(); }
 std::map<std::string, int64_t> memory_stats() { return Pool::instance().stats(); }

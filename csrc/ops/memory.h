@@ -14,6 +14,6 @@ at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options,
                  at::MemoryFormat format = at::MemoryFormat::Contiguous);
 
 // Scratch memory of a kernel, aligned to cpu::kAlignment.
-at::Tensor workspace(int64_t bytes);
+c10::DataPtr workspace(int64_t bytes);
 
 }  // namespace cnnext::ops

@@ -159,8 +159,8 @@ void launch(const char* op, const cpu::KernelList<cpu::PoolKernel>& candidates,
             const cpu::PoolProblem& problem, const cpu::PoolBuffers& buffers) {
   if (problem.shape.N == 0 || problem.shape.output_pixels() == 0) return;
   const cpu::PoolKernel& kernel = choose_kernel(op, candidates, problem);
-  const at::Tensor scratch = workspace(kernel.workspace(problem));
-  kernel.run(problem, buffers, cpu_parallel(), static_cast<char*>(scratch.mutable_data_ptr()));
+  const c10::DataPtr scratch = workspace(kernel.workspace(problem));
+  kernel.run(problem, buffers, cpu_parallel(), static_cast<char*>(scratch.get()));
 }
 
 // The tensor in the layout that the kernel runs in; the caller keeps it alive.
@@ -517,7 +517,6 @@ at::Tensor max_unpool_grad_input_kernel(const at::Tensor& grad_output, const at:
 
 bool pool_fits(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
                SymInts dilation, bool ceil_mode) {
-  check_input("max_pool", input);
   return Pool<c10::SymInt>(input.sym_sizes(), kernel_size, stride, padding, dilation, ceil_mode).valid();
 }
 

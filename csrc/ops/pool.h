@@ -48,7 +48,7 @@ at::Tensor max_unpool(const at::Tensor& input, const at::Tensor& indices, SymInt
 at::Tensor max_unpool_grad_input(const at::Tensor& grad_output, const at::Tensor& indices,
                                  bool channels_last);
 
-// Whether max_pool takes these arguments.
+// Whether these windows fit the input.
 bool pool_fits(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
                SymInts dilation, bool ceil_mode);
 

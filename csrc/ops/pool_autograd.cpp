@@ -107,11 +107,14 @@ struct Saved {
   Saved(AutogradContext* ctx, std::initializer_list<SymInts> lists) {
     for (const SymInts& list : lists) {
       all.emplace_back(int64_t(list.size()));
-      all.insert(all.end(), list.begin(), list.end());
+      all.append(list.begin(), list.end());
     }
     ctx->saved_data["windows"] = SymInts(all);
   }
-  explicit Saved(AutogradContext* ctx) : all(ctx->saved_data["windows"].toSymIntVector()) {}
+  explicit Saved(AutogradContext* ctx) {
+    const std::vector<c10::SymInt> kept = ctx->saved_data["windows"].toSymIntVector();
+    all.append(kept.begin(), kept.end());
+  }
 
   SymInts next() {
     const int64_t length = all[at].expect_int();
@@ -121,7 +124,7 @@ struct Saved {
   }
   int64_t next_number() { return next()[0].expect_int(); }
 
-  std::vector<c10::SymInt> all;
+  c10::SmallVector<c10::SymInt, 24> all;
   size_t at = 0;
 };
 
@@ -310,7 +313,7 @@ at::Tensor max_pool_autograd(const at::Tensor& input, SymInts kernel_size, SymIn
   if (const char* reason = left_to_aten({&input})) {
     return aten::max_pool(reason, input, kernel_size, stride, padding, dilation, ceil_mode);
   }
-  if (differentiates(input) && pool_fits(input, kernel_size, stride, padding, dilation, ceil_mode)) {
+  if (differentiates(input) && !kernel_size.empty()) {
     return MaxPoolFunction::apply(input, kernel_size, stride, padding, dilation, ceil_mode, false)[0];
   }
   at::AutoDispatchBelowADInplaceOrView below;
@@ -322,7 +325,9 @@ TensorPair max_pool_with_indices_autograd(const at::Tensor& input, SymInts kerne
   if (const char* reason = left_to_aten({&input})) {
     return aten::max_pool_with_indices(reason, input, kernel_size, stride, padding, dilation, ceil_mode);
   }
-  if (differentiates(input) && pool_fits(input, kernel_size, stride, padding, dilation, ceil_mode)) {
+  // In one dimension torch words an error of this operator otherwise than one of max_pool.
+  const bool fits = input.dim() > 3 || pool_fits(input, kernel_size, stride, padding, dilation, ceil_mode);
+  if (differentiates(input) && !kernel_size.empty() && fits) {
     return pair(MaxPoolFunction::apply(input, kernel_size, stride, padding, dilation, ceil_mode, true));
   }
   at::AutoDispatchBelowADInplaceOrView below;
