@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -195,13 +196,29 @@ def _layer(name: str, op: str, shape: str, source: Tensor, last: bool, direction
     return Layer(name, op, shape, str(source.dtype).removeprefix("torch."), layout, None, directions)
 
 
+@contextmanager
+def module_path(model: Any) -> Iterator[list[str]]:
+    """While a model runs inside the block: names of the modules it is in, the innermost last. Empty for a function."""
+    path: list[str] = []
+    handles = []
+    if isinstance(model, torch.nn.Module):
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
+            handles.append(module.register_forward_hook(lambda *_: path.pop() and None, always_call=True))
+    try:
+        yield path
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class _Recorder(TorchDispatchMode):
     """Notes every convolution and pooling operator below autograd; one of ATen's is a call that was left to torch."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: list[str]) -> None:
         super().__init__()
         self.layers: list[Layer] = []
-        self.path: list[str] = []
+        self.path = path
         self.fallbacks = backends.fallbacks()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -256,29 +273,21 @@ def explain(layer_or_function: Callable[..., Any], *tensors: Any, **kwargs: Any)
         >>> found.layers[0].shape
         'N=1 C=3 H=10 W=10 → K=8 P=8 Q=8, R=3 S=3 stride 1 padding 0'
     """
-    handles = []
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = _Recorder()
     run: Callable[..., Any] = layer_or_function
     state: Any = ()
     if isinstance(layer_or_function, torch.nn.Module):
-        for name, module in layer_or_function.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: recorder.path.append(name)))
-            leave = lambda *_: recorder.path.pop() and None  # noqa: E731
-            handles.append(module.register_forward_hook(leave, always_call=True))
         # Parameters and buffers are replaced too, or a batch norm would count this call.
         state = [dict(layer_or_function.named_parameters()), dict(layer_or_function.named_buffers())]
 
         def run(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(layer_or_function, state, args, kwargs)
 
-    try:
+    with module_path(layer_or_function) as path:
+        recorder = _Recorder(path)
         with fake:
             state, tensors, kwargs = tree_map_only(Tensor, fake.from_tensor, (state, tensors, kwargs))
         with fake, recorder, override():
             run(*tensors, **kwargs)
         recorder.resolve()
-    finally:
-        for handle in handles:
-            handle.remove()
     return Explanation(recorder.layers)

@@ -34,6 +34,13 @@ def _redirections() -> dict[Any, tuple[str, Callable[..., Any]]]:
 
 
 _REDIRECTIONS = _redirections()
+_NAMES = {getattr(functional, name): name for name in functional.__all__}
+
+
+def function_name(function: Any) -> str | None:
+    """The name in `torch.nn.functional` of a function that a mode sees, torch's or ours; None for any other."""
+    redirection = _REDIRECTIONS.get(function)
+    return _NAMES.get(function) if redirection is None else redirection[0]
 
 
 class override(TorchFunctionMode):

@@ -20,7 +20,7 @@ pytest.importorskip("rich")
 pytest.importorskip("skimage")
 
 from cnnext import bench
-from cnnext.bench import cli, layer_bench, layers, network, sections, tables, timing
+from cnnext.bench import cli, layer_bench, layers, network, tables, timing
 from cnnext.bench.photo import photograph
 
 
@@ -87,7 +87,8 @@ def test_suite_scales_with_batch_and_size():
 )
 def test_layer_of_module(module):
     x = torch.randn(2, 4, 11, 12)
-    layer = layers.layer_of(module, x)
+    ((layer, names),) = ((use.layer, use.names) for use in layers.collect(module, x))
+    assert names == [""]
     assert layer.output() == tuple(module(x).shape)
     assert layers.Layer.from_json(json.loads(json.dumps(layer.as_json()))) == layer
     if layer.input == tuple(x.shape):
@@ -96,9 +97,59 @@ def test_layer_of_module(module):
 
 
 def test_layer_of_other_modules_and_dims():
-    assert layers.layer_of(nn.ReLU(), torch.ones(1, 2, 3, 3)) is None
-    assert layers.layer_of(nn.Conv1d(2, 3, 3), torch.ones(1, 2, 9)).op == "conv1d"
-    assert layers.layer_of(nn.MaxPool3d(2), torch.ones(1, 2, 4, 4, 4)).op == "max_pool3d"
+    assert layers.collect(nn.ReLU(), torch.ones(1, 2, 3, 3)) == []
+    assert layers.collect(nn.Conv1d(2, 3, 3), torch.ones(1, 2, 9))[0].layer.op == "conv1d"
+    assert layers.collect(nn.MaxPool3d(2), torch.ones(1, 2, 4, 4, 4))[0].layer.op == "max_pool3d"
+    assert layers.collect(nn.Conv2d(2, 3, 3), torch.ones(2, 8, 8))[0].layer.input == (1, 2, 8, 8)
+
+
+class Functions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.ours = cnnext.nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = F.max_pool2d(self.ours(self.first(x)), 2)
+        z, _ = F.max_pool2d(y, 2, stride=1, return_indices=True)
+        return cnnext.functional.avg_pool2d(F.conv2d(z, self.ours.weight, stride=(2, 1)), [2, 1])
+
+
+def test_calls_of_functions_are_collected_too():
+    uses = layers.collect(Functions(), torch.randn(1, 3, 12, 12))
+    found = [(use.layer.op, use.names, use.needs_grad_input) for use in uses]
+    assert found == [
+        ("conv2d", ["first"], False),
+        ("conv2d", ["ours"], True),
+        ("max_pool2d", [""], True),
+        ("max_pool2d", [""], True),
+        ("conv2d", [""], True),
+        ("avg_pool2d", [""], True),
+    ]
+    assert [use.layer.stride for use in uses] == [(1, 1), (1, 1), (2, 2), (1, 1), (2, 1), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+        nn.ConvTranspose1d(4, 6, 4, dilation=2, bias=False),
+    ],
+    ids=repr,
+)
+def test_transposed_convolution(module):
+    x = torch.randn(2, 4, *[9] * (module.weight.dim() - 2))
+    (use,) = layers.collect(module, x)
+    layer = use.layer
+    assert layer.output() == tuple(module(x).shape)
+    assert torch.equal(layer.call(F, x, module.weight, module.bias), module(x))
+    results = list(
+        layer_bench.measure(
+            layer, layer.directions, torch.float32, layers.LAYOUTS, timing.Machine(0.02), 0.0, repeats=1
+        )
+    )
+    assert [r["direction"] for r in results] == list(layers.CONV_DIRECTIONS)
+    assert layer.flops() == 2 * x.numel() * module.weight[0].numel()
 
 
 def test_labels_and_work():
@@ -412,10 +463,9 @@ def result(
 def test_layer_table_fits(width):
     from rich.console import Console
 
-    section = sections.Section("layers", "resnet50", "float32", layers.LAYOUTS, 16, 0.1, model="resnet50")
     console = Console(width=width, highlight=False)
     with console.capture() as capture:
-        for table in tables.layers([result(), result()], section, width):
+        for table in tables.layers([result(), result()], width):
             console.print(table)
     printed = capture.get()
     assert "…" not in printed
@@ -440,7 +490,7 @@ def test_geometric_means_count_layers():
 
 @pytest.mark.parametrize(("value", "text"), [(0.01234, "0.0123"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1234")])
 def test_three_figures(value, text):
-    assert tables._number(value) == text
+    assert tables.number(value) == text
 
 
 def test_disturbance_is_told():

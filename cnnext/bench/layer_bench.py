@@ -34,6 +34,13 @@ def memory_format(layout: str, dims: int) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def in_layout(tensor: Tensor, layout: str) -> Tensor:
+    """The tensor in a layout; one that is no image or volume as it is."""
+    return (
+        tensor.contiguous(memory_format=memory_format(layout, tensor.dim() - 2)) if tensor.dim() in (4, 5) else tensor
+    )
+
+
 @dataclass
 class Tensors:
     """The operands of a layer in one layout."""
@@ -49,7 +56,7 @@ class Tensors:
         weight = bias = None
         if layer.is_conv:
             weight = torch.randn(layer.weight, generator=generator) / max(1, weight_fan_in(layer)) ** 0.5
-            bias = torch.randn(layer.weight[0], generator=generator) if layer.bias else None
+            bias = torch.randn(layer.output()[1], generator=generator) if layer.bias else None
         return Tensors(
             torch.randn(layer.input, generator=generator),
             weight,
@@ -57,14 +64,14 @@ class Tensors:
             torch.randn(layer.output(), generator=generator),
         )
 
-    def to(self, dtype: torch.dtype, layout: str, dims: int) -> Tensors:
+    def to(self, dtype: torch.dtype, layout: str, device: torch.device) -> Tensors:
         def convert(tensor: Tensor) -> Tensor:
-            return tensor.to(dtype).contiguous(memory_format=memory_format(layout, dims))
+            return in_layout(tensor.to(device, dtype), layout)
 
         return Tensors(
             convert(self.input),
             None if self.weight is None else convert(self.weight),
-            None if self.bias is None else self.bias.to(dtype),
+            None if self.bias is None else self.bias.to(device, dtype),
             convert(self.grad_output),
         )
 
@@ -88,8 +95,8 @@ def torch_call(layer: Layer, direction: str, tensors: Tensors) -> Call:
         layer.stride,
         layer.padding,
         layer.dilation,
-        False,
-        [0] * layer.dims,
+        layer.is_transposed,
+        layer.output_padding or [0] * layer.dims,
         layer.groups,
         mask,
     )[mask.index(True)]
@@ -102,10 +109,16 @@ def our_call(layer: Layer, direction: str, tensors: Tensors, layout: str) -> Cal
     geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
     if direction == "forward":
         return lambda: layer.call(cnnext.functional, tensors.input, tensors.weight, tensors.bias)
+    kernel, channels_last = list(layer.weight[2:]), layout == "channels_last"
+    if layer.is_transposed:  # the gradient of a convolution, and the convolution its gradient
+        if direction == "grad_input":
+            return lambda: torch.ops.cnnext.conv(tensors.grad_output, tensors.weight, None, *geometry)
+        return lambda: torch.ops.cnnext.conv_grad_weight(
+            tensors.input, tensors.grad_output, kernel, *geometry, channels_last
+        )
     if direction == "grad_input":
         size = list(layer.input[2:])
         return lambda: torch.ops.cnnext.conv_grad_input(tensors.grad_output, tensors.weight, None, size, *geometry)
-    kernel, channels_last = list(layer.weight[2:]), layout == "channels_last"
     return lambda: torch.ops.cnnext.conv_grad_weight(
         tensors.grad_output, tensors.input, kernel, *geometry, channels_last
     )
@@ -126,14 +139,15 @@ def kernel_name(layer: Layer, direction: str, dtype: torch.dtype, layout: str) -
     channels_last = layout == "channels_last"
     if layer.is_conv:
         op = "conv" if direction == "forward" else f"conv_{direction}"
-        sizes = (list(layer.input), list(layer.weight))
+        if layer.is_transposed:
+            op = {"conv": "conv_grad_input", "conv_grad_input": "conv"}.get(op, op)
+        sizes = (list(layer.output() if layer.is_transposed else layer.input), list(layer.weight))
         geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
         return str(cnnext._C.explain_conv(op, *sizes, *geometry, dtype, channels_last)["kernel"])
     op = layer.op[: -len("2d")] + ("" if direction == "forward" else "_grad_input")
     output = layer.output()
     ones, zeros = [1] * layer.dims, [0] * layer.dims
-    # adaptive pooling has no window of its own; its largest is told
-    window = list(layer.kernel) or [-(-i // max(o, 1)) for i, o in zip(layer.input[2:], output[2:], strict=True)]
+    window = list(layer.window)
     windows = (window, list(layer.stride) or window, list(layer.padding) or zeros, list(layer.dilation) or ones)
     return str(cnnext._C.explain_pool(op, list(layer.input), list(output), *windows, dtype, channels_last)["kernel"])
 
@@ -188,9 +202,10 @@ def measure(
         Mismatch: a result of ours is wrong. Nothing of this direction has been timed then.
     """
     layouts = layouts if layer.dims > 1 else ("nchw",)
-    rounded = Tensors.random(layer).to(dtype, "nchw", layer.dims)
-    operands = {layout: rounded.to(dtype, layout, layer.dims) for layout in layouts}
-    exact = rounded.to(torch.float64, "nchw", layer.dims)
+    device = machine.device
+    rounded = Tensors.random(layer).to(dtype, "nchw", device)
+    operands = {layout: rounded.to(dtype, layout, device) for layout in layouts}
+    exact = rounded.to(torch.float64, "nchw", device)
     for direction in directions:
         calls: dict[str, Call] = {}
         for layout in layouts:
@@ -201,7 +216,7 @@ def measure(
             found = {name: errors(call(), reference) for name, call in calls.items()}
             del reference
             check(found, f"{layer.label()} {direction}", dtype)
-            timings = finish(interleave(calls, min_time, repeats))
+            timings = finish(interleave(calls, min_time, repeats, device))
         backends = {}
         for name, timing in timings.items():
             library, layout = name.split()
@@ -218,14 +233,15 @@ def measure(
             "dtype": str(dtype).removeprefix("torch."),
             "batch": layer.input[0],
             "flops": flops,
+            "operations": layer.operations(),
             "bytes": size,
             "limit": limit,
             "backends": backends,
-            **_compare(backends),
+            **compare(backends),
         }
 
 
-def _compare(backends: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def compare(backends: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The fastest layout of each library, and torch's time over ours: best against best and by layout."""
     best = {}
     for library in ("torch", "cnnext"):

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import cnnext.functional
+from cnnext._explain import module_path
+from cnnext._override import function_name
 
 CONV = ("conv1d", "conv2d", "conv3d")
+CONV_TRANSPOSE = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 MAX_POOL = ("max_pool1d", "max_pool2d", "max_pool3d")
 AVG_POOL = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 ADAPTIVE_POOL = tuple(f"adaptive_{kind}_pool{dims}d" for kind in ("avg", "max") for dims in (1, 2, 3))
-OPS = CONV + MAX_POOL + AVG_POOL + ADAPTIVE_POOL
+OPS = CONV + CONV_TRANSPOSE + MAX_POOL + AVG_POOL + ADAPTIVE_POOL
 
 CONV_DIRECTIONS = ("forward", "grad_input", "grad_weight")
 POOL_DIRECTIONS = ("forward", "backward")
@@ -38,6 +45,7 @@ class Layer:
     output_size: tuple[int | None, ...] = ()
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
     ceil_mode: bool = False
@@ -50,7 +58,11 @@ class Layer:
 
     @property
     def is_conv(self) -> bool:
-        return self.op in CONV
+        return self.op in CONV or self.is_transposed
+
+    @property
+    def is_transposed(self) -> bool:
+        return self.op in CONV_TRANSPOSE
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -59,6 +71,9 @@ class Layer:
     def call(self, functional: Any, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """Calls the function of this name in ``functional`` (``torch.nn.functional`` or ``cnnext.functional``)."""
         function = getattr(functional, self.op)
+        if self.is_transposed:
+            window = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+            return function(input, weight, bias, *window)
         if self.is_conv:
             return function(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         if self.op in MAX_POOL:
@@ -79,9 +94,21 @@ class Layer:
         weight = torch.empty(self.weight, device="meta") if self.is_conv else None
         return tuple(self.call(F, torch.empty(self.input, device="meta"), weight).shape)
 
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Extents of a pooling window; adaptive pooling has none of its own, and its largest is told."""
+        sizes = zip(self.input[2:], self.output()[2:], strict=True)
+        return self.kernel or tuple(math.ceil(size / max(out_size, 1)) for size, out_size in sizes)
+
     def flops(self) -> int:
         """Floating-point operations of a convolution in any one direction, taps in the padding included."""
-        return 2 * math.prod(self.output()) * math.prod(self.weight[1:]) if self.is_conv else 0
+        if not self.is_conv:
+            return 0
+        return 2 * math.prod(self.input if self.is_transposed else self.output()) * math.prod(self.weight[1:])
+
+    def operations(self) -> int:
+        """The same; of pooling, additions or comparisons."""
+        return self.flops() or math.prod(self.output()) * math.prod(self.window)
 
     def bytes(self, dtype: torch.dtype) -> int:
         """Bytes that any one direction must read and write at least: input, output and weight once each."""
@@ -100,7 +127,7 @@ class Layer:
             kind += f" d{_same(self.dilation)}"
         if self.groups > 1:
             kind = ("depthwise " if self.groups == self.input[1] else "grouped ") + kind
-        return kind
+        return f"transposed {kind}" if self.is_transposed else kind
 
     def label(self) -> str:
         """Short name in the field's terms: ``64→256 1x1 @56`` is C→K, kernel, stride, @ input size."""
@@ -108,8 +135,9 @@ class Layer:
         if not self.is_conv:
             return f"{self.kind()} {self.input[1]} @{size}"
         groups = f" g{self.groups}" if self.groups > 1 else ""
-        kind = self.kind().removeprefix("depthwise ").removeprefix("grouped ")
-        return f"{self.input[1]}→{self.weight[0]} {kind}{groups} @{size}"
+        kind = self.kind().replace("depthwise ", "").replace("grouped ", "")
+        out_channels = self.weight[1] * self.groups if self.is_transposed else self.weight[0]
+        return f"{self.input[1]}→{out_channels} {kind}{groups} @{size}"
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -147,94 +175,77 @@ class LayerUse:
         return len(self.names)
 
 
-def _tuple(value: Any, dims: int) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * dims
+def _sizes(value: Any, dims: int) -> tuple[Any, ...]:
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return sizes * dims if len(sizes) == 1 else sizes
 
 
-def layer_of(module: nn.Module, input: Tensor) -> Layer | None:
-    """The layer that ``module`` runs on ``input``; None where it is no convolution or pooling of :data:`OPS`."""
-    size = tuple(input.shape)
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        dims = len(module.kernel_size)
-        padding: tuple[int, ...] = (0,) * dims
-        # both sides of every dimension, the last dimension first
-        before, after = module._reversed_padding_repeated_twice[::2], module._reversed_padding_repeated_twice[1::2]
-        if module.padding_mode == "zeros" and before == after:
-            padding = tuple(reversed(before))
-        else:  # the module pads first and then convolves without padding
-            grown = [extent + sum(pads) for extent, *pads in zip(size[2:], before[::-1], after[::-1], strict=True)]
-            size = (*size[:2], *grown)
-        return Layer(
-            f"conv{dims}d",
-            size,
-            weight=tuple(module.weight.shape),
-            bias=module.bias is not None,
-            stride=tuple(module.stride),
-            padding=padding,
-            dilation=tuple(module.dilation),
-            groups=module.groups,
-        )
-    dims = len(size) - 2
-    if isinstance(module, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)):
-        return Layer(
-            f"max_pool{dims}d",
-            size,
-            kernel=_tuple(module.kernel_size, dims),
-            stride=_tuple(module.stride, dims),
-            padding=_tuple(module.padding, dims),
-            dilation=_tuple(module.dilation, dims),
-            ceil_mode=module.ceil_mode,
-        )
-    if isinstance(module, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)):
-        return Layer(
-            f"avg_pool{dims}d",
-            size,
-            kernel=_tuple(module.kernel_size, dims),
-            stride=_tuple(module.stride, dims),
-            padding=_tuple(module.padding, dims),
-            ceil_mode=module.ceil_mode,
-            count_include_pad=module.count_include_pad,
-            divisor_override=getattr(module, "divisor_override", None),
-        )
-    adaptive = {
-        "avg": (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-        "max": (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-    }
-    for kind, classes in adaptive.items():
-        if isinstance(module, classes):
-            output = _tuple(module.output_size, dims)
-            output = tuple(extent if want is None else want for want, extent in zip(output, size[2:], strict=True))
-            return Layer(f"adaptive_{kind}_pool{dims}d", size, output_size=output)
-    return None
+def layer_of(name: str, *args: Any, **kwargs: Any) -> Layer | None:
+    """The layer that a call of ``torch.nn.functional``'s function of this name is; None where it is not of :data:`OPS`.
 
-
-def collect(model: nn.Module, input: Tensor) -> list[LayerUse]:
-    """Runs ``model`` on ``input`` and lists its distinct layers in the order they first ran.
-
-    Only modules are seen, not calls of ``torch.nn.functional`` in a ``forward``. Both may be on the meta device,
-    which makes it instant.
+    A module that pads first and then convolves, as for ``padding_mode="reflect"``, calls it with the padded input.
     """
-    uses: dict[tuple[Layer, bool], LayerUse] = {}
-    hooks = []
+    op = name.removesuffix("_with_indices")
+    if op not in OPS:
+        return None
+    call = inspect.signature(getattr(cnnext.functional, op)).bind(*args, **kwargs)
+    call.apply_defaults()
+    given = call.arguments
+    dims = int(op[-2])
+    size = tuple(given["input"].shape)
+    size = size if len(size) == dims + 2 else (1, *size)
+    if op in ADAPTIVE_POOL:
+        wanted = zip(_sizes(given["output_size"], dims), size[2:], strict=True)
+        return Layer(op, size, output_size=tuple(extent if want is None else want for want, extent in wanted))
+    fields: dict[str, Any] = {key: _sizes(given[key], dims) for key in ("padding", "dilation") if key in given}
+    if op in CONV or op in CONV_TRANSPOSE:
+        fields |= {"weight": tuple(given["weight"].shape), "bias": given["bias"] is not None}
+        fields |= {"stride": _sizes(given["stride"], dims), "groups": given["groups"]}
+        if op in CONV_TRANSPOSE:
+            fields["output_padding"] = _sizes(given["output_padding"], dims)
+        elif given["padding"] == "valid":
+            fields["padding"] = (0,) * dims
+        elif given["padding"] == "same":
+            totals = [d * (k - 1) for d, k in zip(fields["dilation"], fields["weight"][2:], strict=True)]
+            fields["padding"] = tuple(total // 2 for total in totals)
+            if any(total % 2 for total in totals):  # more on one side than on the other: padded before
+                size = (*size[:2], *(extent + total for extent, total in zip(size[2:], totals, strict=True)))
+                fields["padding"] = (0,) * dims
+    else:
+        fields["kernel"] = _sizes(given["kernel_size"], dims)
+        fields["stride"] = _sizes(given["stride"], dims) if given["stride"] else fields["kernel"]
+        names = ("ceil_mode", "count_include_pad", "divisor_override")
+        fields |= {key: given[key] for key in names if key in given}
+    return Layer(op, size, **fields)
 
-    def hook(name: str) -> Any:
-        def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            layer = layer_of(module, args[0])
-            if layer is not None:
-                key = (layer, args[0].requires_grad)
-                uses.setdefault(key, LayerUse(layer, [], args[0].requires_grad)).names.append(name)
 
-        return record
+class _Recorder(TorchFunctionMode):
+    """Notes every call of convolution and pooling, torch's or ours, and the module that made it."""
 
-    for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(hook(name)))
-    try:
-        with torch.enable_grad():
-            model(input)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return list(uses.values())
+    def __init__(self, path: list[str]) -> None:
+        super().__init__()
+        self.path = path
+        self.uses: dict[tuple[Layer, bool], LayerUse] = {}
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = function_name(func)
+        layer = layer_of(name, *args, **(kwargs or {})) if name else None
+        if layer is not None:
+            needs_grad = (args[0] if args else kwargs["input"]).requires_grad
+            use = self.uses.setdefault((layer, needs_grad), LayerUse(layer, [], needs_grad))
+            use.names.append(self.path[-1] if self.path else "")
+        return result
+
+
+def collect(model: nn.Module, *inputs: Any) -> list[LayerUse]:
+    """Runs ``model`` on ``inputs`` and lists its distinct layers in the order they first ran.
+
+    Layers and calls of functions are seen, torch's and ours. All may be on the meta device, which makes it instant.
+    """
+    with module_path(model) as path, _Recorder(path) as recorder, torch.enable_grad():
+        model(*inputs)
+    return list(recorder.uses.values())
 
 
 def suite(name: str, batch: int = 1, size: int = 224, training: bool = False) -> list[LayerUse]:

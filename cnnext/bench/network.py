@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from cnnext import models
 from cnnext.backends import fallbacks, reset_fallbacks
 
 from . import layers
-from .layer_bench import Mismatch, check, errors, memory_format
+from .layer_bench import Mismatch, check, errors, in_layout
+from .layer_bench import compare as compare_backends
 from .photo import photograph
 from .timing import Machine, interleave, peak_memory
 
@@ -46,6 +47,26 @@ def prepared_model(name: str, size: int, training: bool) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1
     return model.train(training)
+
+
+class Runnable(Protocol):
+    """One copy of a model and what is done with it."""
+
+    model: nn.Module
+
+    def __call__(self) -> None:
+        """What is timed."""
+
+    def results(self) -> dict[str, Tensor]:
+        """What is compared, by name."""
+
+
+def converted(model: nn.Module, library: str, layout: str, dtype: torch.dtype) -> nn.Module:
+    """A copy of a model with the layers of ``torch`` or ``cnnext``, and its weights in a layout."""
+    model = copy.deepcopy(model).to(dtype)
+    for parameter in model.parameters():
+        parameter.data = in_layout(parameter.data, layout)
+    return cnnext.convert(model) if library == "cnnext" else model
 
 
 class Step:
@@ -90,11 +111,7 @@ class Step:
 def _step(
     model: nn.Module, library: str, layout: str, dtype: torch.dtype, images: Tensor, labels: Tensor | None
 ) -> Step:
-    model = copy.deepcopy(model).to(dtype)
-    model.to(memory_format=memory_format(layout, 2))  # type: ignore[call-overload]
-    if library == "cnnext":
-        cnnext.convert(model)
-    return Step(model, images.to(dtype=dtype, memory_format=memory_format(layout, 2)), labels)
+    return Step(converted(model, library, layout, dtype), in_layout(images.to(dtype), layout), labels)
 
 
 def replaced(model: nn.Module) -> dict[str, int]:
@@ -142,6 +159,71 @@ def _labels(batch: int) -> Tensor:
     return torch.randint(0, 1000, (batch,), generator=torch.Generator().manual_seed(0))
 
 
+def compare(
+    what: str,
+    make: Callable[[str, str, torch.dtype], Runnable],
+    dtype: torch.dtype,
+    layouts: tuple[str, ...],
+    machine: Machine,
+    min_time: float,
+    repeats: int | None = None,
+) -> Generator[tuple[str, float], None, dict[str, Any]]:
+    """Checks, then times one thing to do with a whole model, by each library in each layout.
+
+    Args:
+        what: its name in an error.
+        make: builds the model's copy for a library, a layout and an element type.
+
+    Yields what is being done and the fraction done; returns the part of the result that the model does not matter for.
+
+    Raises:
+        Mismatch: outputs or gradients of ours are wrong. Nothing has been timed then.
+    """
+    yield "float64 reference", 0.0
+    reference = make("torch", layouts[0], torch.float64).results()
+    reset_fallbacks()
+    steps: dict[str, Runnable] = {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for library in ("torch", "cnnext"):
+        for layout in layouts:
+            key = f"{library} {layout}"
+            yield f"comparing {key}", 0.0
+            steps[key] = make(library, layout, dtype)
+            for name, result in steps[key].results().items():
+                found.setdefault(name, {})[key] = errors(result, reference[name])
+    left_to_torch = fallbacks()
+    for name, errors_of in found.items():
+        check(errors_of, f"{what} {name}", dtype, _FLIPS if name == "gradient" else 0.0)
+    del reference
+
+    functions: dict[str, Callable[[], object]] = dict(steps)
+    timing = interleave(functions, min_time, repeats, machine.device)
+    while True:
+        try:
+            done = next(timing)
+        except StopIteration as stop:
+            timings = stop.value
+            break
+        yield f"timing, {len(functions)} backends in turns", done
+    backends = {
+        key: {**timings[key].as_json(), "error": {name: errors_of[key] for name, errors_of in found.items()}}
+        for key in steps
+    }
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "fallbacks": dict(left_to_torch),
+        "backends": backends,
+        **compare_backends(backends),
+    }
+
+
+def work(uses: list[layers.LayerUse], training: bool) -> int:
+    """FLOPs of all convolutions, each in the directions that are computed."""
+    return sum(
+        use.layer.flops() * use.count * (1 if not training else 3 if use.needs_grad_input else 2) for use in uses
+    )
+
+
 def measure(
     name: str,
     mode: str,
@@ -159,70 +241,28 @@ def measure(
     cross-entropy, backward and an SGD step on identical copies of the model.
 
     Raises:
-        Mismatch: outputs or gradients of ours are wrong. Nothing has been timed then.
+        Mismatch: outputs or gradients of ours are wrong, or a layer is still torch's. Nothing has been timed then.
     """
     training = mode == "train"
     yield "preparing the model", 0.0
     model = prepared_model(name, size, training)
     images = photograph(batch, size)
     labels = _labels(batch) if training else None
+    counts = replaced(cnnext.convert(copy.deepcopy(model)))
 
-    yield "float64 reference", 0.0
-    reference = _step(model, "torch", "nchw", torch.float64, images, labels).results()
-    reset_fallbacks()
-    steps: dict[str, Step] = {}
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for library in ("torch", "cnnext"):
-        for layout in layouts:
-            key = f"{library} {layout}"
-            yield f"comparing {key}", 0.0
-            steps[key] = _step(model, library, layout, dtype, images, labels)
-            for what, result in steps[key].results().items():
-                found.setdefault(what, {})[key] = errors(result, reference[what])
-    left_to_torch = fallbacks()
-    counts = replaced(steps[f"cnnext {layouts[0]}"].model)
-    for what, errors_of in found.items():
-        check(errors_of, f"{name} {mode} {what}", dtype, _FLIPS if what == "gradient" else 0.0)
-    del reference
+    def make(library: str, layout: str, dtype: torch.dtype) -> Step:
+        return _step(model, library, layout, dtype, images, labels)
 
-    functions: dict[str, Callable[[], object]] = dict(steps)
-    timing = interleave(functions, min_time, repeats)
-    while True:
-        try:
-            done = next(timing)
-        except StopIteration as stop:
-            timings = stop.value
-            break
-        yield f"timing, {len(functions)} backends in turns", done
-    backends = {
-        key: {**timings[key].as_json(), "error": {what: errors_of[key] for what, errors_of in found.items()}}
-        for key in steps
-    }
+    result = yield from compare(f"{name} {mode}", make, dtype, layouts, machine, min_time, repeats)
     uses = layers.collect(model.to("meta"), torch.empty(batch, 3, size, size, device="meta"))
-    flops = sum(
-        use.layer.flops() * use.count * (1 if not training else 3 if use.needs_grad_input else 2) for use in uses
-    )
-    best = {
-        library: min((key for key in backends if key.startswith(library)), key=lambda key: backends[key]["median"])
-        for library in ("torch", "cnnext")
-    }
+    flops = work(uses, training)
     return {
         "model": name,
         "mode": mode,
         "batch": batch,
-        "image_size": size,
-        "dtype": str(dtype).removeprefix("torch."),
+        "input": f"3x{size}x{size}",
         "replaced": counts,
-        "fallbacks": dict(left_to_torch),
         "conv_flops": flops,
         "limit": flops / machine.flops(dtype),
-        "backends": backends,
-        "best": best,
-        "speedup": {
-            "best": backends[best["torch"]]["median"] / backends[best["cnnext"]]["median"],
-            **{
-                layout: backends[f"torch {layout}"]["median"] / backends[f"cnnext {layout}"]["median"]
-                for layout in layouts
-            },
-        },
+        **result,
     }

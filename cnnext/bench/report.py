@@ -137,7 +137,7 @@ class Report:
             for result in results:
                 self.console.print(tables.single_layer(result, width))
         else:
-            for table in tables.layers(results, section, width):
+            for table in tables.layers(results, width):
                 self.console.print(table)
         if warning := tables.disturbance(results):
             self.console.print(warning, style="yellow")

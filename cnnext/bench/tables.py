@@ -13,13 +13,12 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from .sections import Section
-
 _LIBRARY = {"torch": "torch", "cnnext": "[bold]cnnext[/]"}
 _LAYOUT = {"nchw": "NCHW", "channels_last": "channels_last"}
 _SHORT_LAYOUT = {"nchw": "NCHW", "channels_last": "CL"}
 _PREEMPTIONS = 40  # a second; an idle machine has a few, one busy neighbour on one core some hundreds
-_DIRECTIONS = ("forward", "grad_input", "grad_weight", "backward")
+DIRECTIONS = ("forward", "grad_input", "grad_weight", "backward")
+MODES = {"infer": "inference", "train": "training step", "backward": "forward and backward"}
 
 LAYER_NOTES = (
     "CL: channels_last. +-: half the distance of the quartiles. of limit: the time that the measured peaks allow "
@@ -69,7 +68,7 @@ class Rows:
         return table
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three figures: 0.0123, 1.23, 12.3, 123."""
     if not math.isfinite(value):
         return "-"
@@ -77,30 +76,29 @@ def _number(value: float) -> str:
     return f"{value:.{min(max(digits, 0), 4)}f}"
 
 
-def _ms(seconds: float) -> str:
-    return _number(seconds * 1e3)
+def ms(seconds: float) -> str:
+    return number(seconds * 1e3)
 
 
 def _quartiles(backend: dict[str, Any]) -> str:
-    return f"{_ms(backend['q1'])}-{_ms(backend['q3'])}"
+    return f"{ms(backend['q1'])}-{ms(backend['q3'])}"
 
 
 def _spread(backend: dict[str, Any]) -> str:
     return f"{50 * (backend['q3'] - backend['q1']) / backend['median']:.0f} %"
 
 
-def _speedup(value: float) -> str:
+def times(value: float) -> str:
     return f"{value:.2f}x" if value < 99.5 else f"{value:.0f}x"
 
 
 def _colored(value: float) -> str:
-    return f"[{'green' if value >= 1 else 'red'}]{_speedup(value)}[/]"
+    return f"[{'green' if value >= 1 else 'red'}]{times(value)}[/]"
 
 
 def network(result: dict[str, Any], width: int) -> Table:
     """One network in one mode: a row per backend."""
-    mode = "inference" if result["mode"] == "infer" else "training step"
-    size, batch = result["image_size"], result["batch"]
+    batch = result["batch"]
     columns = [
         ("", "left", 0),
         ("layout", "left", 0),
@@ -113,7 +111,7 @@ def network(result: dict[str, Any], width: int) -> Table:
         ("speedup", "right", 0),
         ("to best", "right", 4),
     ]
-    title = f"{result['model']} · {mode} · N={batch} · {size}x{size} · {result['dtype']}"
+    title = f"{result['model']} · {MODES[result['mode']]} · N={batch} · {result['input']} · {result['dtype']}"
     rows = Rows(f"{title} · allocator {result['allocator']}", columns)
     backends = result["backends"]
     best = backends[result["best"]["torch"]]["median"]
@@ -126,10 +124,10 @@ def network(result: dict[str, Any], width: int) -> Table:
         rows.add(
             _LIBRARY[library],
             _LAYOUT[layout],
-            _ms(backend["median"]),
+            ms(backend["median"]),
             _quartiles(backend),
-            _number(batch / backend["median"]),
-            "n/a" if memory is None else _number(memory / 2**20),
+            number(batch / backend["median"]),
+            "n/a" if memory is None else number(memory / 2**20),
             f"{error['max']:.1e}",
             f"{error['relative']:.1e}",
             _colored(same) if ours else "",
@@ -142,7 +140,7 @@ def network_notes(result: dict[str, Any]) -> str:
     """What a reader of :func:`network` needs to know."""
     counts = result["replaced"]
     fallbacks = "; ".join(f"{what} ({count})" for what, count in result["fallbacks"].items()) or "none"
-    compared = "gradients" if result["mode"] == "train" else "outputs"
+    compared = "outputs" if result["mode"] == "infer" else "gradients"
     rounds = next(iter(result["backends"].values()))["rounds"]
     best = result["backends"][result["best"]["cnnext"]]["median"]
     return (
@@ -150,7 +148,7 @@ def network_notes(result: dict[str, Any]) -> str:
         f"{fallbacks}. {rounds} rounds. speedup: over torch in the same layout; to best: over torch's better layout. "
         f"Errors are those of the {compared} against float64. peak MiB: what steps need on top of model and images, "
         f"each backend in a fresh process. "
-        f"Convolutions alone, {result['conv_flops'] / 1e9:.1f} GFLOP, would take {_ms(result['limit'])} ms at the "
+        f"Convolutions alone, {result['conv_flops'] / 1e9:.1f} GFLOP, would take {ms(result['limit'])} ms at the "
         f"machine's measured peak: {100 * result['limit'] / best:.0f} % of our best."
     )
 
@@ -170,19 +168,19 @@ _LAYER_COLUMNS = [
 ]
 
 
-def _rate(result: dict[str, Any], seconds: float) -> float:
+def rate_of(result: dict[str, Any], seconds: float) -> float:
     """GFLOP/s of a convolution, GB/s of pooling."""
     return (result["flops"] or result["bytes"]) / seconds / 1e9
 
 
-def layers(results: list[dict[str, Any]], section: Section, width: int) -> Iterable[Table]:
+def layers(results: list[dict[str, Any]], width: int) -> Iterable[Table]:
     """Tables of a model's layers: one per direction, convolution and pooling apart."""
-    for conv, direction in itertools.product((True, False), _DIRECTIONS):
+    for conv, direction in itertools.product((True, False), DIRECTIONS):
         chosen = [result for result in results if result["direction"] == direction and bool(result["flops"]) == conv]
         if not chosen:
             continue
         what, rate = ("convolution", "GFLOP/s") if conv else ("pooling", "GB/s")
-        title = f"{section.model} · {what} {direction} · N={section.batch} · {section.dtype}"
+        title = f"{chosen[0]['model']} · {what} {direction} · N={chosen[0]['batch']} · {chosen[0]['dtype']}"
         columns = [(heading.replace("GFLOP/s", rate), *rest) for heading, *rest in _LAYER_COLUMNS]
         rows = Rows(f"{title} · allocator {chosen[0]['allocator']}", columns)  # type: ignore[arg-type]
         for index, result in enumerate(chosen):
@@ -193,11 +191,11 @@ def layers(results: list[dict[str, Any]], section: Section, width: int) -> Itera
                 result["label"],
                 ours["kernel"],
                 _SHORT_LAYOUT[result["best"]["cnnext"].split()[1]],
-                _ms(ours["median"]),
+                ms(ours["median"]),
                 _spread(ours),
-                _number(_rate(result, ours["median"])),
+                number(rate_of(result, ours["median"])),
                 f"{100 * result['limit'] / ours['median']:.0f} %",
-                _ms(theirs["median"]),
+                ms(theirs["median"]),
                 _SHORT_LAYOUT[result["best"]["torch"].split()[1]],
                 _colored(result["speedup"]["best"]),
                 end_section=index == len(chosen) - 1,
@@ -218,11 +216,11 @@ def _add_total(rows: Rows, results: list[dict[str, Any]]) -> None:
         "all layers",
         "",
         "",
-        _ms(ours),
+        ms(ours),
         "",
-        _number(work / ours / 1e9),
+        number(work / ours / 1e9),
         f"{100 * total(lambda result: result['limit']) / ours:.0f} %",
-        _ms(theirs),
+        ms(theirs),
         "",
         _colored(theirs / ours),
         style="bold",
@@ -253,9 +251,9 @@ def single_layer(result: dict[str, Any], width: int) -> Table:
             _LIBRARY[library],
             _LAYOUT[layout],
             backend.get("kernel", ""),
-            _ms(backend["median"]),
+            ms(backend["median"]),
             _quartiles(backend),
-            _number(_rate(result, backend["median"])),
+            number(rate_of(result, backend["median"])),
             f"{100 * result['limit'] / backend['median']:.0f} %",
             f"{backend['error']['max']:.1e}",
             f"{backend['error']['relative']:.1e}",
@@ -314,7 +312,7 @@ def geometric_means(results: list[dict[str, Any]], width: int) -> Iterable[Table
         columns = [("", "left", 0), ("kind", "left", 0), ("n", "right", 0), ("best", "right", 0)]
         columns += [("lowest-highest", "right", 1), ("NCHW", "right", 0), ("channels_last", "right", 0)]
         rows = Rows(f"{model} · geometric means of the speedup over torch", columns)
-        for op, direction in itertools.product(("convolution", "pooling"), _DIRECTIONS):
+        for op, direction in itertools.product(("convolution", "pooling"), DIRECTIONS):
             chosen = [r for r in summaries if (r["model"], r["op"], r["direction"]) == (model, op, direction)]
             chosen.sort(key=lambda row: (row["kind"] == "all", -row["layers"]))
             for index, row in enumerate(chosen):
@@ -323,7 +321,7 @@ def geometric_means(results: list[dict[str, Any]], width: int) -> Iterable[Table
                     row["kind"],
                     str(row["layers"]),
                     _colored(row["best"]),
-                    f"{_speedup(row['lowest'])}-{_speedup(row['highest'])}",
+                    f"{times(row['lowest'])}-{times(row['highest'])}",
                     *("" if math.isnan(row[which]) else _colored(row[which]) for which in ("nchw", "channels_last")),
                     style="bold" if row["kind"] == "all" else None,
                     end_section=row["kind"] == "all",

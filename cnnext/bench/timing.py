@@ -20,6 +20,7 @@ import torch
 _BLOCK_SECONDS = 0.002  # short calls are timed in blocks of at least this long, clock and call cost vanish in it
 _FEWEST_ROUNDS = 5
 _MOST_ROUNDS = 200
+_CPU = torch.device("cpu")
 _LONG_CALL = 0.3  # seconds; in such a call a first one's extra work is little, and one is warm-up enough
 
 
@@ -57,7 +58,10 @@ class Timing:
 
 
 def interleave(
-    functions: Mapping[str, Callable[[], object]], min_time: float, repeats: int | None = None
+    functions: Mapping[str, Callable[[], object]],
+    min_time: float,
+    repeats: int | None = None,
+    device: torch.device = _CPU,
 ) -> Generator[float, None, dict[str, Timing]]:
     """Times functions in turns, after a warm-up; a generator that yields the fraction done and returns the times.
 
@@ -65,17 +69,18 @@ def interleave(
         functions: what to time, by name.
         min_time: seconds each function should be timed for, in total; at least five rounds are made anyway.
         repeats: this many rounds exactly, whatever ``min_time`` says.
+        device: where they run. On a GPU, events in its stream are the clock.
     """
     timings = {}
     rounds = 1
     for name, function in functions.items():
-        elapsed = _block(function, 1)  # the first call allocates and builds primitives
+        elapsed = _block(function, 1, device)  # the first call allocates and builds primitives
         if elapsed < _LONG_CALL:
-            elapsed = _block(function, 1)
+            elapsed = _block(function, 1, device)
         calls = 1
         while elapsed < _BLOCK_SECONDS:
             calls = max(calls + 1, min(calls * 10, int(calls * 1.2 * _BLOCK_SECONDS / max(elapsed, 1e-9))))
-            elapsed = _block(function, calls)
+            elapsed = _block(function, calls, device)
         timings[name] = Timing(calls)
         rounds = max(rounds, int(min_time / elapsed))
     rounds = repeats or min(max(rounds, _FEWEST_ROUNDS), _MOST_ROUNDS)
@@ -90,7 +95,7 @@ def interleave(
                 break
             for name, function in functions.items():
                 calls = timings[name].calls
-                timings[name].seconds.append(_block(function, calls) / calls)
+                timings[name].seconds.append(_block(function, calls, device) / calls)
     finally:
         if collecting:
             gc.enable()
@@ -109,7 +114,16 @@ def finish(steps: Generator[float, None, dict[str, Timing]]) -> dict[str, Timing
             return stop.value
 
 
-def _block(function: Callable[[], object], calls: int) -> float:
+def _block(function: Callable[[], object], calls: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            for _ in range(calls):
+                function()
+            end.record()
+            end.synchronize()
+        return float(begin.elapsed_time(end)) * 1e-3
     start = time.perf_counter_ns()
     for _ in range(calls):
         function()
@@ -124,13 +138,20 @@ def _status_bytes(key: str) -> int:
     raise OSError(f"/proc/self/status has no {key}")
 
 
-def peak_memory(step: Callable[[], object]) -> int | None:
+def peak_memory(step: Callable[[], object], device: torch.device = _CPU) -> int | None:
     """Bytes that ``step`` needs at its peak on top of what is resident before it; None where Linux is not below.
+
+    On a GPU, what torch's allocator counts.
 
     The kernel's own high-water mark (VmHWM) sees every allocation, torch's, oneDNN's and ours; writing 5 to
     clear_refs resets it. Holes that earlier work left in glibc's heap can move the figure by a tenth: see
     ``environment.MAPPED_ALLOCATOR``.
     """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
     try:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
@@ -146,7 +167,8 @@ def peak_memory(step: Callable[[], object]) -> int | None:
 class Machine:
     """What this machine reaches with the current number of threads, measured when first asked for."""
 
-    def __init__(self, seconds: float = 0.3) -> None:
+    def __init__(self, seconds: float = 0.3, device: torch.device = _CPU) -> None:
+        self.device = device
         self._seconds = seconds
         self._flops: dict[torch.dtype, float] = {}
         self._bandwidth: dict[int, float] = {}
@@ -162,7 +184,7 @@ class Machine:
         return self._flops[dtype]
 
     def _matmul(self, size: int, dtype: torch.dtype) -> float:
-        a, b = (torch.randn(size, size, dtype=dtype) for _ in range(2))
+        a, b = (torch.randn(size, size, dtype=dtype, device=self.device) for _ in range(2))
         # a matrix product as F.linear and as 1x1 convolution: torch takes them to different libraries
         image = b.view(1, size, 32, size // 32).contiguous(memory_format=torch.channels_last)
         kernel = a.view(size, size, 1, 1).contiguous(memory_format=torch.channels_last)
@@ -176,7 +198,7 @@ class Machine:
         """Bytes read and written a second by a copy that touches about ``size`` bytes in all."""
         bucket = 1 << min(max(size - 1, 1 << 14).bit_length(), 28)
         if bucket not in self._bandwidth:
-            source = torch.ones(bucket // 8)
+            source = torch.ones(bucket // 8, device=self.device)
             target = torch.empty_like(source)
             calls = max(1, (1 << 22) // bucket)  # the clock and the call vanish in a block of some megabytes
             seconds = self._fastest({"copy": lambda: [target.copy_(source) for _ in range(calls)]})
@@ -192,7 +214,7 @@ class Machine:
                 deadline = time.perf_counter() + self._seconds / 4
                 tries = 0
                 while tries < 5 or time.perf_counter() < deadline:
-                    fastest = min(fastest, _block(function, 1))
+                    fastest = min(fastest, _block(function, 1, self.device))
                     tries += 1
         return fastest
 
