@@ -1,5 +1,10 @@
 """Convolution and pooling for PyTorch with kernels of its own."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import _load
 
 _C, _build_info = _load.load()
@@ -14,7 +19,12 @@ from ._explain import explain  # noqa: E402
 from ._override import override  # noqa: E402
 from .backends import empty_cache, fallbacks, memory_stats, reset_fallbacks  # noqa: E402
 
+if TYPE_CHECKING:
+    from . import models, viz
+    from .bench.profiling import Profile, profile
+
 __all__ = [
+    "Profile",
     "__version__",
     "backends",
     "conversion_report",
@@ -25,8 +35,26 @@ __all__ = [
     "fallbacks",
     "functional",
     "memory_stats",
+    "models",
     "nn",
     "override",
+    "profile",
     "reset_fallbacks",
     "revert",
+    "viz",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported when first used: it takes time, or packages that come with an extra."""
+    if name in ("models", "viz"):
+        return importlib.import_module(f".{name}", __name__)
+    if name in ("profile", "Profile"):
+        try:
+            from .bench import profiling
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"cnnext.profile needs {error.name}: run `pip install 'cnnext[report]'`", name=error.name
+            ) from None
+        return getattr(profiling, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     bench = commands.add_parser("bench", help="measure models or single layers beside torch")
     try:
-        # Imported only when asked for: its packages come with `cnnext[bench]`.
+        # Imported only when asked for: its packages come with extras.
         if argv[:1] == ["bench"]:
             from cnnext.bench import add_arguments
             from cnnext.bench import main as run_bench
@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "cnnext").partition(".")[0]
         if package == "cnnext":
             raise
-        print(f"cnnext bench needs {package}: run `pip install 'cnnext[bench]'`", file=sys.stderr)
+        extra = "report" if package in ("jinja2", "matplotlib") else "bench"
+        print(f"cnnext bench needs {package}: run `pip install 'cnnext[{extra}]'`", file=sys.stderr)
         return 1
 
     from cnnext import _info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `cnnext --help` must not wait for torch
@@ -14,6 +15,7 @@ EPILOG = """\
 examples:
   cnnext bench                                        ResNet-50 and GoogLeNet on a photograph, then layer by layer
   cnnext bench --model resnet18 --batch 16 --mode train
+  cnnext bench --model googlenet --mode infer --report pages
   cnnext bench --only layers --layout channels_last --batch 16 --json layers.json
   cnnext bench conv2d 16x256x56x56 --weight 64x256x1x1
   cnnext bench conv2d 1x512x28x28 --weight 512x512x3x3 --padding 2 --dilation 2 --direction grad_weight
@@ -90,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--quick", action="store_true", help="a few seconds: small images, few rounds, rough figures")
     how.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
+    how.add_argument("--report", metavar="DIR", help="write a page of HTML with pictures for each model to DIR")
 
 
 def layer_from(args: argparse.Namespace) -> Layer:
@@ -237,6 +240,10 @@ def main(args: argparse.Namespace) -> int:
         groups = plan(args)
         if args.json:  # not after minutes of measuring
             open(args.json, "a").close()
+        if args.report:
+            from . import page  # needs packages of its own
+
+            Path(args.report).mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(f"cnnext bench: {error}", file=sys.stderr)
         return 2
@@ -256,9 +263,13 @@ def main(args: argparse.Namespace) -> int:
         status = 1
     finally:
         report.close()
+    document = report.as_json()
+    if args.report and (document["networks"] or document["layers"]):
+        for path in page.write(document, Path(args.report)):
+            report.console.print(f"Report: {path}", style="dim", soft_wrap=True)
     if args.json:
         arguments = {key: value for key, value in vars(args).items() if not callable(value)}
         with open(args.json, "w") as file:
-            json.dump({"arguments": arguments, "status": status, **report.as_json()}, file, indent=1)
+            json.dump({"arguments": arguments, "status": status, **document}, file, indent=1)
         report.console.print(f"Written to {args.json}", style="dim")
     return status

@@ -5,7 +5,10 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 # glibc maps every large block afresh and gives it back when freed, so that a kernel with a large output mostly
 # times the kernel's page faults. This keeps blocks and asks for huge pages: then kernels are what is compared.
@@ -27,8 +30,8 @@ def allocator_variables() -> dict[str, str]:
     return {name: os.environ[name] for name in names}
 
 
-def facts() -> dict[str, Any]:
-    """Versions, processor, threads, instruction sets, allocator and date of this process."""
+def facts(device: torch.device | None = None) -> dict[str, Any]:
+    """Versions, processor, threads, instruction sets, allocator and date of this process, and the GPU that is used."""
     import torch
 
     import cnnext
@@ -37,6 +40,7 @@ def facts() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
+        "gpu": torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),

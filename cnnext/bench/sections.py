@@ -99,6 +99,7 @@ def _network(section: Section, machine: Machine) -> Iterator[Event]:
             result = stop.value
             break
         yield {"event": "progress", "text": text, "done": done}
+    result["memory_from"] = "each backend in a fresh process"
     for name, backend in result["backends"].items():
         yield {"event": "progress", "text": f"peak memory, {name}", "done": 1.0}
         library, layout = name.split()
@@ -133,10 +134,8 @@ def _layers(section: Section, machine: Machine) -> Iterator[Event]:
             section.min_time,
             section.repeats,
         ):
-            yield {
-                "event": "result",
-                "result": {"model": section.model, "count": len(use["names"]), "names": use["names"], **result},
-            }
+            about = {"model": section.model, "mode": section.mode, "count": len(use["names"]), "names": use["names"]}
+            yield {"event": "result", "result": {**about, **result}}
 
 
 def _run_in_child(sections: list[Section], allocator: dict[str, str]) -> Iterator[Event]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 _LIBRARY = {"torch": "torch", "cnnext": "[bold]cnnext[/]"}
-_LAYOUT = {"nchw": "NCHW", "channels_last": "channels_last"}
+LAYOUT = {"nchw": "NCHW", "channels_last": "channels_last"}
 _SHORT_LAYOUT = {"nchw": "NCHW", "channels_last": "CL"}
 _PREEMPTIONS = 40  # a second; an idle machine has a few, one busy neighbour on one core some hundreds
 DIRECTIONS = ("forward", "grad_input", "grad_weight", "backward")
@@ -123,7 +123,7 @@ def network(result: dict[str, Any], width: int) -> Table:
         ours = library == "cnnext"
         rows.add(
             _LIBRARY[library],
-            _LAYOUT[layout],
+            LAYOUT[layout],
             ms(backend["median"]),
             _quartiles(backend),
             number(batch / backend["median"]),
@@ -147,7 +147,7 @@ def network_notes(result: dict[str, Any]) -> str:
         f"{counts['convolution']} convolutions and {counts['pooling']} pooling layers replaced; fallbacks to torch: "
         f"{fallbacks}. {rounds} rounds. speedup: over torch in the same layout; to best: over torch's better layout. "
         f"Errors are those of the {compared} against float64. peak MiB: what steps need on top of model and images, "
-        f"each backend in a fresh process. "
+        f"{result['memory_from']}. "
         f"Convolutions alone, {result['conv_flops'] / 1e9:.1f} GFLOP, would take {ms(result['limit'])} ms at the "
         f"machine's measured peak: {100 * result['limit'] / best:.0f} % of our best."
     )
@@ -249,7 +249,7 @@ def single_layer(result: dict[str, Any], width: int) -> Table:
         library, layout = name.split()
         rows.add(
             _LIBRARY[library],
-            _LAYOUT[layout],
+            LAYOUT[layout],
             backend.get("kernel", ""),
             ms(backend["median"]),
             _quartiles(backend),

@@ -1,0 +1,305 @@
+"""``cnnext.profile``: any model, as a whole and layer by layer, beside torch."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+import cnnext
+from cnnext._explain import _channels_last
+
+from . import environment, layer_bench, network, tables
+from .layers import LAYOUTS, LayerUse, collect
+from .timing import Machine, peak_memory
+
+_SAME = 1e-2  # relative difference of two runs of one model, as kernels that sum in any order may have
+
+
+class Profile:
+    """What `profile` found. Prints as tables; `save_html` writes the report."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._document = document
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything measured, and where: the same as in the JSON of ``cnnext bench``."""
+        return self._document
+
+    @property
+    def speedup(self) -> float:
+        """torch's median time for the whole model over ours."""
+        return float(self._document["networks"][0]["speedup"]["best"])
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """One entry per distinct layer and direction: times, errors and kernel of each backend."""
+        return list(self._document["layers"])
+
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        """How many calls of one run went to torch instead of our kernels, under "operator: reason"."""
+        return dict(self._document["networks"][0]["fallbacks"])
+
+    def html(self) -> str:
+        """The report: one page that needs nothing else.
+
+        Raises:
+            ModuleNotFoundError: jinja2 or matplotlib is not installed (``pip install 'cnnext[report]'``).
+        """
+        from .page import render
+
+        return render(self._document)
+
+    def save_html(self, path: str | Path) -> Path:
+        """Writes the report to a file and returns its path."""
+        path = Path(path)
+        path.write_text(self.html(), encoding="utf-8")
+        return path
+
+    def __str__(self) -> str:
+        console = Console(width=100, highlight=False, color_system=None)
+        with console.capture() as capture:
+            console.print(*self._parts(100), sep="\n")
+        return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
+
+    __repr__ = __str__
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self._parts(options.max_width)
+
+    def _repr_html_(self) -> str:
+        return f'<iframe srcdoc="{escape(self.html())}" style="width: 100%; height: 50em; border: 0"></iframe>'
+
+    def _parts(self, width: int) -> Iterator[RenderableType]:
+        networks, layers = self._document["networks"], self._document["layers"]
+        for result in networks:
+            yield tables.network(result, width)
+            yield Text(tables.network_notes(result), style="dim")
+        yield from tables.layers(layers, width)
+        if warning := tables.disturbance(networks + layers):
+            yield Text(warning, style="yellow")
+        yield Text(tables.peaks(self._document["machine"]), style="dim")
+        yield Text(tables.LAYER_NOTES, style="dim")
+
+
+class _Step:
+    """One run of one copy of a model, with or without its gradients."""
+
+    def __init__(self, model: nn.Module, inputs: Any, backward: bool, library: str) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.backward = backward
+        self.ours = library == "cnnext"
+        self.redirect = self.ours and _calls_torch(model, inputs)
+        self.grad_outputs: list[Tensor] = []
+
+    def run(self) -> Tensor:
+        """Returns all outputs as one vector."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(self.backward))
+            stack.enter_context(cnnext.backends.flags(enabled=self.ours))
+            if self.redirect:
+                stack.enter_context(cnnext.override())
+            leaves = tree_leaves(self.model(*self.inputs))
+        outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        if not outputs:
+            raise ValueError("the model returned no floating-point tensor to compare")
+        if self.backward:
+            self.model.zero_grad(set_to_none=True)
+            roots = [output for output in outputs if output.requires_grad]
+            if not self.grad_outputs:
+                generator = torch.Generator().manual_seed(0)
+                self.grad_outputs = [torch.randn(root.shape, generator=generator).to(root) for root in roots]
+            torch.autograd.backward(roots, self.grad_outputs)
+        return torch.cat([output.detach().flatten() for output in outputs])
+
+    def __call__(self) -> None:
+        self.run()
+
+    def results(self) -> dict[str, Tensor]:
+        found = {"output": self.run().double()}
+        gradients = [p.grad.double().flatten() for p in self.model.parameters() if p.grad is not None]
+        if self.backward and gradients:
+            found["gradient"] = torch.cat(gradients)
+        self.model.zero_grad(set_to_none=True)
+        return found
+
+
+def _calls_torch(model: nn.Module, inputs: Any) -> bool:
+    """Whether a converted model still calls torch's functions, without a layer or from a subclass of one."""
+    with torch.no_grad(), cnnext.override() as redirection:
+        model(*inputs)
+    return bool(redirection.redirected)
+
+
+def profile(
+    model: nn.Module,
+    input: Any,
+    against: str = "torch",
+    *,
+    backward: bool = False,
+    layouts: Sequence[str] | None = None,
+    name: str | None = None,
+    min_time: float = 0.1,
+) -> Profile:
+    """Measures a model with our kernels beside torch's: as a whole, then each distinct layer.
+
+    The model itself is left as it is: copies run, one with torch's layers and one with ours; calls of functions are
+    redirected as by `override`. Every result is compared with float64 before anything is timed; the two take turns.
+    Random layers (dropout) are off in the copies. A model on a GPU is timed by events.
+
+    Args:
+        model: any module, in the mode (`train()` or `eval()`) in which it is to run.
+        input: its argument, or a tuple of arguments.
+        against: what ours is compared with; only "torch".
+        backward: run backward too, and measure the gradients of every layer.
+        layouts: "nchw", "channels_last" or both (then each side's faster one is compared); the input's by default.
+        name: the model's name in tables and pictures; its class by default.
+        min_time: seconds to spend on each layer with each library, and ten times that on the whole model.
+
+    Returns:
+        A `Profile`: print it, `save_html("report.html")`, or take the numbers from `to_dict()`.
+
+    Raises:
+        ValueError: if `against` or `layouts` is unknown, the model's output is random, or it returns no tensor.
+        AssertionError: if a result of ours differs from float64 by far more than torch's does.
+
+    Example:
+        >>> import cnnext
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
+        >>> found = cnnext.profile(model, torch.randn(1, 3, 32, 32), min_time=0.001)
+        >>> [layer["label"] for layer in found.layers]
+        ['3→8 3x3 @32', 'max 2x2/2 8 @30']
+    """
+    if against != "torch":
+        raise ValueError(f"against must be 'torch', not {against!r}")
+    inputs = input if isinstance(input, tuple) else (input,)
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise ValueError("the model's input holds no tensor")
+    if layouts is None:
+        layouts = ["channels_last" if _channels_last(*tensors) else "nchw"]
+    for layout in layouts:
+        if layout not in LAYOUTS:
+            raise ValueError(f"layouts are {' and '.join(LAYOUTS)}, not {layout!r}")
+    steps = _measure(model, inputs, backward, tuple(layouts), name or type(model).__name__, min_time)
+    with Progress(
+        TextColumn("profile"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not Console(stderr=True).is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=1.0)
+        while True:
+            try:
+                text, done = next(steps)
+            except StopIteration as stop:
+                return Profile(stop.value)
+            progress.update(task, description=text, completed=done)
+
+
+def _measure(
+    model: nn.Module, inputs: Any, backward: bool, layouts: tuple[str, ...], name: str, min_time: float
+) -> Generator[tuple[str, float], None, dict[str, Any]]:
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    floating = [t for t in [*model.parameters(), *tensors] if t.is_floating_point()]
+    dtype, device = floating[0].dtype, tensors[0].device
+    machine = Machine(seconds=min(0.5, 3 * min_time), device=device)
+    facts = environment.facts(device)
+
+    yield "preparing the model", 0.0
+    plain = cnnext.revert(network.converted(model, "torch", layouts[0], dtype))
+    for module in plain.modules():
+        if isinstance(module, _DropoutNd):
+            module.eval()
+
+    def make(library: str, layout: str, dtype: torch.dtype) -> _Step:
+        def prepared(tensor: Tensor) -> Tensor:
+            return layer_bench.in_layout(tensor.detach().to(dtype), layout) if tensor.is_floating_point() else tensor
+
+        with warnings.catch_warnings():  # calls of the layers that convert leaves alone are redirected
+            warnings.filterwarnings("ignore", "cnnext.convert left alone")
+            copy = network.converted(plain, library, layout, dtype)
+        return _Step(copy, tree_map_only(Tensor, prepared, inputs), backward, library)
+
+    _check_repeatable(make("torch", layouts[0], dtype).results, make("torch", layouts[0], dtype).results)
+    compared = network.compare(name, make, dtype, layouts, machine, 10 * min_time)
+    result = yield from _within(compared, "whole model", 0.0, 0.3)
+    for key, backend in result["backends"].items():
+        yield f"peak memory, {key}", 0.3
+        library, layout = key.split()
+        step = make(library, layout, dtype)
+        cnnext.empty_cache()
+        backend["peak_memory"] = peak_memory(lambda step=step: (step(), step()), device)  # type: ignore[misc]
+    uses = collect(plain, *make("torch", layouts[0], dtype).inputs)
+    flops = network.work(uses, backward)
+    counted = {"convolution": 0, "pooling": 0}
+    for use in uses:
+        counted["convolution" if use.layer.is_conv else "pooling"] += use.count
+    mode = "backward" if backward else "infer"
+    whole = {
+        "model": name,
+        "mode": mode,
+        "batch": tensors[0].shape[0] if tensors[0].dim() else 1,
+        "input": "x".join(map(str, tensors[0].shape[1:])),
+        "allocator": "default",
+        "memory_from": "in this process" if device.type == "cpu" else "counted by torch's allocator",
+        "replaced": counted,
+        "conv_flops": flops,
+        "limit": flops / machine.flops(dtype),
+        **result,
+    }
+    measured = []
+    for index, use in enumerate(uses):
+        yield use.layer.label(), 0.3 + 0.7 * index / len(uses)
+        for found in layer_bench.measure(use.layer, _directions(use, backward), dtype, layouts, machine, min_time):
+            about = {"model": name, "mode": mode, "allocator": "default", "count": use.count, "names": use.names}
+            measured.append({**about, **found})
+    return {
+        "environment": {"default": facts},
+        "machine": machine.as_json(),
+        "networks": [whole],
+        "layers": measured,
+        "geometric_means": tables.summary(measured),
+    }
+
+
+def _directions(use: LayerUse, backward: bool) -> tuple[str, ...]:
+    wanted = use.layer.directions if backward else ("forward",)
+    return tuple(d for d in wanted if use.needs_grad_input or d not in ("grad_input", "backward"))
+
+
+def _check_repeatable(*runs: Callable[[], dict[str, Tensor]]) -> None:
+    first, second = (run()["output"] for run in runs)
+    if not first.isfinite().all():
+        raise ValueError("the model's output is not finite: nothing can be compared")
+    difference = layer_bench.errors(second, first)["relative"]
+    if difference > _SAME:
+        raise ValueError(f"the model's output is random: two runs of torch differ by {difference:.1e} (relative L2)")
+
+
+def _within(
+    steps: Generator[tuple[str, float], None, Any], what: str, begin: float, end: float
+) -> Generator[tuple[str, float], None, Any]:
+    """Runs a part of the work, which takes progress from one fraction to another."""
+    while True:
+        try:
+            text, done = next(steps)
+        except StopIteration as stop:
+            return stop.value
+        yield f"{what}: {text}", begin + (end - begin) * done
