@@ -40,7 +40,7 @@ def _picture(image: Tensor) -> Any:
 
 def _grid(figure: Any, maps: Tensor, signed: bool, titles: Sequence[str] | None = None) -> None:
     """Draws [count, height, width] as squares, all to one scale."""
-    columns = math.ceil(math.sqrt(len(maps) * 1.4))
+    columns = math.ceil(math.sqrt(len(maps)))
     axes = figure.subplots(math.ceil(len(maps) / columns), columns, squeeze=False).flat
     largest = float(maps.abs().max()) or 1.0
     for index, ax in enumerate(axes):
@@ -142,7 +142,7 @@ def _draw_kernels(figure: Any, weight: Tensor) -> None:
     if weight.shape[1] != 3:
         _grid(figure, weight[:, 0], signed=True)
         return
-    columns = math.ceil(math.sqrt(len(weight) * 1.4))
+    columns = math.ceil(math.sqrt(len(weight)))
     axes = figure.subplots(math.ceil(len(weight) / columns), columns, squeeze=False).flat
     for index, ax in enumerate(axes):
         ax.set_axis_off()

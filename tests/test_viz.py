@@ -1,0 +1,124 @@
+"""Pictures of kernels, activation maps and windows: that they draw what the model computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import cnnext
+from cnnext import viz
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def model():
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(96, 2)
+    ).eval()
+
+
+def images(figure):
+    return [
+        np.asarray(image.get_array()) for ax in figure.findobj(lambda a: hasattr(a, "images")) for image in ax.images
+    ]
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text")) if text.get_text()]
+
+
+def test_activation_maps_are_the_layers_output(model):
+    image = torch.rand(3, 8, 8)
+    for layer, expected in (("0", model[0](image)), (model[2], model[:3](image))):
+        assert torch.equal(viz.activation_maps(model, image, layer), expected)
+        assert torch.allclose(viz.activation_maps(cnnext.convert(model), image[None], layer), expected, atol=1e-5)
+        cnnext.revert(model)
+    assert not model[0]._forward_hooks
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_feature_maps_draw_image_kernels_and_the_strongest_maps(model, channels):
+    model[0] = nn.Conv2d(channels, 6, 3, padding=1)
+    with torch.no_grad():
+        model[0].weight[4] *= 100
+    image = torch.rand(channels, 8, 8)
+    figure = viz.feature_maps(model, image, "0", count=4)
+    maps = model[0](image).detach()
+    order = maps.flatten(1).norm(dim=1).argsort(descending=True)[:4]
+    drawn = images(figure)
+    assert len(drawn) == 1 + 4 + 4
+    assert drawn[0].shape == ((8, 8) if channels == 1 else (8, 8, 3))
+    assert drawn[1].shape[:2] == (3, 3)
+    for array, channel in zip(drawn[5:], order.tolist(), strict=True):
+        assert np.array_equal(array, maps[channel].numpy())
+    assert order[0] == 4
+    assert "4" in texts(figure)
+    assert f"kernels of 0, 6x{channels}x3x3" in texts(figure)
+    assert "activation maps of 0, 6x8x8" in texts(figure)
+
+
+def test_layers_without_kernels(model):
+    assert len(images(viz.feature_maps(model, torch.rand(3, 8, 8), "2"))) == 1 + 6
+
+
+def test_kernels():
+    layer = nn.Conv2d(2, 5, 3)
+    drawn = images(viz.kernels(layer, count=4))
+    assert all(np.array_equal(array, layer.weight[i, 0].detach().numpy()) for i, array in enumerate(drawn))
+    assert len(drawn) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("7",), "the model has no layer '7'; there are 0, 1, 2, 3, 4"),
+        ((nn.ReLU(),), "the layer is not part of the model"),
+        (("4",), r"expected \[1, K, P, Q\] from layer '4', got \[1, 2\]"),
+    ],
+)
+def test_wrong_layers(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        viz.feature_maps(model, torch.rand(3, 8, 8), *arguments)
+
+
+def test_wrong_images_and_idle_layers(model):
+    with pytest.raises(ValueError, match=r"expected one image, .* got \[2, 3, 8, 8\]"):
+        viz.feature_maps(model, torch.rand(2, 3, 8, 8), "0")
+    model.idle = nn.Identity()
+    model.forward = model[0].forward
+    with pytest.raises(ValueError, match="does not run its layer 'idle'"):
+        viz.activation_maps(model, torch.rand(3, 8, 8), "idle")
+    with pytest.raises(ValueError, match="expected a layer with a weight"):
+        viz.kernels(nn.ReLU())
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "dilation", "at"),
+    [(5, 3, 1, 0, 1, (2, 2)), (5, 3, 1, 1, 2, (0, 1)), ((6, 7), (2, 3), (2, 1), (1, 0), 1, (3, 4))],
+)
+def test_window_marks_what_the_output_reads(size, kernel, stride, padding, dilation, at):
+    from matplotlib.colors import to_hex
+    from matplotlib.patches import Rectangle
+
+    figure = viz.window(size, kernel, stride, padding, dilation, at)
+    color = {
+        (r.get_x(), r.get_y()): to_hex(r.get_facecolor()) for r in figure.axes[0].patches if isinstance(r, Rectangle)
+    }
+    marked = {place for place, each in color.items() if each == viz._TAP}
+    # what an output reads is where its gradient is not zero
+    pair = lambda value: (value, value) if isinstance(value, int) else value  # noqa: E731
+    (h, w), (ph, pw) = pair(size), pair(padding)
+    x = torch.zeros(1, 1, h + 2 * ph, w + 2 * pw, requires_grad=True)
+    y = torch.nn.functional.conv2d(x, torch.ones(1, 1, *pair(kernel)), stride=stride, dilation=dilation)
+    y[0, 0, at[0], at[1]].backward()
+    assert marked == {(float(column), float(row)) for row, column in x.grad[0, 0].nonzero().tolist()}
+    assert sum(each == viz._OUTPUT for each in color.values()) == 1
+    assert sum(each in (viz._OUTPUT, "#ffffff") for each in color.values()) == y.numel()
+
+
+def test_window_without_such_an_output():
+    with pytest.raises(ValueError, match=r"the output has 3x3 pixels and none at \(3, 0\)"):
+        viz.window(5, 3, at=(3, 0))
