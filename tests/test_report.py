@@ -366,3 +366,11 @@ def test_a_gpu_is_timed_by_its_events(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", Device)
     timings = timing.finish(timing.interleave({"a": lambda: None}, 0.0, 3, torch.device("cuda")))
     assert timings["a"].seconds == [0.03] * 3
+
+
+@pytest.mark.parametrize("peak", [0, None])
+def test_memory_that_could_not_be_measured(found, peak):
+    document = json.loads(json.dumps(found.to_dict()))
+    for backend in document["networks"][0]["backends"].values():
+        backend["peak_memory"] = peak
+    assert ("not measured" if peak is None else "0.00 MiB") in visible(page.render(document)).text
