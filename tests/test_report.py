@@ -373,4 +373,4 @@ def test_memory_that_could_not_be_measured(found, peak):
     document = json.loads(json.dumps(found.to_dict()))
     for backend in document["networks"][0]["backends"].values():
         backend["peak_memory"] = peak
-    assert ("not measured" if peak is None else "0.00 MiB") in visible(page.render(document)).text
+    assert ("not measured" if peak is None else "0 MiB") in visible(page.render(document)).text
