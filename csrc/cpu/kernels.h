@@ -6,13 +6,7 @@
 
 namespace cnnext::cpu {
 
-struct Kernels {
-  const char* capability;
-  KernelList<ConvKernel> conv, conv_grad_input, conv_grad_weight, conv_grad_bias;
-  KernelList<PoolKernel> max_pool, max_pool_with_offsets, max_pool_indices, max_pool_grad_input,
-      max_pool_select;
-  KernelList<PoolKernel> avg_pool, avg_pool_grad_input, max_unpool, max_unpool_grad_input;
-};
+using Kernels = KernelTable<Parallel>;
 
 namespace baseline {
 const Kernels& kernels();

@@ -35,29 +35,29 @@ cpu::Parallel cpu_parallel() {
           }};
 }
 
-std::optional<cpu::DType> element_type(at::ScalarType type) {
+std::optional<DType> element_type(at::ScalarType type) {
   switch (type) {
     case at::kFloat:
-      return cpu::DType::kFloat32;
+      return DType::kFloat32;
     case at::kDouble:
-      return cpu::DType::kFloat64;
+      return DType::kFloat64;
     case at::kBFloat16:
-      return cpu::DType::kBFloat16;
+      return DType::kBFloat16;
     case at::kHalf:
-      return cpu::DType::kFloat16;
+      return DType::kFloat16;
     default:
       return std::nullopt;
   }
 }
 
-cpu::Layout layout_of(const at::Tensor& tensor) {
+Layout layout_of(const at::Tensor& tensor) {
   const auto format = tensor.suggest_memory_format();
   const bool last = format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d;
-  return last ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst;
+  return last ? Layout::kChannelsLast : Layout::kChannelsFirst;
 }
 
-at::MemoryFormat memory_format(cpu::Layout layout, int64_t dim) {
-  if (layout == cpu::Layout::kChannelsFirst || dim < 4) return at::MemoryFormat::Contiguous;
+at::MemoryFormat memory_format(Layout layout, int64_t dim) {
+  if (layout == Layout::kChannelsFirst || dim < 4) return at::MemoryFormat::Contiguous;
   return dim == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::ChannelsLast3d;
 }
 

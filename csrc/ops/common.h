@@ -19,12 +19,12 @@ const cpu::Kernels& cpu_kernels();
 cpu::Parallel cpu_parallel();
 
 // The kernels' element type, or nothing if they have none for it.
-std::optional<cpu::DType> element_type(at::ScalarType type);
+std::optional<DType> element_type(at::ScalarType type);
 
 // Channels last where the tensor is laid out so. `channels_last_format` is torch's word for it in that many
 // dimensions; one spatial dimension has none in torch and is always channels first.
-cpu::Layout layout_of(const at::Tensor& tensor);
-at::MemoryFormat memory_format(cpu::Layout layout, int64_t dim);
+Layout layout_of(const at::Tensor& tensor);
+at::MemoryFormat memory_format(Layout layout, int64_t dim);
 
 // Kernels can be forced by name, for tests; an empty name chooses again by the problem's shape.
 void force_kernel(const std::string& op, const std::string& name);
@@ -36,8 +36,7 @@ void set_winograd(bool enabled);
 
 // The first candidate that accepts the problem, or the forced one (an error if that one refuses).
 template <class Kernel, class Problem>
-const Kernel& choose_kernel(const char* op, const cpu::KernelList<Kernel>& candidates,
-                            const Problem& problem) {
+const Kernel& choose_kernel(const char* op, const KernelList<Kernel>& candidates, const Problem& problem) {
   const std::string* forced = forced_kernel(op);
   for (const Kernel& kernel : candidates) {
     if (forced && *forced != kernel.name) continue;

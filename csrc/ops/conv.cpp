@@ -62,24 +62,23 @@ ConvShape shape_of(const Conv<int64_t>& c) {
   return shape;
 }
 
-cpu::Layout either_last(const at::Tensor& a, const at::Tensor& b) {
-  const auto last = cpu::Layout::kChannelsLast;
+Layout either_last(const at::Tensor& a, const at::Tensor& b) {
+  const auto last = Layout::kChannelsLast;
   return layout_of(a) == last ? last : layout_of(b);
 }
 
-void launch(const char* op, const cpu::KernelList<cpu::ConvKernel>& candidates,
-            const cpu::ConvProblem& problem, const at::Tensor& input, const at::Tensor& weight,
-            const OptionalTensor& bias, const at::Tensor& output) {
+void launch(const char* op, const KernelList<cpu::ConvKernel>& candidates, const ConvProblem& problem,
+            const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+            const at::Tensor& output) {
   const auto pointer = [](const at::Tensor& t) { return const_cast<void*>(t.const_data_ptr()); };
-  const cpu::ConvBuffers buffers = {pointer(input), pointer(weight), bias ? pointer(*bias) : nullptr,
-                                    pointer(output)};
+  const ConvBuffers buffers = {pointer(input), pointer(weight), bias ? pointer(*bias) : nullptr,
+                               pointer(output)};
   const cpu::ConvKernel& kernel = choose_kernel(op, candidates, problem);
   const c10::DataPtr scratch = workspace(kernel.workspace(problem));
   kernel.run(problem, buffers, cpu_parallel(), static_cast<char*>(scratch.get()));
 }
 
-cpu::ConvProblem problem_of(const Conv<int64_t>& c, at::ScalarType type, cpu::Layout layout,
-                            cpu::Layout weight_layout) {
+ConvProblem problem_of(const Conv<int64_t>& c, at::ScalarType type, Layout layout, Layout weight_layout) {
   return {shape_of(c), *element_type(type), layout, weight_layout, at::get_num_threads(), winograd_enabled()};
 }
 
@@ -119,7 +118,7 @@ at::Tensor conv_cpu(const at::Tensor& input, const at::Tensor& weight, const Opt
     return aten::conv(reason, input, weight, bias, c10::fromIntArrayRefSlow(stride),
                       c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
   }
-  const cpu::Layout layout = either_last(input, weight);
+  const Layout layout = either_last(input, weight);
   const auto format = memory_format(layout, input.dim());
   const at::Tensor output = empty(c.output, input.options(), format);
   launch("conv", cpu_kernels().conv, problem_of(c, input.scalar_type(), layout, layout_of(weight)),
@@ -143,7 +142,7 @@ at::Tensor conv_grad_input_cpu(const at::Tensor& grad_output, const at::Tensor& 
   check_grad_output("conv_grad_input", c, grad_output.sizes());
   TORCH_CHECK(has_bias(bias, input_sizes[1]), "conv_grad_input: expected bias of size [", input_sizes[1],
               "], but got ", bias->sizes());
-  const cpu::Layout layout = either_last(grad_output, weight);
+  const Layout layout = either_last(grad_output, weight);
   const auto format = memory_format(layout, weight.dim());
   const at::Tensor input = empty(input_sizes, grad_output.options(), format);
   launch("conv_grad_input", cpu_kernels().conv_grad_input,
@@ -166,10 +165,10 @@ at::Tensor conv_grad_weight_cpu(const at::Tensor& grad_output, const at::Tensor&
   const auto weight_sizes = sizes<int64_t>(grad_output.size(1), input.size(1) / groups, kernel_size);
   const Conv<int64_t> c(input.sizes(), weight_sizes, stride, padding, dilation, groups);
   check_grad_output("conv_grad_weight", c, grad_output.sizes());
-  const cpu::Layout layout = either_last(grad_output, input);
+  const Layout layout = either_last(grad_output, input);
   const auto format = memory_format(layout, input.dim());
-  const cpu::Layout weight_layout =
-      channels_last && input.dim() > 3 ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst;
+  const Layout weight_layout =
+      channels_last && input.dim() > 3 ? Layout::kChannelsLast : Layout::kChannelsFirst;
   const at::Tensor weight = empty(weight_sizes, input.options(), memory_format(weight_layout, input.dim()));
   launch("conv_grad_weight", cpu_kernels().conv_grad_weight,
          problem_of(c, input.scalar_type(), layout, weight_layout), input.contiguous(format), weight,
@@ -185,7 +184,7 @@ at::Tensor conv_grad_bias_cpu(const at::Tensor& grad_output) {
   if (reason) {
     return aten::conv_grad_bias(reason, grad_output);
   }
-  cpu::ConvProblem problem;
+  ConvProblem problem;
   problem.shape.N = grad_output.size(0);
   problem.shape.K = grad_output.size(1);
   problem.shape.axis[kAxes - 1].output = grad_output.numel() / (problem.shape.N * problem.shape.K);
@@ -231,7 +230,7 @@ at::Tensor conv_grad_weight_meta(const at::Tensor& grad_output, const at::Tensor
   const auto weight = sizes<c10::SymInt>(grad_output.sym_size(1), input.sym_size(1) / groups, kernel_size);
   const Conv<c10::SymInt> c(input.sym_sizes(), weight, stride, padding, dilation, groups);
   check_grad_output("conv_grad_weight", c, grad_output.sym_sizes());
-  const auto layout = channels_last ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst;
+  const auto layout = channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst;
   return at::empty_symint(weight, input.options(), memory_format(layout, input.dim()));
 }
 
@@ -241,9 +240,9 @@ at::Tensor conv_grad_bias_meta(const at::Tensor& grad_output) {
 
 }  // namespace
 
-cpu::ConvProblem conv_problem(at::IntArrayRef input, at::IntArrayRef weight, at::IntArrayRef stride,
-                              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                              at::ScalarType type, cpu::Layout layout) {
+ConvProblem conv_problem(at::IntArrayRef input, at::IntArrayRef weight, at::IntArrayRef stride,
+                         at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                         at::ScalarType type, Layout layout) {
   const Conv<int64_t> c(input, weight, stride, padding, dilation, groups);
   const bool empty = c10::multiply_integers(input) == 0 || c10::multiply_integers(weight) == 0;
   TORCH_CHECK_VALUE(c.valid() && !empty && element_type(type), "input of size ", input,

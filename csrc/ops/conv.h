@@ -26,9 +26,9 @@ at::Tensor conv_grad_bias(const at::Tensor& grad_output);
 
 // The problem as the kernels see it; sizes of the forward convolution. An error where they do not fit
 // together.
-cpu::ConvProblem conv_problem(at::IntArrayRef input, at::IntArrayRef weight, at::IntArrayRef stride,
-                              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                              at::ScalarType type, cpu::Layout layout);
+ConvProblem conv_problem(at::IntArrayRef input, at::IntArrayRef weight, at::IntArrayRef stride,
+                         at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                         at::ScalarType type, Layout layout);
 
 // The same by ATen, for what is not ours; differentiable in every mode. The reason is recorded, unless it is
 // null.

@@ -71,7 +71,7 @@ at::Tensor conv_grad_weight(const char* reason, const at::Tensor& grad_output, c
   const size_t dims = kernel_size.size();
   c10::SmallVector<c10::SymInt, kAxes + 2> size = {grad_output.sym_size(1), input.sym_size(1) / groups};
   size.append(kernel_size.begin(), kernel_size.end());
-  const auto layout = channels_last ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst;
+  const auto layout = channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst;
   const at::Tensor weight =  // only its size and format are read
       input.new_empty_symint(size).contiguous(memory_format(layout, int64_t(dims) + 2));
   const SymInts no_output_padding(dims, 0);

@@ -70,13 +70,12 @@ struct SavedParameters : Parameters {
   }
   at::Tensor laid_out(const at::Tensor& grad) const {
     const bool last = channels_last.expect_int() == 1;
-    return grad.contiguous(
-        memory_format(last ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst, grad.dim()));
+    return grad.contiguous(memory_format(last ? Layout::kChannelsLast : Layout::kChannelsFirst, grad.dim()));
   }
   std::vector<c10::SymInt> all;
 };
 
-bool is_last(const at::Tensor& t) { return layout_of(t) == cpu::Layout::kChannelsLast; }
+bool is_last(const at::Tensor& t) { return layout_of(t) == Layout::kChannelsLast; }
 c10::SymIntArrayRef spatial(const at::Tensor& t) { return t.sym_sizes().slice(2); }
 bool wants_grad(const at::Tensor& t) { return t.defined() && t.requires_grad(); }
 

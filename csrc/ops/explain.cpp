@@ -26,7 +26,7 @@ void for_each_list(Visit&& visit) {
 }
 
 template <class Kernel, class Problem>
-Choice explain(const std::string& op, const cpu::KernelList<Kernel>& list, const Problem& problem) {
+Choice explain(const std::string& op, const KernelList<Kernel>& list, const Problem& problem) {
   const Kernel& chosen = choose_kernel(op.c_str(), list, problem);
   Choice choice = {chosen.name, cpu_kernels().capability, {}, chosen.workspace(problem)};
   for (const Kernel& kernel : list) {
@@ -52,9 +52,8 @@ Choice explain_conv(const std::string& op, const std::vector<int64_t>& input,
                     const std::vector<int64_t>& weight, const std::vector<int64_t>& stride,
                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
                     c10::ScalarType type, bool channels_last) {
-  const cpu::ConvProblem problem =
-      conv_problem(input, weight, stride, padding, dilation, groups, type,
-                   channels_last ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst);
+  const ConvProblem problem = conv_problem(input, weight, stride, padding, dilation, groups, type,
+                                           channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst);
   const cpu::Kernels& k = cpu_kernels();
   if (op == "conv") return explain(op, k.conv, problem);
   if (op == "conv_grad_input") return explain(op, k.conv_grad_input, problem);
@@ -74,12 +73,12 @@ Choice explain_pool(const std::string& op, const std::vector<int64_t>& input,
   if (name.size() > suffix.size() && name.rfind(suffix) == name.size() - suffix.size()) {
     name.replace(name.size() - suffix.size(), suffix.size(), "_with_offsets");
   }
-  const cpu::PoolProblem problem = pool_problem(
-      input, output, adaptive ? at::IntArrayRef() : at::IntArrayRef(kernel_size), stride, padding, dilation,
-      type, channels_last ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst);
+  const PoolProblem problem =
+      pool_problem(input, output, adaptive ? at::IntArrayRef() : at::IntArrayRef(kernel_size), stride,
+                   padding, dilation, type, channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst);
   std::optional<Choice> choice;
   for_each_list([&](const char* each, const auto& list) {
-    if constexpr (std::is_same_v<decltype(list), const cpu::KernelList<cpu::PoolKernel>&>) {
+    if constexpr (std::is_same_v<decltype(list), const KernelList<cpu::PoolKernel>&>) {
       if (name == each) choice = explain(name, list, problem);
     }
   });

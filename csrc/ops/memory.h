@@ -13,7 +13,7 @@ namespace cnnext::ops {
 at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options,
                  at::MemoryFormat format = at::MemoryFormat::Contiguous);
 
-// Scratch memory of a kernel, aligned to cpu::kAlignment.
+// Scratch memory of a kernel, aligned to kAlignment.
 c10::DataPtr workspace(int64_t bytes);
 
 }  // namespace cnnext::ops

@@ -23,7 +23,7 @@ c10::SymIntArrayRef symbols(at::IntArrayRef list) { return c10::fromIntArrayRefS
 c10::SymIntArrayRef symbols(c10::SymIntArrayRef list) { return list; }
 
 template <class Int>
-at::Tensor new_tensor(c10::ArrayRef<Int> size, const at::TensorOptions& options, cpu::Layout layout) {
+at::Tensor new_tensor(c10::ArrayRef<Int> size, const at::TensorOptions& options, Layout layout) {
   const auto format = memory_format(layout, int64_t(size.size()));
   if constexpr (kRuns<Int>) {
     return empty(size, options, format);
@@ -146,8 +146,8 @@ void check_input(const char* op, const at::Tensor& input) {
               ": expected a batched input of 3 to 5 dimensions, but got one of size ", input.sym_sizes());
 }
 
-cpu::PoolProblem problem_of(const Pool<int64_t>& pool, at::ScalarType type, cpu::Layout layout) {
-  cpu::PoolProblem problem;
+PoolProblem problem_of(const Pool<int64_t>& pool, at::ScalarType type, Layout layout) {
+  PoolProblem problem;
   problem.shape = pool.shape();
   problem.dtype = *element_type(type);
   problem.layout = layout;
@@ -155,8 +155,8 @@ cpu::PoolProblem problem_of(const Pool<int64_t>& pool, at::ScalarType type, cpu:
   return problem;
 }
 
-void launch(const char* op, const cpu::KernelList<cpu::PoolKernel>& candidates,
-            const cpu::PoolProblem& problem, const cpu::PoolBuffers& buffers) {
+void launch(const char* op, const KernelList<cpu::PoolKernel>& candidates, const PoolProblem& problem,
+            const PoolBuffers& buffers) {
   if (problem.shape.N == 0 || problem.shape.output_pixels() == 0) return;
   const cpu::PoolKernel& kernel = choose_kernel(op, candidates, problem);
   const c10::DataPtr scratch = workspace(kernel.workspace(problem));
@@ -164,11 +164,11 @@ void launch(const char* op, const cpu::KernelList<cpu::PoolKernel>& candidates,
 }
 
 // The tensor in the layout that the kernel runs in; the caller keeps it alive.
-at::Tensor laid_out(const at::Tensor& t, cpu::Layout layout) {
+at::Tensor laid_out(const at::Tensor& t, Layout layout) {
   return t.contiguous(memory_format(layout, t.dim()));
 }
-cpu::Layout last_if(bool channels_last, int64_t dim) {
-  return channels_last && dim > 3 ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst;
+Layout last_if(bool channels_last, int64_t dim) {
+  return channels_last && dim > 3 ? Layout::kChannelsLast : Layout::kChannelsFirst;
 }
 void* data(const at::Tensor& t) { return const_cast<void*>(t.const_data_ptr()); }
 
@@ -179,7 +179,7 @@ const char* refused(const at::Tensor& input, bool valid) {
 
 template <class Int>
 at::Tensor run_max(const Pool<Int>& pool, const at::Tensor& input) {
-  const cpu::Layout layout = layout_of(input);
+  const Layout layout = layout_of(input);
   const at::Tensor output = new_tensor<Int>(pool.output, input.options(), layout);
   if constexpr (kRuns<Int>) {
     const at::Tensor source = laid_out(input, layout);
@@ -194,7 +194,7 @@ TensorPair run_max_with_offsets(const char* op, const Pool<Int>& pool, const at:
   TORCH_CHECK(pool.valid() && element_type(input.scalar_type()), op,
               ": these windows do not fit an input of size ", input.sym_sizes(), " and type ",
               input.scalar_type());
-  const cpu::Layout layout = layout_of(input);
+  const Layout layout = layout_of(input);
   const at::Tensor output = new_tensor<Int>(pool.output, input.options(), layout);
   const at::Tensor offsets = new_tensor<Int>(pool.output, input.options().dtype(pool.offset_type()), layout);
   if constexpr (kRuns<Int>) {
@@ -209,11 +209,11 @@ template <class Int>
 at::Tensor run_indices(const Pool<Int>& pool, const at::Tensor& offsets) {
   TORCH_CHECK(offsets.scalar_type() == pool.offset_type(), "max_pool_indices: expected offsets of type ",
               pool.offset_type(), ", but got ", offsets.scalar_type());
-  const cpu::Layout layout = layout_of(offsets);
+  const Layout layout = layout_of(offsets);
   const at::Tensor indices = new_tensor<Int>(pool.output, offsets.options().dtype(at::kLong), layout);
   if constexpr (kRuns<Int>) {
     const at::Tensor source = laid_out(offsets, layout);
-    cpu::PoolBuffers buffers;
+    PoolBuffers buffers;
     buffers.offsets = data(source);
     buffers.indices = indices.mutable_data_ptr<int64_t>();
     launch("max_pool_indices", cpu_kernels().max_pool_indices, problem_of(pool, at::kFloat, layout), buffers);
@@ -317,7 +317,7 @@ at::Tensor max_pool_grad_input_kernel(const at::Tensor& grad_output, const at::T
   const auto pool = Pool<Int>::of_result("max_pool_grad_input", sizes<Int>(grad_output), input_size,
                                          kernel_size, stride, padding, dilation);
   check_offsets("max_pool_grad_input", pool, grad_output, offsets);
-  const cpu::Layout layout = last_if(channels_last, grad_output.dim());
+  const Layout layout = last_if(channels_last, grad_output.dim());
   const at::Tensor grad_input = new_tensor<Int>(pool.input, grad_output.options(), layout);
   if constexpr (kRuns<Int>) {
     if (grad_output.numel() == 0) return grad_input.zero_();
@@ -337,7 +337,7 @@ at::Tensor max_pool_select_kernel(const at::Tensor& input, const at::Tensor& off
   TORCH_CHECK(sizes<Int>(input).equals(pool.input), "max_pool_select: expected an input of size ",
               c10::ArrayRef<Int>(pool.input), ", but got ", input.sym_sizes());
   check_offsets("max_pool_select", pool, input, offsets);
-  const cpu::Layout layout = layout_of(input);
+  const Layout layout = layout_of(input);
   const at::Tensor output = new_tensor<Int>(pool.output, input.options(), layout);
   if constexpr (kRuns<Int>) {
     const at::Tensor from = laid_out(input, layout), where = laid_out(offsets, layout);
@@ -354,11 +354,11 @@ struct Average {  // what only averages have
 
 template <class Int>
 at::Tensor run_avg(const Pool<Int>& pool, const at::Tensor& input, Average average = {}) {
-  const cpu::Layout layout = layout_of(input);
+  const Layout layout = layout_of(input);
   const at::Tensor output = new_tensor<Int>(pool.output, input.options(), layout);
   if constexpr (kRuns<Int>) {
     const at::Tensor source = laid_out(input, layout);
-    cpu::PoolProblem problem = problem_of(pool, input.scalar_type(), layout);
+    PoolProblem problem = problem_of(pool, input.scalar_type(), layout);
     problem.count_padding = average.count_include_pad;
     problem.divisor_override = average.divisor_override;
     launch("avg_pool", cpu_kernels().avg_pool, problem, {data(source), data(output)});
@@ -371,12 +371,12 @@ at::Tensor run_avg_grad(const Pool<Int>& pool, const at::Tensor& grad_output, bo
                         Average average = {}) {
   TORCH_CHECK(element_type(grad_output.scalar_type()), "avg_pool_grad_input: not implemented for ",
               grad_output.scalar_type());
-  const cpu::Layout layout = last_if(channels_last, grad_output.dim());
+  const Layout layout = last_if(channels_last, grad_output.dim());
   const at::Tensor grad_input = new_tensor<Int>(pool.input, grad_output.options(), layout);
   if constexpr (kRuns<Int>) {
     if (grad_output.numel() == 0) return grad_input.zero_();
     const at::Tensor from = laid_out(grad_output, layout);
-    cpu::PoolProblem problem = problem_of(pool, from.scalar_type(), layout);
+    PoolProblem problem = problem_of(pool, from.scalar_type(), layout);
     problem.count_padding = average.count_include_pad;
     problem.divisor_override = average.divisor_override;
     launch("avg_pool_grad_input", cpu_kernels().avg_pool_grad_input, problem, {data(grad_input), data(from)});
@@ -447,8 +447,8 @@ at::Tensor adaptive_avg_pool_grad_input_kernel(const at::Tensor& grad_output, In
 }
 
 // Unpooling knows no windows: the pooled side is the problem's output, the larger one its input.
-cpu::PoolProblem unpool_problem(const at::Tensor& pooled, const at::Tensor& larger, cpu::Layout layout) {
-  cpu::PoolProblem problem;
+PoolProblem unpool_problem(const at::Tensor& pooled, const at::Tensor& larger, Layout layout) {
+  PoolProblem problem;
   problem.shape.N = pooled.size(0);
   problem.shape.C = pooled.size(1);
   problem.shape.axis[kAxes - 1].output = c10::multiply_integers(pooled.sizes().slice(2));
@@ -477,7 +477,7 @@ at::Tensor max_unpool_kernel(const at::Tensor& input, const at::Tensor& indices,
   }
   Sizes<Int> size = {sizes<Int>(input)[0], sizes<Int>(input)[1]};
   size.append(output_size.begin(), output_size.end());
-  const cpu::Layout layout = layout_of(input);
+  const Layout layout = layout_of(input);
   const at::Tensor output = new_tensor<Int>(size, input.options(), layout);
   if constexpr (kRuns<Int>) {
     const at::Tensor from = laid_out(input, layout), where = laid_out(indices, layout);
@@ -499,7 +499,7 @@ at::Tensor max_unpool_grad_input_kernel(const at::Tensor& grad_output, const at:
               "max_unpool_grad_input: grad_output of size ", grad_output.sym_sizes(), " and type ",
               grad_output.scalar_type(), " does not fit indices of size ", indices.sym_sizes(), " and type ",
               indices.scalar_type());
-  const cpu::Layout layout = last_if(channels_last, indices.dim());
+  const Layout layout = last_if(channels_last, indices.dim());
   const at::Tensor grad_input = new_tensor<Int>(sizes<Int>(indices), grad_output.options(), layout);
   if constexpr (kRuns<Int>) {
     const at::Tensor from = laid_out(grad_output, layout), where = laid_out(indices, layout);
@@ -520,9 +520,9 @@ bool pool_fits(const at::Tensor& input, SymInts kernel_size, SymInts stride, Sym
   return Pool<c10::SymInt>(input.sym_sizes(), kernel_size, stride, padding, dilation, ceil_mode).valid();
 }
 
-cpu::PoolProblem pool_problem(at::IntArrayRef input, at::IntArrayRef output, at::IntArrayRef kernel_size,
-                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                              at::ScalarType type, cpu::Layout layout) {
+PoolProblem pool_problem(at::IntArrayRef input, at::IntArrayRef output, at::IntArrayRef kernel_size,
+                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                         at::ScalarType type, Layout layout) {
   TORCH_CHECK_VALUE(element_type(type), "no pooling kernels for ", type);
   const auto pool = Pool<int64_t>::of_result("explain_pool", output, input.slice(2), kernel_size, stride,
                                              padding, dilation);

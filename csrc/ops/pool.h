@@ -53,9 +53,9 @@ bool pool_fits(const at::Tensor& input, SymInts kernel_size, SymInts stride, Sym
                SymInts dilation, bool ceil_mode);
 
 // The problem as the kernels see it. An error where the sizes do not fit together.
-cpu::PoolProblem pool_problem(at::IntArrayRef input, at::IntArrayRef output, at::IntArrayRef kernel_size,
-                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                              at::ScalarType type, cpu::Layout layout);
+PoolProblem pool_problem(at::IntArrayRef input, at::IntArrayRef output, at::IntArrayRef kernel_size,
+                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                         at::ScalarType type, Layout layout);
 
 // The same by ATen, for what is not ours; differentiable in every mode. The reason is recorded, unless it is
 // null.

@@ -185,7 +185,7 @@ namespace {
 at::Tensor input_like(const at::Tensor& grad_output, SymInts input_size, bool channels_last) {
   c10::SmallVector<c10::SymInt, kAxes + 2> size = {grad_output.sym_size(0), grad_output.sym_size(1)};
   size.append(input_size.begin(), input_size.end());
-  const auto layout = channels_last ? cpu::Layout::kChannelsLast : cpu::Layout::kChannelsFirst;
+  const auto layout = channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst;
   return grad_output.new_empty_symint(size).contiguous(memory_format(layout, grad_output.dim()));
 }
 

@@ -94,7 +94,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-bool is_last(const at::Tensor& t) { return layout_of(t) == cpu::Layout::kChannelsLast; }
+bool is_last(const at::Tensor& t) { return layout_of(t) == Layout::kChannelsLast; }
 SymInts spatial(const at::Tensor& t) { return t.sym_sizes().slice(2); }
 
 // A C++ autograd Function only where it is needed: nothing is saved, and no offsets are made, where no

@@ -1,0 +1,139 @@
+// An operator's problem as its kernels see it, on every device, and the table that kernels are listed in. No
+// torch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "geometry.h"
+
+namespace cnnext {
+
+enum class DType { kFloat32, kFloat64, kBFloat16, kFloat16 };
+enum class Layout { kChannelsFirst, kChannelsLast };  // [N, C, axes] or [N, axes, C] in memory
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// Calls run with a null pointer of the element type, as a tag: `with_type(dtype, [&](auto* tag) { ... })`.
+template <class Run>
+void with_type(DType dtype, Run&& run) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return run(static_cast<float*>(nullptr));
+    case DType::kFloat64:
+      return run(static_cast<double*>(nullptr));
+    case DType::kBFloat16:
+      return run(static_cast<BFloat16*>(nullptr));
+    case DType::kFloat16:
+      return run(static_cast<Float16*>(nullptr));
+  }
+}
+
+template <class Tag>
+using Pointee = std::remove_pointer_t<Tag>;  // the type behind the tag
+
+struct ConvProblem {
+  ConvShape shape;
+  DType dtype = DType::kFloat32;
+  Layout layout = Layout::kChannelsFirst;         // of input, output and their gradients
+  Layout weight_layout = Layout::kChannelsFirst;  // of the weight and its gradient
+  int threads = 1;
+  bool winograd = true;  // whether kernels may compute by Winograd's algorithm, whose rounding is another
+  int arch = 0;          // of the GPU, 10 * major + minor; 0 on the CPU
+  bool tf32 = false;     // on a GPU: whether float32 may be multiplied with a mantissa of 10 bits
+};
+
+// forward: input, weight, bias -> output. grad_input: output, weight, bias -> input.
+// grad_weight: output, input -> weight. grad_bias: output -> bias. bias may be null where it is read.
+struct ConvBuffers {
+  void* input = nullptr;
+  void* weight = nullptr;
+  void* bias = nullptr;
+  void* output = nullptr;
+};
+
+// Strides of an activation, in elements. Pixels are numbered through all axes.
+struct Strides {
+  int64_t image, channel, pixel;
+};
+
+constexpr Strides strides_of(Layout layout, int64_t channels, int64_t pixels) {
+  return layout == Layout::kChannelsFirst ? Strides{channels * pixels, pixels, 1}
+                                          : Strides{channels * pixels, 1, channels};
+}
+
+// Strides of a weight [K, C / groups, kernel], in elements. Taps are numbered through all axes.
+struct WeightStrides {
+  int64_t k, c, tap;
+};
+
+constexpr WeightStrides weight_strides_of(Layout layout, int64_t C_per_group, int64_t taps) {
+  return layout == Layout::kChannelsFirst ? WeightStrides{C_per_group * taps, taps, 1}
+                                          : WeightStrides{C_per_group * taps, 1, C_per_group};
+}
+
+struct PoolProblem {
+  PoolShape shape;
+  DType dtype = DType::kFloat32;
+  Layout layout = Layout::kChannelsFirst;
+  int threads = 1;
+  bool count_padding = true;     // an average divides by the padding's taps too
+  int64_t divisor_override = 0;  // an average divides by this, if it is not zero
+  int arch = 0;                  // as in ConvProblem
+
+  // A max window's argument is kept as the number of the tap, one byte where that is enough.
+  constexpr bool wide_offsets() const { return shape.taps() > 256; }
+};
+
+// forward: input -> output (offsets). grad_input: output (offsets) -> input. select: input, offsets ->
+// output. indices: offsets -> indices. unpool: output, indices -> input; its gradient: input, indices ->
+// output.
+struct PoolBuffers {
+  void* input = nullptr;
+  void* output = nullptr;
+  void* offsets = nullptr;  // uint8_t or int32_t, as output
+  int64_t* indices = nullptr;
+  int64_t* invalid_index = nullptr;  // set to an index that lies outside of the plane, if there is one
+};
+
+// One candidate in the ordered list of an operator; the first that accepts the problem is taken. Context is
+// what a device runs kernels in: a pool of threads or a stream.
+template <class Problem, class Buffers, class Context>
+struct Kernel {
+  const char* name;
+  const char* summary;                     // why one would choose it, a phrase for explain()
+  const char* (*refuses)(const Problem&);  // null where it accepts the problem, else the reason
+  int64_t (*workspace)(const Problem&);    // bytes of scratch memory, aligned to kAlignment by the caller
+  void (*run)(const Problem&, const Buffers&, const Context&, char* workspace);
+};
+
+constexpr int64_t kAlignment = 64;  // bytes: a cache line
+
+template <class Kernel>
+struct KernelList {
+  const Kernel* first;
+  int64_t count;
+  const Kernel* begin() const { return first; }
+  const Kernel* end() const { return first + count; }
+};
+
+inline const char* accepts_all(const ConvProblem&) { return nullptr; }
+
+// The kernels of one device or instruction set.
+template <class Context>
+struct KernelTable {
+  using Conv = KernelList<Kernel<ConvProblem, ConvBuffers, Context>>;
+  using Pool = KernelList<Kernel<PoolProblem, PoolBuffers, Context>>;
+  const char* capability;
+  Conv conv, conv_grad_input, conv_grad_weight, conv_grad_bias;
+  Pool max_pool, max_pool_with_offsets, max_pool_indices, max_pool_grad_input, max_pool_select;
+  Pool avg_pool, avg_pool_grad_input, max_unpool, max_unpool_grad_input;
+};
+
+}  // namespace cnnext
