@@ -1,0 +1,147 @@
+// What every CUDA kernel is written against: element types, launches, division, shared memory. No torch.
+//
+// The same sources are compiled by g++ for the tests' emulator (tests/emulator), which stands in for the CUDA
+// runtime: nothing here or in the kernels may use a feature of CUDA that ptx.cuh or the emulator does not wrap.
+#pragma once
+
+#include "kernel.h"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cassert>
+#include <stdexcept>
+#include <string>
+#define CNNEXT_DEVICE __device__ __forceinline__
+#define CNNEXT_LAUNCH(kThreads, kBlocks) __global__ void __launch_bounds__(kThreads, kBlocks)
+#else
+#include "emulator.h"
+#define CNNEXT_DEVICE inline
+#define CNNEXT_LAUNCH(kThreads, kBlocks) void
+#endif
+
+// Bodies that need a newer GPU are left out of the code for older ones.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#define CNNEXT_SM80 1
+#else
+#define CNNEXT_SM80 0
+#endif
+
+namespace cnnext::cuda {
+
+#if defined(__CUDACC__)
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
+}
+
+// Starts one kernel on the stream. `shared` is in bytes.
+template <class... Parameters>
+void launch(void (*kernel)(Parameters...), Grid grid, int threads, int shared, const Stream& stream,
+            const Parameters&... parameters) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (shared > 48 * 1024) {  // more than every GPU has must be asked for
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  }
+  kernel<<<dim3(grid.x, grid.y, grid.z), threads, shared, static_cast<cudaStream_t>(stream.handle)>>>(
+      parameters...);
+  check(cudaGetLastError());
+}
+
+template <class T>
+CNNEXT_DEVICE T* shared_memory() {
+  extern __shared__ __align__(128) unsigned char cnnext_shared[];
+  return reinterpret_cast<T*>(cnnext_shared);
+}
+
+CNNEXT_DEVICE float to_float(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+CNNEXT_DEVICE float to_float(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+CNNEXT_DEVICE void convert(float x, Float16* to) { to->bits = __half_as_ushort(__float2half_rn(x)); }
+CNNEXT_DEVICE void convert(float x, BFloat16* to) { to->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
+CNNEXT_DEVICE uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+CNNEXT_DEVICE void fail_unless(bool condition) { assert(condition); }
+
+#else
+
+using emulator::convert;
+using emulator::fail_unless;
+using emulator::high_product;
+using emulator::launch;
+using emulator::shared_memory;
+using emulator::to_float;
+
+#endif
+
+CNNEXT_DEVICE float to_float(float x) { return x; }
+CNNEXT_DEVICE double to_float(double x) { return x; }
+CNNEXT_DEVICE void convert(float x, float* to) { *to = x; }
+CNNEXT_DEVICE void convert(double x, double* to) { *to = x; }
+
+// Arithmetic is done in Acc<T>: 16-bit types compute and accumulate in float.
+template <class T>
+using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// kCount elements that are read and written at once, aligned to all of them.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Pack {
+  T at[kCount];
+};
+template <class T>
+constexpr int kPerVector = 16 / int(sizeof(T));  // elements in the widest access
+
+template <class T, int kCount>
+CNNEXT_DEVICE Pack<T, kCount> load_pack(const T* from) {
+#if !defined(__CUDACC__)
+  emulator::check_access(from, sizeof(T) * kCount);
+#endif
+  return *reinterpret_cast<const Pack<T, kCount>*>(from);
+}
+template <class T, int kCount>
+CNNEXT_DEVICE void store_pack(T* to, const Pack<T, kCount>& values) {
+#if !defined(__CUDACC__)
+  emulator::check_access(to, sizeof(T) * kCount);
+#endif
+  *reinterpret_cast<Pack<T, kCount>*>(to) = values;
+}
+
+// Division by a number that the host knows, of dividends below 2^31: a multiplication.
+struct Divisor {
+  uint32_t by = 1, magic = 1, shift = 0;
+
+  Divisor() = default;
+  explicit Divisor(int64_t divisor) : by(static_cast<uint32_t>(divisor)) {
+    while ((uint64_t{1} << shift) < by) ++shift;
+    magic = static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift) - by)) / by + 1);
+  }
+#if defined(__CUDACC__)
+  __device__ __forceinline__
+#endif
+      uint32_t
+      quotient(uint32_t x) const {
+    return (high_product(x, magic) + x) >> shift;
+  }
+};
+
+// Takes the remainder by `divisor` off x, which becomes the quotient.
+CNNEXT_DEVICE int split(uint32_t& x, const Divisor& divisor) {
+  const uint32_t quotient = divisor.quotient(x), remainder = x - quotient * divisor.by;
+  x = quotient;
+  return static_cast<int>(remainder);
+}
+
+CNNEXT_DEVICE int split(int64_t& x, const Divisor& divisor) {
+  const int64_t quotient = x / divisor.by;
+  const int remainder = static_cast<int>(x - quotient * divisor.by);
+  x = quotient;
+  return remainder;
+}
+
+// Whether all pointers allow the widest access; null does.
+template <class... Pointers>
+bool are_aligned(const Pointers*... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+}  // namespace cnnext::cuda

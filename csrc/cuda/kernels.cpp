@@ -1,0 +1,124 @@
+// The ordered lists of candidates, the first that accepts wins. Plain C++: builds without CUDA have the table too, to
+// tell what a GPU would run. To add a kernel: write its body in a .cuh of its own, its launcher in a .cu of the same
+// name, declare that in kernels.h, and put it in a list here. Hopper's own kernels (_sm90) will stand before _sm80.
+#include "kernels.h"
+#include "plan.h"
+
+#if defined(CNNEXT_WITH_CUDA)
+#define CNNEXT_RUN(launcher) launcher
+#else
+#define CNNEXT_RUN(launcher) nullptr
+#endif
+
+namespace cnnext::cuda {
+namespace {
+
+constexpr int64_t kMostPixels = (int64_t{1} << 31) - 1024;
+
+template <class Problem>
+const char* accepts(const Problem&) {
+  return nullptr;
+}
+template <class Problem>
+int64_t no_workspace(const Problem&) {
+  return 0;
+}
+
+const char* direct_refuses(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  if (max_of(s.input_pixels(), s.output_pixels()) > kMostPixels) return "an image of more than 2^31 pixels";
+  const int64_t tiles = ceil_div(max_of(s.C_per_group(), s.K_per_group()), 16) * s.groups;
+  return tiles > kMostGridYZ ? "more than 65535 groups" : nullptr;
+}
+int64_t direct_workspace(const ConvProblem& p) {
+  return direct_parts(p) * p.shape.weights() * accumulator_bytes(p);
+}
+
+const char* depthwise_refuses(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  if (s.groups != s.C || s.K != s.C) return "a group has other than one input and one output";
+  if (s.axis[2].kernel > 128) return "a kernel of more than 128 columns";
+  if (p.layout == Layout::kChannelsFirst && s.C > kMostGridYZ) return "more than 65535 channels";
+  return direct_refuses(p);
+}
+const char* grad_weight_depthwise_refuses(const ConvProblem& p) {
+  const char* reason = depthwise_refuses(p);
+  return !reason && depthwise_tap_tiles(p, 3) > kMostGridYZ ? "a large kernel" : reason;
+}
+int64_t grad_weight_depthwise_workspace(const ConvProblem& p) {
+  return depthwise_parts(p) * p.shape.weights() * accumulator_bytes(p);
+}
+
+int64_t grad_bias_workspace(const ConvProblem& p) {
+  return grad_bias_parts(p) * p.shape.K * accumulator_bytes(p);
+}
+
+const char* unpool_refuses(const PoolProblem& p) {
+  const int64_t pixels = max_of(p.shape.input_pixels(), p.shape.output_pixels());
+  return pixels > kMostPixels ? "a plane of more than 2^31 pixels" : nullptr;
+}
+int64_t unpool_workspace(const PoolProblem& p) {  // an owner for each element
+  return p.shape.N * p.shape.C * p.shape.input_pixels() * 4;
+}
+
+const char* const kDirect = "multiply-adds, any shape and type";
+const char* const kDepthwise = "one channel in a group: a strip of pixels for each thread";
+const char* const kGather = "each element gathered by one thread";
+
+const ConvKernel kConv[] = {
+    {"depthwise", kDepthwise, depthwise_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_depthwise)},
+    {"direct", kDirect, direct_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_direct)},
+};
+const ConvKernel kConvGradInput[] = {
+    {"depthwise", kDepthwise, depthwise_refuses, no_workspace<ConvProblem>,
+     CNNEXT_RUN(run_conv_grad_input_depthwise)},
+    {"direct", kDirect, direct_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_grad_input_direct)},
+};
+const ConvKernel kConvGradWeight[] = {
+    {"depthwise", "one channel in a group: one pass, parts added in order", grad_weight_depthwise_refuses,
+     grad_weight_depthwise_workspace, CNNEXT_RUN(run_conv_grad_weight_depthwise)},
+    {"direct", kDirect, direct_refuses, direct_workspace, CNNEXT_RUN(run_conv_grad_weight_direct)},
+};
+const ConvKernel kConvGradBias[] = {
+    {"sum", "parts added in order", accepts<ConvProblem>, grad_bias_workspace, CNNEXT_RUN(run_conv_grad_bias)},
+};
+#define CNNEXT_GATHER(launcher) \
+  { {"gather", kGather, accepts<PoolProblem>, no_workspace<PoolProblem>, CNNEXT_RUN(launcher)} }
+const PoolKernel kMaxPool[] = CNNEXT_GATHER(run_max_pool);
+const PoolKernel kMaxPoolWithOffsets[] = CNNEXT_GATHER(run_max_pool_with_offsets);
+const PoolKernel kMaxPoolIndices[] = CNNEXT_GATHER(run_max_pool_indices);
+const PoolKernel kMaxPoolGradInput[] = CNNEXT_GATHER(run_max_pool_grad_input);
+const PoolKernel kMaxPoolSelect[] = CNNEXT_GATHER(run_max_pool_select);
+const PoolKernel kAvgPool[] = CNNEXT_GATHER(run_avg_pool);
+const PoolKernel kAvgPoolGradInput[] = CNNEXT_GATHER(run_avg_pool_grad_input);
+const PoolKernel kMaxUnpoolGradInput[] = CNNEXT_GATHER(run_max_unpool_grad_input);
+const PoolKernel kMaxUnpool[] = {
+    {"planes", "a block for each plane", unpool_refuses, unpool_workspace, CNNEXT_RUN(run_max_unpool)},
+};
+
+template <class Kernel, int kCount>
+KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
+  return {kernels, kCount};
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels table = {"cuda",
+                                list(kConv),
+                                list(kConvGradInput),
+                                list(kConvGradWeight),
+                                list(kConvGradBias),
+                                list(kMaxPool),
+                                list(kMaxPoolWithOffsets),
+                                list(kMaxPoolIndices),
+                                list(kMaxPoolGradInput),
+                                list(kMaxPoolSelect),
+                                list(kAvgPool),
+                                list(kAvgPoolGradInput),
+                                list(kMaxUnpool),
+                                list(kMaxUnpoolGradInput)};
+  return table;
+}
+
+}  // namespace cnnext::cuda

@@ -1,0 +1,51 @@
+// What launchers and the table of kernels must agree on: into how many parts a sum is cut. It depends on the shape
+// alone, so that a result is the same bit by bit on every GPU. No CUDA here.
+#pragma once
+
+#include "kernel.h"
+
+namespace cnnext::cuda {
+
+constexpr int64_t kMostPartialBytes = 64 << 20;  // of workspace
+constexpr int64_t kBlocksWanted = 264;           // two for each multiprocessor of a large GPU
+
+// How many parts the sum over `pixels` is cut into, where `blocks` blocks compute one part: enough for a large GPU,
+// each of at least `least` pixels.
+inline int64_t parts_of(int64_t pixels, int64_t least, int64_t blocks, int64_t bytes_of_one) {
+  const int64_t wanted = ceil_div(kBlocksWanted, blocks), most = max_of(1, kMostPartialBytes / bytes_of_one);
+  const int64_t parts = max_of(1, min_of(min_of(wanted, most), pixels / least));
+  return max_of(parts, ceil_div(pixels, int64_t{1} << 30));  // the pixels of a part are counted in 32 bits
+}
+
+inline int64_t accumulator_bytes(const ConvProblem& p) { return p.dtype == DType::kFloat64 ? 8 : 4; }
+inline int64_t all_output_pixels(const ConvProblem& p) { return p.shape.N * p.shape.output_pixels(); }
+
+inline int64_t direct_parts(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  const int64_t blocks = s.taps() * ceil_div(s.C_per_group(), s.C_per_group() > 16 ? 64 : 16) *
+                         ceil_div(s.K_per_group(), 64) * s.groups;
+  return parts_of(all_output_pixels(p), 512, blocks, s.weights() * accumulator_bytes(p));
+}
+
+// The tile of taps that one pass of the depthwise gradient for the weight sums at once, and how many there are.
+inline int depthwise_tile(const ConvProblem& p) {
+  const int64_t kernel = max_of(p.shape.axis[1].kernel, p.shape.axis[2].kernel);
+  return kernel <= 3 ? 3 : kernel <= 5 ? 5 : 7;
+}
+inline int64_t depthwise_tap_tiles(const ConvProblem& p, int tile) {
+  const Window* axis = p.shape.axis;
+  return axis[0].kernel * ceil_div(axis[1].kernel, tile) * ceil_div(axis[2].kernel, tile);
+}
+inline int64_t depthwise_parts(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  const bool last = p.layout == Layout::kChannelsLast;
+  const int64_t blocks = (last ? ceil_div(s.C, 32) : s.C) * depthwise_tap_tiles(p, depthwise_tile(p));
+  return parts_of(all_output_pixels(p), last ? 256 : 4096, ceil_div(blocks, 4), s.weights() * accumulator_bytes(p));
+}
+
+inline int64_t grad_bias_parts(const ConvProblem& p) {
+  const int64_t blocks = p.layout == Layout::kChannelsLast ? ceil_div(p.shape.K, 32) : p.shape.K;
+  return parts_of(all_output_pixels(p), 2048, ceil_div(blocks, 4), p.shape.K * accumulator_bytes(p));
+}
+
+}  // namespace cnnext::cuda

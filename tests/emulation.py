@@ -1,0 +1,143 @@
+"""Builds the emulator of tests/emulator with the CUDA kernels' own sources, and runs operators in it."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from convolutions import Conv, Operands
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/problem.h's DType
+FLAGS = ["-std=c++20", "-O1", "-g", "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE", "-ffp-contract=off"]
+
+
+def build(defines: Sequence[str] = (), only: Sequence[str] = ()) -> Path:
+    """Compiles the emulator into build/, one object for each source, each again only when something changed.
+
+    Args:
+        defines: macros, which plant faults.
+        only: names of the .cu files to include; all by default.
+    """
+    sources = [ROOT / "csrc/cuda/kernels.cpp", *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
+    sources += sorted((ROOT / "tests/emulator").glob("*.cpp"))
+    text = b"".join(
+        path.read_bytes() for pattern in ("csrc/**/*", "tests/emulator/*") for path in sorted(ROOT.glob(pattern))
+        if path.is_file() and path.suffix in (".h", ".cuh")
+    )
+    folder = ROOT / "build" / "emulator"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [*os.environ.get("CXX", "g++").split(), *FLAGS, "-DCNNEXT_WITH_CUDA", *(f"-D{name}" for name in defines)]
+    command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/emulator'}"]
+    objects, running = [], []
+    for source in sources:
+        key = hashlib.sha256(text + source.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
+        target = folder / f"{source.stem}-{key}.o"
+        objects.append(target)
+        if not target.exists():
+            temporary = target.with_suffix(f".{os.getpid()}.o")
+            process = subprocess.Popen([*command, "-x", "c++", "-c", str(source), "-o", str(temporary)])
+            running.append((process, temporary, target))
+            if len(running) % max(1, (os.cpu_count() or 2) // 2) == 0:
+                process.wait()
+    for process, temporary, target in running:
+        if process.wait() != 0:
+            raise RuntimeError(f"{target.stem} was not compiled")
+        temporary.rename(target)
+    key = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
+    library = folder / f"emulator-{key}.so"
+    if not library.exists():
+        temporary = library.with_suffix(f".{os.getpid()}.so")
+        subprocess.run([*command, *map(str, objects), "-o", str(temporary)], check=True)
+        temporary.rename(library)
+    return library
+
+
+class Refused(Exception):
+    """The kernel does not take the problem."""
+
+
+class Emulator:
+    """The kernels of the library, run on the CPU. Each call gets another order of threads and copies."""
+
+    def __init__(self, library: Path) -> None:
+        self.library = ctypes.CDLL(str(library))
+        self.library.emulate_conv.restype = self.library.emulate_pool.restype = ctypes.c_char_p
+        self.seed = 0
+        self.bank_conflicts = 0
+
+    def _next_seed(self) -> int:
+        self.seed += 1
+        return self.seed
+
+    def conv(
+        self, op: str, kernel: str, conv: Conv, t: Operands, dtype: torch.dtype, last: bool, weight_last: bool,
+        arch: int = 80, tf32: bool = False, shift: int = 0,
+    ) -> Tensor:  # fmt: skip
+        """The result of one operator by one kernel, on small tensors of that type and layout."""
+        given = t.to(dtype, last, weight_last)
+        bias = {"conv": given.bias, "conv_grad_input": given.shift}.get(op)
+        empty = torch.empty(0, dtype=dtype)
+        tensors = [given.input, given.weight, empty if bias is None else bias, given.grad_output]
+        if op == "conv_grad_bias":
+            tensors[2] = torch.empty(conv.weight[0], dtype=dtype)
+        result = {"conv": 3, "conv_grad_input": 0, "conv_grad_weight": 1, "conv_grad_bias": 2}[op]
+        tensors[result] = torch.full_like(tensors[result], float("nan"))
+        lift = 3 - conv.dims
+        axes: list[int] = [1, 1, 1, 1, 0, 1] * lift
+        for i in range(conv.dims):
+            axes += [conv.input[i + 2], conv.output[i + 2], conv.weight[i + 2]]
+            axes += [conv.stride[i], conv.padding[i], conv.dilation[i]]
+        sizes = [conv.input[0], conv.input[1], conv.weight[0], conv.groups, *axes]
+        in_memory = [last and conv.dims > 1, weight_last and conv.dims > 1]
+        flags = [DTYPES[dtype], *map(int, in_memory), arch, int(tf32)]
+        conflicts = ctypes.c_int64()
+        answer = self.library.emulate_conv(
+            op.encode(), kernel.encode(), _longs(sizes), (ctypes.c_int * 5)(*flags), _pointers(tensors),
+            _longs([each.numel() * each.element_size() for each in tensors]), ctypes.c_int64(shift),
+            self._next_seed(), ctypes.byref(conflicts),
+        )  # fmt: skip
+        self.bank_conflicts = conflicts.value
+        _check(answer)
+        return tensors[result]
+
+    def pool(
+        self, op: str, sizes: Sequence[int], axes: Sequence[Sequence[int]], tensors: Sequence[Tensor | None],
+        dtype: torch.dtype, last: bool, count_padding: bool = True, divisor: int = 0, shift: int = 0,
+    ) -> None:  # fmt: skip
+        """One operator of pooling, on tensors (input, output, offsets, indices); it writes those it makes.
+
+        `axes` has (input, output, kernel, stride, padding, dilation, adaptive) for each spatial axis.
+        """
+        all_axes = [[1, 1, 1, 1, 0, 1, 0]] * (3 - len(axes)) + [list(axis) for axis in axes]
+        flat = [*sizes, *(value for axis in all_axes for value in axis)]
+        flags = [DTYPES[dtype], int(last), int(count_padding), divisor]
+        given = [torch.empty(0) if each is None else each for each in tensors]
+        answer = self.library.emulate_pool(
+            op.encode(), _longs(flat), (ctypes.c_int * 4)(*flags), _pointers(given),
+            _longs([each.numel() * each.element_size() for each in given]), ctypes.c_int64(shift), self._next_seed(),
+        )  # fmt: skip
+        _check(answer)
+
+
+def _longs(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(each.data_ptr() for each in tensors))
+
+
+def _check(answer: bytes | None) -> None:
+    if answer is None:
+        return
+    text = answer.decode()
+    if text.startswith("refused: "):
+        raise Refused(text.removeprefix("refused: "))
+    raise RuntimeError(text)

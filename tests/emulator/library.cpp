@@ -1,0 +1,166 @@
+// What the tests call: one operator by one kernel of the table, on copies of its tensors between guard zones.
+#include <algorithm>
+#include <memory>
+
+#include "cuda/kernels.h"
+#include "emulator.h"
+
+namespace {
+
+using namespace cnnext;
+
+constexpr int64_t kGuard = 1024;          // bytes on both sides
+constexpr unsigned char kPoison = 0xff;  // NaN in every type
+
+// A tensor in memory of its own. Results start poisoned; guard zones must stay so.
+class Guarded {
+ public:
+  Guarded(void* tensor, int64_t bytes, bool is_result, int64_t shift = 0)
+      : tensor_(tensor), bytes_(bytes), shift_(shift), memory_(bytes + 2 * kGuard + 256, kPoison) {
+    if (tensor && !is_result) std::memcpy(data(), tensor, bytes);
+    emulator::add_region(data(), bytes);
+  }
+  unsigned char* data() {
+    const uintptr_t start = reinterpret_cast<uintptr_t>(memory_.data()) + kGuard;
+    return reinterpret_cast<unsigned char*>((start + 127) / 128 * 128 + shift_);
+  }
+  void* pointer() { return bytes_ > 0 ? data() : nullptr; }
+  bool untouched_around() {
+    const unsigned char* begin = data();
+    for (int64_t i = 1; i <= kGuard / 2; ++i) {
+      if (begin[-i] != kPoison || begin[bytes_ + i - 1] != kPoison) return false;
+    }
+    return true;
+  }
+  void copy_back() { std::memcpy(tensor_, data(), bytes_); }
+
+ private:
+  void* tensor_;
+  int64_t bytes_, shift_;
+  std::vector<unsigned char> memory_;
+};
+
+std::string message;
+const char* answer(const std::string& text) {
+  message = text;
+  return message.c_str();
+}
+
+template <class List, class Problem>
+const auto* find(const List& list, const std::string& name, const Problem& problem, std::string* refusal) {
+  for (const auto& kernel : list) {
+    if (name != kernel.name) continue;
+    const char* reason = kernel.refuses(problem);
+    if (reason) *refusal = std::string("refused: ") + reason;
+    return reason ? nullptr : &kernel;
+  }
+  *refusal = "there is no kernel " + name;
+  return static_cast<decltype(list.begin())>(nullptr);
+}
+
+// Runs the kernel on guarded tensors; `result` is the number of the one that it writes.
+template <class Kernel, class Problem, class Buffers>
+const char* run(const Kernel& kernel, const Problem& problem, const Buffers& buffers, Guarded** tensors, int count,
+                const int* results, int result_count) {
+  const int64_t bytes = kernel.workspace(problem);
+  Guarded workspace(nullptr, bytes, true);
+  kernel.run(problem, buffers, cuda::Stream(), reinterpret_cast<char*>(workspace.data()));
+  for (int i = 0; i < count; ++i) {
+    if (!tensors[i]->untouched_around()) return answer("a write outside of tensor " + std::to_string(i));
+  }
+  if (!workspace.untouched_around()) return answer("a write outside of the workspace");
+  for (int i = 0; i < result_count; ++i) tensors[results[i]]->copy_back();
+  return nullptr;
+}
+
+}  // namespace
+
+// sizes: N, C, K, groups, then input, output, kernel, stride, padding, dilation of each axis. flags: dtype, layout,
+// weight layout, arch, tf32. Tensors with their bytes: input, weight, bias, output. `shift` moves every tensor by that
+// many bytes off its alignment. Null, or what went wrong; "refused: " and the reason if the kernel takes it not.
+extern "C" const char* emulate_conv(const char* op, const char* name, const int64_t* sizes, const int* flags,
+                                    void** tensors, const int64_t* bytes, int64_t shift, unsigned seed,
+                                    int64_t* conflicts) try {
+  ConvProblem p;
+  p.shape.N = sizes[0], p.shape.C = sizes[1], p.shape.K = sizes[2], p.shape.groups = sizes[3];
+  for (int a = 0; a < kAxes; ++a) {
+    const int64_t* s = sizes + 4 + 6 * a;
+    p.shape.axis[a] = {s[0], s[1], s[2], s[3], s[4], s[5]};
+  }
+  p.dtype = DType(flags[0]), p.layout = Layout(flags[1]), p.weight_layout = Layout(flags[2]);
+  p.arch = flags[3], p.tf32 = flags[4];
+  const auto& table = cuda::kernels();
+  const std::string which = op;
+  const auto& list = which == "conv"               ? table.conv
+                     : which == "conv_grad_input"  ? table.conv_grad_input
+                     : which == "conv_grad_weight" ? table.conv_grad_weight
+                                                   : table.conv_grad_bias;
+  const int result = which == "conv" ? 3 : which == "conv_grad_input" ? 0 : which == "conv_grad_weight" ? 1 : 2;
+  std::string refusal;
+  const auto* kernel = find(list, name, p, &refusal);
+  if (!kernel) return answer(refusal);
+  emulator::set_seed(seed);
+  emulator::clear_regions();
+  emulator::bank_conflicts = 0;
+  std::unique_ptr<Guarded> all[4];
+  Guarded* given[4];
+  for (int i = 0; i < 4; ++i) {
+    all[i] = std::make_unique<Guarded>(tensors[i], bytes[i], i == result, shift);
+    given[i] = all[i].get();
+  }
+  const ConvBuffers buffers = {given[0]->pointer(), given[1]->pointer(), given[2]->pointer(), given[3]->pointer()};
+  const char* failure = run(*kernel, p, buffers, given, 4, &result, 1);
+  *conflicts = emulator::bank_conflicts;
+  return failure;
+} catch (const std::exception& error) {
+  return answer(error.what());
+}
+
+// sizes: N, C, then input, output, kernel, stride, padding, dilation, adaptive of each axis. flags: dtype, layout,
+// count_padding, divisor_override. Tensors with their bytes: input, output, offsets, indices.
+extern "C" const char* emulate_pool(const char* op, const int64_t* sizes, const int* flags, void** tensors,
+                                    const int64_t* bytes, int64_t shift, unsigned seed) try {
+  PoolProblem p;
+  p.shape.N = sizes[0], p.shape.C = sizes[1];
+  for (int a = 0; a < kAxes; ++a) {
+    const int64_t* s = sizes + 2 + 7 * a;
+    p.shape.axis[a] = {s[0], s[1], s[2], s[3], s[4], s[5]};
+    p.shape.adaptive[a] = s[6];
+  }
+  p.dtype = DType(flags[0]), p.layout = Layout(flags[1]), p.count_padding = flags[2], p.divisor_override = flags[3];
+  const auto& t = cuda::kernels();
+  struct Entry {
+    const char* op;
+    const cuda::Kernels::Pool& list;
+    std::vector<int> results;
+  };
+  const Entry entries[] = {
+      {"max_pool", t.max_pool, {1}},
+      {"max_pool_with_offsets", t.max_pool_with_offsets, {1, 2}},
+      {"max_pool_indices", t.max_pool_indices, {3}},
+      {"max_pool_grad_input", t.max_pool_grad_input, {0}},
+      {"max_pool_select", t.max_pool_select, {1}},
+      {"avg_pool", t.avg_pool, {1}},
+      {"avg_pool_grad_input", t.avg_pool_grad_input, {0}},
+      {"max_unpool", t.max_unpool, {0}},
+      {"max_unpool_grad_input", t.max_unpool_grad_input, {1}},
+  };
+  for (const Entry& entry : entries) {
+    if (std::strcmp(entry.op, op) != 0) continue;
+    emulator::set_seed(seed);
+    emulator::clear_regions();
+    std::unique_ptr<Guarded> all[4];
+    Guarded* given[4];
+    for (int i = 0; i < 4; ++i) {
+      const bool is_result = std::find(entry.results.begin(), entry.results.end(), i) != entry.results.end();
+      all[i] = std::make_unique<Guarded>(tensors[i], bytes[i], is_result, i == 3 ? 0 : shift);
+      given[i] = all[i].get();
+    }
+    const PoolBuffers buffers = {given[0]->pointer(), given[1]->pointer(), given[2]->pointer(),
+                                 static_cast<int64_t*>(given[3]->pointer()), nullptr};
+    return run(*entry.list.begin(), p, buffers, given, 4, entry.results.data(), int(entry.results.size()));
+  }
+  return answer(std::string("there is no operator ") + op);
+} catch (const std::exception& error) {
+  return answer(error.what());
+}
