@@ -9,10 +9,11 @@ template <class T, int kPack, int kLanes, int kStrip, int kTaps, int kStep>
 void start(const DepthwiseGather& a, const Stream& stream) {
   int64_t most = 0;
   for (int i = 0; i < a.g.phases; ++i) most = max_of(most, a.strips[i]);
-  const Grid grid = {ceil_div(a.g.images * most, kDepthwiseThreads / kLanes), ceil_div(a.g.groups, kLanes * kPack),
-                     a.g.phases};
+  const Grid grid = {ceil_div(a.g.images * most, kDepthwiseThreads / kLanes),
+                     ceil_div(a.g.groups, kLanes * kPack), a.g.phases};
   const int shared = a.g.kernel[2] * kLanes * kPack * int(sizeof(Acc<T>));
-  launch(conv_gather_depthwise<T, kPack, kLanes, kStrip, kTaps, kStep>, grid, kDepthwiseThreads, shared, stream, a);
+  launch(conv_gather_depthwise<T, kPack, kLanes, kStrip, kTaps, kStep>, grid, kDepthwiseThreads, shared,
+         stream, a);
 }
 
 // Chooses the body for the taps of the last axis.
@@ -28,10 +29,14 @@ void gather(const ConvGather& g, const Stream& stream) {
   }
   const Phase& w = g.phase[0].axis[2];
   const bool neighbours = g.phases == 1 && w.offset_step == 1;
-  if (neighbours && w.taps == 3 && w.source_step == 1) return start<T, kPack, kLanes, kStrip, 3, 1>(a, stream);
-  if (neighbours && w.taps == 3 && w.source_step == 2) return start<T, kPack, kLanes, kStrip, 3, 2>(a, stream);
-  if (neighbours && w.taps == 5 && w.source_step == 1) return start<T, kPack, kLanes, kStrip, 5, 1>(a, stream);
-  if (neighbours && w.taps == 7 && w.source_step == 1) return start<T, kPack, kLanes, kStrip, 7, 1>(a, stream);
+  if (neighbours && w.taps == 3 && w.source_step == 1)
+    return start<T, kPack, kLanes, kStrip, 3, 1>(a, stream);
+  if (neighbours && w.taps == 3 && w.source_step == 2)
+    return start<T, kPack, kLanes, kStrip, 3, 2>(a, stream);
+  if (neighbours && w.taps == 5 && w.source_step == 1)
+    return start<T, kPack, kLanes, kStrip, 5, 1>(a, stream);
+  if (neighbours && w.taps == 7 && w.source_step == 1)
+    return start<T, kPack, kLanes, kStrip, 7, 1>(a, stream);
   start<T, kPack, kLanes, kStrip, 0, 0>(a, stream);
 }
 

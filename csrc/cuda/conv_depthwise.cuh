@@ -1,10 +1,11 @@
-// Depthwise convolution, one input and one output channel in each group: the gather of conv_gather.cuh, and the
-// gradient for the weight in one pass over its operands. Sums in Acc<T>.
+// Depthwise convolution, one input and one output channel in each group: the gather of conv_gather.cuh, and
+// the gradient for the weight in one pass over its operands. Sums in Acc<T>.
 //
-// Gather: a thread computes kStrip neighbours along the last axis for kPack channels; a block 256 / kLanes such strips
-// of kLanes packs of channels. In channels last a pack is 16 bytes and kLanes 8, in channels first both are one. The
-// weights of a row of taps are staged in shared memory. With kTaps > 0 the last axis has that many taps, next to each
-// other, and kStep between outputs: each input of the strip is read once. Else any taps.
+// Gather: a thread computes kStrip neighbours along the last axis for kPack channels; a block 256 / kLanes
+// such strips of kLanes packs of channels. In channels last a pack is 16 bytes and kLanes 8, in channels
+// first both are one. The weights of a row of taps are staged in shared memory. With kTaps > 0 the last axis
+// has that many taps, next to each other, and kStep between outputs: each input of the strip is read once.
+// Else any taps.
 #pragma once
 
 #include "conv_gather.cuh"
@@ -41,8 +42,8 @@ conv_gather_depthwise(DepthwiseGather arguments) {
   image += images;
   const int q = split(rest, arguments.by_strips_in_row[blockIdx.z]) * kStrip;
   const int p = split(rest, h.by_count), o = int(rest);
-  const T* source = static_cast<const T*>(g.source) + image * g.source_strides.image +
-                    channel * g.source_strides.channel;
+  const T* source =
+      static_cast<const T*>(g.source) + image * g.source_strides.image + channel * g.source_strides.channel;
 
   A* weights = shared_memory<A>();  // [taps of the row][kChannels]
   A acc[kStrip][kPack] = {};
@@ -81,7 +82,8 @@ conv_gather_depthwise(DepthwiseGather arguments) {
         for (int x = 0; x < w.taps; ++x) {
 #pragma unroll
           for (int j = 0; j < kStrip; ++j) {
-            add(w.source_index(q + j, x), [&](A value, int i) { acc[j][i] += value * mine[x * kChannels + i]; });
+            add(w.source_index(q + j, x),
+                [&](A value, int i) { acc[j][i] += value * mine[x * kChannels + i]; });
           }
         }
       }
@@ -90,7 +92,8 @@ conv_gather_depthwise(DepthwiseGather arguments) {
   if (!active) return;
   A bias[kPack];
 #pragma unroll
-  for (int i = 0; i < kPack; ++i) bias[i] = g.bias ? to_float(static_cast<const T*>(g.bias)[channel + i]) : A(0);
+  for (int i = 0; i < kPack; ++i)
+    bias[i] = g.bias ? to_float(static_cast<const T*>(g.bias)[channel + i]) : A(0);
 #pragma unroll
   for (int j = 0; j < kStrip; ++j) {
     if (q + j >= w.count) break;
@@ -105,15 +108,16 @@ conv_gather_depthwise(DepthwiseGather arguments) {
   }
 }
 
-// Grid: tiles of channels; tiles of kR x kS taps; parts of the sum. A thread keeps a sum for each tap of the tile and
-// kPack channels; those of a block's threads are added by halves.
+// Grid: tiles of channels; tiles of kR x kS taps; parts of the sum. A thread keeps a sum for each tap of the
+// tile and kPack channels; those of a block's threads are added by halves.
 template <class T, int kPack, int kLanes, int kR, int kS>
 CNNEXT_LAUNCH(kDepthwiseThreads, 1)
 conv_grad_weight_depthwise(ConvGradWeight g) {
   using A = Acc<T>;
   constexpr int kChannels = kLanes * kPack, kPixels = kDepthwiseThreads / kLanes;
   const int tiles_s = int(ceil_div(g.kernel[2], kS)), tiles_r = int(ceil_div(g.kernel[1], kR));
-  const int s0 = blockIdx.y % tiles_s * kS, r0 = blockIdx.y / tiles_s % tiles_r * kR, t = blockIdx.y / tiles_s / tiles_r;
+  const int s0 = blockIdx.y % tiles_s * kS, r0 = blockIdx.y / tiles_s % tiles_r * kR,
+            t = blockIdx.y / tiles_s / tiles_r;
   const int channel = blockIdx.x * kChannels + threadIdx.x % kLanes * kPack, lane = threadIdx.x / kLanes;
   const bool active = channel < g.groups;
   const GradWeightPixels pixels(g, blockIdx.z, (t * g.kernel[1] + r0) * g.kernel[2] + s0);

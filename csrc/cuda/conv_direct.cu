@@ -44,7 +44,8 @@ void run_conv_grad_weight_direct(const ConvProblem& p, const ConvBuffers& b, con
     with_tile<T>(g.C, [&](auto width) {
       constexpr int kM = 64, kN = decltype(width)::value;
       const Grid grid = {g.taps * ceil_div(g.C, kN), ceil_div(g.K, kM) * g.groups, g.parts};
-      launch(conv_grad_weight_direct<T, kM, kN>, grid, kDirectThreads, DirectTile<T, kM, kN>::kBytes, stream, g);
+      launch(conv_grad_weight_direct<T, kM, kN>, grid, kDirectThreads, DirectTile<T, kM, kN>::kBytes, stream,
+             g);
     });
     reduce_parts<T>(p, g, b.weight, stream);
   });

@@ -1,9 +1,9 @@
 // Convolution on any GPU, for every type, layout and geometry, with multiply-adds in Acc<T>: the gather of
 // conv_gather.cuh, and the gradient for the weight.
 //
-// A block of 256 threads computes a tile of kM x kN: kM pixels of a phase by kN destination channels of a group, or
-// for grad_weight kM output channels by kN input channels of one tap. Both operands pass through shared memory,
-// kDepth of the summed index at a time; the sum of an element runs in one thread, in order.
+// A block of 256 threads computes a tile of kM x kN: kM pixels of a phase by kN destination channels of a
+// group, or for grad_weight kM output channels by kN input channels of one tap. Both operands pass through
+// shared memory, kDepth of the summed index at a time; the sum of an element runs in one thread, in order.
 #pragma once
 
 #include "conv_gather.cuh"
@@ -22,8 +22,8 @@ struct DirectTile {
   static constexpr int kBytes = (kWidthA + kWidthB) * kDirectDepth * int(sizeof(Acc<T>)) + kPlaces * 8;
   using A = Acc<T>;
 
-  A* a;  // [kDirectDepth][kWidthA]
-  A* b;  // [kDirectDepth][kWidthB]
+  A* a;             // [kDirectDepth][kWidthA]
+  A* b;             // [kDirectDepth][kWidthB]
   int64_t* places;  // where pixels are in memory, in elements, or -1
   int row, column;
   A acc[kRows][kColumns];
@@ -79,7 +79,8 @@ conv_gather_direct(ConvGather g) {
   const Rows row_at(phase, first);
   const Phase &d = phase.axis[0], &h = phase.axis[1], &w = phase.axis[2];
   const T* source = static_cast<const T*>(g.source) + group * g.source_channels * g.source_strides.channel;
-  const T* weight = static_cast<const T*>(g.weight) + group * g.weight_group + first_channel * g.weight_destination;
+  const T* weight =
+      static_cast<const T*>(g.weight) + group * g.weight_group + first_channel * g.weight_destination;
 
   DirectTile<T, kM, kN> tile;
   for (int z = 0; z < d.taps; ++z) {
@@ -94,17 +95,15 @@ conv_gather_direct(ConvGather g) {
         }
         __syncthreads();
         for (int channel = 0; channel < g.source_channels; channel += kDirectDepth) {
-          tile.template fill<kM>(
-              tile.a, tile.kWidthA, g.source_strides.channel == 1, [&](int k, int i) -> A {
-                const int64_t place = tile.places[i];
-                if (place < 0 || channel + k >= g.source_channels) return 0;
-                return to_float(source[place + (channel + k) * g.source_strides.channel]);
-              });
+          tile.template fill<kM>(tile.a, tile.kWidthA, g.source_strides.channel == 1, [&](int k, int i) -> A {
+            const int64_t place = tile.places[i];
+            if (place < 0 || channel + k >= g.source_channels) return 0;
+            return to_float(source[place + (channel + k) * g.source_strides.channel]);
+          });
           tile.template fill<kN>(
               tile.b, tile.kWidthB, g.weight_source < g.weight_destination, [&](int k, int i) -> A {
                 if (first_channel + i >= g.destination_channels || channel + k >= g.source_channels) return 0;
-                return to_float(
-                    weight[i * g.weight_destination + (channel + k) * g.weight_source + tap]);
+                return to_float(weight[i * g.weight_destination + (channel + k) * g.weight_source + tap]);
               });
           __syncthreads();
           tile.multiply();
@@ -139,9 +138,10 @@ conv_grad_weight_direct(ConvGradWeight g) {
   const int tap = blockIdx.x / tiles_n, first_c = blockIdx.x % tiles_n * kN;
   const int group = blockIdx.y / tiles_m, first_k = blockIdx.y % tiles_m * kM;
   const int part = blockIdx.z;
-  const T* grad_output = static_cast<const T*>(g.grad_output) +
-                         (int64_t(group) * g.K + first_k) * g.output_strides.channel;
-  const T* input = static_cast<const T*>(g.input) + (int64_t(group) * g.C + first_c) * g.input_strides.channel;
+  const T* grad_output =
+      static_cast<const T*>(g.grad_output) + (int64_t(group) * g.K + first_k) * g.output_strides.channel;
+  const T* input =
+      static_cast<const T*>(g.input) + (int64_t(group) * g.C + first_c) * g.input_strides.channel;
   const GradWeightPixels pixels(g, part, tap);
 
   DirectTile<T, kM, kN> tile;

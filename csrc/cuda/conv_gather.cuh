@@ -45,24 +45,29 @@ struct ConvGather {
   CNNEXT_HOST_DEVICE int64_t rows(int p) const { return images * phase[p].pixels; }
 };
 
-// Row number first + `beyond` of a phase: its image, and the positions j of its axes. The division by 64 bits is
-// done once for a block.
+// Row number first + `beyond` of a phase: its image, and the positions j of its axes. The division by 64 bits
+// is done once for a block.
 struct Row {
   int64_t image;
   int j[kAxes];
 
-  // The number of the source pixel that the row reads through taps (z, y, x) of the phase, or -1.
-  CNNEXT_DEVICE int64_t source_pixel(const PhaseAxes& p, int z, int y, int x) const {
+  // The source pixel that the row reads through taps (z, y, x) of the phase, by its number, or -1; and the
+  // first pixel of the source's row that it lies in.
+  CNNEXT_DEVICE int64_t source_row(const PhaseAxes& p, int z, int y) const {
     z = p.axis[0].source_index(j[0], z);
     y = p.axis[1].source_index(j[1], y);
+    const bool inside = unsigned(z) < unsigned(p.axis[0].source) && unsigned(y) < unsigned(p.axis[1].source);
+    return inside ? (int64_t(z) * p.axis[1].source + y) * p.axis[2].source : -1;
+  }
+  CNNEXT_DEVICE int64_t source_pixel(const PhaseAxes& p, int z, int y, int x) const {
+    const int64_t row = source_row(p, z, y);
     x = p.axis[2].source_index(j[2], x);
-    const bool inside = unsigned(z) < unsigned(p.axis[0].source) && unsigned(y) < unsigned(p.axis[1].source) &&
-                        unsigned(x) < unsigned(p.axis[2].source);
-    return inside ? (int64_t(z) * p.axis[1].source + y) * p.axis[2].source + x : -1;
+    return row >= 0 && unsigned(x) < unsigned(p.axis[2].source) ? row + x : -1;
   }
   CNNEXT_DEVICE int64_t destination_pixel(const PhaseAxes& p, const int* extent) const {
     int64_t pixel = 0;
-    for (int a = 0; a < kAxes; ++a) pixel = pixel * extent[a] + p.axis[a].start + int64_t(j[a]) * p.axis[a].step;
+    for (int a = 0; a < kAxes; ++a)
+      pixel = pixel * extent[a] + p.axis[a].start + int64_t(j[a]) * p.axis[a].step;
     return pixel;
   }
 };
@@ -87,8 +92,17 @@ struct Rows {
 };
 
 inline Phase phase_of(const PhaseAxis& p) {
-  return {int(p.start), int(p.step),     int(p.count),  int(p.source),      int(p.source_step),     int(p.taps),
-          int(p.tap),   int(p.tap_step), int(p.offset), int(p.offset_step), Divisor(max_of(1, p.count))};
+  return {int(p.start),
+          int(p.step),
+          int(p.count),
+          int(p.source),
+          int(p.source_step),
+          int(p.taps),
+          int(p.tap),
+          int(p.tap_step),
+          int(p.offset),
+          int(p.offset_step),
+          Divisor(max_of(1, p.count))};
 }
 
 enum class Direction { kForward, kGradInput };

@@ -11,9 +11,9 @@ void run_conv_grad_bias(const ConvProblem& p, const ConvBuffers& b, const Stream
     using T = Pointee<decltype(tag)>;
     auto* partial = reinterpret_cast<Acc<T>*>(workspace);
     const auto start = [&](auto kernel, int lanes) {
-      launch(kernel, {ceil_div(s.K, lanes), used}, kGradBiasThreads, kGradBiasThreads * int(sizeof(Acc<T>)), stream,
-             static_cast<const T*>(b.output), strides_of(p.layout, s.K, s.output_pixels()), s.N, s.output_pixels(),
-             int(s.K), per_part, partial);
+      launch(kernel, {ceil_div(s.K, lanes), used}, kGradBiasThreads, kGradBiasThreads * int(sizeof(Acc<T>)),
+             stream, static_cast<const T*>(b.output), strides_of(p.layout, s.K, s.output_pixels()), s.N,
+             s.output_pixels(), int(s.K), per_part, partial);
     };
     if (p.layout == Layout::kChannelsLast) {
       start(conv_grad_bias<T, 32>, 32);

@@ -1,5 +1,5 @@
-// grad_bias[k] = sum over n, o of grad_output[n, k, o], in parts: each block sums a part of the pixels for some
-// channels, by threads that lie along whatever is contiguous; a second kernel adds the parts in order.
+// grad_bias[k] = sum over n, o of grad_output[n, k, o], in parts: each block sums a part of the pixels for
+// some channels, by threads that lie along whatever is contiguous; a second kernel adds the parts in order.
 #pragma once
 
 #include "device.cuh"

@@ -1,7 +1,9 @@
-// The arguments of every kernel that computes the gradient for the weight: sums over the pixels of all images, cut
-// into parts whose number depends on the shape alone. Each part writes its sums; reduce.cuh adds them in order.
+// The arguments of every kernel that computes the gradient for the weight: sums over the pixels of all
+// images, cut into parts whose number depends on the shape alone. Each part writes its sums; reduce.cuh adds
+// them in order.
 //
-// grad_weight[k, c, tap] = sum over n, o of grad_output[n, k, o] * input[n, c, o * stride - padding + tap * dilation]
+// grad_weight[k, c, tap] = sum over n, o of grad_output[n, k, o] * input[n, c, o * stride - padding + tap *
+// dilation]
 #pragma once
 
 #include "device.cuh"
@@ -54,17 +56,22 @@ struct GradWeightPixels {
     const uint32_t pixel = split(images, g.by_pixels);
     return {image + images, pixel};
   }
-  // The number of the input pixel, or -1 in the padding.
-  CNNEXT_DEVICE int64_t input_pixel(const OutputPixel& o) const {
+  // The row of input pixels that the tap reads for an output pixel, by the number of its first pixel, or -1
+  // in the padding; and the position in it, which may lie in the padding.
+  CNNEXT_DEVICE int64_t input_row(const OutputPixel& o, int* x) const {
     uint32_t rest = o.pixel;
-    const int x = split(rest, g.by_output[2]) * g.stride[2] + shift[2];
+    *x = split(rest, g.by_output[2]) * g.stride[2] + shift[2];
     const int y = split(rest, g.by_output[1]) * g.stride[1] + shift[1];
     const int z = int(rest) * g.stride[0] + shift[0];
-    if (unsigned(z) >= unsigned(g.input_extent[0]) || unsigned(y) >= unsigned(g.input_extent[1]) ||
-        unsigned(x) >= unsigned(g.input_extent[2])) {
-      return -1;
-    }
-    return (int64_t(z) * g.input_extent[1] + y) * g.input_extent[2] + x;
+    const bool inside =
+        unsigned(z) < unsigned(g.input_extent[0]) && unsigned(y) < unsigned(g.input_extent[1]);
+    return inside ? (int64_t(z) * g.input_extent[1] + y) * g.input_extent[2] : -1;
+  }
+  // The number of the input pixel, or -1 in the padding.
+  CNNEXT_DEVICE int64_t input_pixel(const OutputPixel& o) const {
+    int x;
+    const int64_t row = input_row(o, &x);
+    return row < 0 || unsigned(x) >= unsigned(g.input_extent[2]) ? -1 : row + x;
   }
 };
 

@@ -1,7 +1,8 @@
 // What every CUDA kernel is written against: element types, launches, division, shared memory. No torch.
 //
 // The same sources are compiled by g++ for the tests' emulator (tests/emulator), which stands in for the CUDA
-// runtime: nothing here or in the kernels may use a feature of CUDA that ptx.cuh or the emulator does not wrap.
+// runtime: nothing here or in the kernels may use a feature of CUDA that ptx.cuh or the emulator does not
+// wrap.
 #pragma once
 
 #include "kernel.h"
@@ -118,8 +119,7 @@ struct Divisor {
 #if defined(__CUDACC__)
   __device__ __forceinline__
 #endif
-      uint32_t
-      quotient(uint32_t x) const {
+      uint32_t quotient(uint32_t x) const {
     return (high_product(x, magic) + x) >> shift;
   }
 };

@@ -1,6 +1,7 @@
-// The ordered lists of candidates, the first that accepts wins. Plain C++: builds without CUDA have the table too, to
-// tell what a GPU would run. To add a kernel: write its body in a .cuh of its own, its launcher in a .cu of the same
-// name, declare that in kernels.h, and put it in a list here. Hopper's own kernels (_sm90) will stand before _sm80.
+// The ordered lists of candidates, the first that accepts wins. Plain C++: builds without CUDA have the table
+// too, to tell what a GPU would run. To add a kernel: write its body in a .cuh of its own, its launcher in a
+// .cu of the same name, declare that in kernels.h, and put it in a list here. Hopper's own kernels (_sm90)
+// will stand before _sm80.
 #include "kernels.h"
 #include "plan.h"
 
@@ -49,6 +50,38 @@ int64_t grad_weight_depthwise_workspace(const ConvProblem& p) {
   return depthwise_parts(p) * p.shape.weights() * accumulator_bytes(p);
 }
 
+// Matrix products on tensor cores: of 16-bit types, of float32 as TF32, of float32 by three TF32 products.
+enum class Product { kHalf, kTf32, kAccurate };
+
+template <Product kProduct>
+const char* gemm_refuses_any(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  if (p.arch < 80) return "needs compute capability 8.0";
+  if (kProduct == Product::kHalf && p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) {
+    return "for float16 and bfloat16";
+  }
+  if (kProduct != Product::kHalf && p.dtype != DType::kFloat32) return "for float32";
+  if (kProduct == Product::kTf32 && !p.tf32) return "TF32 is not allowed (torch.backends.cudnn.allow_tf32)";
+  if (s.groups > 1 && min_of(s.C_per_group(), s.K_per_group()) < 8) return "fewer than 8 channels in a group";
+  if (s.groups > kMostGridYZ) return "more than 65535 groups";
+  if (max_of(s.C * s.input_pixels(), s.K * s.output_pixels()) > kMostPixels) {
+    return "an image of more than 2^31 elements";
+  }
+  return nullptr;
+}
+template <Product kProduct, Layout kLayout>
+const char* gemm_refuses(const ConvProblem& p) {
+  if (p.layout != kLayout)
+    return p.layout == Layout::kChannelsLast ? "not channels first" : "not channels last";
+  return gemm_refuses_any<kProduct>(p);
+}
+int64_t gemm_workspace_forward(const ConvProblem& p) { return gemm_workspace(p, input_bytes(p)); }
+int64_t gemm_workspace_grad_input(const ConvProblem& p) { return gemm_workspace(p, output_bytes(p)); }
+template <bool kAccurate>
+int64_t gemm_workspace_grad_weight(const ConvProblem& p) {
+  return gemm_grad_weight_workspace(p, kAccurate);
+}
+
 int64_t grad_bias_workspace(const ConvProblem& p) {
   return grad_bias_parts(p) * p.shape.K * accumulator_bytes(p);
 }
@@ -67,23 +100,79 @@ const char* const kGather = "each element gathered by one thread";
 
 const ConvKernel kConv[] = {
     {"depthwise", kDepthwise, depthwise_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_depthwise)},
+    {"gemm_sm80", "tensor cores", gemm_refuses<Product::kHalf, Layout::kChannelsLast>, gemm_workspace_forward,
+     CNNEXT_RUN(run_conv_gemm_sm80)},
+    {"gemm_sm80_transposed", "tensor cores, once transposed to channels last",
+     gemm_refuses<Product::kHalf, Layout::kChannelsFirst>, gemm_workspace_forward,
+     CNNEXT_RUN(run_conv_gemm_sm80)},
+    {"gemm_tf32_sm80", "tensor cores, TF32", gemm_refuses<Product::kTf32, Layout::kChannelsLast>,
+     gemm_workspace_forward, CNNEXT_RUN(run_conv_gemm_tf32_sm80)},
+    {"gemm_tf32_sm80_transposed", "tensor cores, TF32, once transposed to channels last",
+     gemm_refuses<Product::kTf32, Layout::kChannelsFirst>, gemm_workspace_forward,
+     CNNEXT_RUN(run_conv_gemm_tf32_sm80)},
+    {"gemm_3xtf32_sm80", "tensor cores, three TF32 products of each pair",
+     gemm_refuses<Product::kAccurate, Layout::kChannelsLast>, gemm_workspace_forward,
+     CNNEXT_RUN(run_conv_gemm_3xtf32_sm80)},
+    {"gemm_3xtf32_sm80_transposed",
+     "tensor cores, three TF32 products of each pair, once transposed to channels last",
+     gemm_refuses<Product::kAccurate, Layout::kChannelsFirst>, gemm_workspace_forward,
+     CNNEXT_RUN(run_conv_gemm_3xtf32_sm80)},
     {"direct", kDirect, direct_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_direct)},
 };
 const ConvKernel kConvGradInput[] = {
     {"depthwise", kDepthwise, depthwise_refuses, no_workspace<ConvProblem>,
      CNNEXT_RUN(run_conv_grad_input_depthwise)},
+    {"gemm_sm80", "tensor cores", gemm_refuses<Product::kHalf, Layout::kChannelsLast>,
+     gemm_workspace_grad_input, CNNEXT_RUN(run_conv_grad_input_gemm_sm80)},
+    {"gemm_sm80_transposed", "tensor cores, once transposed to channels last",
+     gemm_refuses<Product::kHalf, Layout::kChannelsFirst>, gemm_workspace_grad_input,
+     CNNEXT_RUN(run_conv_grad_input_gemm_sm80)},
+    {"gemm_tf32_sm80", "tensor cores, TF32", gemm_refuses<Product::kTf32, Layout::kChannelsLast>,
+     gemm_workspace_grad_input, CNNEXT_RUN(run_conv_grad_input_gemm_tf32_sm80)},
+    {"gemm_tf32_sm80_transposed", "tensor cores, TF32, once transposed to channels last",
+     gemm_refuses<Product::kTf32, Layout::kChannelsFirst>, gemm_workspace_grad_input,
+     CNNEXT_RUN(run_conv_grad_input_gemm_tf32_sm80)},
+    {"gemm_3xtf32_sm80", "tensor cores, three TF32 products of each pair",
+     gemm_refuses<Product::kAccurate, Layout::kChannelsLast>, gemm_workspace_grad_input,
+     CNNEXT_RUN(run_conv_grad_input_gemm_3xtf32_sm80)},
+    {"gemm_3xtf32_sm80_transposed",
+     "tensor cores, three TF32 products of each pair, once transposed to channels last",
+     gemm_refuses<Product::kAccurate, Layout::kChannelsFirst>, gemm_workspace_grad_input,
+     CNNEXT_RUN(run_conv_grad_input_gemm_3xtf32_sm80)},
     {"direct", kDirect, direct_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_grad_input_direct)},
 };
 const ConvKernel kConvGradWeight[] = {
     {"depthwise", "one channel in a group: one pass, parts added in order", grad_weight_depthwise_refuses,
      grad_weight_depthwise_workspace, CNNEXT_RUN(run_conv_grad_weight_depthwise)},
+    {"gemm_sm80", "tensor cores", gemm_refuses<Product::kHalf, Layout::kChannelsLast>,
+     gemm_workspace_grad_weight<false>, CNNEXT_RUN(run_conv_grad_weight_gemm_sm80)},
+    {"gemm_sm80_transposed", "tensor cores, once transposed to channels last",
+     gemm_refuses<Product::kHalf, Layout::kChannelsFirst>, gemm_workspace_grad_weight<false>,
+     CNNEXT_RUN(run_conv_grad_weight_gemm_sm80)},
+    {"gemm_tf32_sm80", "tensor cores, TF32", gemm_refuses<Product::kTf32, Layout::kChannelsLast>,
+     gemm_workspace_grad_weight<false>, CNNEXT_RUN(run_conv_grad_weight_gemm_tf32_sm80)},
+    {"gemm_tf32_sm80_transposed", "tensor cores, TF32, once transposed to channels last",
+     gemm_refuses<Product::kTf32, Layout::kChannelsFirst>, gemm_workspace_grad_weight<false>,
+     CNNEXT_RUN(run_conv_grad_weight_gemm_tf32_sm80)},
+    {"gemm_3xtf32_sm80", "tensor cores, three TF32 products of each pair",
+     gemm_refuses<Product::kAccurate, Layout::kChannelsLast>, gemm_workspace_grad_weight<true>,
+     CNNEXT_RUN(run_conv_grad_weight_gemm_3xtf32_sm80)},
+    {"gemm_3xtf32_sm80_transposed",
+     "tensor cores, three TF32 products of each pair, once transposed to channels last",
+     gemm_refuses<Product::kAccurate, Layout::kChannelsFirst>, gemm_workspace_grad_weight<true>,
+     CNNEXT_RUN(run_conv_grad_weight_gemm_3xtf32_sm80)},
     {"direct", kDirect, direct_refuses, direct_workspace, CNNEXT_RUN(run_conv_grad_weight_direct)},
 };
 const ConvKernel kConvGradBias[] = {
-    {"sum", "parts added in order", accepts<ConvProblem>, grad_bias_workspace, CNNEXT_RUN(run_conv_grad_bias)},
+    {"sum", "parts added in order", accepts<ConvProblem>, grad_bias_workspace,
+     CNNEXT_RUN(run_conv_grad_bias)},
 };
-#define CNNEXT_GATHER(launcher) \
-  { {"gather", kGather, accepts<PoolProblem>, no_workspace<PoolProblem>, CNNEXT_RUN(launcher)} }
+#define CNNEXT_GATHER(launcher)                                                                \
+  {                                                                                            \
+    {                                                                                          \
+      "gather", kGather, accepts<PoolProblem>, no_workspace<PoolProblem>, CNNEXT_RUN(launcher) \
+    }                                                                                          \
+  }
 const PoolKernel kMaxPool[] = CNNEXT_GATHER(run_max_pool);
 const PoolKernel kMaxPoolWithOffsets[] = CNNEXT_GATHER(run_max_pool_with_offsets);
 const PoolKernel kMaxPoolIndices[] = CNNEXT_GATHER(run_max_pool_indices);

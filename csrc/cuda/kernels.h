@@ -5,8 +5,10 @@
 
 namespace cnnext::cuda {
 
-#define CNNEXT_CONV_KERNEL(name) void name(const ConvProblem&, const ConvBuffers&, const Stream&, char* workspace)
-#define CNNEXT_POOL_KERNEL(name) void name(const PoolProblem&, const PoolBuffers&, const Stream&, char* workspace)
+#define CNNEXT_CONV_KERNEL(name) \
+  void name(const ConvProblem&, const ConvBuffers&, const Stream&, char* workspace)
+#define CNNEXT_POOL_KERNEL(name) \
+  void name(const PoolProblem&, const PoolBuffers&, const Stream&, char* workspace)
 
 CNNEXT_CONV_KERNEL(run_conv_direct);
 CNNEXT_CONV_KERNEL(run_conv_grad_input_direct);
@@ -14,6 +16,15 @@ CNNEXT_CONV_KERNEL(run_conv_grad_weight_direct);
 CNNEXT_CONV_KERNEL(run_conv_depthwise);
 CNNEXT_CONV_KERNEL(run_conv_grad_input_depthwise);
 CNNEXT_CONV_KERNEL(run_conv_grad_weight_depthwise);
+CNNEXT_CONV_KERNEL(run_conv_gemm_sm80);
+CNNEXT_CONV_KERNEL(run_conv_grad_input_gemm_sm80);
+CNNEXT_CONV_KERNEL(run_conv_grad_weight_gemm_sm80);
+CNNEXT_CONV_KERNEL(run_conv_gemm_tf32_sm80);
+CNNEXT_CONV_KERNEL(run_conv_grad_input_gemm_tf32_sm80);
+CNNEXT_CONV_KERNEL(run_conv_grad_weight_gemm_tf32_sm80);
+CNNEXT_CONV_KERNEL(run_conv_gemm_3xtf32_sm80);
+CNNEXT_CONV_KERNEL(run_conv_grad_input_gemm_3xtf32_sm80);
+CNNEXT_CONV_KERNEL(run_conv_grad_weight_gemm_3xtf32_sm80);
 CNNEXT_CONV_KERNEL(run_conv_grad_bias);
 
 CNNEXT_POOL_KERNEL(run_max_pool);

@@ -1,5 +1,5 @@
-// What launchers and the table of kernels must agree on: into how many parts a sum is cut. It depends on the shape
-// alone, so that a result is the same bit by bit on every GPU. No CUDA here.
+// What launchers and the table of kernels must agree on: into how many parts a sum is cut. It depends on the
+// shape alone, so that a result is the same bit by bit on every GPU. No CUDA here.
 #pragma once
 
 #include "kernel.h"
@@ -9,8 +9,8 @@ namespace cnnext::cuda {
 constexpr int64_t kMostPartialBytes = 64 << 20;  // of workspace
 constexpr int64_t kBlocksWanted = 264;           // two for each multiprocessor of a large GPU
 
-// How many parts the sum over `pixels` is cut into, where `blocks` blocks compute one part: enough for a large GPU,
-// each of at least `least` pixels.
+// How many parts the sum over `pixels` is cut into, where `blocks` blocks compute one part: enough for a
+// large GPU, each of at least `least` pixels.
 inline int64_t parts_of(int64_t pixels, int64_t least, int64_t blocks, int64_t bytes_of_one) {
   const int64_t wanted = ceil_div(kBlocksWanted, blocks), most = max_of(1, kMostPartialBytes / bytes_of_one);
   const int64_t parts = max_of(1, min_of(min_of(wanted, most), pixels / least));
@@ -27,7 +27,8 @@ inline int64_t direct_parts(const ConvProblem& p) {
   return parts_of(all_output_pixels(p), 512, blocks, s.weights() * accumulator_bytes(p));
 }
 
-// The tile of taps that one pass of the depthwise gradient for the weight sums at once, and how many there are.
+// The tile of taps that one pass of the depthwise gradient for the weight sums at once, and how many there
+// are.
 inline int depthwise_tile(const ConvProblem& p) {
   const int64_t kernel = max_of(p.shape.axis[1].kernel, p.shape.axis[2].kernel);
   return kernel <= 3 ? 3 : kernel <= 5 ? 5 : 7;
@@ -40,12 +41,58 @@ inline int64_t depthwise_parts(const ConvProblem& p) {
   const ConvShape& s = p.shape;
   const bool last = p.layout == Layout::kChannelsLast;
   const int64_t blocks = (last ? ceil_div(s.C, 32) : s.C) * depthwise_tap_tiles(p, depthwise_tile(p));
-  return parts_of(all_output_pixels(p), last ? 256 : 4096, ceil_div(blocks, 4), s.weights() * accumulator_bytes(p));
+  return parts_of(all_output_pixels(p), last ? 256 : 4096, ceil_div(blocks, 4),
+                  s.weights() * accumulator_bytes(p));
 }
 
 inline int64_t grad_bias_parts(const ConvProblem& p) {
   const int64_t blocks = p.layout == Layout::kChannelsLast ? ceil_div(p.shape.K, 32) : p.shape.K;
   return parts_of(all_output_pixels(p), 2048, ceil_div(blocks, 4), p.shape.K * accumulator_bytes(p));
+}
+
+// Matrix products on tensor cores read channels last: what is laid out otherwise is transposed into the
+// workspace.
+inline int64_t element_bytes(const ConvProblem& p) {
+  return p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
+}
+inline bool transposes_images(const ConvProblem& p) { return p.layout == Layout::kChannelsFirst; }
+inline bool transposes_weight(const ConvProblem& p) {
+  return p.weight_layout == Layout::kChannelsFirst && p.shape.taps() > 1 && p.shape.C_per_group() > 1;
+}
+inline int64_t image_bytes(const ConvProblem& p, int64_t channels, int64_t pixels) {
+  return round_up(p.shape.N * channels * pixels * element_bytes(p), kAlignment);
+}
+inline int64_t input_bytes(const ConvProblem& p) { return image_bytes(p, p.shape.C, p.shape.input_pixels()); }
+inline int64_t output_bytes(const ConvProblem& p) {
+  return image_bytes(p, p.shape.K, p.shape.output_pixels());
+}
+
+// Whether the taps of the last axis are folded into the channels, of which there are few.
+inline bool folds(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  return s.groups == 1 && s.C < 16 && s.axis[2].kernel > 1 && s.axis[2].dilation == 1;
+}
+
+inline int64_t gemm_workspace(const ConvProblem& p, int64_t source_bytes) {
+  return (transposes_images(p) ? source_bytes : 0) +
+         (transposes_weight(p) ? round_up(p.shape.weights() * element_bytes(p), kAlignment) : 0);
+}
+
+// The side of a tile of grad_weight, and its parts. `accurate`: float32 by three products.
+inline int gemm_grad_weight_side(const ConvProblem& p, bool accurate) {
+  return !accurate && min_of(p.shape.C_per_group(), p.shape.K_per_group()) > 64 ? 128 : 64;
+}
+inline int64_t gemm_grad_weight_parts(const ConvProblem& p, bool accurate) {
+  const ConvShape& s = p.shape;
+  const int side = gemm_grad_weight_side(p, accurate);
+  const int64_t folded = folds(p) ? s.axis[2].kernel : 1;
+  const int64_t blocks = s.taps() / folded * ceil_div(s.C_per_group() * folded, side) *
+                         ceil_div(s.K_per_group(), side) * s.groups;
+  return parts_of(all_output_pixels(p), 512, blocks, s.weights() * 4);
+}
+inline int64_t gemm_grad_weight_workspace(const ConvProblem& p, bool accurate) {
+  return (transposes_images(p) ? input_bytes(p) + output_bytes(p) : 0) +
+         gemm_grad_weight_parts(p, accurate) * p.shape.weights() * 4;
 }
 
 }  // namespace cnnext::cuda

@@ -10,7 +10,8 @@ PoolArguments arguments(const PoolProblem& p, int pack) {
   for (int i = 0; i < kAxes; ++i) {
     const Window& w = s.axis[i];
     PoolAxis& axis = a.axis[i];
-    axis = {int(w.input), int(w.output), int(w.kernel), int(w.stride), int(w.padding), int(w.dilation), s.adaptive[i]};
+    axis = {int(w.input),   int(w.output),   int(w.kernel), int(w.stride),
+            int(w.padding), int(w.dilation), s.adaptive[i]};
     axis.by_input = Divisor(w.input);
     axis.by_output = Divisor(w.output);
     axis.by_kernel = Divisor(w.kernel);
@@ -44,7 +45,8 @@ void for_each_batch(const PoolProblem& p, int pack, bool over_input, Run&& run) 
 template <class T, class Run>
 void with_pack(const PoolProblem& p, const PoolBuffers& b, Run&& run) {
   const bool wide = b.offsets && p.wide_offsets();
-  if (!wide && are_aligned(b.input, b.output, b.offsets) && p.layout == Layout::kChannelsLast && p.shape.C % kPerVector<T> == 0) {
+  if (!wide && are_aligned(b.input, b.output, b.offsets) && p.layout == Layout::kChannelsLast &&
+      p.shape.C % kPerVector<T> == 0) {
     run(std::integral_constant<int, kPerVector<T>>());
   } else {
     run(std::integral_constant<int, 1>());
@@ -155,8 +157,8 @@ void run_max_pool_select(const PoolProblem& p, const PoolBuffers& b, const Strea
     with_offsets(p, [&](auto* offset) {
       using Offset = Pointee<decltype(offset)>;
       for_each_batch(p, 1, false, [&](const PoolArguments& a, Grid grid) {
-        launch(max_pool_select<T, Offset>, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input), as<T>(b.output),
-               as_const<Offset>(b.offsets));
+        launch(max_pool_select<T, Offset>, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input),
+               as<T>(b.output), as_const<Offset>(b.offsets));
       });
     });
   });
@@ -166,7 +168,8 @@ void run_max_pool_indices(const PoolProblem& p, const PoolBuffers& b, const Stre
   with_offsets(p, [&](auto* offset) {
     using Offset = Pointee<decltype(offset)>;
     for_each_batch(p, 1, false, [&](const PoolArguments& a, Grid grid) {
-      launch(max_pool_indices<Offset>, grid, kPoolThreads, 0, stream, a, as_const<Offset>(b.offsets), b.indices);
+      launch(max_pool_indices<Offset>, grid, kPoolThreads, 0, stream, a, as_const<Offset>(b.offsets),
+             b.indices);
     });
   });
 }
@@ -187,8 +190,8 @@ void run_max_unpool_grad_input(const PoolProblem& p, const PoolBuffers& b, const
   const int64_t elements = s.N * s.C * s.output_pixels();
   with_size(p.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
-    launch(max_unpool_grad_input<T>, {ceil_div(elements, kPoolThreads)}, kPoolThreads, 0, stream, elements, int(s.C),
-           p.layout == Layout::kChannelsLast, strides_of(p.layout, s.C, s.output_pixels()),
+    launch(max_unpool_grad_input<T>, {ceil_div(elements, kPoolThreads)}, kPoolThreads, 0, stream, elements,
+           int(s.C), p.layout == Layout::kChannelsLast, strides_of(p.layout, s.C, s.output_pixels()),
            strides_of(p.layout, s.C, s.input_pixels()), int(s.input_pixels()), int(s.output_pixels()),
            as_const<T>(b.input), static_cast<const int64_t*>(b.indices), as<T>(b.output));
   });

@@ -1,6 +1,7 @@
-// Pooling in one, two and three dimensions, both layouts. A thread computes kPack channels of one pixel: 16 bytes in
-// channels last, one element in channels first. Everything is a gather: each element of a result is written once, by
-// one thread, so that nothing is cleared before, nothing is atomic, and every result is the same bit by bit.
+// Pooling in one, two and three dimensions, both layouts. A thread computes kPack channels of one pixel: 16
+// bytes in channels last, one element in channels first. Everything is a gather: each element of a result is
+// written once, by one thread, so that nothing is cleared before, nothing is atomic, and every result is the
+// same bit by bit.
 //
 // output[n, c, o] = maximum, or sum over its divisor, of input[n, c, o * stride - padding + tap * dilation]
 #pragma once
@@ -70,7 +71,8 @@ struct PoolArguments {
 
   CNNEXT_DEVICE int divisor(int o, int p, int q) const {
     if (divisor_override != 0) return int(divisor_override);
-    return axis[0].counted(o, count_padding) * axis[1].counted(p, count_padding) * axis[2].counted(q, count_padding);
+    return axis[0].counted(o, count_padding) * axis[1].counted(p, count_padding) *
+           axis[2].counted(q, count_padding);
   }
 };
 
@@ -116,7 +118,8 @@ CNNEXT_DEVICE void each_tap(const PoolArguments& a, const PoolItem& item, const 
   for (int z = 0; z < d.count; ++z) {
     for (int y = 0; y < h.count; ++y) {
       const int row = ((d.tap + z) * a.axis[1].kernel + h.tap + y) * a.axis[2].kernel + w.tap;
-      int64_t at = item.input_at(a, d.index + z * a.axis[0].dilation, h.index + y * a.axis[1].dilation, w.index);
+      int64_t at =
+          item.input_at(a, d.index + z * a.axis[0].dilation, h.index + y * a.axis[1].dilation, w.index);
       for (int x = 0; x < w.count; ++x, at += a.axis[2].dilation * a.input.pixel) body(at, row + x);
     }
   }
@@ -133,7 +136,8 @@ CNNEXT_DEVICE void each_window(const PoolArguments& a, const PoolItem& item, con
       const int y = a.axis[1].tap(p, item.at[1]);
       for (int q = first[2]; y >= 0 && q < end[2]; ++q) {
         const int x = a.axis[2].tap(q, item.at[2]);
-        if (x >= 0) body(item.output_at(a, o, p, q), o, p, q, (z * a.axis[1].kernel + y) * a.axis[2].kernel + x);
+        if (x >= 0)
+          body(item.output_at(a, o, p, q), o, p, q, (z * a.axis[1].kernel + y) * a.axis[2].kernel + x);
       }
     }
   }
@@ -148,7 +152,8 @@ max_pool(PoolArguments a, const T* input, T* output, Offset* offsets) {
   Acc<T> best[kPack];
   int best_tap[kPack];
   int first = 0;
-  for (int axis = 0; axis < kAxes; ++axis) first = first * a.axis[axis].kernel + a.axis[axis].taps(item.at[axis]).tap;
+  for (int axis = 0; axis < kAxes; ++axis)
+    first = first * a.axis[axis].kernel + a.axis[axis].taps(item.at[axis]).tap;
 #pragma unroll
   for (int i = 0; i < kPack; ++i) best[i] = -INFINITY, best_tap[i] = first;
   each_tap(a, item, [&](int64_t at, int tap) {
@@ -163,7 +168,8 @@ max_pool(PoolArguments a, const T* input, T* output, Offset* offsets) {
   Pack<T, kPack> result;
   Pack<Offset, kPack> taps;
 #pragma unroll
-  for (int i = 0; i < kPack; ++i) convert(best[i], &result.at[i]), taps.at[i] = static_cast<Offset>(best_tap[i]);
+  for (int i = 0; i < kPack; ++i)
+    convert(best[i], &result.at[i]), taps.at[i] = static_cast<Offset>(best_tap[i]);
   store_pack(output + to, result);
   if (kWithOffsets) store_pack(offsets + to, taps);
 }
@@ -242,7 +248,8 @@ max_pool_select(PoolArguments a, const T* input, T* output, const Offset* offset
   int pixel[kAxes];
   pixel_of_tap(a, item, offsets[to], pixel);
   bool inside = true;
-  for (int axis = 0; axis < kAxes; ++axis) inside = inside && unsigned(pixel[axis]) < unsigned(a.axis[axis].input);
+  for (int axis = 0; axis < kAxes; ++axis)
+    inside = inside && unsigned(pixel[axis]) < unsigned(a.axis[axis].input);
   output[to] = inside ? input[item.input_at(a, pixel[0], pixel[1], pixel[2])] : T();
 }
 
@@ -257,9 +264,10 @@ max_pool_indices(PoolArguments a, const Offset* offsets, int64_t* indices) {
   indices[to] = (int64_t(pixel[0]) * a.axis[1].input + pixel[1]) * a.axis[2].input + pixel[2];
 }
 
-// Unpooling: a block for each plane, blockIdx.x + first. Of equal indices the last one stays: owner[index] becomes
-// the largest number of a pooled element with that index. Threads write theirs where a smaller one stands, in turns,
-// until none is left that does; what a turn leaves of several writers is larger than what was there.
+// Unpooling: a block for each plane, blockIdx.x + first. Of equal indices the last one stays: owner[index]
+// becomes the largest number of a pooled element with that index. Threads write theirs where a smaller one
+// stands, in turns, until none is left that does; what a turn leaves of several writers is larger than what
+// was there.
 template <class T>
 CNNEXT_LAUNCH(kPoolThreads, 1)
 max_unpool(int64_t planes, int C, Strides in, Strides out, int pixels, int pooled_pixels, const T* pooled,

@@ -213,7 +213,8 @@ void run(Dim grid, int threads, int shared_bytes, const std::function<void()>& b
   for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
   for (size_t i = blocks.size(); i > 1; --i) std::swap(blocks[i - 1], blocks[random() % i]);
   for (const uint64_t block : blocks) {
-    launched.block = {unsigned(block % grid.x), unsigned(block / grid.x % grid.y), unsigned(block / grid.x / grid.y)};
+    launched.block = {unsigned(block % grid.x), unsigned(block / grid.x % grid.y),
+                      unsigned(block / grid.x / grid.y)};
     run_block(threads);
     if (!error.empty()) {
       pool.clear();  // they hang in the middle of the kernel
@@ -307,7 +308,8 @@ void multiply(void** lanes) {
     const int group = i / 4, in_group = i % 4, elements = lane.number == Number::kTf32 ? 1 : 2;
     for (int e = 0; e < elements; ++e) {
       for (int r = 0; r < 4; ++r) {
-        a[group + r % 2 * 8][in_group * elements + e + r / 2 * 4 * elements] = element(lane.number, lane.a[r], e);
+        a[group + r % 2 * 8][in_group * elements + e + r / 2 * 4 * elements] =
+            element(lane.number, lane.a[r], e);
       }
       for (int r = 0; r < 2; ++r) {
         b[in_group * elements + e + r * 4 * elements][group] = element(lane.number, lane.b[r], e);

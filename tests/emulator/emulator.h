@@ -1,7 +1,8 @@
 // Runs the CUDA kernels' own sources on the CPU: each thread of a block is a fiber. What it checks:
 // - the order in which fibers run and in which asynchronous copies arrive is random, by a seed;
 // - the destination of an asynchronous copy is poisoned until it is waited for, shared memory from the start;
-// - vector accesses and asynchronous copies are aligned and stay inside a tensor or the block's shared memory;
+// - vector accesses and asynchronous copies are aligned and stay inside a tensor or the block's shared
+// memory;
 // - all threads reach every barrier, all lanes every instruction of a warp: else the launch fails by name.
 // It counts bank conflicts of ldmatrix and of single loads. It knows no memory model and no limits of a GPU.
 #pragma once
@@ -71,9 +72,10 @@ void together(void (*what)(void**), void* argument);
 void run(Dim grid, int threads, int shared_bytes, const std::function<void()>& body);
 
 template <class... Parameters>
-void launch(void (*kernel)(Parameters...), cuda::Grid grid, int threads, int shared_bytes, const cuda::Stream&,
-            const Parameters&... parameters) {
-  if (grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) throw std::runtime_error("the grid is too large");
+void launch(void (*kernel)(Parameters...), cuda::Grid grid, int threads, int shared_bytes,
+            const cuda::Stream&, const Parameters&... parameters) {
+  if (grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
+    throw std::runtime_error("the grid is too large");
   const Dim size = {unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)};
   run(size, threads, shared_bytes, [&] { kernel(parameters...); });
 }

@@ -9,7 +9,7 @@ namespace {
 
 using namespace cnnext;
 
-constexpr int64_t kGuard = 1024;          // bytes on both sides
+constexpr int64_t kGuard = 1024;         // bytes on both sides
 constexpr unsigned char kPoison = 0xff;  // NaN in every type
 
 // A tensor in memory of its own. Results start poisoned; guard zones must stay so.
@@ -60,8 +60,8 @@ const auto* find(const List& list, const std::string& name, const Problem& probl
 
 // Runs the kernel on guarded tensors; `result` is the number of the one that it writes.
 template <class Kernel, class Problem, class Buffers>
-const char* run(const Kernel& kernel, const Problem& problem, const Buffers& buffers, Guarded** tensors, int count,
-                const int* results, int result_count) {
+const char* run(const Kernel& kernel, const Problem& problem, const Buffers& buffers, Guarded** tensors,
+                int count, const int* results, int result_count) {
   const int64_t bytes = kernel.workspace(problem);
   Guarded workspace(nullptr, bytes, true);
   kernel.run(problem, buffers, cuda::Stream(), reinterpret_cast<char*>(workspace.data()));
@@ -75,9 +75,10 @@ const char* run(const Kernel& kernel, const Problem& problem, const Buffers& buf
 
 }  // namespace
 
-// sizes: N, C, K, groups, then input, output, kernel, stride, padding, dilation of each axis. flags: dtype, layout,
-// weight layout, arch, tf32. Tensors with their bytes: input, weight, bias, output. `shift` moves every tensor by that
-// many bytes off its alignment. Null, or what went wrong; "refused: " and the reason if the kernel takes it not.
+// sizes: N, C, K, groups, then input, output, kernel, stride, padding, dilation of each axis. flags: dtype,
+// layout, weight layout, arch, tf32. Tensors with their bytes: input, weight, bias, output. `shift` moves
+// every tensor by that many bytes off its alignment. Null, or what went wrong; "refused: " and the reason if
+// the kernel takes it not.
 extern "C" const char* emulate_conv(const char* op, const char* name, const int64_t* sizes, const int* flags,
                                     void** tensors, const int64_t* bytes, int64_t shift, unsigned seed,
                                     int64_t* conflicts) try {
@@ -95,7 +96,10 @@ extern "C" const char* emulate_conv(const char* op, const char* name, const int6
                      : which == "conv_grad_input"  ? table.conv_grad_input
                      : which == "conv_grad_weight" ? table.conv_grad_weight
                                                    : table.conv_grad_bias;
-  const int result = which == "conv" ? 3 : which == "conv_grad_input" ? 0 : which == "conv_grad_weight" ? 1 : 2;
+  const int result = which == "conv"               ? 3
+                     : which == "conv_grad_input"  ? 0
+                     : which == "conv_grad_weight" ? 1
+                                                   : 2;
   std::string refusal;
   const auto* kernel = find(list, name, p, &refusal);
   if (!kernel) return answer(refusal);
@@ -108,7 +112,8 @@ extern "C" const char* emulate_conv(const char* op, const char* name, const int6
     all[i] = std::make_unique<Guarded>(tensors[i], bytes[i], i == result, shift);
     given[i] = all[i].get();
   }
-  const ConvBuffers buffers = {given[0]->pointer(), given[1]->pointer(), given[2]->pointer(), given[3]->pointer()};
+  const ConvBuffers buffers = {given[0]->pointer(), given[1]->pointer(), given[2]->pointer(),
+                               given[3]->pointer()};
   const char* failure = run(*kernel, p, buffers, given, 4, &result, 1);
   *conflicts = emulator::bank_conflicts;
   return failure;
@@ -116,8 +121,8 @@ extern "C" const char* emulate_conv(const char* op, const char* name, const int6
   return answer(error.what());
 }
 
-// sizes: N, C, then input, output, kernel, stride, padding, dilation, adaptive of each axis. flags: dtype, layout,
-// count_padding, divisor_override. Tensors with their bytes: input, output, offsets, indices.
+// sizes: N, C, then input, output, kernel, stride, padding, dilation, adaptive of each axis. flags: dtype,
+// layout, count_padding, divisor_override. Tensors with their bytes: input, output, offsets, indices.
 extern "C" const char* emulate_pool(const char* op, const int64_t* sizes, const int* flags, void** tensors,
                                     const int64_t* bytes, int64_t shift, unsigned seed) try {
   PoolProblem p;
@@ -127,7 +132,8 @@ extern "C" const char* emulate_pool(const char* op, const int64_t* sizes, const 
     p.shape.axis[a] = {s[0], s[1], s[2], s[3], s[4], s[5]};
     p.shape.adaptive[a] = s[6];
   }
-  p.dtype = DType(flags[0]), p.layout = Layout(flags[1]), p.count_padding = flags[2], p.divisor_override = flags[3];
+  p.dtype = DType(flags[0]), p.layout = Layout(flags[1]), p.count_padding = flags[2],
+  p.divisor_override = flags[3];
   const auto& t = cuda::kernels();
   struct Entry {
     const char* op;
