@@ -78,7 +78,7 @@ class Emulator:
 
     def conv(
         self, op: str, kernel: str, conv: Conv, t: Operands, dtype: torch.dtype, last: bool, weight_last: bool,
-        arch: int = 80, tf32: bool = False, shift: int = 0,
+        arch: int = 80, tf32: bool = False, shift: int = 0, blocks: int = 264,
     ) -> Tensor:  # fmt: skip
         """The result of one operator by one kernel, on small tensors of that type and layout."""
         given = t.to(dtype, last, weight_last)
@@ -101,7 +101,7 @@ class Emulator:
         answer = self.library.emulate_conv(
             op.encode(), kernel.encode(), _longs(sizes), (ctypes.c_int * 5)(*flags), _pointers(tensors),
             _longs([each.numel() * each.element_size() for each in tensors]), ctypes.c_int64(shift),
-            self._next_seed(), ctypes.byref(conflicts),
+            self._next_seed(), ctypes.c_int64(blocks), ctypes.byref(conflicts),
         )  # fmt: skip
         self.bank_conflicts = conflicts.value
         _check(answer)

@@ -35,10 +35,10 @@ void gather(const GemmGather& a, const Stream& stream) {
     return ceil_div(most_rows(g), m) * ceil_div(g.destination_channels, n) * g.groups * g.phases;
   };
   if constexpr (!kAccurate) {  // of whose larger tiles the registers do not hold enough
-    if (g.destination_channels > 64 && blocks(128, 128) >= kBlocksWanted / 2) {
+    if (g.destination_channels > 64 && blocks(128, 128) >= blocks_wanted / 2) {
       return start<T, 128, 128, kAcrossB, kAccurate>(a, stream);
     }
-    if (blocks(128, 64) >= kBlocksWanted / 2) return start<T, 128, 64, kAcrossB, kAccurate>(a, stream);
+    if (blocks(128, 64) >= blocks_wanted / 2) return start<T, 128, 64, kAcrossB, kAccurate>(a, stream);
   }
   start<T, 64, 64, kAcrossB, kAccurate>(a, stream);
 }

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "cuda/kernels.h"
+#include "cuda/plan.h"
 #include "emulator.h"
 
 namespace {
@@ -81,7 +82,8 @@ const char* run(const Kernel& kernel, const Problem& problem, const Buffers& buf
 // the kernel takes it not.
 extern "C" const char* emulate_conv(const char* op, const char* name, const int64_t* sizes, const int* flags,
                                     void** tensors, const int64_t* bytes, int64_t shift, unsigned seed,
-                                    int64_t* conflicts) try {
+                                    int64_t blocks_wanted, int64_t* conflicts) try {
+  cuda::blocks_wanted = blocks_wanted;
   ConvProblem p;
   p.shape.N = sizes[0], p.shape.C = sizes[1], p.shape.K = sizes[2], p.shape.groups = sizes[3];
   for (int a = 0; a < kAxes; ++a) {
