@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "_build_backend"))
 from backend import reach_torch  # noqa: E402
 
 os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)  # ninja, where the environment is not activated
-os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0a+PTX")  # torch indexes an empty list where no GPU is
+os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0+PTX")  # torch indexes an empty list where no GPU is
 SANITIZE = os.environ.get("CNNEXT_SANITIZE", "")
 CXX = os.environ.get("CXX", "c++").split()
 
@@ -101,7 +101,7 @@ if SANITIZE:
     link = [*link, *instrument]
 extension = (CUDAExtension if CUDA else CppExtension)(
     "cnnext._C",
-    sources("csrc/ops/*.cpp", "csrc/cpu/*.cpp", *(["csrc/cuda/*.cu", "csrc/cuda/*.cpp"] if CUDA else [])),
+    sources("csrc/*/*.cpp", *(["csrc/cuda/*.cu"] if CUDA else [])),  # the table of CUDA kernels is in every build
     include_dirs=[str(ROOT / "csrc")],
     define_macros=[("CNNEXT_WITH_CUDA", "1")] if CUDA else [],
     extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "--threads=2"]},

@@ -67,26 +67,26 @@ namespace {
 // forced.
 std::mutex mutex;
 std::atomic<bool> any_forced{false};
-std::map<std::string, std::string> forced;
+std::map<std::string, std::string> forced[2];  // on the CPU and on GPUs
 std::map<std::string, int64_t> fallback_counts;
 
 }  // namespace
 
-void force_kernel(const std::string& op, const std::string& name) {
+void force_kernel(const std::string& op, const std::string& name, bool cuda) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (name.empty()) {
-    forced.erase(op);
+    forced[cuda].erase(op);
   } else {
-    forced[op] = name;
+    forced[cuda][op] = name;
   }
-  any_forced = !forced.empty();
+  any_forced = !forced[0].empty() || !forced[1].empty();
 }
 
-const std::string* forced_kernel(const char* op) {
+const std::string* forced_kernel(const char* op, bool cuda) {
   if (!any_forced) return nullptr;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto entry = forced.find(op);
-  return entry == forced.end() ? nullptr : &entry->second;
+  const auto entry = forced[cuda].find(op);
+  return entry == forced[cuda].end() ? nullptr : &entry->second;
 }
 
 namespace {
@@ -108,6 +108,7 @@ const char* left_to_aten(std::initializer_list<const at::Tensor*> tensors) {
     if (tensor->layout() != at::kStrided || tensor->is_quantized())
       return "sparse, quantised or opaque layout";
     if (tensor->scalar_type() != first.scalar_type()) return "mixed element types";
+    if (tensor->device() != first.device()) return "several devices";  // torch raises its own error
     if (!element_type(tensor->scalar_type())) return "element type";
   }
   return nullptr;

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "../cpu/kernels.h"
+#include "../cuda/kernel.h"
 
 namespace cnnext::ops {
 
@@ -27,8 +28,8 @@ Layout layout_of(const at::Tensor& tensor);
 at::MemoryFormat memory_format(Layout layout, int64_t dim);
 
 // Kernels can be forced by name, for tests; an empty name chooses again by the problem's shape.
-void force_kernel(const std::string& op, const std::string& name);
-const std::string* forced_kernel(const char* op);
+void force_kernel(const std::string& op, const std::string& name, bool cuda);
+const std::string* forced_kernel(const char* op, bool cuda);
 
 // Whether Winograd's algorithm may be chosen.
 bool winograd_enabled();
@@ -37,7 +38,7 @@ void set_winograd(bool enabled);
 // The first candidate that accepts the problem, or the forced one (an error if that one refuses).
 template <class Kernel, class Problem>
 const Kernel& choose_kernel(const char* op, const KernelList<Kernel>& candidates, const Problem& problem) {
-  const std::string* forced = forced_kernel(op);
+  const std::string* forced = forced_kernel(op, problem.arch > 0);
   for (const Kernel& kernel : candidates) {
     if (forced && *forced != kernel.name) continue;
     const char* reason = kernel.refuses(problem);

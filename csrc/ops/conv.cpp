@@ -1,6 +1,6 @@
 // Convolution and its gradients: schemas, checks, allocation, choice of the kernel. cnnext::conv and friends.
 #include "conv.h"
-#include "memory.h"
+#include "device.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -67,15 +67,13 @@ Layout either_last(const at::Tensor& a, const at::Tensor& b) {
   return layout_of(a) == last ? last : layout_of(b);
 }
 
-void launch(const char* op, const KernelList<cpu::ConvKernel>& candidates, const ConvProblem& problem,
-            const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-            const at::Tensor& output) {
+template <class Select>
+void launch(const char* op, const Select& list_of, const ConvProblem& problem, const at::Tensor& input,
+            const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& output) {
   const auto pointer = [](const at::Tensor& t) { return const_cast<void*>(t.const_data_ptr()); };
   const ConvBuffers buffers = {pointer(input), pointer(weight), bias ? pointer(*bias) : nullptr,
                                pointer(output)};
-  const cpu::ConvKernel& kernel = choose_kernel(op, candidates, problem);
-  const c10::DataPtr scratch = workspace(kernel.workspace(problem));
-  kernel.run(problem, buffers, cpu_parallel(), static_cast<char*>(scratch.get()));
+  run_kernel(op, list_of, problem, buffers, output);
 }
 
 ConvProblem problem_of(const Conv<int64_t>& c, at::ScalarType type, Layout layout, Layout weight_layout) {
@@ -106,9 +104,9 @@ bool has_bias(const OptionalTensor& bias, const c10::SymInt& channels) {
   return !bias || !bias->defined() || (bias->dim() == 1 && bias->sym_size(0) == channels);
 }
 
-at::Tensor conv_cpu(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                    int64_t groups) {
+at::Tensor conv_kernel(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                       int64_t groups) {
   const char* reason = left_to_aten({&input, &weight, bias ? &*bias : &weight});
   const Conv<int64_t> c(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
   if (!reason && (input.numel() == 0 || weight.numel() == 0)) reason = "empty tensor";
@@ -121,15 +119,16 @@ at::Tensor conv_cpu(const at::Tensor& input, const at::Tensor& weight, const Opt
   const Layout layout = either_last(input, weight);
   const auto format = memory_format(layout, input.dim());
   const at::Tensor output = empty(c.output, input.options(), format);
-  launch("conv", cpu_kernels().conv, problem_of(c, input.scalar_type(), layout, layout_of(weight)),
+  launch("conv", CNNEXT_LIST(conv), problem_of(c, input.scalar_type(), layout, layout_of(weight)),
          input.contiguous(format), weight.contiguous(weight.suggest_memory_format()), contiguous(bias),
          output);
   return output;
 }
 
-at::Tensor conv_grad_input_cpu(const at::Tensor& grad_output, const at::Tensor& weight,
-                               const OptionalTensor& bias, at::IntArrayRef input_size, at::IntArrayRef stride,
-                               at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+at::Tensor conv_grad_input_kernel(const at::Tensor& grad_output, const at::Tensor& weight,
+                                  const OptionalTensor& bias, at::IntArrayRef input_size,
+                                  at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                  int64_t groups) {
   const char* reason = left_to_aten({&grad_output, &weight, bias ? &*bias : &weight});
   if (!reason && (grad_output.numel() == 0 || weight.numel() == 0)) reason = "empty tensor";
   if (reason) {
@@ -145,15 +144,16 @@ at::Tensor conv_grad_input_cpu(const at::Tensor& grad_output, const at::Tensor& 
   const Layout layout = either_last(grad_output, weight);
   const auto format = memory_format(layout, weight.dim());
   const at::Tensor input = empty(input_sizes, grad_output.options(), format);
-  launch("conv_grad_input", cpu_kernels().conv_grad_input,
+  launch("conv_grad_input", CNNEXT_LIST(conv_grad_input),
          problem_of(c, weight.scalar_type(), layout, layout_of(weight)), input,
          weight.contiguous(weight.suggest_memory_format()), contiguous(bias), grad_output.contiguous(format));
   return input;
 }
 
-at::Tensor conv_grad_weight_cpu(const at::Tensor& grad_output, const at::Tensor& input,
-                                at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                                at::IntArrayRef dilation, int64_t groups, bool channels_last) {
+at::Tensor conv_grad_weight_kernel(const at::Tensor& grad_output, const at::Tensor& input,
+                                   at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                   at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                                   bool channels_last) {
   const char* reason = left_to_aten({&grad_output, &input});
   if (!reason && (grad_output.numel() == 0 || input.numel() == 0)) reason = "empty tensor";
   if (reason) {
@@ -170,13 +170,13 @@ at::Tensor conv_grad_weight_cpu(const at::Tensor& grad_output, const at::Tensor&
   const Layout weight_layout =
       channels_last && input.dim() > 3 ? Layout::kChannelsLast : Layout::kChannelsFirst;
   const at::Tensor weight = empty(weight_sizes, input.options(), memory_format(weight_layout, input.dim()));
-  launch("conv_grad_weight", cpu_kernels().conv_grad_weight,
+  launch("conv_grad_weight", CNNEXT_LIST(conv_grad_weight),
          problem_of(c, input.scalar_type(), layout, weight_layout), input.contiguous(format), weight,
          std::nullopt, grad_output.contiguous(format));
   return weight;
 }
 
-at::Tensor conv_grad_bias_cpu(const at::Tensor& grad_output) {
+at::Tensor conv_grad_bias_kernel(const at::Tensor& grad_output) {
   TORCH_CHECK(grad_output.dim() >= 3 && grad_output.dim() <= 5,
               "conv_grad_bias: expected grad_output of 3 to 5 dimensions, but got ", grad_output.dim());
   const char* reason = left_to_aten({&grad_output});
@@ -192,7 +192,7 @@ at::Tensor conv_grad_bias_cpu(const at::Tensor& grad_output) {
   problem.layout = layout_of(grad_output);
   problem.threads = at::get_num_threads();
   const at::Tensor bias = empty({problem.shape.K}, grad_output.options());
-  launch("conv_grad_bias", cpu_kernels().conv_grad_bias, problem, bias, bias, bias,
+  launch("conv_grad_bias", CNNEXT_LIST(conv_grad_bias), problem, bias, bias, bias,
          grad_output.contiguous(memory_format(problem.layout, grad_output.dim())));
   return bias;
 }
@@ -267,12 +267,19 @@ TORCH_LIBRARY_FRAGMENT(cnnext, m) {
   m.def("conv_grad_bias(Tensor grad_output) -> Tensor", {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(cnnext, CPU, m) {
-  m.impl("conv", conv_cpu);
-  m.impl("conv_grad_input", conv_grad_input_cpu);
-  m.impl("conv_grad_weight", conv_grad_weight_cpu);
-  m.impl("conv_grad_bias", conv_grad_bias_cpu);
+namespace {
+void implement(torch::Library& m) {
+  m.impl("conv", conv_kernel);
+  m.impl("conv_grad_input", conv_grad_input_kernel);
+  m.impl("conv_grad_weight", conv_grad_weight_kernel);
+  m.impl("conv_grad_bias", conv_grad_bias_kernel);
 }
+}  // namespace
+
+TORCH_LIBRARY_IMPL(cnnext, CPU, m) { implement(m); }
+#if defined(CNNEXT_WITH_CUDA)
+TORCH_LIBRARY_IMPL(cnnext, CUDA, m) { implement(m); }
+#endif
 
 TORCH_LIBRARY_IMPL(cnnext, Meta, m) {
   m.impl("conv", conv_meta);

@@ -141,7 +141,8 @@ class Pool final : public c10::Allocator {
 
 at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options, at::MemoryFormat format) {
   const size_t bytes = c10::multiply_integers(size) * options.dtype().itemsize();
-  if (bytes < kSmall || !Pool::instance().enabled()) return at::empty(size, options, format);
+  if (bytes < kSmall || !options.device().is_cpu() || !Pool::instance().enabled())
+    return at::empty(size, options, format);
   return at::detail::empty_generic(size, &Pool::instance(), c10::DispatchKeySet(c10::DispatchKey::CPU),
                                    c10::typeMetaToScalarType(options.dtype()), format);
 }

@@ -9,7 +9,8 @@
 
 namespace cnnext::ops {
 
-// An uninitialised CPU tensor from the pool; small ones come from torch's allocator.
+// An uninitialised tensor, on the CPU from the pool; small ones, and those of other devices, come from
+// torch's allocator.
 at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options,
                  at::MemoryFormat format = at::MemoryFormat::Contiguous);
 

@@ -1,7 +1,7 @@
 // Pooling: schemas, checks, allocation, choice of the kernel. Each operator is written once: for numbers it
-// runs on the CPU, for symbols (the Meta key) it only makes tensors of the right sizes and formats.
+// runs on the device, for symbols (the Meta key) it only makes tensors of the right sizes and formats.
 #include "pool.h"
-#include "memory.h"
+#include "device.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -155,12 +155,11 @@ PoolProblem problem_of(const Pool<int64_t>& pool, at::ScalarType type, Layout la
   return problem;
 }
 
-void launch(const char* op, const KernelList<cpu::PoolKernel>& candidates, const PoolProblem& problem,
-            const PoolBuffers& buffers) {
+template <class Select>
+void launch(const char* op, const Select& list_of, const PoolProblem& problem, const PoolBuffers& buffers,
+            const at::Tensor& result) {
   if (problem.shape.N == 0 || problem.shape.output_pixels() == 0) return;
-  const cpu::PoolKernel& kernel = choose_kernel(op, candidates, problem);
-  const c10::DataPtr scratch = workspace(kernel.workspace(problem));
-  kernel.run(problem, buffers, cpu_parallel(), static_cast<char*>(scratch.get()));
+  run_kernel(op, list_of, problem, buffers, result);
 }
 
 // The tensor in the layout that the kernel runs in; the caller keeps it alive.
@@ -183,8 +182,8 @@ at::Tensor run_max(const Pool<Int>& pool, const at::Tensor& input) {
   const at::Tensor output = new_tensor<Int>(pool.output, input.options(), layout);
   if constexpr (kRuns<Int>) {
     const at::Tensor source = laid_out(input, layout);
-    launch("max_pool", cpu_kernels().max_pool, problem_of(pool, input.scalar_type(), layout),
-           {data(source), data(output)});
+    launch("max_pool", CNNEXT_LIST(max_pool), problem_of(pool, input.scalar_type(), layout),
+           {data(source), data(output)}, output);
   }
   return output;
 }
@@ -199,8 +198,9 @@ TensorPair run_max_with_offsets(const char* op, const Pool<Int>& pool, const at:
   const at::Tensor offsets = new_tensor<Int>(pool.output, input.options().dtype(pool.offset_type()), layout);
   if constexpr (kRuns<Int>) {
     const at::Tensor source = laid_out(input, layout);
-    launch("max_pool_with_offsets", cpu_kernels().max_pool_with_offsets,
-           problem_of(pool, input.scalar_type(), layout), {data(source), data(output), data(offsets)});
+    launch("max_pool_with_offsets", CNNEXT_LIST(max_pool_with_offsets),
+           problem_of(pool, input.scalar_type(), layout), {data(source), data(output), data(offsets)},
+           output);
   }
   return {output, offsets};
 }
@@ -216,7 +216,8 @@ at::Tensor run_indices(const Pool<Int>& pool, const at::Tensor& offsets) {
     PoolBuffers buffers;
     buffers.offsets = data(source);
     buffers.indices = indices.mutable_data_ptr<int64_t>();
-    launch("max_pool_indices", cpu_kernels().max_pool_indices, problem_of(pool, at::kFloat, layout), buffers);
+    launch("max_pool_indices", CNNEXT_LIST(max_pool_indices), problem_of(pool, at::kFloat, layout), buffers,
+           indices);
   }
   return indices;
 }
@@ -305,6 +306,8 @@ template <class Int>
 void check_offsets(const char* op, const Pool<Int>& pool, const at::Tensor& values,
                    const at::Tensor& offsets) {
   TORCH_CHECK(element_type(values.scalar_type()), op, ": not implemented for ", values.scalar_type());
+  TORCH_CHECK(offsets.device() == values.device(), op, ": expected all tensors on one device, but got ",
+              values.device(), " and ", offsets.device());
   TORCH_CHECK(offsets.scalar_type() == pool.offset_type() && sizes<Int>(offsets).equals(pool.output), op,
               ": expected offsets of type ", pool.offset_type(), " and size ",
               c10::ArrayRef<Int>(pool.output), ", but got ", offsets.scalar_type(), " ", offsets.sym_sizes());
@@ -322,8 +325,9 @@ at::Tensor max_pool_grad_input_kernel(const at::Tensor& grad_output, const at::T
   if constexpr (kRuns<Int>) {
     if (grad_output.numel() == 0) return grad_input.zero_();
     const at::Tensor from = laid_out(grad_output, layout), where = laid_out(offsets, layout);
-    launch("max_pool_grad_input", cpu_kernels().max_pool_grad_input,
-           problem_of(pool, from.scalar_type(), layout), {data(grad_input), data(from), data(where)});
+    launch("max_pool_grad_input", CNNEXT_LIST(max_pool_grad_input),
+           problem_of(pool, from.scalar_type(), layout), {data(grad_input), data(from), data(where)},
+           grad_input);
   }
   return grad_input;
 }
@@ -341,8 +345,8 @@ at::Tensor max_pool_select_kernel(const at::Tensor& input, const at::Tensor& off
   const at::Tensor output = new_tensor<Int>(pool.output, input.options(), layout);
   if constexpr (kRuns<Int>) {
     const at::Tensor from = laid_out(input, layout), where = laid_out(offsets, layout);
-    launch("max_pool_select", cpu_kernels().max_pool_select, problem_of(pool, from.scalar_type(), layout),
-           {data(from), data(output), data(where)});
+    launch("max_pool_select", CNNEXT_LIST(max_pool_select), problem_of(pool, from.scalar_type(), layout),
+           {data(from), data(output), data(where)}, output);
   }
   return output;
 }
@@ -361,7 +365,7 @@ at::Tensor run_avg(const Pool<Int>& pool, const at::Tensor& input, Average avera
     PoolProblem problem = problem_of(pool, input.scalar_type(), layout);
     problem.count_padding = average.count_include_pad;
     problem.divisor_override = average.divisor_override;
-    launch("avg_pool", cpu_kernels().avg_pool, problem, {data(source), data(output)});
+    launch("avg_pool", CNNEXT_LIST(avg_pool), problem, {data(source), data(output)}, output);
   }
   return output;
 }
@@ -379,7 +383,8 @@ at::Tensor run_avg_grad(const Pool<Int>& pool, const at::Tensor& grad_output, bo
     PoolProblem problem = problem_of(pool, from.scalar_type(), layout);
     problem.count_padding = average.count_include_pad;
     problem.divisor_override = average.divisor_override;
-    launch("avg_pool_grad_input", cpu_kernels().avg_pool_grad_input, problem, {data(grad_input), data(from)});
+    launch("avg_pool_grad_input", CNNEXT_LIST(avg_pool_grad_input), problem, {data(grad_input), data(from)},
+           grad_input);
   }
   return grad_input;
 }
@@ -462,7 +467,8 @@ PoolProblem unpool_problem(const at::Tensor& pooled, const at::Tensor& larger, L
 template <class Int>
 const char* unpool_refused(const at::Tensor& input, const at::Tensor& indices,
                            c10::ArrayRef<Int> output_size) {
-  bool valid = indices.scalar_type() == at::kLong && sizes<Int>(indices).equals(sizes<Int>(input)) &&
+  bool valid = indices.scalar_type() == at::kLong && indices.device() == input.device() &&
+               sizes<Int>(indices).equals(sizes<Int>(input)) &&
                int64_t(output_size.size()) == input.dim() - 2;
   for (int64_t i = 1; i < input.dim(); ++i) valid = valid && sizes<Int>(input)[i] > 0;
   for (const Int& size : output_size) valid = valid && size > 0;
@@ -482,8 +488,8 @@ at::Tensor max_unpool_kernel(const at::Tensor& input, const at::Tensor& indices,
   if constexpr (kRuns<Int>) {
     const at::Tensor from = laid_out(input, layout), where = laid_out(indices, layout);
     int64_t invalid = 0;
-    launch("max_unpool", cpu_kernels().max_unpool, unpool_problem(from, output, layout),
-           {data(output), data(from), nullptr, static_cast<int64_t*>(data(where)), &invalid});
+    launch("max_unpool", CNNEXT_LIST(max_unpool), unpool_problem(from, output, layout),
+           {data(output), data(from), nullptr, static_cast<int64_t*>(data(where)), &invalid}, output);
     if (invalid != 0) return aten::max_unpool("invalid index", input, indices, symbols(output_size));
   }
   return output;
@@ -493,7 +499,7 @@ template <class Int>
 at::Tensor max_unpool_grad_input_kernel(const at::Tensor& grad_output, const at::Tensor& indices,
                                         bool channels_last) {
   check_input("max_unpool_grad_input", indices);
-  const bool fits = grad_output.dim() == indices.dim() &&
+  const bool fits = grad_output.dim() == indices.dim() && grad_output.device() == indices.device() &&
                     sizes<Int>(grad_output).slice(0, 2).equals(sizes<Int>(indices).slice(0, 2));
   TORCH_CHECK(fits && indices.scalar_type() == at::kLong && element_type(grad_output.scalar_type()),
               "max_unpool_grad_input: grad_output of size ", grad_output.sym_sizes(), " and type ",
@@ -504,9 +510,9 @@ at::Tensor max_unpool_grad_input_kernel(const at::Tensor& grad_output, const at:
   if constexpr (kRuns<Int>) {
     const at::Tensor from = laid_out(grad_output, layout), where = laid_out(indices, layout);
     int64_t invalid = 0;
-    launch("max_unpool_grad_input", cpu_kernels().max_unpool_grad_input,
+    launch("max_unpool_grad_input", CNNEXT_LIST(max_unpool_grad_input),
            unpool_problem(grad_input, from, layout),
-           {data(from), data(grad_input), nullptr, static_cast<int64_t*>(data(where)), &invalid});
+           {data(from), data(grad_input), nullptr, static_cast<int64_t*>(data(where)), &invalid}, grad_input);
     TORCH_CHECK(invalid == 0, "Found an invalid max index: ", invalid, " (output volumes are of size ",
                 grad_output.sizes().slice(2), ")");
   }
@@ -579,6 +585,9 @@ void implement(torch::Library& m) {
 }
 
 TORCH_LIBRARY_IMPL(cnnext, CPU, m) { implement<int64_t>(m); }
+#if defined(CNNEXT_WITH_CUDA)
+TORCH_LIBRARY_IMPL(cnnext, CUDA, m) { implement<int64_t>(m); }
+#endif
 TORCH_LIBRARY_IMPL(cnnext, Meta, m) { implement<c10::SymInt>(m); }
 
 }  // namespace cnnext::ops

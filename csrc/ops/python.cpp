@@ -46,39 +46,40 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace cnnext::ops;
   if (PyModule_AddFunctions(m.ptr(), eager_functions()) != 0) throw pybind11::error_already_set();
   m.def("cpu_capability", [] { return cpu_kernels().capability; });
-  m.def("candidates", candidates, pybind11::arg("op"),
+  m.def("candidates", candidates, pybind11::arg("op"), pybind11::arg("cuda") = false,
         "Names of the operator's kernels, in the order they are tried.");
   m.def(
       "force_kernel",
-      [](const std::string& op, const std::optional<std::string>& name) {
-        const auto names = candidates(op);
+      [](const std::string& op, const std::optional<std::string>& name, bool cuda) {
+        const auto names = candidates(op, cuda);
         if (name && std::find(names.begin(), names.end(), *name) == names.end()) {
           throw pybind11::value_error(op + " has no kernel '" + *name + "'");
         }
-        force_kernel(op, name.value_or(""));
+        force_kernel(op, name.value_or(""), cuda);
       },
-      pybind11::arg("op"), pybind11::arg("name"));
+      pybind11::arg("op"), pybind11::arg("name"), pybind11::arg("cuda") = false);
   m.def(
       "explain_conv",
       [](const std::string& op, const Ints& input, const Ints& weight, const Ints& stride,
-         const Ints& padding, const Ints& dilation, int64_t groups, pybind11::handle type,
-         bool channels_last) {
+         const Ints& padding, const Ints& dilation, int64_t groups, pybind11::handle type, bool channels_last,
+         int arch) {
         return to_dict(explain_conv(op, input, weight, stride, padding, dilation, groups, scalar_type(type),
-                                    channels_last));
+                                    channels_last, arch));
       },
       pybind11::arg("op"), pybind11::arg("input_size"), pybind11::arg("weight_size"), pybind11::arg("stride"),
       pybind11::arg("padding"), pybind11::arg("dilation"), pybind11::arg("groups"), pybind11::arg("dtype"),
-      pybind11::arg("channels_last"));
+      pybind11::arg("channels_last"), pybind11::arg("arch") = 0);
   m.def(
       "explain_pool",
       [](const std::string& op, const Ints& input, const Ints& output, const Ints& kernel, const Ints& stride,
-         const Ints& padding, const Ints& dilation, pybind11::handle type, bool channels_last) {
+         const Ints& padding, const Ints& dilation, pybind11::handle type, bool channels_last, int arch) {
         return to_dict(explain_pool(op, input, output, kernel, stride, padding, dilation, scalar_type(type),
-                                    channels_last));
+                                    channels_last, arch));
       },
       pybind11::arg("op"), pybind11::arg("input_size"), pybind11::arg("output_size"),
       pybind11::arg("kernel_size"), pybind11::arg("stride"), pybind11::arg("padding"),
-      pybind11::arg("dilation"), pybind11::arg("dtype"), pybind11::arg("channels_last"));
+      pybind11::arg("dilation"), pybind11::arg("dtype"), pybind11::arg("channels_last"),
+      pybind11::arg("arch") = 0);
   m.def("winograd_enabled", winograd_enabled);
   m.def("set_winograd", set_winograd, pybind11::arg("enabled"));
   m.def("empty_cache", empty_cache);

@@ -25,13 +25,14 @@ bool memory_pool_enabled();
 void set_memory_pool(bool enabled);
 
 // Names of the kernels of an operator, in the order they are tried.
-std::vector<std::string> candidates(const std::string& op);
+std::vector<std::string> candidates(const std::string& op, bool cuda);
 
 struct Candidate {
   std::string name, summary, refusal;  // refusal is empty where the kernel takes the problem
 };
 
-// Which kernel an operator would run, and why. Nothing is computed.
+// Which kernel an operator would run, and why. Nothing is computed. arch is 10 * major + minor of a GPU, or 0
+// for the CPU; every build knows the kernels of GPUs.
 struct Choice {
   std::string kernel, capability;
   std::vector<Candidate> candidates;
@@ -43,7 +44,7 @@ struct Choice {
 Choice explain_conv(const std::string& op, const std::vector<int64_t>& input,
                     const std::vector<int64_t>& weight, const std::vector<int64_t>& stride,
                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
-                    c10::ScalarType type, bool channels_last);
+                    c10::ScalarType type, bool channels_last, int arch);
 
 // op: a pooling operator or its gradient; sizes of the forward pooling's input and output. Without
 // "adaptive_" in front of its name the windows are those of kernel_size, stride, padding and dilation, with a
@@ -51,6 +52,6 @@ Choice explain_conv(const std::string& op, const std::vector<int64_t>& input,
 Choice explain_pool(const std::string& op, const std::vector<int64_t>& input,
                     const std::vector<int64_t>& output, const std::vector<int64_t>& kernel_size,
                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                    const std::vector<int64_t>& dilation, c10::ScalarType type, bool channels_last);
+                    const std::vector<int64_t>& dilation, c10::ScalarType type, bool channels_last, int arch);
 
 }  // namespace cnnext::ops
