@@ -27,7 +27,7 @@ __all__ = [
 enabled: bool = True
 """False sends every function and layer of cnnext to torch, to compare the two in one program (see `flags`)."""
 
-_forced: dict[str, str] = {}
+_forced: dict[tuple[str, bool], str] = {}
 _left_to_torch: Counter[str] = Counter()
 
 
@@ -36,24 +36,31 @@ def cpu_capability() -> str:
     return _C.cpu_capability()
 
 
-def kernels(op: str) -> list[str]:
-    """The candidate kernels of an operator, in the order in which they are tried.
+def kernels(op: str, device: str = "cpu") -> list[str]:
+    """The candidate kernels of an operator on a device, "cpu" or "cuda", in the order in which they are tried.
 
     Example:
         >>> import cnnext
         >>> cnnext.backends.kernels("conv")[-1]  # the one that takes everything
         'reference'
     """
-    return list(_C.candidates(op))
+    return list(_C.candidates(op, _is_cuda(device)))
+
+
+def _is_cuda(device: str) -> bool:
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"expected device 'cpu' or 'cuda', but got {device!r}")
+    return device == "cuda"
 
 
 @contextmanager
-def force_kernel(op: str, name: str) -> Iterator[None]:
+def force_kernel(op: str, name: str, device: str = "cpu") -> Iterator[None]:
     """Makes one operator use the kernel of that name; a problem that this kernel does not take raises RuntimeError.
 
     Args:
         op: an operator's name: conv, conv_grad_input, conv_grad_weight, max_pool, ...
-        name: one of `kernels(op)`.
+        name: one of `kernels(op, device)`.
+        device: "cpu" or "cuda".
 
     Raises:
         ValueError: if the operator has no kernel of that name.
@@ -63,17 +70,18 @@ def force_kernel(op: str, name: str) -> Iterator[None]:
         >>> with cnnext.backends.force_kernel("conv", "reference"):
         ...     output = cnnext.functional.conv2d(torch.ones(1, 3, 8, 8), torch.ones(4, 3, 3, 3))
     """
-    _C.force_kernel(op, name)
-    before = _forced.get(op)
-    _forced[op] = name
+    cuda = _is_cuda(device)
+    _C.force_kernel(op, name, cuda)
+    before = _forced.get((op, cuda))
+    _forced[op, cuda] = name
     try:
         yield
     finally:
-        _C.force_kernel(op, before)
+        _C.force_kernel(op, before, cuda)
         if before is None:
-            del _forced[op]
+            del _forced[op, cuda]
         else:
-            _forced[op] = before
+            _forced[op, cuda] = before
 
 
 def _set_enabled(value: bool) -> bool:

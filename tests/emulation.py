@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,48 +17,64 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/problem.h's DType
-FLAGS = ["-std=c++20", "-O1", "-g", "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE", "-ffp-contract=off"]
+CXX = os.environ.get("CXX", "g++").split()
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-w", "-U_FORTIFY_SOURCE", "-ffp-contract=off"]
 
 
-def build(defines: Sequence[str] = (), only: Sequence[str] = ()) -> Path:
+def build(fault: tuple[str, str, str] | None = None, in_source: str = "") -> Path:
     """Compiles the emulator into build/, one object for each source, each again only when something changed.
 
     Args:
-        defines: macros, which plant faults.
-        only: names of the .cu files to include; all by default.
+        fault: a file of csrc/cuda, a text in it, and what stands there instead: an error that must be found.
+        in_source: the .cu file that is compiled with the fault; the others stay as they are.
     """
-    sources = [ROOT / "csrc/cuda/kernels.cpp", *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
-    sources += sorted((ROOT / "tests/emulator").glob("*.cpp"))
-    text = b"".join(
-        path.read_bytes() for pattern in ("csrc/**/*", "tests/emulator/*") for path in sorted(ROOT.glob(pattern))
-        if path.is_file() and path.suffix in (".h", ".cuh")
-    )
     folder = ROOT / "build" / "emulator"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [*os.environ.get("CXX", "g++").split(), *FLAGS, "-DCNNEXT_WITH_CUDA", *(f"-D{name}" for name in defines)]
-    command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/emulator'}"]
-    objects, running = [], []
-    for source in sources:
-        key = hashlib.sha256(text + source.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
-        target = folder / f"{source.stem}-{key}.o"
-        objects.append(target)
-        if not target.exists():
-            temporary = target.with_suffix(f".{os.getpid()}.o")
-            process = subprocess.Popen([*command, "-x", "c++", "-c", str(source), "-o", str(temporary)])
-            running.append((process, temporary, target))
-            if len(running) % max(1, (os.cpu_count() or 2) // 2) == 0:
-                process.wait()
-    for process, temporary, target in running:
-        if process.wait() != 0:
-            raise RuntimeError(f"{target.stem} was not compiled")
-        temporary.rename(target)
-    key = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
-    library = folder / f"emulator-{key}.so"
-    if not library.exists():
-        temporary = library.with_suffix(f".{os.getpid()}.so")
-        subprocess.run([*command, *map(str, objects), "-o", str(temporary)], check=True)
-        temporary.rename(library)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests may run side by side
+        tree = ROOT / "csrc" if fault is None else _faulty(folder, *fault)
+        sources = {path: ROOT / "csrc" for path in sorted((ROOT / "csrc/cuda").glob("*.c[pu]*"))}
+        sources = {path: root for path, root in sources.items() if path.suffix in (".cu", ".cpp")}
+        sources |= {path: ROOT / "csrc" for path in sorted((ROOT / "tests/emulator").glob("*.cpp"))}
+        if fault is not None:
+            del sources[ROOT / "csrc/cuda" / in_source]
+            sources[tree / "cuda" / in_source] = tree
+        objects = [_compile(folder, path, root) for path, root in sources.items()]
+        key = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
+        library = folder / f"emulator-{key}.so"
+        if not library.exists():
+            _run([*CXX, *FLAGS, "-shared", *map(str, objects), "-o", str(library)])
     return library
+
+
+def _compile(folder: Path, source: Path, tree: Path) -> Path:
+    headers = [path for root in (tree, ROOT / "tests/emulator") for path in sorted(root.rglob("*.*h"))]
+    command = [*CXX, *FLAGS, "-DCNNEXT_WITH_CUDA", f"-I{tree}", f"-I{ROOT / 'tests/emulator'}", "-x", "c++", "-c"]
+    text = b"".join(path.read_bytes() for path in (source, *headers)) + " ".join([*CXX, *FLAGS]).encode()
+    target = folder / f"{source.stem}-{hashlib.sha256(text).hexdigest()[:16]}.o"
+    if not target.exists():
+        _run([*command, str(source), "-o", str(target)])
+    return target
+
+
+def _run(command: list[str]) -> None:
+    target = Path(command[-1])
+    temporary = target.with_suffix(".unfinished")
+    subprocess.run([*command[:-1], str(temporary)], check=True)
+    temporary.rename(target)
+
+
+def _faulty(folder: Path, name: str, old: str, new: str) -> Path:
+    """A copy of the sources with another text in one of them."""
+    tree = folder / "faulty" / hashlib.sha256(f"{name}{old}{new}".encode()).hexdigest()[:16]
+    shutil.rmtree(tree, ignore_errors=True)
+    (tree / "cuda").mkdir(parents=True)
+    for path in (*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc/cuda").iterdir()):
+        shutil.copy(path, tree / path.relative_to(ROOT / "csrc"))
+    text = (tree / "cuda" / name).read_text()
+    assert text.count(old) == 1, f"{old!r} is not in {name} once"
+    (tree / "cuda" / name).write_text(text.replace(old, new))
+    return tree
 
 
 class Refused(Exception):

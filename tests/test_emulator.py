@@ -1,0 +1,211 @@
+"""The CUDA kernels' own sources, run by the emulator on small integers: they must compute exactly what torch does."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from convolutions import DTYPES, OPS, Conv, Operands, by_torch, integers, normals, problem
+from emulation import Emulator, Refused, build
+from pooling import TABLE as POOLS
+from pooling import Pool, layout
+from test_conv_exact import CASES
+from torch import Tensor
+
+from cnnext import backends
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = [conv for conv in CASES if conv.products <= 12_000]
+# Off every tile's size, in each direction; odd images, wider outputs than inputs; strides, dilations, groups.
+TILES = [
+    problem((2, 40, 9, 11), (72, 40, 3, 2), stride=(2, 1), padding=(2, 3), dilation=(1, 2)),
+    problem((1, 72, 5, 7), (136, 72, 1, 1), padding=1),
+    problem((3, 24, 7, 5), (40, 12, 3, 3), stride=2, padding=2, dilation=2, groups=2),
+    problem((1, 3, 12, 13), (24, 3, 5, 5), stride=2, padding=2),
+    problem((1, 17, 6, 5), (33, 17, 2, 2)),
+]
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Emulator:
+    return Emulator(build())
+
+
+def kernels(op: str) -> list[str]:
+    return backends.kernels(op, device="cuda")
+
+
+def run(emulator: Emulator, op: str, kernel: str, conv: Conv, t: Operands, expected: Tensor, *args: object) -> bool:
+    """Whether the kernel takes the problem; then its result is exact. TF32 is exact for small integers too."""
+    tf32 = "3xtf32" not in kernel
+    try:
+        result = emulator.conv(op, kernel, conv, t, *args[:3], tf32=tf32, shift=args[3], blocks=args[4])  # type: ignore[arg-type]
+    except Refused:
+        return False
+    assert torch.equal(result, expected.to(result.dtype)), (op, kernel, str(conv), *args)
+    return True
+
+
+@pytest.mark.parametrize(("op", "kernel"), [(op, kernel) for op in OPS for kernel in kernels(op)])
+def test_convolution(emulator: Emulator, op: str, kernel: str) -> None:
+    """Every kernel, all its types, layouts and tiles in turn, aligned memory and not."""
+    ways = itertools.cycle(itertools.product(DTYPES, (False, True), (False, True), (0, 8), (1, 264)))
+    taken = 0
+    for conv in [*SMALL, *TILES]:
+        operands = integers(conv)
+        expected = by_torch(conv, operands)[op]
+        tries = (run(emulator, op, kernel, conv, operands, expected, *next(ways)) for _ in range(11))
+        taken += sum(itertools.islice((taken for taken in tries if taken), 1 if conv in SMALL else 3))
+    assert taken > 5
+
+
+@pytest.mark.parametrize(
+    ("op", "kernel"), [(op, kernel) for op in OPS[:3] for kernel in kernels(op) if kernel.startswith("gemm")]
+)
+def test_no_bank_is_met_twice(emulator: Emulator, op: str, kernel: str) -> None:
+    dtype = torch.float32 if "tf32" in kernel else torch.bfloat16
+    conv = problem((1, 64, 6, 6), (128, 64, 3, 3), padding=1)
+    for blocks in (1, 264):
+        emulator.conv(
+            op, kernel, conv, integers(conv), dtype, "transposed" not in kernel, True,
+            tf32="3xtf32" not in kernel, blocks=blocks,
+        )  # fmt: skip
+        assert emulator.bank_conflicts == 0
+
+
+def error(result: Tensor, right: Tensor) -> float:
+    return float((result.double() - right).norm() / right.norm())
+
+
+@pytest.mark.parametrize("op", OPS[:3])
+def test_three_products_are_as_accurate_as_float32(emulator: Emulator, op: str) -> None:
+    conv = problem((1, 96, 6, 6), (64, 96, 3, 3), padding=1)
+    operands = normals(conv)
+    single = operands.to(torch.float32)
+    right = by_torch(conv, single.to(torch.float64))[op]
+    direct = emulator.conv(op, "direct", conv, single, torch.float32, True, True)
+    products = emulator.conv(op, "gemm_3xtf32_sm80", conv, single, torch.float32, True, True)
+    tf32 = emulator.conv(op, "gemm_tf32_sm80", conv, single, torch.float32, True, True, tf32=True)
+    assert error(products, right) < 2 * error(direct, right)
+    assert 1e-4 < error(tf32, right) < 1e-3  # the emulator drops what TF32 has no bits for
+
+
+def test_three_products_keep_infinities(emulator: Emulator) -> None:
+    conv = problem((1, 8, 4, 4), (8, 8, 3, 3), padding=1)
+    operands = integers(conv, bias=False).to(torch.float32)
+    operands.weight[operands.weight == 0] = 1
+    operands.input[0, 1, 1, 2], operands.input[0, 3, 3, 3] = math.inf, math.nan
+    expected = by_torch(conv, operands)["conv"]
+    result = emulator.conv("conv", "gemm_3xtf32_sm80", conv, operands, torch.float32, True, True)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def windows(pool: Pool, output: Tensor) -> list[list[int]]:
+    """(input, output, kernel, stride, padding, dilation, adaptive) of each axis, as csrc/ops/pool.cpp makes them."""
+    axes = []
+    for i in range(pool.dims):
+        size, out = pool.input[i + 2], output.shape[i + 2]
+        if "adaptive" in pool.op:
+            kernel = size // out + 2 * min(size % out, 1)
+            axes.append([size, out, kernel, kernel if size % out == 0 else 1, 0, 1, int(size % out != 0)])
+            continue
+        given = [values[i % len(values)] for values in (pool.args[0], pool.args[1] or pool.args[0], pool.args[2])]
+        axes.append([size, out, *given, pool.args[3][i % len(pool.args[3])] if pool.is_max else 1, 0])
+    return axes
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_pooling(emulator: Emulator, part: int) -> None:
+    ways = itertools.cycle(itertools.product(DTYPES, (False, True), (0, 8)))
+    for pool in POOLS[part::4]:
+        dtype, last, shift = next(ways)
+        last = last and pool.dims > 1
+        check_pool(emulator, pool, dtype, last, shift)
+
+
+def check_pool(emulator: Emulator, pool: Pool, dtype: torch.dtype, last: bool, shift: int) -> None:
+    def empty(like: Tensor, type: torch.dtype) -> Tensor:
+        return layout(torch.full(like.shape, 77).to(type), last)
+
+    x = layout(torch.randint(-4, 5, pool.input).to(dtype), last)
+    source = x.double().requires_grad_()
+    expected, indices = pool.by_torch(source)
+    grad = layout(torch.randint(-3, 4, expected.shape).to(dtype), last)
+    expected_grad = torch.autograd.grad(expected, source, grad.double())[0]
+    axes = windows(pool, expected)
+    taps = math.prod(axis[2] for axis in axes)
+    sizes, output, grad_input = pool.input[:2], empty(expected, dtype), empty(x, dtype)
+
+    def run(op: str, *tensors: Tensor | None, **more: int) -> None:
+        given = [*tensors, *[None] * (4 - len(tensors))]
+        emulator.pool(op, sizes, axes, given, dtype, last, shift=shift, **more)  # type: ignore[arg-type]
+
+    if pool.is_max:
+        offsets, found = empty(expected, torch.int32 if taps > 256 else torch.uint8), empty(expected, torch.int64)
+        run("max_pool", x, output)
+        assert torch.equal(output.double(), expected), str(pool)
+        run("max_pool_with_offsets", x, output, offsets)
+        run("max_pool_indices", None, None, offsets, found)
+        assert torch.equal(output.double(), expected), str(pool)
+        assert torch.equal(found, indices), str(pool)
+        run("max_pool_grad_input", grad_input, grad, offsets)
+        assert torch.equal(grad_input.double(), expected_grad), str(pool)
+        run("max_pool_select", x, output.fill_(77), offsets)
+        assert torch.equal(output.double(), expected), str(pool)
+        return
+    adaptive = "adaptive" in pool.op
+    average = {} if adaptive else {"count_padding": pool.args[4], "divisor": pool.args[5] or 0}
+    run("avg_pool", x, output, **average)
+    run("avg_pool_grad_input", grad_input, grad, **average)
+    eps = torch.finfo(dtype).eps
+    for result, right in ((output, expected), (grad_input, expected_grad)):
+        assert ((result.double() - right).abs() <= eps * (right.abs() + 8)).all(), str(pool)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_unpooling(emulator: Emulator, last: bool) -> None:
+    """Of equal indices the last one stays, whichever thread comes first."""
+    sizes, pixels = (2, 3, 6, 7), 42
+    for dtype in DTYPES:
+        pooled = layout(torch.randint(-9, 10, (2, 3, 5, 4)).to(dtype), last)
+        indices = layout(torch.randint(0, pixels, pooled.shape), last)
+        expected = torch.zeros(2, 3, pixels, dtype=dtype)
+        for i in range(20):
+            expected.scatter_(2, indices.flatten(2)[..., i : i + 1], pooled.flatten(2)[..., i : i + 1])
+        axes = [[pixels, 20, 1, 1, 0, 1, 0]]
+        output, back = layout(torch.empty(sizes, dtype=dtype), last), torch.empty_like(pooled)
+        emulator.pool("max_unpool", sizes[:2], axes, [output, pooled, None, indices], dtype, last)
+        assert torch.equal(output, expected.view(sizes))
+        emulator.pool("max_unpool_grad_input", sizes[:2], axes, [output, back, None, indices], dtype, last)
+        assert torch.equal(back, output.flatten(2).gather(2, indices.flatten(2)).view_as(indices))
+    indices[0, 0, 0, 0] = pixels
+    with pytest.raises(RuntimeError, match="an assertion of the kernel failed"):
+        emulator.pool("max_unpool", sizes[:2], axes, [output, pooled, None, indices], dtype, last)
+
+
+FAULTS = {
+    "a missing wait": ("tile_sm80.cuh", "ptx::wait_copies<kStages - 2>();", ""),
+    "a missing barrier": ("tile_sm80.cuh", "__syncthreads();  // the copies", "// the copies"),
+    "a tap one too far": ("conv_gather.cuh", "offset + m * offset_step;", "offset + (m + 1) * offset_step;"),
+    "a write beyond the end": ("conv_gemm_sm80.cuh", "first + at >= rows ||", "first + at > rows ||"),
+    "a divergent barrier": ("tile_sm80.cuh", "__syncthreads();  // the copies", "if (lane) __syncthreads();  //"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught(fault: str) -> None:
+    """With a fault in the source every run fails, or gives a wrong result."""
+    faulty = Emulator(build(fault=FAULTS[fault], in_source="conv_gemm_3xtf32_sm80.cu"))
+    conv = problem((1, 40, 5, 7), (24, 40, 3, 3), padding=1)
+    operands = integers(conv)
+    expected = by_torch(conv, operands)["conv"].float()
+    for _ in range(5):
+        try:
+            result = faulty.conv("conv", "gemm_3xtf32_sm80", conv, operands, torch.float32, True, True)
+        except RuntimeError as error:
+            assert any(word in str(error) for word in ("deadlock", "outside", "different instructions")), error
+        else:
+            assert not torch.equal(result, expected)
