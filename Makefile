@@ -12,7 +12,7 @@ export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py _build_backend/backend.py
-CXX_FILES := $(filter %.h %.inl %.cpp %.cu %.cuh,$(SOURCES))
+CXX_FILES := $(filter %.h %.inl %.cpp %.cu %.cuh,$(SOURCES) $(wildcard tests/emulator/*))
 # Stamps carry the environment's name: the library is built for the torch of one environment.
 STAMP := build/stamp-$(subst /,_,$(VENV))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from . import _C, backends
 from ._override import override
@@ -54,12 +54,17 @@ class Layer:
 class Explanation:
     """What `explain` found: `layers`, one entry per call of an operator. Prints as a table, in a notebook too."""
 
-    def __init__(self, layers: list[Layer]) -> None:
+    def __init__(self, layers: list[Layer], arch: int = 0) -> None:
         self.layers = layers
+        self.target = f"sm_{arch}" if arch else _C.cpu_capability()
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain numbers, strings, lists and dictionaries, fit for JSON."""
-        return {"cpu_capability": _C.cpu_capability(), "layers": [asdict(layer) for layer in self.layers]}
+        return {
+            "cpu_capability": _C.cpu_capability(),
+            "target": self.target,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
 
     def _rows(self) -> tuple[list[str], list[list[str]]]:
         head = ["layer", "shape", "direction", "kernel", "why", "GFLOP", "MB", "workspace MB"]
@@ -77,7 +82,7 @@ class Explanation:
     def __str__(self) -> str:
         if not self.layers:
             return "no convolution or pooling was called"
-        blocks = [f"cnnext on {_C.cpu_capability()}"]
+        blocks = [f"cnnext on {self.target}"]
         for layer in self.layers:
             blocks.append(f"{layer.name} {layer.op}".strip() + f", {layer.dtype}, {layer.layout}: {layer.shape}")
             if layer.fallback is not None:
@@ -137,7 +142,7 @@ def _direction(name: str, op: str, flops: int, traffic: int, choice: dict[str, A
     return Direction(name, op, *chosen, flops, traffic, choice["workspace_bytes"])
 
 
-def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor) -> Layer:
+def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor, arch: int) -> Layer:
     weight = args["weight"]
     transposed = op == "conv_grad_input"
     source = args["grad_output"] if transposed else args["input"]
@@ -156,7 +161,7 @@ def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor) -> L
     last = _channels_last(source, weight)
     directions = []
     for each in sorted(names, key=lambda kernel_op: names[kernel_op] != "forward"):
-        choice = _C.explain_conv(each, *geometry, source.dtype, last)
+        choice = _C.explain_conv(each, *geometry, source.dtype, last, arch)
         directions.append(_direction(names[each], each, flops, traffic, choice))
     kernel = f"{_terms(_KERNEL[dims], weight.shape[2:])} stride {_numbers(stride)} padding {_numbers(padding)}"
     shape = f"{_terms('NC' + _SPATIAL[dims], source.shape)} → {_terms('K' + _OUTPUT[dims], result.shape[1:])}, {kernel}"
@@ -164,7 +169,7 @@ def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor) -> L
     return _layer(name, "conv_transpose" if transposed else "conv", shape, source, last, directions)
 
 
-def _explain_pool(name: str, op: str, args: dict[str, Any], results: list[Tensor]) -> Layer:
+def _explain_pool(name: str, op: str, args: dict[str, Any], results: list[Tensor], arch: int) -> Layer:
     source, output = args["input"], results[0]
     dims = source.dim() - 2
     adaptive = "kernel_size" not in args
@@ -183,7 +188,7 @@ def _explain_pool(name: str, op: str, args: dict[str, Any], results: list[Tensor
     family = op.removesuffix("_with_indices").removesuffix("_with_offsets")
     for direction, each in (("forward", op), ("grad_input", f"{family}_grad_input")):
         geometry = (size, out_size, kernel, stride, padding, dilation)
-        choice = _C.explain_pool(each, *geometry, source.dtype, last)
+        choice = _C.explain_pool(each, *geometry, source.dtype, last, arch)
         directions.append(_direction(direction, each, operations, _bytes(source, *results), choice))
     window = f"{_terms(_KERNEL[dims], kernel)} stride {_numbers(stride)} padding {_numbers(padding)}"
     window += f" dilation {_numbers(dilation)}" * any(d > 1 for d in dilation)
@@ -215,8 +220,9 @@ def module_path(model: Any) -> Iterator[list[str]]:
 class _Recorder(TorchDispatchMode):
     """Notes every convolution and pooling operator below autograd; one of ATen's is a call that was left to torch."""
 
-    def __init__(self, path: list[str]) -> None:
+    def __init__(self, path: list[str], arch: int) -> None:
         super().__init__()
+        self.arch = arch
         self.layers: list[Layer] = []
         self.path = path
         self.fallbacks = backends.fallbacks()
@@ -233,10 +239,10 @@ class _Recorder(TorchDispatchMode):
             named = {a.name: a.default_value for a in func._schema.arguments}
             named |= dict(zip(named, args, strict=False)) | (kwargs or {})
             if "weight" in named:
-                self.layers.append(_explain_conv(name, op, named, result))
+                self.layers.append(_explain_conv(name, op, named, result, self.arch))
             elif isinstance(named.get("input"), Tensor):
                 results = [result] if isinstance(result, Tensor) else list(result)
-                self.layers.append(_explain_pool(name, op, named, results))
+                self.layers.append(_explain_pool(name, op, named, results, self.arch))
         elif func.namespace == "aten" and ("conv" in op or "_pool" in op):
             self._note_fallback(name, op, args, "")
         return result
@@ -255,13 +261,39 @@ class _Recorder(TorchDispatchMode):
         self.layers.append(replace(layer, fallback=reason))
 
 
-def explain(layer_or_function: Callable[..., Any], *tensors: Any, **kwargs: Any) -> Explanation:
+def _arch_number(device: str | torch.device | None, arch: tuple[int, int] | None, tensors: Any) -> int:
+    """10 * major + minor of the GPU that is meant, or 0 for the CPU."""
+    given = [each.device for each in tree_leaves(tensors) if isinstance(each, Tensor) and each.is_cuda]
+    target = (
+        torch.device(device) if device is not None else given[0] if given else torch.device("cuda" if arch else "cpu")
+    )
+    if target.type not in ("cpu", "cuda"):
+        raise ValueError(f"explain: expected device 'cpu' or 'cuda', but got '{target}'")
+    if target.type == "cpu":
+        return 0
+    if arch is None:
+        if not torch.cuda.is_available():
+            raise ValueError("explain: there is no GPU here to ask; say which one you mean, for example arch=(8, 0)")
+        arch = torch.cuda.get_device_capability(target)
+    return 10 * arch[0] + arch[1]
+
+
+def explain(
+    layer_or_function: Callable[..., Any],
+    *tensors: Any,
+    device: str | torch.device | None = None,
+    arch: tuple[int, int] | None = None,
+    **kwargs: Any,
+) -> Explanation:
     """Says which kernels a call would run and why, and how much work it is, without computing it.
 
     Args:
         layer_or_function: a layer or whole model, of cnnext or torch (then: what would run after `convert`), or a
             function such as `cnnext.functional.conv2d` or `torch.nn.functional.conv2d`.
         *tensors, **kwargs: its arguments; only their shapes, types and layouts matter.
+        device: "cpu" or "cuda"; by default where the tensors are.
+        arch: the compute capability of a GPU, for example (8, 0); by default that of the GPU at hand. No GPU is needed
+            to ask for one.
 
     Returns:
         An `Explanation`: print it, or use its `layers` or `to_dict()`. Each layer lists its directions (forward,
@@ -273,6 +305,10 @@ def explain(layer_or_function: Callable[..., Any], *tensors: Any, **kwargs: Any)
         >>> found.layers[0].shape
         'N=1 C=3 H=10 W=10 → K=8 P=8 Q=8, R=3 S=3 stride 1 padding 0'
     """
+    given: Any = (tensors, kwargs)
+    if isinstance(layer_or_function, torch.nn.Module):
+        given = (given, list(layer_or_function.parameters()))
+    arch_number = _arch_number(device, arch, given)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     run: Callable[..., Any] = layer_or_function
     state: Any = ()
@@ -284,10 +320,10 @@ def explain(layer_or_function: Callable[..., Any], *tensors: Any, **kwargs: Any)
             return torch.func.functional_call(layer_or_function, state, args, kwargs)
 
     with module_path(layer_or_function) as path:
-        recorder = _Recorder(path)
+        recorder = _Recorder(path, arch_number)
         with fake:
             state, tensors, kwargs = tree_map_only(Tensor, fake.from_tensor, (state, tensors, kwargs))
         with fake, recorder, override():
             run(*tensors, **kwargs)
         recorder.resolve()
-    return Explanation(recorder.layers)
+    return Explanation(recorder.layers, arch_number)

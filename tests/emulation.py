@@ -33,9 +33,9 @@ def build(fault: tuple[str, str, str] | None = None, in_source: str = "") -> Pat
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests may run side by side
         tree = ROOT / "csrc" if fault is None else _faulty(folder, *fault)
-        sources = {path: ROOT / "csrc" for path in sorted((ROOT / "csrc/cuda").glob("*.c[pu]*"))}
+        sources = dict.fromkeys(sorted((ROOT / "csrc/cuda").glob("*.c[pu]*")), ROOT / "csrc")
         sources = {path: root for path, root in sources.items() if path.suffix in (".cu", ".cpp")}
-        sources |= {path: ROOT / "csrc" for path in sorted((ROOT / "tests/emulator").glob("*.cpp"))}
+        sources |= dict.fromkeys(sorted((ROOT / "tests/emulator").glob("*.cpp")), ROOT / "csrc")
         if fault is not None:
             del sources[ROOT / "csrc/cuda" / in_source]
             sources[tree / "cuda" / in_source] = tree

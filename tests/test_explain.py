@@ -88,6 +88,55 @@ def test_forced_kernel() -> None:
                 assert cnnext.explain(F.conv2d, x, w).layers[0].directions[0].kernel == name
 
 
+@pytest.mark.parametrize(
+    ("arch", "dtype", "last", "expected"),
+    [
+        ((7, 5), torch.float16, True, "direct"),
+        ((8, 0), torch.float16, True, "gemm_sm80"),
+        ((9, 0), torch.bfloat16, False, "gemm_sm80_transposed"),
+        ((8, 6), torch.float32, True, "gemm_tf32_sm80"),
+        ((10, 0), torch.float64, True, "direct"),
+    ],
+)
+def test_kernels_of_a_gpu(arch: tuple[int, int], dtype: torch.dtype, last: bool, expected: str) -> None:
+    """Without a GPU, and whatever the tensors are on."""
+    x = torch.ones(2, 32, 9, 9, dtype=dtype).to(memory_format=[torch.contiguous_format, torch.channels_last][last])
+    w = torch.ones(64, 32, 3, 3, dtype=dtype)
+    found = cnnext.explain(F.conv2d, x, w, arch=arch)
+    assert [each.kernel for each in found.layers[0].directions] == [expected] * 3
+    assert str(found).startswith(f"cnnext on sm_{arch[0]}{arch[1]}")
+    assert found.to_dict()["target"] == f"sm_{arch[0]}{arch[1]}"
+
+
+def test_kernels_of_a_gpu_by_settings() -> None:
+    x, w = torch.ones(2, 32, 9, 9), torch.ones(32, 1, 3, 3)
+    [depthwise] = cnnext.explain(F.conv2d, x, w, groups=32, device="cuda", arch=(8, 0)).layers
+    assert {each.kernel for each in depthwise.directions} == {"depthwise"}
+    [pool] = cnnext.explain(F.max_pool2d, x, 2, device="cuda", arch=(8, 0)).layers
+    assert [each.kernel for each in pool.directions] == ["gather", "gather"]
+    dense = torch.ones(64, 32, 3, 3)
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = False
+        [accurate] = cnnext.explain(F.conv2d, x, dense, arch=(8, 0)).layers
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert {each.kernel for each in accurate.directions} == {"gemm_3xtf32_sm80_transposed"}
+    with cnnext.backends.force_kernel("conv", "direct", device="cuda"):
+        assert cnnext.explain(F.conv2d, x, dense, arch=(8, 0)).layers[0].directions[0].kernel == "direct"
+        assert cnnext.explain(F.conv2d, x, dense).layers[0].directions[0].kernel != "direct"
+
+
+def test_a_gpu_that_nobody_names() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU to ask")
+    x, w = torch.ones(1, 3, 9, 9), torch.ones(4, 3, 3, 3)
+    with pytest.raises(ValueError, match="say which one you mean"):
+        cnnext.explain(F.conv2d, x, w, device="cuda")
+    with pytest.raises(ValueError, match="expected device 'cpu' or 'cuda'"):
+        cnnext.explain(F.conv2d, x, w, device="meta")
+
+
 def test_fallback_is_named() -> None:
     x, w = torch.ones(1, 1, 5, 5, dtype=torch.int64), torch.ones(1, 1, 3, 3, dtype=torch.int64)
     found = cnnext.explain(F.conv2d, x, w)
