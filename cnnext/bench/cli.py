@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="best",
         help="best measures both and compares each side's better one",
     )
-    what.add_argument("--image-size", type=_positive, default=224, metavar="PIXELS", help="default: 224")
+    what.add_argument("--image-size", type=_positive, metavar="PIXELS", help="default: the model's")
 
     how = parser.add_argument_group("how")
     how.add_argument("--threads", type=_positive, metavar="T", help="default: torch's")
@@ -175,14 +175,15 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
     for direction in directions:
         if direction not in known:
             raise ValueError(f"no direction is named {direction!r}; there are {', '.join(sorted(known))}")
-    size = 64 if args.quick else args.image_size
+
+    def size_of(name: str) -> int:
+        size = cnnext.models.SPECS[name].size if name in cnnext.models.SPECS else 224
+        return args.image_size or (64 if args.quick and size == 224 else size)
 
     def section(kind: str, title: str, batch: int, min_time: float, **fields: Any) -> Section:
         min_time = 0.01 if args.quick else args.min_time or min_time
         repeats = args.repeats or (3 if args.quick else None)
-        return Section(
-            kind, title, args.dtype, layouts, batch, min_time, repeats, args.threads, image_size=size, **fields
-        )
+        return Section(kind, title, args.dtype, layouts, batch, min_time, repeats, args.threads, **fields)
 
     if args.op is not None:
         layer = layer_from(args)
@@ -191,16 +192,20 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
         return [(args.allocator or "fixed", [single])]
 
     names = args.model or list(DEFAULT_MODELS)
+    # those that take the photograph and are trained by cross-entropy
+    models = [n for n, spec in cnnext.models.SPECS.items() if spec.channels == 3 and spec.task != "detection"]
     for name in names:
-        if name not in cnnext.models.names() and not (name == "pooling" and args.only == "layers"):
-            raise ValueError(f"no model is named {name!r}; there are {', '.join(cnnext.models.names())}")
+        if name not in models and not (name == "pooling" and args.only == "layers"):
+            raise ValueError(f"no model is named {name!r}; there are {', '.join(models)}")
     modes = ("infer", "train") if args.mode == "both" else (args.mode,)
     batch_of = {mode: args.batch or (2 if args.quick and mode == "train" else DEFAULT_BATCH[mode]) for mode in modes}
     networks, layer_sections = [], []
     for name in names:
         for mode in modes:
             title = f"{name} · {'inference' if mode == 'infer' else 'training step'}"
-            networks.append(section("network", title, batch_of[mode], 3.0, model=name, mode=mode))
+            networks.append(
+                section("network", title, batch_of[mode], 3.0, model=name, mode=mode, image_size=size_of(name))
+            )
     for name in names:
         # each direction at the batch size of the run that it is part of
         for mode in modes:
@@ -212,7 +217,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
                 part = section(
                     "layers", f"{name} · layers", batch, 0.1, model=name, mode=mode, directions=tuple(wanted)
                 )
-                for use in layers.suite(name, batch, size, training=mode == "train"):
+                for use in layers.suite(name, batch, size_of(name), training=mode == "train"):
                     part.add(use)
                 layer_sections.append(part)
     groups = []

@@ -272,4 +272,4 @@ def suite(name: str, batch: int = 1, size: int = 224, training: bool = False) ->
         return list(pooling.values())
     with torch.device("meta"):
         model = models.build(name).train(training)
-        return collect(model, torch.empty(batch, 3, size, size))
+        return collect(model, torch.empty(batch, models.SPECS[name].channels, size, size))

@@ -20,6 +20,7 @@ from .layer_bench import compare as compare_backends
 from .photo import photograph
 from .timing import Machine, interleave, peak_memory
 
+_AUXILIARY = ("googlenet", "inception_v3")  # with heads for training only
 _CALIBRATION_CROPS = 4
 _LEARNING_RATE = 1e-3
 # A last-digit difference can put an activation on the other side of a ReLU, or choose another maximum, and then a
@@ -27,15 +28,24 @@ _LEARNING_RATE = 1e-3
 _FLIPS = 0.05
 
 
-def prepared_model(name: str, size: int, training: bool) -> nn.Module:
-    """A float32 model whose random weights behave as trained ones do: no activation vanishes or explodes.
+def _torchs_model(name: str, training: bool) -> nn.Module:
+    """A model with torch's layers and random weights.
 
-    Convolutions get Kaiming's initialisation, batch norms the statistics of some crops of the photograph.
     Dropout is off: its masks are random, and outputs are compared. Auxiliary heads are built for training only.
     """
-    options: dict[str, Any] = {"dropout": 0.0, "dropout_aux": 0.0, "aux_logits": training}
+    model = cnnext.revert(models.build(name, **({"aux_logits": training} if name in _AUXILIARY else {})))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.train(training)
+
+
+def prepared_model(name: str, size: int, training: bool) -> nn.Module:
+    """A float32 model of torch's layers whose random weights behave as trained ones do: no activation vanishes or
+    explodes. Convolutions get Kaiming's initialisation, batch norms the statistics of some crops of the photograph.
+    """
     torch.manual_seed(0)
-    model = models.build(name, **(options if name == "googlenet" else {}))
+    model = _torchs_model(name, training)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -78,13 +88,24 @@ class Step:
         self.labels = labels
         self.optimizer = torch.optim.SGD(model.parameters(), lr=_LEARNING_RATE, momentum=0.9)
 
+    def heads(self) -> tuple[Tensor, ...]:
+        """What the model returns, always as a tuple."""
+        outputs = self.model(self.images)
+        if isinstance(outputs, dict):
+            return tuple(outputs.values())
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def _labels_of(self, head: Tensor) -> Tensor:
+        """For a head that scores pixels, the image's label at every pixel."""
+        assert self.labels is not None
+        labels = (self.labels % head.shape[1]).view(-1, *(1,) * (head.dim() - 2))
+        return labels.expand(len(head), *head.shape[2:])
+
     def gradients(self) -> Tensor:
         """Forward and backward; returns the logits."""
-        assert self.labels is not None
-        outputs = self.model(self.images)
-        heads = outputs if isinstance(outputs, tuple) else (outputs,)
+        heads = self.heads()
         weights = (1.0, 0.3, 0.3)  # of the loss of GoogLeNet's heads, as in the paper
-        losses = [w * F.cross_entropy(head, self.labels) for w, head in zip(weights, heads, strict=False)]
+        losses = [w * F.cross_entropy(head, self._labels_of(head)) for w, head in zip(weights, heads, strict=False)]
         torch.stack(losses).sum().backward()
         return heads[0].detach()
 
@@ -101,7 +122,7 @@ class Step:
         """What is compared: the logits, and in training all parameters' gradients as one vector."""
         if self.labels is None:
             with torch.no_grad():
-                return {"output": self.model(self.images)}
+                return {"output": self.heads()[0]}
         output = self.gradients()
         gradients = torch.cat([p.grad.double().flatten() for p in self.model.parameters() if p.grad is not None])
         self.optimizer.zero_grad(set_to_none=True)
@@ -139,12 +160,13 @@ def step_memory(
     had it run before. See ``environment.MAPPED_ALLOCATOR`` too. Values do not matter here, so they are random.
     """
     training = mode == "train"
-    model = models.build(name, **({"aux_logits": training} if name == "googlenet" else {})).train(training)
+    model = _torchs_model(name, training)
 
     def step(images: Tensor) -> Step:
         return _step(model, library, layout, dtype, images, _labels(len(images)) if training else None)
 
-    step(torch.randn(2, 3, 64, 64))()  # pages in the libraries' code
+    small = 64 if models.SPECS[name].size == 224 else size
+    step(torch.randn(2, 3, small, small))()  # pages in the libraries' code
     cnnext.empty_cache()
     measured = step(torch.randn(batch, 3, size, size))
 

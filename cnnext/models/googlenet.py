@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from .. import nn
 
 
 class GoogLeNetOutputs(NamedTuple):
@@ -19,6 +21,13 @@ class GoogLeNetOutputs(NamedTuple):
     logits: Tensor
     aux_logits2: Tensor | None
     aux_logits1: Tensor | None
+
+
+def imagenet_to_unit_range(x: Tensor) -> Tensor:
+    """From ``(x - mean) / std`` of ImageNet to ``(x - 0.5) / 0.5``."""
+    mean = x.new_tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    std = x.new_tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    return x * (std / 0.5) + (mean - 0.5) / 0.5
 
 
 class BasicConv2d(nn.Module):
@@ -127,15 +136,9 @@ class GoogLeNet(nn.Module):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.trunc_normal_(module.weight, mean=0.0, std=0.01, a=-2, b=2)
 
-    def _transform_input(self, x: Tensor) -> Tensor:
-        # from (x - mean) / std to (x - 0.5) / 0.5
-        mean = x.new_tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-        std = x.new_tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
-        return x * (std / 0.5) + (mean - 0.5) / 0.5
-
     def forward(self, x: Tensor) -> Tensor | GoogLeNetOutputs:
         if self.transform_input:
-            x = self._transform_input(x)
+            x = imagenet_to_unit_range(x)
         x = self.maxpool1(self.conv1(x))
         x = self.maxpool2(self.conv3(self.conv2(x)))
         x = self.inception3b(self.inception3a(x))
