@@ -1,8 +1,9 @@
-"""`python -m cnnext`: `info` describes the installation and tests it, `bench` measures it beside torch."""
+"""`python -m cnnext`: `info` describes and tests the installation, `bench` measures it beside torch, `train` trains."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -19,22 +20,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     info = commands.add_parser("info", help="versions, processor, kernels, and a self-test")
     info.add_argument("--json", action="store_true", help="print one JSON object")
 
-    bench = commands.add_parser("bench", help="measure models or single layers beside torch")
-    try:
-        # Imported only when asked for: its packages come with extras.
-        if argv[:1] == ["bench"]:
-            from cnnext.bench import add_arguments
-            from cnnext.bench import main as run_bench
-
-            add_arguments(bench)
-            return run_bench(parser.parse_args(argv))
-    except ModuleNotFoundError as error:
-        package = (error.name or "cnnext").partition(".")[0]
-        if package == "cnnext":
-            raise
-        extra = "report" if package in ("jinja2", "matplotlib") else "bench"
-        print(f"cnnext bench needs {package}: run `pip install 'cnnext[{extra}]'`", file=sys.stderr)
-        return 1
+    for name, purpose in (("bench", "measure models or single layers beside torch"), ("train", "train a classifier")):
+        command = commands.add_parser(name, help=purpose)
+        if argv[:1] != [name]:
+            continue
+        try:  # imported only when asked for: its packages come with extras
+            package = importlib.import_module(f"cnnext.{name}")
+            package.add_arguments(command)
+            return package.main(parser.parse_args(argv))
+        except ModuleNotFoundError as error:
+            missing = (error.name or "cnnext").partition(".")[0]
+            if missing == "cnnext":
+                raise
+            extra = "report" if name == "bench" and missing in ("jinja2", "matplotlib") else name
+            print(f"cnnext {name} needs {missing}: run `pip install 'cnnext[{extra}]'`", file=sys.stderr)
+            return 1
 
     from cnnext import _info
 

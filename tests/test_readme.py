@@ -23,8 +23,7 @@ def test_example_runs(code: str) -> None:
 
 @pytest.mark.skipif(not TEXT, reason="needs the source tree")
 def test_files_that_are_named_exist() -> None:
-    table = TEXT.partition("## Where things are")[2].partition("\n## ")[0]
-    paths = re.findall(r"`((?:csrc|cnnext|tests|benchmarks|_build_backend)/[\w./]*)`", table)
+    paths = re.findall(r"`((?:csrc|cnnext|examples|tests|benchmarks|_build_backend)/[\w./]*)`", TEXT)
     assert len(paths) >= 8
     assert [path for path in paths if not (README.parent / path).exists()] == []
 

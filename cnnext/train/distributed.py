@@ -1,0 +1,48 @@
+"""Several processes, started by torchrun: who we are among them, and sums over all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[torch.device]:
+    """Joins the processes that torchrun started, if it did: over nccl for ``cuda``, over gloo for ``cpu``.
+
+    Yields:
+        this process's device.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield torch.device(device)
+        return
+    own = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
+    if device == "cuda":
+        torch.cuda.set_device(own)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield own
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number; 0 where there is only one."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of every process's values, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
