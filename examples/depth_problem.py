@@ -77,11 +77,11 @@ def draw(path: Path, runs: dict[str, list[Epoch]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--out", type=Path, default=Path("depth_problem.png"))
     args = parser.parse_args()
-    settings = Settings(args.epochs, batch_size=128, lr=args.lr, weight_decay=1e-4)
+    settings = Settings(args.epochs, batch_size=64, lr=args.lr, weight_decay=1e-4)
     runs = {name: train(name, settings) for name in ("plain20", "plain56", "resnet20", "resnet56")}
     draw(args.out, runs)
 

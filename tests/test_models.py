@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 
 import pytest
 import torch
 from torch import nn
 
 import cnnext
-from cnnext import models
+from cnnext import backends, models
+from cnnext.models.googlenet import imagenet_to_unit_range
+from cnnext.models.inception import InceptionAux
 
-PARAMETERS = {
-    "resnet18": 11_689_512,
-    "resnet34": 21_797_672,
-    "resnet50": 25_557_032,
-    "resnet101": 44_549_160,
-    "resnet152": 60_192_808,
-    "resnext50_32x4d": 25_028_904,
-    "googlenet": 13_004_888,
+# Parameters, and the state_dict's names and shapes as `digest` has them. Where torchvision has the model, both were
+# taken from torchvision 0.28.
+MODELS = {
+    "lecture": (421_642, "9d7b1b7814b531de"),
+    "plain20": (269_722, "28a0d5e26aad4d86"),
+    "plain56": (853_018, "58531dd8472cd8f1"),
+    "resnet20": (269_722, "28a0d5e26aad4d86"),
+    "resnet56": (853_018, "58531dd8472cd8f1"),
+    "resnet18": (11_689_512, "84fb10d9c6905a1c"),
+    "resnet34": (21_797_672, "28f9096d51307499"),
+    "resnet50": (25_557_032, "d7e4f8bb0a536344"),
+    "resnet101": (44_549_160, "02c0f34f4842751f"),
+    "resnet152": (60_192_808, "685c66205bc823aa"),
+    "resnext50_32x4d": (25_028_904, "e3bad165c034e60f"),
+    "googlenet": (13_004_888, "7f541ca29410efb1"),
+    "vgg16": (138_357_544, "35c4623e0cd4a39d"),
+    "vgg16_bn": (138_365_992, "347371586a8ea365"),
+    "mobilenet_v2": (3_504_872, "37bbbce8932fd0c4"),
+    "inception_v3": (27_161_264, "aab0ac2cbaf84aa2"),
+    "fcn32s": (136_152_917, "a09fd40d9123de59"),
+    "fcn16s": (134_815_994, "f33db2f0f8a992df"),
+    "fcn8s": (134_489_759, "69017a12b94a0b02"),
+    "fcn_resnet50": (32_957_013, "0c41f22cc800b8ce"),
+    "deeplabv3_resnet50": (39_638_869, "c1e485a49718d37e"),
+    "yolo_v1": (271_703_550, "6e7e3d14b21c6218"),
+}
+WITH_OPTIONS = {
+    ("googlenet", "aux_logits", False): 6_624_904,
+    ("inception_v3", "aux_logits", False): 23_834_568,
+    ("fcn_resnet50", "aux_loss", True): 35_322_218,
+    ("deeplabv3_resnet50", "aux_loss", True): 42_004_074,
 }
 
 
 def relative_error(result, reference):
-    return float((result.double() - reference).norm() / reference.norm())
+    return float(((result.double() - reference).norm() / reference.norm()).detach())
 
 
 def on_meta(name, **options):
@@ -35,78 +61,44 @@ def count(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def digest(model):
+    lines = [f"{name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def test_every_model_is_listed():
+    assert set(models.names()) == set(MODELS)
+    by_task = [name for task in ("classification", "segmentation", "detection") for name in models.names(task)]
+    assert sorted(by_task) == sorted(models.names())
+    assert models.names("detection") == ["yolo_v1"]
+
+
 @pytest.mark.parametrize("name", models.names())
-def test_parameter_count(name):
-    assert count(on_meta(name)) == PARAMETERS[name]
+def test_parameters_names_and_shapes(name):
+    model = on_meta(name)
+    assert (count(model), digest(model)) == MODELS[name]
 
 
-def test_parameter_count_without_aux():
-    assert count(on_meta("googlenet", aux_logits=False)) == 6_624_904
+@pytest.mark.parametrize(("name", "option", "value"), WITH_OPTIONS)
+def test_parameters_with_options(name, option, value):
+    assert count(on_meta(name, **{option: value})) == WITH_OPTIONS[name, option, value]
 
 
-# Names and sizes as in torchvision's checkpoints.
-STATE = {
-    "resnet18": {
-        "conv1.weight": (64, 3, 7, 7),
-        "bn1.running_var": (64,),
-        "bn1.num_batches_tracked": (),
-        "layer1.1.conv2.weight": (64, 64, 3, 3),
-        "layer2.0.downsample.0.weight": (128, 64, 1, 1),
-        "layer2.0.downsample.1.running_mean": (128,),
-        "layer4.1.bn2.bias": (512,),
-        "fc.weight": (1000, 512),
-    },
-    "resnet50": {
-        "conv1.weight": (64, 3, 7, 7),
-        "layer1.0.conv1.weight": (64, 64, 1, 1),
-        "layer1.0.conv3.weight": (256, 64, 1, 1),
-        "layer1.0.downsample.0.weight": (256, 64, 1, 1),
-        "layer1.2.conv1.weight": (64, 256, 1, 1),
-        "layer3.5.conv2.weight": (256, 256, 3, 3),
-        "layer4.0.downsample.0.weight": (2048, 1024, 1, 1),
-        "layer4.2.bn3.running_var": (2048,),
-        "fc.weight": (1000, 2048),
-        "fc.bias": (1000,),
-    },
-    "resnext50_32x4d": {
-        "layer1.0.conv1.weight": (128, 64, 1, 1),
-        "layer1.0.conv2.weight": (128, 4, 3, 3),
-        "layer4.2.conv2.weight": (1024, 32, 3, 3),
-    },
-    "googlenet": {
-        "conv1.conv.weight": (64, 3, 7, 7),
-        "conv1.bn.running_mean": (64,),
-        "conv3.conv.weight": (192, 64, 3, 3),
-        "inception3a.branch1.conv.weight": (64, 192, 1, 1),
-        "inception3a.branch2.0.conv.weight": (96, 192, 1, 1),
-        "inception3a.branch2.1.conv.weight": (128, 96, 3, 3),
-        "inception3a.branch3.1.conv.weight": (32, 16, 3, 3),
-        "inception3a.branch4.1.conv.weight": (32, 192, 1, 1),
-        "inception3b.branch3.1.bn.weight": (96,),
-        "inception4e.branch4.1.conv.weight": (128, 528, 1, 1),
-        "inception5b.branch2.1.conv.weight": (384, 192, 3, 3),
-        "aux1.conv.conv.weight": (128, 512, 1, 1),
-        "aux1.conv.bn.num_batches_tracked": (),
-        "aux2.conv.conv.weight": (128, 528, 1, 1),
-        "aux1.fc1.weight": (1024, 2048),
-        "aux2.fc2.bias": (1000,),
-        "fc.weight": (1000, 1024),
-    },
-}
-# Each convolution and linear layer has its entries, each batch norm five.
-ENTRIES = {"resnet18": 122, "resnet50": 320, "googlenet": 59 * 6 + 2 + 2 * 4}
-
-
-@pytest.mark.parametrize("name", STATE)
-def test_state_dict_is_torchvisions(name):
-    state = on_meta(name).state_dict()
-    assert {key: tuple(state[key].shape) for key in STATE[name] if key in state} == STATE[name]
-    if name in ENTRIES:
-        assert len(state) == ENTRIES[name]
+@pytest.mark.parametrize("name", models.names())
+def test_shape_at_the_size_it_was_made_for(name):
+    spec = models.SPECS[name]
+    with torch.device("meta"):
+        output = on_meta(name).eval()(torch.empty(2, spec.channels, spec.size, spec.size))
+    if spec.task == "classification":
+        assert output.shape == (2, 1000 if spec.size > 32 else 10)
+    elif spec.task == "segmentation":
+        assert (output["out"] if isinstance(output, dict) else output).shape == (2, 21, spec.size, spec.size)
+    else:
+        assert output.shape == (2, 7, 7, 30)
 
 
 def test_build_names_what_there_is():
-    with pytest.raises(ValueError, match=r"no model is named 'alexnet'; there are resnet18, "):
+    with pytest.raises(ValueError, match=r"no model is named 'alexnet'; there are lecture, "):
         models.build("alexnet")
 
 
@@ -156,43 +148,77 @@ def test_googlenet_outputs():
 def test_googlenet_transform_input():
     image = torch.rand(1, 3, 4, 4)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    model = on_meta("googlenet", transform_input=True)
-    transformed = model._transform_input((image - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
+    transformed = imagenet_to_unit_range((image - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
     torch.testing.assert_close(transformed, (image - 0.5) / 0.5, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "googlenet"])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_converted_model_agrees(name, layout):
-    torch.manual_seed(0)
-    options = {"dropout": 0.0, "dropout_aux": 0.0} if name == "googlenet" else {}
-    # In float64: in float32 a last-digit difference flips ReLUs, and gradients then differ by per cents.
-    theirs = models.build(name, num_classes=10, **options).double().to(memory_format=layout)
-    ours = cnnext.convert(copy.deepcopy(theirs))
-    kinds = (nn.Conv2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
-    swapped = [module for module in ours.modules() if isinstance(module, kinds)]
-    assert len(swapped) > 20
-    assert all(type(module).__module__.startswith("cnnext") for module in swapped)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
+# Small enough for float64 in a second: options, and the images' size.
+SMALL = {
+    "lecture": ({}, 28),
+    "plain20": ({}, 16),
+    "resnet20": ({}, 16),
+    "resnet18": ({}, 64),
+    "resnet50": ({}, 64),
+    "resnext50_32x4d": ({}, 64),
+    "googlenet": ({}, 64),
+    "vgg16": ({"hidden": 32}, 32),
+    "mobilenet_v2": ({}, 64),
+    "inception_v3": ({"aux_logits": False}, 75),
+    "fcn32s": ({"hidden": 16, "batch_norm": True}, 33),
+    "fcn8s": ({"hidden": 16, "batch_norm": True}, 33),
+    "fcn_resnet50": ({"aux_loss": True}, 24),
+    "deeplabv3_resnet50": ({"aux_loss": True}, 24),
+    "yolo_v1": ({"width": 0.125, "hidden": 32, "batch_norm": True, "image_size": 128}, 128),
+}
+BOTH_LAYOUTS = ("resnet18", "resnet50", "resnext50_32x4d", "googlenet")
+OURS = tuple(getattr(cnnext.nn, name) for name in cnnext.nn.__all__)
 
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64).to(memory_format=layout)
-    heads = {}
-    for key, model in (("theirs", theirs), ("ours", ours)):
-        outputs = model(x)
-        heads[key] = outputs if isinstance(outputs, tuple) else (outputs,)
-        torch.stack([head.square().sum() for head in heads[key]]).sum().backward()
-    for mine, other in zip(heads["ours"], heads["theirs"], strict=True):
+
+def heads(model, x):
+    outputs = model(x)
+    if isinstance(outputs, torch.Tensor):
+        return (outputs,)
+    return tuple(outputs.values() if isinstance(outputs, dict) else outputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [(name, torch.contiguous_format) for name in SMALL] + [(name, torch.channels_last) for name in BOTH_LAYOUTS],
+)
+def test_forward_and_backward_agree_with_torchs_layers(name, layout):
+    options, size = SMALL[name]
+    # In float64: in float32 a last-digit difference flips ReLUs, and gradients then differ by per cents.
+    ours = models.build(name, num_classes=10, **options).double().to(memory_format=layout)
+    for module in ours.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # masks would depend on the order of calls
+    for parameter in ours.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.01)  # scores that start at zero would let no gradient pass
+    theirs = cnnext.revert(copy.deepcopy(ours))
+    kinds = (nn.modules.conv._ConvNd, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+    assert all(isinstance(module, OURS) for module in ours.modules() if isinstance(module, kinds))
+    assert not any(isinstance(module, OURS) for module in theirs.modules())
+
+    x = torch.randn(2, models.SPECS[name].channels, size, size, dtype=torch.float64).to(memory_format=layout)
+    backends.reset_fallbacks()
+    results = {}
+    for key, model in (("ours", ours), ("theirs", theirs)):
+        results[key] = heads(model, x)
+        torch.stack([head.square().sum() for head in results[key]]).sum().backward()
+    assert backends.fallbacks() == {}
+    for mine, other in zip(results["ours"], results["theirs"], strict=True):
         assert relative_error(mine, other) < 1e-8
     for (key, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert mine.grad.stride() == other.grad.stride(), key
         assert (mine.grad - other.grad).norm() <= 1e-6 * other.grad.norm() + 1e-8, key
+        assert torch.isfinite(mine.grad).all(), key
 
 
 @pytest.mark.parametrize("name", ["resnet18", "googlenet"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_converted_float32_model_predicts_the_same(name, layout):
-    torch.manual_seed(0)
-    exact = models.build(name, num_classes=10).double().eval()
+def test_float32_predicts_the_same(name, layout):
+    exact = cnnext.revert(models.build(name, num_classes=10)).double().eval()
     theirs = copy.deepcopy(exact).float().to(memory_format=layout)
     ours = cnnext.convert(copy.deepcopy(theirs))
     x = torch.randn(2, 3, 96, 96)
@@ -203,3 +229,35 @@ def test_converted_float32_model_predicts_the_same(name, layout):
             for key, model in (("theirs", theirs), ("ours", ours))
         }
     assert error["ours"] <= 4 * error["theirs"] + 1e-6
+
+
+def test_inception_outputs():
+    with torch.device("meta"):
+        outputs = on_meta("inception_v3", num_classes=7)(torch.empty(2, 3, 299, 299))
+    assert outputs._fields == ("logits", "aux_logits")
+    assert [head.shape for head in outputs] == [(2, 7)] * 2
+    head = InceptionAux(16, 7)
+    head(torch.randn(2, 16, 17, 17)).sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in head.parameters())
+
+
+def test_lecture_and_cifar_options():
+    assert models.lecture(in_channels=3, image_size=32)(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(ValueError, match="image_size should be a positive multiple of 4, got 30"):
+        models.lecture(image_size=30)
+    with pytest.raises(ValueError, match="depth should be 6n \\+ 2 such as 20 or 56, got 21"):
+        models.CifarNet(21, residual=True)
+
+
+def test_only_the_residual_twin_passes_its_input_on():
+    plain, residual = models.plain20(in_channels=1).eval(), models.resnet20(in_channels=1).eval()
+    residual.load_state_dict(plain.state_dict())  # the same layers
+    x = torch.rand(1, 16, 8, 8)
+    for net, passed in ((plain, False), (residual, True)):
+        block = net.layer1[0]
+        nn.init.zeros_(block.bn2.weight)
+        assert torch.equal(block(x), x if passed else torch.zeros_like(x))
+    shortcut = residual.layer2[0].shortcut(x)
+    assert shortcut.shape == (1, 32, 4, 4)
+    assert torch.equal(shortcut[:, :16], x[:, :, ::2, ::2])
+    assert not shortcut[:, 16:].any()

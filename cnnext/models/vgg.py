@@ -35,7 +35,8 @@ class VGG(nn.Module):
         stages: channels of the convolutions, one sequence per stage; a stage ends with pooling.
         num_classes: width of the last layer.
         batch_norm: after every convolution.
-        dropout: probability after the two hidden fully connected layers.
+        hidden: width of the two hidden fully connected layers.
+        dropout: probability after each of them.
 
     Shape:
         input ``[N, 3, H, W]`` with H and W at least 32, output ``[N, num_classes]``.
@@ -46,19 +47,20 @@ class VGG(nn.Module):
         stages: Sequence[Sequence[int]],
         num_classes: int = 1000,
         batch_norm: bool = False,
+        hidden: int = 4096,
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
         self.features = _features(stages, batch_norm)
         self.avgpool = nn.AdaptiveAvgPool2d((7, 7))
         self.classifier = nn.Sequential(
-            nn.Linear(stages[-1][-1] * 7 * 7, 4096),
+            nn.Linear(stages[-1][-1] * 7 * 7, hidden),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
-            nn.Linear(4096, 4096),
+            nn.Linear(hidden, hidden),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
-            nn.Linear(4096, num_classes),
+            nn.Linear(hidden, num_classes),
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -1,0 +1,173 @@
+"""YOLO v1: its loss term by term, boxes, suppression, and that it learns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cnnext import models
+from cnnext.models.yolo import (
+    YOLO,
+    Detections,
+    Target,
+    decode,
+    draw,
+    encode,
+    iou,
+    non_maximum_suppression,
+    yolo_loss,
+)
+
+pytest.importorskip("PIL", reason="drawn shapes need Pillow")
+from cnnext.train.shapes import NAMES, drawn_shapes
+
+
+def random_boxes(count):
+    corners = torch.rand(count, 2, 2).sort(1).values
+    return corners.flatten(1)
+
+
+def test_has_the_papers_convolutions():
+    with torch.device("meta"):
+        model = models.yolo_v1()
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 24
+    assert [conv.out_channels for conv in convolutions[:6]] == [64, 192, 128, 256, 256, 512]
+    assert sum(isinstance(module, nn.MaxPool2d) for module in model.modules()) == 4
+    with pytest.raises(ValueError, match="image_size should be a positive multiple of 64, got 400"):
+        YOLO(image_size=400)
+
+
+def test_iou():
+    a = torch.tensor([[0.0, 0.0, 0.4, 0.4]])
+    b = torch.tensor([[0.0, 0.0, 0.4, 0.4], [0.2, 0.2, 0.6, 0.6], [0.4, 0.0, 0.8, 0.4], [0.1, 0.1, 0.1, 0.1]])
+    torch.testing.assert_close(iou(a, b), torch.tensor([1, 0.04 / 0.28, 0, 0]))
+    assert iou(b[3], b[3]) == 0
+
+
+def test_decoding_inverts_encoding():
+    target = Target(torch.tensor([[0.05, 0.1, 0.4, 0.3], [0.5, 0.5, 1.0, 0.9]]), torch.tensor([4, 1]))
+    boxes, labels = encode([target], grid=7)
+    assert labels[0, 1, 1] == 4  # row 1: centre at 0.2 of the height; column 1: 0.225 of the width
+    assert labels[0, 4, 5] == 1
+    assert (labels >= 0).sum() == 2
+    output = torch.zeros(1, 7, 7, 2 * 5 + 6)
+    output[..., 5:9] = boxes  # the second box
+    output[..., 9] = torch.where(labels == 4, 0.9, 0.8) * (labels >= 0)
+    output[..., 10:] = nn.functional.one_hot(labels.clamp(min=0), 6)
+    (found,) = decode(output, num_classes=6)
+    torch.testing.assert_close(found.boxes, target.boxes)
+    assert found.labels.tolist() == [4, 1]
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.8]))
+    assert len(decode(output, 6, threshold=0.85)[0].boxes) == 1
+
+
+def loss_by_the_paper(output, targets, classes):
+    """Equation 3 with loops."""
+    grid = output.shape[1]
+    loss = torch.zeros((), dtype=output.dtype)
+    for image, target in enumerate(targets):
+        owner = {}
+        for number, box in enumerate(target.boxes):
+            x, y = (box[:2] + box[2:]) / 2 * grid
+            owner[int(y), int(x)] = number
+        for row in range(grid):
+            for column in range(grid):
+                cell = output[image, row, column]
+                predicted = [cell[5 * b : 5 * b + 5] for b in range((len(cell) - classes) // 5)]
+                number = owner.get((row, column))
+                if number is None:
+                    loss = loss + sum(0.5 * box[4] ** 2 for box in predicted)
+                    continue
+                left, top, right, bottom = target.boxes[number].tolist()
+                overlaps = []
+                for box in predicted:
+                    x, y = (box[0] + column) / grid, (box[1] + row) / grid
+                    w, h = box[2] ** 2, box[3] ** 2
+                    corners = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+                    overlaps.append(float(iou(corners, target.boxes[number])))
+                best = overlaps.index(max(overlaps))
+                for b, box in enumerate(predicted):
+                    if b != best:
+                        loss = loss + 0.5 * box[4] ** 2
+                        continue
+                    x, y = (left + right) / 2 * grid - column, (top + bottom) / 2 * grid - row
+                    loss = loss + 5 * ((box[0] - x) ** 2 + (box[1] - y) ** 2)
+                    loss = loss + 5 * ((box[2] - (right - left) ** 0.5) ** 2 + (box[3] - (bottom - top) ** 0.5) ** 2)
+                    loss = loss + (box[4] - overlaps[b]) ** 2
+                for index in range(classes):
+                    wanted = float(index == target.labels[number])
+                    loss = loss + (cell[len(cell) - classes + index] - wanted) ** 2
+    return loss / len(targets)
+
+
+def test_loss_is_the_papers():
+    output = torch.rand(3, 4, 4, 2 * 5 + 6, dtype=torch.float64, requires_grad=True)
+    boxes = [random_boxes(count).double() for count in (1, 3, 5)]
+    targets = [Target(each, torch.randint(6, (len(each),))) for each in boxes]
+    loss, expected = yolo_loss(output, targets, 6), loss_by_the_paper(output, targets, 6)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(each, output)[0] for each in (loss, expected)))
+
+
+def test_loss_without_objects():
+    output = torch.ones(1, 2, 2, 7, requires_grad=True)
+    loss = yolo_loss(output, [Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))], 2)
+    assert loss == 4 * 0.5
+    loss.backward()
+    assert output.grad.count_nonzero() == 4  # the confidences alone
+
+
+def test_suppression_keeps_the_best_of_each_object():
+    boxes, scores, labels = random_boxes(60), torch.rand(60), torch.randint(3, (60,))
+    expected = []
+    for index in scores.argsort(descending=True).tolist():
+        if all(labels[index] != labels[kept] or iou(boxes[index], boxes[kept]) <= 0.3 for kept in expected):
+            expected.append(index)
+    kept = non_maximum_suppression(boxes, scores, labels, 0.3)
+    assert kept.tolist() == expected
+    assert 5 < len(kept) < 55
+    assert non_maximum_suppression(boxes[:0], scores[:0], labels[:0]).tolist() == []
+
+
+def test_drawn_shapes_lie_in_their_boxes():
+    images, targets = drawn_shapes(8, 64, seed=3)
+    assert images.shape == (8, 3, 64, 64)
+    again, _ = drawn_shapes(8, 64, seed=3)
+    assert torch.equal(images, again)
+    for image, target in zip(images, targets, strict=True):
+        inside = torch.zeros(64, 64, dtype=torch.bool)
+        for left, top, right, bottom in (target.boxes * 64).tolist():
+            inside[int(top) : int(bottom) + 2, int(left) : int(right) + 2] = True
+        drawn = image.min(0).values < 0.7
+        assert drawn[~inside].sum() == 0
+        assert drawn[inside].float().mean() > 0.4
+
+
+def test_learns_drawn_shapes_by_heart(one_thread):
+    images, targets = drawn_shapes(6, 192, seed=0)
+    options = {"num_classes": len(NAMES), "image_size": 192, "width": 0.125, "hidden": 256}
+    model = YOLO(**options, batch_norm=True, dropout=0.0)
+    optimizer = torch.optim.Adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=60)
+    for _ in range(60):
+        optimizer.zero_grad()
+        yolo_loss(model(images), targets, len(NAMES)).backward()
+        optimizer.step()
+        schedule.step()
+    for found, target in zip(model.eval().detect(images), targets, strict=True):
+        assert len(found.boxes) == len(target.boxes)
+        overlap, index = iou(target.boxes[:, None], found.boxes[None]).max(1)
+        assert overlap.min() > 0.6
+        assert torch.equal(found.labels[index], target.labels)
+        assert found.scores.min() > 0.6
+
+
+def test_picture_with_boxes():
+    found = Detections(torch.tensor([[0.25, 0.5, 0.75, 1.0]]), torch.tensor([1]), torch.tensor([0.9]))
+    picture = draw(torch.ones(3, 80, 120), found, NAMES)
+    assert picture.size == (120, 80)
+    edge = (60, 180, 75)
+    assert picture.getpixel((30, 60)) == picture.getpixel((90, 60)) == edge
+    assert picture.getpixel((60, 20)) == picture.getpixel((60, 60)) == (255, 255, 255)
