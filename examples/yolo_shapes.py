@@ -20,7 +20,7 @@ from PIL import Image
 from cnnext.models.yolo import YOLO, Detections, Target, draw, iou, yolo_loss
 from cnnext.train.shapes import NAMES, drawn_shapes
 
-SIZE = 256
+SIZE = 192
 TEST_SEED = 1_000_000
 
 
@@ -38,7 +38,7 @@ def train(steps: int, batch_size: int, lr: float) -> YOLO:
         loss.backward()
         optimizer.step()
         schedule.step()
-        if (step + 1) % 25 == 0:
+        if (step + 1) % 50 == 0:
             seconds = time.perf_counter() - begun
             print(f"step {step + 1:4}/{steps}: loss {loss.detach():.3f}, {seconds:.0f} s", flush=True)
     return model.eval()
@@ -55,7 +55,7 @@ def count(found: Sequence[Detections], targets: Sequence[Target]) -> tuple[int, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--out", type=Path, default=Path("yolo_shapes.png"))

