@@ -55,17 +55,15 @@ def draw(path: Path, runs: dict[str, list[Epoch]]) -> None:
             }
             loss.plot(epochs, [epoch.train_loss for epoch in history], **look)
             error.plot(epochs, [100 - 100 * epoch.test_accuracy for epoch in history], **look)
-            error.annotate(
-                f"{100 - 100 * history[-1].test_accuracy:.1f} %",
-                (len(history), 100 - 100 * history[-1].test_accuracy),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                color=COLOURS[kind],
-            )
+            last = 100 - 100 * history[-1].test_accuracy
+            # one label above the curve's end, one below: where both end at one place they stay apart
+            look = {"textcoords": "offset points", "va": "bottom" if depth == 56 else "top", "color": COLOURS[kind]}
+            error.annotate(f"{last:.1f} %", (len(history), last), xytext=(4, 0), **look)
         loss.set_title(f"{kind}: {'without' if kind == 'plain' else 'with'} shortcuts")
         loss.set(yscale="log")
-        error.set(yscale="log", xlabel="epoch")
+        error.set(yscale="log", xlabel="epoch", yticks=(1, 2, 5, 10, 20, 50, 100), ylim=(1, 100))
+        error.yaxis.set_major_formatter("{x:g}")
+        error.yaxis.set_minor_formatter("")
         loss.legend(frameon=False)
     panels[0, 0].set_ylabel("training loss")
     panels[1, 0].set_ylabel("error on held-out digits in %")

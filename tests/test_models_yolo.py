@@ -86,7 +86,7 @@ def loss_by_the_paper(output, targets, classes):
                     x, y = (box[0] + column) / grid, (box[1] + row) / grid
                     w, h = box[2] ** 2, box[3] ** 2
                     corners = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2))
-                    overlaps.append(float(iou(corners, target.boxes[number])))
+                    overlaps.append(float(iou(corners, target.boxes[number]).detach()))
                 best = overlaps.index(max(overlaps))
                 for b, box in enumerate(predicted):
                     if b != best:
