@@ -8,12 +8,16 @@ that `from cnnext import nn` can replace torch's import.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from . import functional as F
+
+if TYPE_CHECKING:  # what is derived from must be known as a type
+    from torch.nn import Module as Module
+    from torch.nn import Sequential as Sequential
 
 
 def __getattr__(name: str) -> Any:

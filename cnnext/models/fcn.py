@@ -102,7 +102,8 @@ class FCN(nn.Module):
         """
         self.features.load_state_dict(vgg.features.state_dict())
         for index in (0, 3):
-            linear, conv = vgg.classifier[index], self.classifier[index]
+            linear: Any = vgg.classifier[index]
+            conv: Any = self.classifier[index]
             weight = linear.weight.detach().view(linear.out_features, -1, *conv.kernel_size)
             conv.load_state_dict({"weight": weight, "bias": linear.bias.detach()})
 

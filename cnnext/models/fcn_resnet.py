@@ -32,9 +32,8 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         resnet = resnet50(replace_stride_with_dilation=(False, True, True))
-        for name, module in resnet.named_children():
-            if name not in ("avgpool", "fc"):
-                self.add_module(name, module)
+        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
