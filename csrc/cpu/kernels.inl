@@ -13,6 +13,8 @@
 #include "pool_avg_grad_rows.h"
 #include "pool_plane.h"
 #include "pool_lookup.h"
+#include "pool_max_grad_rows.h"
+#include "pool_scatter.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -32,8 +34,8 @@ const Kernels& kernels() {
   static const PoolKernel max_pool_with_offsets[] = {kMaxPoolOffsetsChannelsLast, kMaxPoolOffsetsPlane,
                                                      kMaxPoolOffsetsRows, kMaxPoolOffsetsReference};
   static const PoolKernel max_pool_indices[] = {kMaxPoolIndices};
-  static const PoolKernel max_pool_grad_input[] = {kMaxPoolGradChannelsLast, kMaxPoolGradScatter,
-                                                   kMaxPoolGradReference};
+  static const PoolKernel max_pool_grad_input[] = {kMaxPoolGradChannelsLast, kMaxPoolGradRows,
+                                                   kMaxPoolGradScatter, kMaxPoolGradReference};
   static const PoolKernel max_pool_select[] = {kMaxPoolSelect};
   static const PoolKernel avg_pool[] = {kAvgPoolChannelsLast, kAvgPoolPlane, kAvgPoolRows, kAvgPoolReference};
   static const PoolKernel avg_pool_grad_input[] = {kAvgPoolGradChannelsLast, kAvgPoolGradPlane,

@@ -1,6 +1,5 @@
-// What follows the offsets of max windows, in both layouts: int64 indices made of them, values picked by
-// them, and the gradient scattered by them, window after window, for windows so many that gathering would
-// read too much.
+// What follows the offsets of max windows, in both layouts: int64 indices made of them and values picked by
+// them.
 #pragma once
 
 #include "pool_plane.h"
@@ -118,101 +117,11 @@ CNNEXT_INLINE void run_select(const PoolProblem& p, const PoolBuffers& b, const 
   });
 }
 
-// A task owns a plane (channels first) or a block of channels of an image (channels last), summed in scratch
-// memory.
-constexpr int64_t kScatterChannels = 16;
-
-CNNEXT_INLINE int64_t scatter_channels(const PoolProblem& p) {
-  return p.layout == Layout::kChannelsLast ? min_of(p.shape.C, kScatterChannels) : 1;
-}
-
-// Adds `channels` neighbouring channels of each window's gradient to theirs of the input, sums [pixels,
-// channels]. From pixel to pixel it is `step` elements in the output.
-template <class T, class O>
-void scatter_windows(const OffsetTable<O>& table, const T* grad_output, const O* offsets, int64_t step,
-                     int64_t channels, Acc<T>* sums) {
-  const auto pixels = static_cast<uint64_t>(table.shape.input_pixels());
-  const int64_t Q = table.shape.axis[2].output;
-  const int64_t* origin = table.origin[2];
-  for (int64_t o = 0; o < table.shape.axis[0].output; ++o) {
-    for (int64_t p = 0; p < table.shape.axis[1].output; ++p) {
-      const int64_t window = table.window(o, p);
-      if (step == 1) {  // a plane: there is one channel
-        for (int64_t q = 0; q < Q; ++q) {
-          const auto pixel = static_cast<uint64_t>(window + origin[q] + table.offset_delta(offsets[q]));
-          if (pixel < pixels) sums[pixel] += load_one(grad_output + q);
-        }
-      } else {
-        for (int64_t q = 0; q < Q; ++q) {
-          for (int64_t c = 0; c < channels; ++c) {
-            const int64_t delta = table.offset_delta(offsets[q * step + c]);
-            const auto pixel = static_cast<uint64_t>(window + origin[q] + delta);
-            if (pixel < pixels) sums[pixel * channels + c] += load_one(grad_output + q * step + c);
-          }
-        }
-      }
-      grad_output += Q * step;
-      offsets += Q * step;
-    }
-  }
-}
-
-template <class T, class O>
-void scatter(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
-  using A = Acc<T>;
-  const PoolShape& shape = p.shape;
-  const OffsetTable<O> table(shape, workspace);
-  table.fill(true);
-  const Strides in = strides_of(p.layout, shape.C, shape.input_pixels());
-  const Strides out = strides_of(p.layout, shape.C, shape.output_pixels());
-  const int64_t pixels = shape.input_pixels(), width = scatter_channels(p), blocks = ceil_div(shape.C, width);
-  const int64_t sums_bytes = round_up(pixels * width * sizeof(A), kAlignment);
-  const int64_t per_task = max_of(1, (1 << 14) / max_of(1, (pixels + shape.output_pixels()) * width));
-  const int64_t parts = shape.N * blocks;
-  // Planes of the accumulation type are their own scratch memory.
-  const bool in_place = std::is_same_v<T, A> && p.layout == Layout::kChannelsFirst;
-  parallel(ceil_div(parts, per_task), [&](int64_t task, int thread) {
-    A* scratch = reinterpret_cast<A*>(workspace + table.scratch.bytes + thread * sums_bytes);
-    const int64_t first = task * per_task, end = min_of(parts, first + per_task);
-    if (in_place)
-      __builtin_memset(static_cast<T*>(b.input) + first * pixels, 0, (end - first) * pixels * sizeof(T));
-    for (int64_t part = first; part < end; ++part) {
-      const int64_t n = part / blocks, c = part % blocks * width, channels = min_of(width, shape.C - c);
-      const int64_t from = n * out.image + c * out.channel;
-      const T* grad_output = static_cast<const T*>(b.output) + from;
-      const O* offsets = static_cast<const O*>(b.offsets) + from;
-      T* grad_input = static_cast<T*>(b.input) + n * in.image + c * in.channel;
-      A* sums = in_place ? reinterpret_cast<A*>(grad_input) : scratch;
-      if (!in_place) __builtin_memset(sums, 0, pixels * channels * sizeof(A));
-      scatter_windows<T, O>(table, grad_output, offsets, out.pixel, channels, sums);
-      for (int64_t i = 0; i < pixels && !in_place; ++i) {
-        for (int64_t k = 0; k < channels; ++k)
-          store_one(grad_input + i * in.pixel + k, sums[i * channels + k]);
-      }
-    }
-  });
-}
-
-CNNEXT_INLINE int64_t scatter_workspace(const PoolProblem& p) {
-  const int64_t size = p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
-  return lookup_workspace(p) +
-         p.threads * round_up(p.shape.input_pixels() * scatter_channels(p) * size, kAlignment);
-}
-CNNEXT_INLINE void run_scatter(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
-                               char* workspace) {
-  with_type(p.dtype, [&](auto* type) {
-    with_offset_type(p, [&](auto* tag) {
-      scatter<Pointee<decltype(type)>, Pointee<decltype(tag)>>(p, b, parallel, workspace);
-    });
-  });
-}
 CNNEXT_INLINE const char* accepts_every_pool(const PoolProblem&) { return nullptr; }
 
 constexpr PoolKernel kMaxPoolIndices = {"lookup", "offsets to indices", accepts_every_pool, lookup_workspace,
                                         run_indices};
 constexpr PoolKernel kMaxPoolSelect = {"lookup", "values at the offsets", accepts_every_pool,
                                        lookup_workspace, run_select};
-constexpr PoolKernel kMaxPoolGradScatter = {"scatter", "window after window", accepts_every_pool,
-                                            scatter_workspace, run_scatter};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

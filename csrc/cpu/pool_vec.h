@@ -87,6 +87,30 @@ CNNEXT_INLINE void narrow_offsets(int32_t* p, OffsetVec<double> v) {
   store_unaligned(p, __builtin_convertvector(v, typename VecOf<int32_t, kLanes<double>>::type));
 }
 
+// Adds the values whose offset is one number.
+template <class A>
+struct OffsetKey {
+  explicit OffsetKey(int64_t offset) : lanes(broadcast_offset<A>(offset)) {}
+  template <class T>
+  Vec<A> add_where_equal(Vec<A> sum, const uint8_t* offsets, const T* values) const {
+    return sum + (widen_offsets(offsets, A{}) == lanes ? load(values) : Vec<A>{});
+  }
+  OffsetVec<A> lanes;
+};
+#if CNNEXT_VECTOR_BYTES == 64
+template <>
+struct OffsetKey<float> {  // bytes are compared as they are
+  explicit OffsetKey(int64_t offset) : bytes(_mm_set1_epi8(static_cast<char>(offset))) {}
+  template <class T>
+  Vec<float> add_where_equal(Vec<float> sum, const uint8_t* offsets, const T* values) const {
+    const __m128i at = _mm_loadu_si128(reinterpret_cast<const __m128i*>(offsets));
+    return (Vec<float>)_mm512_mask_add_ps((__m512)sum, _mm_cmpeq_epi8_mask(at, bytes), (__m512)sum,
+                                          (__m512)load(values));
+  }
+  __m128i bytes;
+};
+#endif
+
 // The first `count` lanes only, of memory that ends there. They are rare: the end of a tensor or very few
 // channels.
 template <class T>
