@@ -8,6 +8,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TESTS ?=
 BENCH ?=
+REPORT ?=
 export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ CXX_FILES := $(filter %.h %.inl %.cpp %.cu %.cuh,$(SOURCES) $(wildcard tests/emu
 # Stamps carry the environment's name: the library is built for the torch of one environment.
 STAMP := build/stamp-$(subst /,_,$(VENV))
 
-.PHONY: help build test bench info lint format sanitize clean
+.PHONY: help build test bench info docs pictures lint format sanitize clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -29,7 +30,7 @@ $(BIN)/python:
 $(STAMP): pyproject.toml $(SOURCES) | $(BIN)/python
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install '$(TORCH)' numpy
 	$(BIN)/pip install -q 'setuptools>=77' ninja
-	$(BIN)/pip install -q --no-build-isolation -e '.[bench,test,dev]'
+	$(BIN)/pip install -q --no-build-isolation -e '.[test,docs,dev]'
 	@mkdir -p $(@D) && touch $@
 
 build: $(STAMP)  ## compile the library (only what has changed)
@@ -42,6 +43,13 @@ bench: $(STAMP)  ## run ResNet-50 and GoogLeNet beside torch (BENCH="--mode infe
 
 info: $(STAMP)  ## describe the installation and test it
 	$(BIN)/python -m cnnext info
+
+docs: $(STAMP)  ## build the documentation into build/docs; warnings are errors
+	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
+
+pictures: $(STAMP)  ## draw the documentation's pictures again (REPORT=bench.json: that of the report too, by Chromium)
+	$(BIN)/python docs/examples.py
+	$(if $(REPORT),$(BIN)/python docs/report_picture.py $(REPORT))
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .

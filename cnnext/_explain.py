@@ -290,7 +290,7 @@ def explain(
     Args:
         layer_or_function: a layer or whole model, of cnnext or torch (then: what would run after `convert`), or a
             function such as `cnnext.functional.conv2d` or `torch.nn.functional.conv2d`.
-        *tensors, **kwargs: its arguments; only their shapes, types and layouts matter.
+        tensors, kwargs: its arguments; only their shapes, types and layouts matter.
         device: "cpu" or "cuda"; by default where the tensors are.
         arch: the compute capability of a GPU, for example (8, 0); by default that of the GPU at hand. No GPU is needed
             to ask for one.
