@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import cnnext
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [page for page in [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))] if page.exists()]
@@ -50,6 +52,7 @@ def test_page_runs_and_draws_what_it_shows(page, tmp_path, one_thread):
         pytest.importorskip("skimage")
     if "sklearn" in page.read_text():
         pytest.importorskip("sklearn")
+    cnnext.reset_fallbacks()
     examples.run(page, tmp_path)
     drawn = {path.name for path in tmp_path.glob("*.png")}
     shown = {Path(path).name for path in re.findall(r"!\[.*?\]\((images/\w+\.png)\)", page.read_text())}
