@@ -134,22 +134,23 @@ def _pool_call(layer: Layer, direction: str, tensors: Tensors, functional: Any) 
     return lambda: torch.autograd.grad(output, input, tensors.grad_output, retain_graph=True)[0]
 
 
-def kernel_name(layer: Layer, direction: str, dtype: torch.dtype, layout: str) -> str:
+def kernel_name(layer: Layer, direction: str, dtype: torch.dtype, layout: str, device: torch.device) -> str:
     """The kernel that cnnext chooses for a direction of a layer."""
-    channels_last = layout == "channels_last"
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    how = (dtype, layout == "channels_last", 10 * major + minor)
     if layer.is_conv:
         op = "conv" if direction == "forward" else f"conv_{direction}"
         if layer.is_transposed:
             op = {"conv": "conv_grad_input", "conv_grad_input": "conv"}.get(op, op)
         sizes = (list(layer.output() if layer.is_transposed else layer.input), list(layer.weight))
         geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
-        return str(cnnext._C.explain_conv(op, *sizes, *geometry, dtype, channels_last)["kernel"])
+        return str(cnnext._C.explain_conv(op, *sizes, *geometry, *how)["kernel"])
     op = layer.op[: -len("2d")] + ("" if direction == "forward" else "_grad_input")
     output = layer.output()
     ones, zeros = [1] * layer.dims, [0] * layer.dims
     window = list(layer.window)
     windows = (window, list(layer.stride) or window, list(layer.padding) or zeros, list(layer.dilation) or ones)
-    return str(cnnext._C.explain_pool(op, list(layer.input), list(output), *windows, dtype, channels_last)["kernel"])
+    return str(cnnext._C.explain_pool(op, list(layer.input), list(output), *windows, *how)["kernel"])
 
 
 def errors(result: Tensor, reference: Tensor) -> dict[str, float]:
@@ -222,7 +223,7 @@ def measure(
             library, layout = name.split()
             backends[name] = {**timing.as_json(), "error": found[name]}
             if library == "cnnext":
-                backends[name]["kernel"] = kernel_name(layer, direction, dtype, layout)
+                backends[name]["kernel"] = kernel_name(layer, direction, dtype, layout, device)
         flops, size = layer.flops(), layer.bytes(dtype)
         limit = max(flops / machine.flops(dtype) if flops else 0.0, size / machine.bandwidth(size))
         yield {
