@@ -18,7 +18,7 @@ from PIL import Image
 
 from cnnext.bench import page
 
-WIDTH, HEIGHT = 1120, 1400
+WIDTH, HEIGHT = 1120, 1690
 
 
 def main(file: str, model: str | None = None) -> None:
