@@ -78,13 +78,13 @@ def test_every_call_of_the_model_is_measured(found):
 
 def test_ours_runs_ours_and_torchs_runs_torchs(monkeypatch):
     calls = []
-    for name in ("conv", "max_pool"):
+    for name in ("conv", "max_pool", "adaptive_avg_pool"):
         eager = getattr(cnnext._C, name)
         monkeypatch.setattr(cnnext._C, name, lambda *args, eager=eager: (calls.append(1), eager(*args))[1])
     from cnnext.bench import profiling
 
     x = torch.randn(1, 3, 16, 16)
-    for library, expected in (("torch", 0), ("cnnext", 4)):
+    for library, expected in (("torch", 0), ("cnnext", 5)):
         calls.clear()
         model = cnnext.revert(Model())
         step = profiling._Step(cnnext.convert(model) if library == "cnnext" else model, (x,), False, library)
@@ -239,7 +239,9 @@ def test_figures_on_the_page_are_the_results(found):
             assert (float(shown), written) == (value, text), name
         assert row[column["kernel"]][1] == ours["kernel"]
         # the pictures, wide and narrow, have it too
-        assert read.text.count(f"{result['label']}, {result['direction']}, 1 in the model") == 4
+        note = f"{result['label']}, {result['direction']}, 1 in the model\ncnnext {tables.ms(ours['median'])} ms"
+        note += f" ({ours['kernel']}), torch {tables.ms(torchs['median'])} ms: {row[column['speedup']][1]}"
+        assert read.text.count(note) == 4
     assert not results
     for text in (torch.__version__, found.to_dict()["environment"]["default"]["cpu"], "Left to torch", "Nothing: 4"):
         assert text in read.text
