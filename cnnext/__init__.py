@@ -21,10 +21,10 @@ from .backends import empty_cache, fallbacks, memory_stats, reset_fallbacks  # n
 
 if TYPE_CHECKING:
     from . import models, viz
-    from .bench.profiling import Profile, profile
+    from .bench.profiling import Profile as Profile
+    from .bench.profiling import profile as profile
 
-__all__ = [
-    "Profile",
+__all__ = [  # without profile, so that `import *` needs no package of an extra
     "__version__",
     "backends",
     "conversion_report",
@@ -38,7 +38,6 @@ __all__ = [
     "models",
     "nn",
     "override",
-    "profile",
     "reset_fallbacks",
     "revert",
     "viz",
@@ -53,8 +52,7 @@ def __getattr__(name: str) -> Any:
         try:
             from .bench import profiling
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"cnnext.profile needs {error.name}: run `pip install 'cnnext[report]'`", name=error.name
-            ) from None
+            package = (error.name or "").partition(".")[0]
+            raise ModuleNotFoundError(f"cnnext.profile needs {package}: run `pip install 'cnnext[report]'`") from None
         return getattr(profiling, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -179,6 +180,20 @@ def test_fallbacks_are_told():
     assert "conv: element type (1)" in str(result)
 
 
+@pytest.mark.parametrize(
+    ("missing", "use", "message"),
+    [
+        ("rich", "cnnext.profile", "cnnext.profile needs rich: run `pip install 'cnnext[report]'`"),
+        ("jinja2", "cnnext.Profile({}).html()", "the report needs jinja2: run `pip install 'cnnext[report]'`"),
+        ("matplotlib", "cnnext.viz.window(5, 3)", "cnnext.viz needs matplotlib: run `pip install 'cnnext[report]'`"),
+    ],
+)
+def test_what_to_install_is_told(missing, use, message):
+    code = f"import sys; sys.modules[{missing!r}] = None\nfrom cnnext import *\nimport cnnext\n{use}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {message}"
+
+
 # --- the page ----------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +258,12 @@ def test_figures_on_the_page_are_the_results(found):
         note += f" ({ours['kernel']}), torch {tables.ms(torchs['median'])} ms: {row[column['speedup']][1]}"
         assert read.text.count(note) == 4
     assert not results
-    for text in (torch.__version__, found.to_dict()["environment"]["default"]["cpu"], "Left to torch", "Nothing: 4"):
+    for text in (
+        torch.__version__,
+        found.to_dict()["environment"]["default"]["cpu"],
+        "Left to torch",
+        "convolutions 4, pooling layers\n2.",
+    ):
         assert text in read.text
 
 

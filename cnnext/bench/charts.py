@@ -230,7 +230,7 @@ def roofline(results: list[Result], machine: dict[str, dict[str, float]]) -> Dra
             line = "-" if size == max(copies) else "--"
             axes.plot([left, knee, right], [left * copies[size], peak, peak], line, color=_MUTED, linewidth=1.2)
         axes.annotate(
-            f"matrix product: {number(peak)} GFLOP/s",
+            f"{'matrix product: ' if width == WIDE else ''}{number(peak)} GFLOP/s",
             (max(left, peak / max(copies.values())), peak),
             (4, 5),
             textcoords="offset points",

@@ -58,8 +58,11 @@ class Profile:
         Raises:
             ModuleNotFoundError: jinja2 or matplotlib is not installed (``pip install 'cnnext[report]'``).
         """
-        from .page import render
-
+        try:
+            from .page import render
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            raise ModuleNotFoundError(f"the report needs {package}: run `pip install 'cnnext[report]'`") from None
         return render(self._document)
 
     def save_html(self, path: str | Path) -> Path:
