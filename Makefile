@@ -17,11 +17,11 @@ CXX_FILES := $(filter %.h %.inl %.cpp %.cu %.cuh,$(SOURCES) $(wildcard tests/emu
 # Stamps carry the environment's name: the library is built for the torch of one environment.
 STAMP := build/stamp-$(subst /,_,$(VENV))
 
-.PHONY: help build test bench info docs pictures lint format sanitize clean
+.PHONY: help build test bench info docs pictures lint format sanitize cuda-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1|/' | column -t -s '|'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cnnext needs Python 3.10 or newer")'
@@ -70,6 +70,12 @@ sanitize: $(STAMP)  ## run the operators' tests under AddressSanitizer and Undef
 	LD_PRELOAD="$$($(or $(CXX),c++) -print-file-name=libasan.so) $$($(or $(CXX),c++) -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
 	$(BIN)/pytest -q --capture=no -p no:cacheprovider $(SANITIZE_TESTS)
+
+# Needs nvcc and no GPU. ARCHS="80 90a" for some architectures; CUDA_PYTHON=path also builds, links and imports the
+# extension with that Python's torch for CUDA.
+cuda-check:  ## compile the CUDA kernels for every architecture; no GPU needed
+	$(BIN)/python tests/cuda_check.py --jobs $(MAX_JOBS) $(if $(ARCHS),--archs $(ARCHS)) \
+	  $(if $(CUDA_PYTHON),--torch $(CUDA_PYTHON))
 
 clean:  ## remove what was built (the virtual environment stays)
 	rm -rf build dist *.egg-info cnnext/_build_info.py cnnext/_C.*.so

@@ -28,7 +28,8 @@ ARCHS = ("75", "80", "86", "89", "90a", "100", "120")
 FLAGS = ["-std=c++17", "-O3", "--Werror=all-warnings", "-Xptxas=-v,--warn-on-spills", "-Xcompiler=-Wall"]
 # What the machine code of a source must hold from sm_80 on: tensor cores, asynchronous copies, matrix loads.
 MEANT = {
-    "conv_gemm_sm80": ("HMMA.16816.F32 ", "HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4", "LDSM.16.MT88.4"),
+    "conv_gemm_sm80": ("HMMA.16816.F32 ", "HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4",
+                       "LDSM.16.MT88.4"),
     "conv_gemm_tf32_sm80": ("HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4"),
     "conv_gemm_3xtf32_sm80": ("HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4"),
 }  # fmt: skip
@@ -47,8 +48,11 @@ class Kernel:
 
 
 def find(tool: str) -> str | None:
-    """A tool of the CUDA toolkit: on the path, in CUDA_HOME, or of a package from PyPI beside any Python on the path."""
-    homes = [os.environ.get("CUDA_HOME", "/usr/local/cuda"), *map(str, Path(sys.prefix).glob("lib/*/site-packages/nvidia/*"))]
+    """A tool of the CUDA toolkit: on the path, in CUDA_HOME, or of a package from PyPI."""
+    homes = [
+        os.environ.get("CUDA_HOME", "/usr/local/cuda"),
+        *map(str, Path(sys.prefix).glob("lib/*/site-packages/nvidia/*")),
+    ]
     return shutil.which(tool) or next((str(Path(h, "bin", tool)) for h in homes if Path(h, "bin", tool).exists()), None)
 
 
@@ -56,13 +60,19 @@ def demangle(names: Sequence[str]) -> list[str]:
     if not shutil.which("c++filt"):
         return list(names)
     text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    short = [re.sub(r"cnnext::(cuda::)?|\(int\)|\(bool\)|void |\(.*", "", name.replace("(int)", "")) for name in text.splitlines()]
+    short = [
+        re.sub(r"cnnext::(cuda::)?|\(int\)|\(bool\)|void |\(.*", "", name.replace("(int)", ""))
+        for name in text.splitlines()
+    ]
     return short if len(short) == len(names) else list(names)
 
 
 def kernels_of(log: str) -> list[Kernel]:
     """Reads what ptxas -v prints."""
-    pattern = r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers(.*?)\n"
+    pattern = (
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers(.*?)\n"
+    )
     found = re.findall(pattern, log, re.DOTALL)
     names = demangle([each[0] for each in found])
     kernels = []

@@ -47,6 +47,18 @@ def build(fault: tuple[str, str, str] | None = None, in_source: str = "") -> Pat
     return library
 
 
+def golden() -> str:
+    """What the emulated instructions make of fixed numbers."""
+    folder = ROOT / "build" / "emulator"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sources = [ROOT / "tests/emulator/golden.cu", ROOT / "tests/emulator/emulator.cpp"]
+        objects = [str(_compile(folder, source, ROOT / "csrc")) for source in sources]
+        _run([*CXX, *objects, "-o", str(folder / "golden")])
+        return subprocess.run([str(folder / "golden")], capture_output=True, text=True, check=True).stdout
+
+
 def _compile(folder: Path, source: Path, tree: Path) -> Path:
     headers = [path for root in (tree, ROOT / "tests/emulator") for path in sorted(root.rglob("*.*h"))]
     command = [*CXX, *FLAGS, "-DCNNEXT_WITH_CUDA", f"-I{tree}", f"-I{ROOT / 'tests/emulator'}", "-x", "c++", "-c"]

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from convolutions import DTYPES, OPS, Conv, Operands, by_torch, integers, normals, problem
-from emulation import Emulator, Refused, build
+from emulation import Emulator, Refused, build, golden
 from pooling import TABLE as POOLS
 from pooling import Pool, layout
 from test_conv_exact import CASES
@@ -185,6 +185,20 @@ def test_unpooling(emulator: Emulator, last: bool) -> None:
     indices[0, 0, 0, 0] = pixels
     with pytest.raises(RuntimeError, match="an assertion of the kernel failed"):
         emulator.pool("max_unpool", sizes[:2], axes, [output, pooled, None, indices], dtype, last)
+
+
+def test_single_instructions() -> None:
+    """What a GPU must print too (benchmarks/gpu.sh golden): seven instructions, four registers of each lane."""
+    lines = dict(line.split(" ", 1) for line in golden().splitlines())
+    words = {name: [int(word, 16) for word in text.split()] for name, text in lines.items()}
+    assert set(map(len, words.values())) == {128}
+    assert len(words) == 7
+    # Lane 5 has row 1, columns 2 and 3 of each matrix, and transposed the rows 2 and 3 of column 1.
+    assert words["ldmatrix"][20:24] == [(64 * m + 11) << 16 | 64 * m + 10 for m in range(4)]
+    assert words["ldmatrix.trans"][20:24] == [(64 * m + 25) << 16 | 64 * m + 17 for m in range(4)]
+    # Lane 31 reads the chunk of lane 0, of which nothing is copied; lane 30 that of lane 1, with one word.
+    assert words["cp.async"][124:] == [0, 0, 0, 0]
+    assert words["cp.async"][120:124] == [1004, 0, 0, 0]
 
 
 FAULTS = {

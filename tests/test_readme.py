@@ -87,7 +87,7 @@ def test_pictures_are_small():
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = {
-        target for page in PAGES for target in re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(), re.MULTILINE)
+        target for page in PAGES for target in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE)
     }
     assert {"bench", "test", "docs"} <= targets
     assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []

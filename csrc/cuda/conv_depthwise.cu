@@ -30,10 +30,14 @@ void gather(const ConvGather& g, const Stream& stream) {
   if constexpr (kStrip > 1) {  // neighbours share inputs where taps are neighbours too
     const Phase& w = g.phase[0].axis[2];
     const bool neighbours = g.phases == 1 && w.offset_step == 1;
-    if (neighbours && w.taps == 3 && w.source_step == 1) return start<T, kPack, kLanes, kStrip, 3, 1>(a, stream);
-    if (neighbours && w.taps == 3 && w.source_step == 2) return start<T, kPack, kLanes, kStrip, 3, 2>(a, stream);
-    if (neighbours && w.taps == 5 && w.source_step == 1) return start<T, kPack, kLanes, kStrip, 5, 1>(a, stream);
-    if (neighbours && w.taps == 7 && w.source_step == 1) return start<T, kPack, kLanes, kStrip, 7, 1>(a, stream);
+    if (neighbours && w.taps == 3 && w.source_step == 1)
+      return start<T, kPack, kLanes, kStrip, 3, 1>(a, stream);
+    if (neighbours && w.taps == 3 && w.source_step == 2)
+      return start<T, kPack, kLanes, kStrip, 3, 2>(a, stream);
+    if (neighbours && w.taps == 5 && w.source_step == 1)
+      return start<T, kPack, kLanes, kStrip, 5, 1>(a, stream);
+    if (neighbours && w.taps == 7 && w.source_step == 1)
+      return start<T, kPack, kLanes, kStrip, 7, 1>(a, stream);
   }
   start<T, kPack, kLanes, kStrip, 0, 0>(a, stream);
 }

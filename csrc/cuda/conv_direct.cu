@@ -19,7 +19,7 @@ void gather(Direction direction, const ConvProblem& p, const ConvBuffers& b, con
     using T = Pointee<decltype(tag)>;
     for_each_phases(direction, p, b, [&](const ConvGather& g) {
       with_tile<T>(g.destination_channels, [&](auto width) {
-        constexpr int kM = 128, kN = decltype(width)::value;
+        constexpr int kM = sizeof(T) == 8 ? 64 : 128, kN = decltype(width)::value;  // what registers hold
         const int64_t tiles = ceil_div(g.destination_channels, kN) * g.groups;
         launch(conv_gather_direct<T, kM, kN>, {ceil_div(most_rows(g), kM), tiles, g.phases}, kDirectThreads,
                DirectTile<T, kM, kN>::kBytes, stream, g);

@@ -63,7 +63,8 @@ const char* gemm_refuses_any(const ConvProblem& p) {
   if (kProduct != Product::kHalf && p.dtype != DType::kFloat32) return "for float32";
   if (kProduct == Product::kTf32 && !p.tf32) return "TF32 is not allowed (torch.backends.cudnn.allow_tf32)";
   if (s.groups > 1 && min_of(s.C_per_group(), s.K_per_group()) < 8) return "fewer than 8 channels in a group";
-  if (s.groups > kMostGridYZ) return "more than 65535 groups";
+  if (ceil_div(max_of(s.C_per_group(), s.K_per_group()), 64) * s.groups > kMostGridYZ)
+    return "more than 65535 groups";
   if (max_of(s.C * s.input_pixels(), s.K * s.output_pixels()) > kMostPixels) {
     return "an image of more than 2^31 elements";
   }

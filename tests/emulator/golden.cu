@@ -1,0 +1,119 @@
+// One instruction at a time, on fixed numbers, printed. Compiled by nvcc for a GPU and by g++ with the
+// emulator: both must print the same. Numbers are such that every sum is exact, whatever its order.
+#include <cstdio>
+#include <vector>
+
+#include "cuda/ptx.cuh"
+
+namespace cnnext::cuda {
+
+constexpr int kWarp = 32;
+
+// A value of each type for element i: small whole numbers, and for TF32 with bits that it does not hold.
+template <class T>
+CNNEXT_DEVICE T value(int i) {
+  T x;
+  convert(float(i * 7 % 11 - 5), &x);
+  return x;
+}
+template <>
+CNNEXT_DEVICE float value<float>(int i) {
+  return float(i * 7 % 11 - 5) * (1 + 5.0f / 8192);
+}
+
+// Fragments by ldmatrix from matrices whose 16-bit element number i is i.
+template <bool kTransposed>
+CNNEXT_LAUNCH(kWarp, 1)
+read_matrices(const uint32_t*, uint32_t* to) {
+  auto* memory = shared_memory<uint16_t>();
+  for (int i = threadIdx.x; i < 256; i += kWarp) memory[i] = static_cast<uint16_t>(i);
+  __syncthreads();
+  uint32_t fragment[4];
+  ptx::ldmatrix<kTransposed>(memory + threadIdx.x * 8, fragment);
+  for (int r = 0; r < 4; ++r) to[threadIdx.x * 4 + r] = fragment[r];
+}
+
+template <class T>
+CNNEXT_LAUNCH(kWarp, 1)
+multiply(const uint32_t*, uint32_t* to) {
+  constexpr int kElements = 4 / sizeof(T);
+  Pack<T, kElements> pack[6];
+  for (int r = 0; r < 6; ++r) {
+    for (int e = 0; e < kElements; ++e) pack[r].at[e] = value<T>((threadIdx.x * 6 + r) * kElements + e);
+  }
+  uint32_t a[4], b[2];
+  float c[4] = {1, 2, 3, 4};
+  for (int r = 0; r < 4; ++r) a[r] = *reinterpret_cast<uint32_t*>(&pack[r]);
+  for (int r = 0; r < 2; ++r) b[r] = *reinterpret_cast<uint32_t*>(&pack[4 + r]);
+  ptx::mma(T(), c, a, b);
+  for (int r = 0; r < 4; ++r) to[threadIdx.x * 4 + r] = ptx::as_bits(c[r]);
+}
+
+// Rounding to TF32: halves go away from zero; infinity stays.
+CNNEXT_LAUNCH(kWarp, 1) round_numbers(const uint32_t*, uint32_t* to) {
+  const uint32_t bits = threadIdx.x == 31 ? 0x7f800000u : 0x3f800000u + threadIdx.x * 0x800u;
+  for (int r = 0; r < 4; ++r) to[threadIdx.x * 4 + r] = ptx::round_to_tf32(bits | (r % 2 ? 0x80000000u : 0));
+}
+
+// Chunks of which some bytes are zeros.
+CNNEXT_LAUNCH(kWarp, 1) copy(const uint32_t* from, uint32_t* to) {
+  auto* memory = shared_memory<uint32_t>();
+  ptx::copy_async(memory + threadIdx.x * 4, from + threadIdx.x * 4, threadIdx.x % 5 * 4);
+  ptx::commit_copies();
+  ptx::wait_copies<0>();
+  __syncthreads();
+  for (int r = 0; r < 4; ++r) to[threadIdx.x * 4 + r] = memory[(31 - threadIdx.x) * 4 + r];
+}
+
+}  // namespace cnnext::cuda
+
+namespace {
+
+using namespace cnnext::cuda;
+
+constexpr int kWords = kWarp * 4;
+
+uint32_t* allocate() {
+#if defined(__CUDACC__)
+  uint32_t* memory;
+  check(cudaMalloc(&memory, kWords * 4));
+#else
+  auto* memory = static_cast<uint32_t*>(std::aligned_alloc(128, kWords * 4));
+  cnnext::emulator::add_region(memory, kWords * 4);
+#endif
+  return memory;
+}
+
+void print(const char* name, void (*kernel)(const uint32_t*, uint32_t*), const uint32_t* from) {
+  uint32_t* to = allocate();
+  launch(kernel, Grid{1}, kWarp, 1024, Stream(), from, to);
+  std::vector<uint32_t> words(kWords);
+#if defined(__CUDACC__)
+  check(cudaMemcpy(words.data(), to, kWords * 4, cudaMemcpyDeviceToHost));
+#else
+  words.assign(to, to + kWords);
+#endif
+  std::printf("%s", name);
+  for (const uint32_t word : words) std::printf(" %08x", word);
+  std::printf("\n");
+}
+
+}  // namespace
+
+int main() {
+  std::vector<uint32_t> numbers(kWords);
+  for (int i = 0; i < kWords; ++i) numbers[i] = 1000 + i;
+  uint32_t* from = allocate();
+#if defined(__CUDACC__)
+  check(cudaMemcpy(from, numbers.data(), kWords * 4, cudaMemcpyHostToDevice));
+#else
+  std::copy(numbers.begin(), numbers.end(), from);
+#endif
+  print("ldmatrix", read_matrices<false>, from);
+  print("ldmatrix.trans", read_matrices<true>, from);
+  print("mma.f16", multiply<cnnext::Float16>, from);
+  print("mma.bf16", multiply<cnnext::BFloat16>, from);
+  print("mma.tf32", multiply<float>, from);
+  print("cvt.rna.tf32", round_numbers, from);
+  print("cp.async", copy, from);
+}

@@ -1,0 +1,198 @@
+"""The operators on a GPU: every kernel against torch in float64 on the CPU, exactly; and what a GPU adds."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from convolutions import DTYPES, OPS, Conv, Operands, by_cnnext, by_torch, integers, is_last, normals, problem
+from pooling import TABLE, Pool, layout
+from test_conv_exact import CASES
+from torch import Tensor
+
+import cnnext
+from cnnext import backends, nn
+
+GPU = torch.cuda.is_available() and bool(cnnext._build_info["cuda"])
+if not GPU and os.environ.get("CNNEXT_REQUIRE_GPU") == "1":
+    raise RuntimeError("CNNEXT_REQUIRE_GPU=1, but there is no GPU or cnnext was built without CUDA")
+pytestmark = [
+    pytest.mark.skipif(not GPU, reason="needs a GPU and a build with CUDA"),
+    pytest.mark.usefixtures("no_fallback"),
+]
+
+
+def on_gpu(t: Operands) -> Operands:
+    def move(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.cuda()
+
+    tensors = (t.input.cuda(), t.weight.cuda(), t.grad_output.cuda())
+    return Operands(*tensors, move(t.bias), move(t.shift))
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def forced(op: str, kernel: str, conv: Conv, t: Operands, weight_last: bool) -> Tensor | None:
+    """The operator's result by one kernel, or None if it does not take the problem. What it does not write is NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        with backends.force_kernel(op, kernel, device="cuda"), tf32("_tf32" in kernel):
+            return by_cnnext(op, conv, t, weight_last)
+    except RuntimeError as error:
+        if "does not take this problem" not in str(error):
+            raise
+        return None
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+LARGE = [
+    problem((8, 64, 28, 28), (128, 64, 3, 3), padding=1),
+    problem((4, 256, 14, 14), (264, 256, 1, 1)),
+    problem((8, 128, 28, 27), (136, 128, 3, 3), stride=2, padding=1),
+    problem((8, 3, 64, 64), (64, 3, 7, 7), stride=2, padding=3),
+    problem((4, 96, 20, 20), (96, 96, 3, 3), padding=4, dilation=4),
+    problem((4, 64, 33, 31), (64, 1, 5, 5), padding=2, groups=64),
+    problem((2, 32, 9, 10, 11), (48, 32, 3, 3, 3), padding=1),
+]
+
+
+@pytest.mark.parametrize("conv", [*CASES, *LARGE], ids=str)
+def test_convolution(conv: Conv) -> None:
+    """Every kernel, type and layout; the same bits the second time."""
+    operands = integers(conv, most=2 if conv in LARGE else 3)
+    expected = by_torch(conv, operands)
+    for dtype, last, weight_last in itertools.product(DTYPES, (False, True), (False, True)):
+        given = on_gpu(operands.to(dtype, last, weight_last))
+        for op in OPS:
+            for kernel in backends.kernels(op, device="cuda"):
+                result = forced(op, kernel, conv, given, weight_last)
+                if result is None:
+                    continue
+                where = f"{op} by {kernel}: {conv}, {dtype}, last={last}, weight_last={weight_last}"
+                assert torch.equal(result.cpu(), expected[op].to(dtype)), where
+                if op in ("conv", "conv_grad_input") and conv.dims > 1 and min(result.shape[1:]) > 1:
+                    assert is_last(result) == (last or weight_last), where
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("conv", LARGE, ids=str)
+def test_accuracy(conv: Conv, dtype: torch.dtype) -> None:
+    """At most twice torch's own error, at the same type and setting of TF32; every result twice the same."""
+    operands = on_gpu(normals(conv, dtype))
+    right = by_torch(conv, operands.to(torch.float64))
+    for last in (False, True):
+        given = operands.to(dtype, last, last)
+        for allowed in (False, True):
+            with tf32(allowed):
+                theirs = by_torch(conv, given)
+                for op in OPS:
+                    ours = by_cnnext(op, conv, given, last)
+                    error, limit = ((x.double() - right[op]).norm() for x in (ours, theirs[op]))
+                    assert error <= 2 * limit + 1e-7 * right[op].norm(), (op, last, allowed)
+                    assert torch.equal(ours, by_cnnext(op, conv, given, last))
+
+
+@pytest.mark.parametrize("pool", TABLE, ids=str)
+def test_pooling(pool: Pool) -> None:
+    for dtype in DTYPES:
+        for last in (False, True)[: 1 + (pool.dims > 1)]:
+            x = layout(torch.randint(-4, 5, pool.input).to(dtype), last)
+            source = x.double().requires_grad_()
+            expected, indices = pool.by_torch(source)
+            grad = torch.randint(-3, 4, expected.shape).to(dtype)
+            expected_grad = torch.autograd.grad(expected, source, grad.double())[0]
+            given = x.cuda().requires_grad_()
+            output = pool.by_cnnext(given)
+            result = torch.autograd.grad(output, given, grad.cuda())[0]
+            eps = torch.finfo(dtype).eps * (not pool.is_max)
+            for ours, right in ((output, expected), (result, expected_grad)):
+                assert ((ours.cpu().double() - right).abs() <= eps * (right.abs() + 8)).all(), (dtype, last)
+            if pool.is_max:
+                assert torch.equal(pool.with_indices(x.cuda())[1].cpu(), indices), (dtype, last)
+
+
+def test_unpooling() -> None:
+    x = torch.randn(2, 3, 8, 10, device="cuda")
+    pooled, indices = cnnext.functional.max_pool2d(x, 2, return_indices=True)
+    expected = F.max_unpool2d(pooled.cpu(), indices.cpu(), 2)
+    assert torch.equal(cnnext.functional.max_unpool2d(pooled, indices, 2).cpu(), expected)
+
+
+def test_gradients_of_gradients() -> None:
+    x = torch.randn(1, 2, 5, 4, device="cuda", dtype=torch.float64, requires_grad=True)
+    w = torch.randn(2, 2, 3, 2, device="cuda", dtype=torch.float64, requires_grad=True)
+    b = torch.randn(2, device="cuda", dtype=torch.float64, requires_grad=True)
+
+    def conv(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return cnnext.functional.conv2d(x, w, b, stride=2, padding=1)
+
+    assert torch.autograd.gradcheck(conv, (x, w, b))
+    assert torch.autograd.gradgradcheck(conv, (x, w, b))
+    assert torch.autograd.gradcheck(lambda x: cnnext.functional.avg_pool2d(x, 2), (x,))
+
+
+def test_autocast_and_converted_model() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), nn.Conv2d(8, 4, 3))
+    converted = cnnext.convert(model).cuda()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        output = converted(torch.randn(2, 3, 12, 12, device="cuda"))
+    assert output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert all(parameter.grad is not None for parameter in converted.parameters())
+
+
+def test_current_stream_and_graph() -> None:
+    """Work goes to the current stream, and can be captured: nothing waits, nothing is allocated beside torch."""
+    x = torch.randn(4, 32, 16, 16, device="cuda").bfloat16().to(memory_format=torch.channels_last)
+    w = torch.randn(32, 32, 3, 3, device="cuda").bfloat16()
+
+    def step() -> tuple[Tensor, Tensor]:
+        y = cnnext.functional.max_pool2d(cnnext.functional.conv2d(x, w, padding=1), 2)
+        return y, torch.ops.cnnext.conv_grad_weight(x, x, [3, 3], [1], [1], [1], 1, False)
+
+    expected = step()
+    graph = torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+        torch.cuda.current_stream().synchronize()
+        with torch.cuda.graph(graph, stream=side):
+            results = step()
+    for result in results:
+        result.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(result, right) for result, right in zip(results, expected, strict=True))
+
+
+@pytest.mark.skipif(GPU and torch.cuda.get_device_properties(0).total_memory < 40e9, reason="needs 40 GB")
+def test_tensors_of_more_than_2_to_the_31_elements() -> None:
+    x = torch.zeros(34, 64, 1024, 1024, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    x[-1] = torch.randint(-2, 3, (64, 1024, 1024), device="cuda")
+    w = torch.randint(-1, 2, (8, 64, 1, 1), device="cuda", dtype=torch.bfloat16)
+    assert x.numel() > 2**31
+    output = cnnext.functional.conv2d(x, w)
+    assert torch.equal(output[-1:], F.conv2d(x[-1:], w))
+    assert torch.equal(cnnext.functional.max_pool2d(x, 2)[-1:], F.max_pool2d(x[-1:], 2))
+
+
+def test_several_devices_are_torchs_error() -> None:
+    backends.reset_fallbacks()
+    with pytest.raises(RuntimeError, match=r"same device|device type"):
+        cnnext.functional.conv2d(torch.ones(1, 1, 3, 3, device="cuda"), torch.ones(1, 1, 3, 3))
+    backends.reset_fallbacks()
