@@ -102,7 +102,8 @@ def layers_of(name: str, batch: int) -> list[Layer]:
                   dilation=(d, d), groups=c)
             for c, size, k, s, d in DEPTHWISE
         ]  # fmt: skip
-    return [use.layer for use in suite(name, batch, 224, training=True)]
+    size = 299 if name.startswith("inception") else 224
+    return [use.layer for use in suite(name, batch, size, training=True)]
 
 
 def conv_calls(layer: Layer, x: Tensor, w: Tensor, grad: Tensor) -> dict[str, tuple[Any, Any]]:

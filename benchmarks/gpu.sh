@@ -55,7 +55,7 @@ for section in "${sections[@]}"; do
     test) command=run_tests ;;
     ceilings | networks) command="$PYTHON benchmarks/gpu.py $section --json $OUT/$section.json" ;;
     resnet50 | googlenet | pooling) command="$PYTHON benchmarks/gpu.py layers --suite $section --json $OUT/$section.json" ;;
-    others) command="$PYTHON benchmarks/gpu.py layers --suite depthwise inception_v3 deeplab --json $OUT/others.json" ;;
+    others) command="$PYTHON benchmarks/gpu.py layers --suite depthwise inception_v3 mobilenet_v2 deeplabv3_resnet50 --modes bf16 tf32 --json $OUT/others.json" ;;
     *) echo "there is no section $section" && exit 2 ;;
   esac
   echo "== $section"
