@@ -79,6 +79,48 @@ def test_parameters_names_and_shapes(name):
     assert (count(model), digest(model)) == MODELS[name]
 
 
+def fill(model):
+    """The same values into models with the same state_dict, of sizes that keep activations near one."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            values = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            if tensor.dim() > 1:
+                values = (values - 0.5) * (24 / tensor[0].numel()) ** 0.5
+            elif name.endswith(("running_mean", "bias")):
+                values = (values - 0.5) / 2
+            else:
+                values = values + 0.5
+            tensor.copy_(values)
+
+
+# What torchvision 0.28's models answer, filled alike, to a picture: some scores, and the norm of all.
+ANSWERS = {
+    "resnet18": (-1.812279, 2.930254, 569.2997),
+    "resnext50_32x4d": (467.9204, -308.7168, 47918.04),
+    "googlenet": (-3.802474, 2.255466, 102.7604),
+    "mobilenet_v2": (0.7395107, -0.09644785, 103.3097),
+    "inception_v3": (-0.09704121, -0.8084098, 16.05056, 0.6714662, 1.306739, 28.75739),
+    "fcn_resnet50": (1612.611, 1612.611, 174409.1, 57.99848, 57.99848, 72020.63),
+    "deeplabv3_resnet50": (-166.7913, -166.7913, 144407.3, -196.0827, -196.0827, 81386.11),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers_are_torchvisions(name):
+    model = models.build(name, **({"aux_loss": True} if name in models.names("segmentation") else {})).double().eval()
+    fill(model)
+    size = 75 if name == "inception_v3" else 40
+    picture = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        answers = [head.flatten() for head in heads(model, picture)]
+        if name == "inception_v3":
+            features = picture[0, 0, :17, :17].expand(1, 768, 17, 17)
+            answers.append(model.AuxLogits(features).flatten())
+    found = [number for answer in answers for number in (*answer[:2].tolist(), float(answer.norm()))]
+    assert found == pytest.approx(ANSWERS[name], rel=1e-6)
+
+
 @pytest.mark.parametrize(("name", "option", "value"), WITH_OPTIONS)
 def test_parameters_with_options(name, option, value):
     assert count(on_meta(name, **{option: value})) == WITH_OPTIONS[name, option, value]

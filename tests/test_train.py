@@ -142,6 +142,18 @@ def test_seed_decides(tmp_path):
     assert run(3) != run(4)
 
 
+def test_every_epoch_has_its_own_order(monkeypatch):
+    seen = []
+    take = data.Digits.__getitem__
+    monkeypatch.setattr(data.Digits, "__getitem__", lambda self, index: seen.append(index) or take(self, index))
+    pictures = few_digits(64)
+    trainer = Trainer(models.lecture(image_size=8), pictures, Settings(epochs=2, batch_size=64))
+    monkeypatch.setattr(trainer, "evaluate", lambda: (0.0, 0.0))
+    trainer.fit()
+    assert sorted(seen[:64]) == sorted(seen[64:]) == list(range(64))
+    assert seen[:64] != seen[64:]
+
+
 def test_lecture_network_learns_digits(tmp_path, capsys):
     out = tmp_path / "run"
     options = ("--data", "digits", "--image-size", "8", "--epochs", "8", "--lr", "0.05", "--out", str(out))
