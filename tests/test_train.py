@@ -161,7 +161,7 @@ def test_lecture_network_learns_digits(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "1438 pictures of 8x8, 359 held out, 10 classes; cnnext layers on cpu" in printed
     assert len(re.findall(r"^epoch +\d/8  training: loss .* images/s, .* s$", printed, re.MULTILINE)) == 8
-    accuracy = float(re.search(r"^([\d.]+)% of the held-out pictures right after 8 epochs", printed, re.MULTILINE)[1])
+    accuracy = float(re.search(r"^([\d.]+)% of the held-out pictures right after epoch 8", printed, re.MULTILINE)[1])
     assert accuracy > 95
     with image.open(out / "curves.png") as curves:
         assert curves.size[0] > 800
@@ -356,7 +356,7 @@ def test_fsdp_divides_resnet50(two_processes):
 def test_command_under_torchrun(tmp_path):
     options = ("--data", "digits", "--image-size", "8", "--epochs", "2", "--out", tmp_path / "run")
     result = torchrun("-m", "cnnext", "train", "--model", "lecture", *options)
-    assert result.stdout.count("of the held-out pictures right after 2 epochs") == 1  # only the first process speaks
+    assert result.stdout.count("of the held-out pictures right after epoch 2") == 1  # only the first process speaks
     assert "2 processes" in result.stdout
     assert "Warning" not in result.stderr
     assert (tmp_path / "run" / "curves.png").exists()

@@ -161,7 +161,7 @@ def _train(args: argparse.Namespace) -> int:
             console.print(f"[yellow]interrupted[/]: {kept}", soft_wrap=True)
             return 130
         console.print(
-            f"[bold]{history[-1].test_accuracy:.2%}[/] of the held-out pictures right after {len(history)} epoch{'s'[: len(history) > 1]} "
+            f"[bold]{history[-1].test_accuracy:.2%}[/] of the held-out pictures right after epoch {len(history)}, "
             f"in {sum(epoch.seconds for epoch in history):.1f} s; {last}, {out / 'curves.png'}",
             soft_wrap=True,
         )
