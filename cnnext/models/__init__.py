@@ -1,4 +1,4 @@
-"""The networks that made convolution what it is, in the layers of ``cnnext.nn``.
+"""Networks for classification, segmentation and detection, in the layers of ``cnnext.nn``.
 
 Where torchvision has a network, parameter names and shapes are torchvision's, so that its checkpoints load with
 ``strict=True``. Everything else is plain PyTorch, and ``cnnext.revert`` makes the same network with torch's layers::

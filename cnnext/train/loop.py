@@ -86,6 +86,11 @@ class Trainer:
 
     Raises:
         TrainingError: the batch size does not fit the number of processes or of pictures.
+
+    Example::
+
+        trainer = Trainer(cnnext.models.lecture(), load("mnist5k", channels=1, size=28), Settings(epochs=12))
+        history = trainer.fit(on_epoch=print)
     """
 
     def __init__(self, model: nn.Module, data: Data, settings: Settings, device: torch.device | str = "cpu") -> None:
