@@ -8,6 +8,7 @@
 // Channels first: output channels are the rows (weights packed as rows) and pixels the vectors.
 // A task is a block of pixels times a block of channels; its sums stay in the thread's scratch memory in the
 // cache until they are complete. Each element is summed in the same order whatever the tasks and threads.
+// Weights are packed once for all tasks, or, where all pixels are one block, by the task that uses them.
 #pragma once
 
 #include "conv_phases.h"
@@ -22,8 +23,11 @@ constexpr int64_t kMaxChannels = 512;  // rows of a task, channels first
 template <class A>
 struct Cut {
   Cut(const Phases& phases, const ConvProblem& p) : last(p.layout == Layout::kChannelsLast) {
+    const int64_t pixels = phases.at(0).pixels();
     pixel_block = last ? kBlockRows : kPixelPanels * kCols<A>;
-    pixel_blocks = ceil_div(phases.at(0).pixels(), pixel_block);
+    if (pixels <= 2 * pixel_block) pixel_block = max_of(pixel_block, round_up(pixels, kCols<A>));
+    pixel_blocks = ceil_div(pixels, pixel_block);
+    packs_in_task = pixel_blocks == 1 && (!last || depth_in_parts(phases));
     const int64_t unit = last ? kCols<A> : kRows, most = last ? kMaxPanels * unit : kMaxChannels;
     const int64_t others = pixel_blocks * phases.size() * p.shape.groups;
     const int64_t wanted = min_of(ceil_div(4 * p.threads, others), ceil_div(phases.channels, unit));
@@ -33,16 +37,16 @@ struct Cut {
     depth_blocks = ceil_div(phases.max_depth(), kDepth);
     slot_size = p.shape.groups * (last ? panels * kCols<A> * phases.max_depth()
                                        : depth_blocks * phases.channels * kDepthStride);
-    const int64_t gathered = last ? kBlockRows * kDepthStride : kPixelPanels * kCols<A> * kDepth;
-    const int64_t sums = last ? ceil_div(channel_block, kCols<A>) * kBlockRows * kCols<A>
-                              : kPixelPanels * kCols<A> * channel_block;
-    scratch_gathered = round_up(gathered, 64);
-    scratch_size = scratch_gathered + round_up(sums, 64) + 64;
+    if (packs_in_task) slot_size = 0;
+    scratch_gathered = round_up(pixel_block * (last ? kDepthStride : kDepth), 64);
+    scratch_sums = round_up(pixel_block * round_up(channel_block, unit), 64);
+    const int64_t weights = last ? kCols<A> * kDepth : channel_block * kDepthStride;
+    scratch_size = scratch_gathered + scratch_sums + (packs_in_task ? round_up(weights, 64) : 0) + 64;
   }
-  bool last;
+  bool last, packs_in_task;
   int64_t pixel_block, pixel_blocks, channel_block, channel_blocks;
   int64_t panels, depth_blocks;
-  int64_t slot_size, scratch_gathered, scratch_size;  // in elements
+  int64_t slot_size, scratch_gathered, scratch_sums, scratch_size;  // in elements
 };
 
 template <class T>
@@ -67,18 +71,8 @@ struct Gemm {
   }
 
   void run(const Parallel& parallel) const {
-    const int64_t groups = phases.shape.groups, parts = cut.last ? cut.panels : cut.depth_blocks;
-    parallel(phases.size() * groups * parts, [&](int64_t task, int) {
-      const Gather g = phases.at(task / parts / groups);
-      if (g.depth() == 0) return;
-      if (cut.last) {
-        const int64_t group = task / parts % groups, panel = task % parts;
-        pack_weight_panel(phases, g, weight, group, block(panel, kWide, phases.channels),
-                          columns_of(g, group, panel));
-      } else {
-        pack_weight_rows(g, task / parts % groups, task % parts);
-      }
-    });
+    const int64_t groups = phases.shape.groups;
+    if (!cut.packs_in_task) pack_weights(parallel);
     parallel(phases.size() * groups * cut.pixel_blocks * cut.channel_blocks, [&](int64_t task, int thread) {
       const Range channels = block(task % cut.channel_blocks, cut.channel_block, phases.channels);
       task /= cut.channel_blocks;
@@ -86,11 +80,27 @@ struct Gemm {
       const Range pixels = block(task % cut.pixel_blocks, cut.pixel_block, g.pixels());
       if (pixels.size() == 0) return;
       A* gathered = scratch + thread * cut.scratch_size;
+      A* sums = gathered + cut.scratch_gathered;
       const int64_t group = task / cut.pixel_blocks % groups;
       if (cut.last) {
-        pixels_by_channels(g, group, pixels, channels, gathered, gathered + cut.scratch_gathered);
+        pixels_by_channels(g, group, pixels, channels, gathered, sums, sums + cut.scratch_sums);
       } else {
-        channels_by_pixels(g, group, pixels, channels, gathered, gathered + cut.scratch_gathered);
+        channels_by_pixels(g, group, pixels, channels, gathered, sums, sums + cut.scratch_sums);
+      }
+    });
+  }
+
+  void pack_weights(const Parallel& parallel) const {
+    const int64_t groups = phases.shape.groups, parts = cut.last ? cut.panels : cut.depth_blocks;
+    parallel(phases.size() * groups * parts, [&](int64_t task, int) {
+      const Gather g = phases.at(task / parts / groups);
+      const int64_t group = task / parts % groups, part = task % parts;
+      if (g.depth() == 0) return;
+      if (cut.last) {
+        pack_weight_panel(phases, g, weight, group, block(part, kWide, phases.channels), {0, g.depth()},
+                          columns_of(g, group, part));
+      } else {
+        pack_weight_rows(g, group, part, {0, phases.channels}, rows_of(g, group, part));
       }
     });
   }
@@ -100,14 +110,13 @@ struct Gemm {
            (group * cut.panels + panel) * phases.max_depth() * kWide;
   }
 
-  // Channels first: blocks of kDepth columns, packed[channel][kDepthStride].
-  void pack_weight_rows(const Gather& g, int64_t group, int64_t depth_block) const {
+  // Channels first: a block of kDepth columns, to[channel][kDepthStride].
+  void pack_weight_rows(const Gather& g, int64_t group, int64_t depth_block, Range channels, A* to) const {
     const Range depth = block(depth_block, kDepth, g.depth());
     const ColumnOrder order = column_order(g);
-    A* to = rows_of(g, group, depth_block);
-    const T* from = weight + group * phases.weight_group;
+    const T* from = weight + group * phases.weight_group + channels.begin * phases.weight_channel;
     if (as_in_memory()) {
-      for (int64_t k = 0; k < phases.channels; ++k) {
+      for (int64_t k = 0; k < channels.size(); ++k) {
         copy_run(from + k * phases.weight_channel + depth.begin, to + k * kDepthStride, depth.size());
       }
       return;
@@ -118,12 +127,12 @@ struct Gemm {
       const Range source = channels_in(depth, order, m, g.channels);
       if (phases.weight_channel == 1) {  // the channels are neighbours in memory
         transpose_block(tap + source.begin * phases.weight_source, phases.weight_source, source.size(),
-                        phases.channels, [&](int64_t k) { return out + source.begin + k * kDepthStride; });
+                        channels.size(), [&](int64_t k) { return out + source.begin + k * kDepthStride; });
         continue;
       }
       for (int64_t c = source.begin; c < source.end; ++c) {
         const T* w = tap + c * phases.weight_source;
-        for (int64_t k = 0; k < phases.channels; ++k) {
+        for (int64_t k = 0; k < channels.size(); ++k) {
           out[k * kDepthStride + c] = load_one(w + k * phases.weight_channel);
         }
       }
@@ -131,7 +140,7 @@ struct Gemm {
   }
   // Channels first: forward, the order of the weight in memory; for a gradient, source channels fastest.
   ColumnOrder column_order(const Gather& g) const {
-    return as_in_memory() ? ColumnOrder{1, g.taps()} : ColumnOrder{g.channels, 1};
+    return as_in_memory() ? ColumnOrder{1, g.taps()} : taps_outside(g);
   }
   bool as_in_memory() const { return phases.weight_tap == 1 && !phases.gradient; }
   A* rows_of(const Gather& g, int64_t group, int64_t depth_block) const {
@@ -139,8 +148,9 @@ struct Gemm {
            (group * cut.depth_blocks + depth_block) * phases.channels * kDepthStride;
   }
 
-  void pixels_by_channels(const Gather& g, int64_t group, Range pixels, Range channels, A* gathered,
-                          A* sums) const {
+  // `packing` is scratch memory for weights, where they are packed by the task.
+  void pixels_by_channels(const Gather& g, int64_t group, Range pixels, Range channels, A* gathered, A* sums,
+                          A* packing) const {
     const T* from = source + group * g.channels * phases.source.channel;
     const int64_t depth_blocks = ceil_div(g.depth(), kDepth);
     if (depth_blocks == 0) fill_zero(sums, round_up(channels.size(), kWide) * pixels.size());
@@ -151,7 +161,9 @@ struct Gemm {
         panel.end = min_of(panel.begin + kWide, channels.end);
         A* c = sums + (panel.begin - channels.begin) * pixels.size();
         if (depth.size() > 0) {
-          const A* b = columns_of(g, group, panel.begin / kWide) + depth.begin * kWide;
+          if (cut.packs_in_task) pack_weight_panel(phases, g, weight, group, panel, depth, packing);
+          const A* b =
+              cut.packs_in_task ? packing : columns_of(g, group, panel.begin / kWide) + depth.begin * kWide;
           tile_column<A, kDepthStride, 1>(pixels.size(), depth.size(), panel.size(), gathered, b, c, d > 0);
         }
         if (d + 1 >= depth_blocks) store_pixels(g, group, pixels, panel, c);
@@ -177,11 +189,11 @@ struct Gemm {
     });
   }
 
-  void channels_by_pixels(const Gather& g, int64_t group, Range pixels, Range channels, A* gathered,
-                          A* sums) const {
+  void channels_by_pixels(const Gather& g, int64_t group, Range pixels, Range channels, A* gathered, A* sums,
+                          A* packing) const {
     const T* from = source + group * g.channels * phases.source.channel;
     const int64_t panel_sums = channels.size() * kWide;
-    if (g.depth() == 0) fill_zero(sums, kPixelPanels * panel_sums);
+    if (g.depth() == 0) fill_zero(sums, ceil_div(pixels.size(), kWide) * panel_sums);
     for (int64_t d = 0; d * kDepth < g.depth(); ++d) {
       const Range depth = block(d, kDepth, g.depth());
       for (int64_t panel = 0; panel * kWide < pixels.size(); ++panel) {
@@ -191,7 +203,8 @@ struct Gemm {
         if (wide.size() < kWide) fill_zero(b, depth.size() * kWide);
         pack_columns(from, phases.source, g, wide, depth, column_order(g), b, kWide);
       }
-      const A* rows = rows_of(g, group, d) + channels.begin * kDepthStride;
+      if (cut.packs_in_task) pack_weight_rows(g, group, d, channels, packing);
+      const A* rows = cut.packs_in_task ? packing : rows_of(g, group, d) + channels.begin * kDepthStride;
       for (int64_t panel = 0; panel * kWide < pixels.size(); ++panel) {
         tile_column<A, kDepthStride, 1>(channels.size(), depth.size(), pixels.size() - panel * kWide, rows,
                                         gathered + panel * kWide * kDepth, sums + panel * panel_sums, d > 0);

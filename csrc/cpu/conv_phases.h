@@ -79,25 +79,31 @@ struct Phases {
   int64_t count[kAxes], slots[kAxes], max_taps = 1;
 };
 
-// Weights of kCols channels from the first: to[tap][source channel][kCols], zero beyond the last channel.
+// The sums of a phase run over its taps, and for each tap over the source channels.
+CNNEXT_INLINE ColumnOrder taps_outside(const Gather& g) { return {g.channels, 1}; }
+
+// Weights of kCols channels: to[tap, source channel][kCols] for a range of that depth, zero beyond the last
+// channel. The range is the whole depth where taps are neighbours in memory (see depth_in_parts).
 template <class T>
 void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, int64_t group, Range channels,
-                       Acc<T>* to) {
+                       Range depth, Acc<T>* to) {
   constexpr int64_t kWide = kCols<Acc<T>>;
-  if (channels.size() < kWide) fill_zero(to, g.depth() * kWide);
+  if (channels.size() < kWide) fill_zero(to, depth.size() * kWide);
   const T* from = weight + group * phases.weight_group + channels.begin * phases.weight_channel;
-  const auto row = [&](int64_t m, int64_t c) { return to + (m * g.channels + c) * kWide; };
+  const auto row = [&](int64_t m, int64_t c) { return to + (m * g.channels + c - depth.begin) * kWide; };
   const int64_t taps = g.taps();
   if (phases.weight_channel == 1) {  // the channels are neighbours in memory
     for (int64_t m = 0; m < taps; ++m) {
       const T* tap = from + phases.weight_offset(g, m);
-      for (int64_t c = 0; c < g.channels; ++c)
+      const Range source = channels_in(depth, taps_outside(g), m, g.channels);
+      for (int64_t c = source.begin; c < source.end; ++c)
         copy_run(tap + c * phases.weight_source, row(m, c), channels.size());
     }
   } else if (phases.weight_source == 1) {  // the source channels are
     for (int64_t m = 0; m < taps; ++m) {
-      transpose_block(from + phases.weight_offset(g, m), phases.weight_channel, channels.size(), g.channels,
-                      [&](int64_t c) { return row(m, c); });
+      const Range source = channels_in(depth, taps_outside(g), m, g.channels);
+      transpose_block(from + phases.weight_offset(g, m) + source.begin, phases.weight_channel,
+                      channels.size(), source.size(), [&](int64_t c) { return row(m, source.begin + c); });
     }
   } else if (!phases.gradient && phases.weight_tap == 1) {  // source channels and taps are
     transpose_block(from, phases.weight_channel, channels.size(), g.channels * taps,
@@ -112,6 +118,11 @@ void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, i
       }
     }
   }
+}
+
+// Whether pack_weight_panel takes a part of the depth.
+CNNEXT_INLINE bool depth_in_parts(const Phases& phases) {
+  return phases.weight_channel == 1 || phases.weight_source == 1;
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -93,7 +93,7 @@ struct Winograd {
     Gather chunk = grid.g;
     chunk.channels = min_of(kChunk, phases.source_channels - c);
     pack_weight_panel(phases, chunk, weight + c * phases.weight_source, group,
-                      block(panel, kWide, phases.channels), raw);
+                      block(panel, kWide, phases.channels), {0, chunk.depth()}, raw);
     for (int64_t i = 0; i < chunk.channels * kWide; i += L) {
       Vec<A> g[9], half[kPatch * 3], u[kProducts];
       for (int tap = 0; tap < 9; ++tap) g[tap] = load(raw + tap * chunk.channels * kWide + i);
