@@ -26,6 +26,10 @@ CASES = [
     problem((2, 3, 151, 150), (8, 3, 7, 7), stride=2, padding=3),
     problem((1, 128, 21, 20), (64, 32, 3, 3), padding=2, dilation=2, groups=4),
     problem((2, 8, 113, 112), (8, 1, 3, 3), padding=1, groups=8),
+    problem((2, 16, 113, 112), (16, 1, 3, 3), padding=1, groups=16),
+    problem((1, 16, 60, 60), (16, 1, 31, 31), padding=15, groups=16),
+    problem((2, 128, 57, 56), (128, 8, 3, 3), padding=1, groups=16),
+    problem((2, 16, 20001), (16, 1, 9), groups=16),
     problem((2, 4, 20001), (5, 4, 9)),
     problem((1, 32, 8, 15, 14), (8, 32, 3, 3, 3), padding=1),
 ]

@@ -27,6 +27,8 @@ CASES = [
     problem((3, 17, 29, 30), (32, 17, 3, 3), padding=1),
     problem((2, 3, 65, 64), (5, 3, 3, 3), stride=2, padding=1),
     problem((2, 33, 15, 14), (66, 1, 3, 3), padding=1, groups=33),
+    problem((2, 35, 60, 61), (35, 1, 3, 3), stride=2, padding=1, groups=35),
+    problem((2, 80, 30, 31), (40, 4, 3, 3), padding=1, groups=20),
     problem((2, 4, 3000), (6, 2, 5), dilation=2, groups=2),
     problem((2, 4, 6, 13, 14), (5, 4, 3, 3, 3), padding=1),
 ]

@@ -119,12 +119,12 @@ CNNEXT_INLINE void transpose_block(const T* from, int64_t stride, int64_t rows, 
       for (int64_t n = 0; n < L; ++n) store(row(j + n) + i, x[n]);
     }
     for (; j < columns; ++j) {
-      Acc<T>* out = row(j) + i;
-      for (int64_t n = 0; n < L; ++n) out[n] = load_one(from + n * stride + j);
+      auto* out = row(j) + i;
+      for (int64_t n = 0; n < L; ++n) store_one(out + n, load_one(from + n * stride + j));
     }
   }
   for (; i < rows; ++i, from += stride) {
-    for (int64_t j = 0; j < columns; ++j) row(j)[i] = load_one(from + j);
+    for (int64_t j = 0; j < columns; ++j) store_one(row(j) + i, load_one(from + j));
   }
 }
 

@@ -7,6 +7,8 @@
 #include "conv_winograd.h"
 #include "conv_grad_weight_gemm.h"
 #include "conv_grad_weight_winograd.h"
+#include "conv_lanes_kernel.h"
+#include "conv_lanes_grad_weight.h"
 #include "conv_grad_bias.h"
 #include "pool_channels_last.h"
 #include "pool_rows.h"
@@ -24,10 +26,12 @@ CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
 }
 
 const Kernels& kernels() {
-  static const ConvKernel conv[] = {kConvWinograd, kConvGemm, kConvReference};
-  static const ConvKernel conv_grad_input[] = {kConvGradInputWinograd, kConvGradInputGemm,
+  static const ConvKernel conv[] = {kConvDepthwise, kConvGrouped, kConvWinograd, kConvGemm, kConvReference};
+  static const ConvKernel conv_grad_input[] = {kConvGradInputDepthwise, kConvGradInputGrouped,
+                                               kConvGradInputWinograd, kConvGradInputGemm,
                                                kConvGradInputReference};
-  static const ConvKernel conv_grad_weight[] = {kConvGradWeightWinograd, kConvGradWeightGemm,
+  static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kConvGradWeightGrouped,
+                                                kConvGradWeightWinograd, kConvGradWeightGemm,
                                                 kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
   static const PoolKernel max_pool[] = {kMaxPoolChannelsLast, kMaxPoolPlane, kMaxPoolRows, kMaxPoolReference};

@@ -1,0 +1,231 @@
+// Convolution of many narrow groups with a lane for each group: what its kernels share.
+//
+// A block is as many groups as a vector has lanes. A group has one or more channels, its planes, and a vector
+// holds the same plane of every group of a block: lanes are full however narrow a group is. Depthwise in
+// channels last finds such vectors in memory. All else is brought into this form, lanes[plane][pixel][lane],
+// a box of pixels at a time, small enough to stay in the cache.
+#pragma once
+
+#include "conv_gather.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+// Blocks of groups. Where the last is not full it overlaps the one before; both are of one task then.
+template <class A>
+struct LaneBlocks {
+  explicit LaneBlocks(int64_t groups)
+      : groups(groups), lanes(min_of(kLanes<A>, groups)), count(ceil_div(groups, lanes)) {}
+  int64_t first(int64_t block) const { return min_of(block * lanes, groups - lanes); }  // group
+  int64_t parts(int64_t size) const { return ceil_div(groups / lanes, size); }
+  Range part(int64_t index, int64_t size) const {
+    return {index * size, index + 1 == parts(size) ? count : (index + 1) * size};
+  }
+  int64_t groups, lanes, count;
+};
+
+// Pixels [begin, end) along each axis.
+struct Box {
+  int64_t begin[kAxes], end[kAxes];
+  int64_t size(int a) const { return end[a] - begin[a]; }
+  int64_t pixels() const { return size(0) * size(1) * size(2); }
+};
+
+// A box of an activation whose channels are the planes of groups.
+struct GroupedLayout {
+  GroupedLayout(Layout layout, int64_t channels, int64_t groups, const int64_t* extents)
+      : last(layout == Layout::kChannelsLast),
+        planes(channels / groups),
+        extent{extents[0], extents[1], extents[2]},
+        strides(strides_of(layout, channels, extents[0] * extents[1] * extents[2])) {}
+  bool last;
+  int64_t planes, extent[kAxes];
+  Strides strides;
+};
+
+// Calls body(at, pixel, count) for runs of pixels that are neighbours in memory: `at` in the box, `pixel` in
+// the whole.
+template <class Body>
+CNNEXT_INLINE void each_run(const Box& box, const int64_t* extent, Body&& body) {
+  const bool rows = box.size(2) == extent[2], planes = rows && box.size(1) == extent[1];
+  const int64_t height = rows ? 1 : box.size(1), depth = planes ? 1 : box.size(0);
+  const int64_t count = depth * height > 0 ? box.pixels() / (depth * height) : 0;
+  for (int64_t z = 0; z < depth; ++z) {
+    for (int64_t y = 0; y < height; ++y) {
+      const int64_t row = (box.begin[0] + z) * extent[1] + box.begin[1] + y;
+      body((z * height + y) * count, row * extent[2] + box.begin[2], count);
+    }
+  }
+}
+
+template <class A, int First, int Step, int... Lane>
+CNNEXT_INLINE Vec<A> every_other(Vec<A> x, Vec<A> y, std::integer_sequence<int, Lane...>) {
+  return __builtin_shufflevector(x, y, (First + Lane * Step)...);
+}
+template <class A, int First, int... Lane>
+CNNEXT_INLINE Vec<A> alternate(Vec<A> x, Vec<A> y, std::integer_sequence<int, Lane...>) {
+  return __builtin_shufflevector(x, y, (First + Lane / 2 + Lane % 2 * int(kLanes<A>))...);
+}
+
+// Planes vectors of neighbours, where lane l of plane p is element l * Planes + p, to one vector a plane.
+template <class A, int Planes>
+CNNEXT_INLINE void split_planes(Vec<A>* x) {
+  using Lanes = std::make_integer_sequence<int, kLanes<A>>;
+  if constexpr (Planes > 1) {
+    Vec<A> odd[Planes / 2];
+    for (int i = 0; i < Planes / 2; ++i) {
+      const Vec<A> even = every_other<A, 0, 2>(x[2 * i], x[2 * i + 1], Lanes());
+      odd[i] = every_other<A, 1, 2>(x[2 * i], x[2 * i + 1], Lanes());
+      x[i] = even;
+    }
+    split_planes<A, Planes / 2>(x);
+    split_planes<A, Planes / 2>(odd);
+    for (int i = Planes / 2 - 1; i >= 0; --i) x[2 * i] = x[i], x[2 * i + 1] = odd[i];
+  }
+}
+template <class A, int Planes>
+CNNEXT_INLINE void join_planes(Vec<A>* x) {  // the inverse
+  using Lanes = std::make_integer_sequence<int, kLanes<A>>;
+  if constexpr (Planes > 1) {
+    Vec<A> odd[Planes / 2];
+    for (int i = 0; i < Planes / 2; ++i) odd[i] = x[2 * i + 1];
+    for (int i = 0; i < Planes / 2; ++i) x[i] = x[2 * i];
+    join_planes<A, Planes / 2>(x);
+    join_planes<A, Planes / 2>(odd);
+    for (int i = Planes / 2 - 1; i >= 0; --i) {
+      const Vec<A> even = x[i];
+      x[2 * i] = alternate<A, 0>(even, odd[i], Lanes());
+      x[2 * i + 1] = alternate<A, int(kLanes<A>) / 2>(even, odd[i], Lanes());
+    }
+  }
+}
+
+// A run of pixels in channels last, to lanes and from them.
+template <int Planes, class T, class A>
+void split_run(const T* from, int64_t pixel, int64_t count, A* to, int64_t plane) {
+  constexpr int64_t L = kLanes<A>;
+  for (; count > 0; --count, from += pixel, to += L) {
+    Vec<A> x[Planes];
+    for (int p = 0; p < Planes; ++p) x[p] = load(from + p * L);
+    for (int p = 0; p < Planes; ++p) __builtin_prefetch(from + 8 * pixel + p * L);
+    split_planes<A, Planes>(x);
+    for (int p = 0; p < Planes; ++p) store(to + p * plane, x[p]);
+  }
+}
+template <int Planes, class T, class A>
+void join_run(const A* from, int64_t plane, int64_t count, T* to, int64_t pixel) {
+  constexpr int64_t L = kLanes<A>;
+  for (; count > 0; --count, from += L, to += pixel) {
+    Vec<A> x[Planes];
+    for (int p = 0; p < Planes; ++p) x[p] = load(from + p * plane);
+    join_planes<A, Planes>(x);
+    for (int p = 0; p < Planes; ++p) store(to + p * L, x[p]);
+  }
+}
+
+template <class T>
+void lanes_of_run(const T* from, const GroupedLayout& g, int64_t lanes, int64_t count, Acc<T>* to,
+                  int64_t plane) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  if (!g.last) {
+    for (int64_t p = 0; p < g.planes; ++p) {
+      transpose_block(from + p * g.strides.channel, g.planes * g.strides.channel, lanes, count,
+                      [&](int64_t i) { return to + p * plane + i * L; });
+    }
+    return;
+  }
+  if (lanes == L) {
+    if (g.planes == 1) return split_run<1>(from, g.strides.pixel, count, to, plane);
+    if (g.planes == 2) return split_run<2>(from, g.strides.pixel, count, to, plane);
+    if (g.planes == 4) return split_run<4>(from, g.strides.pixel, count, to, plane);
+    if (g.planes == 8) return split_run<8>(from, g.strides.pixel, count, to, plane);
+    if (g.planes == 16) return split_run<16>(from, g.strides.pixel, count, to, plane);
+  }
+  for (int64_t i = 0; i < count; ++i, from += g.strides.pixel, to += L) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      for (int64_t p = 0; p < g.planes; ++p) to[p * plane + lane] = load_one(from + lane * g.planes + p);
+    }
+  }
+}
+
+template <class T>
+void run_of_lanes(const Acc<T>* from, int64_t plane, const GroupedLayout& g, int64_t lanes, int64_t count,
+                  T* to) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  if (!g.last) {
+    for (int64_t p = 0; p < g.planes; ++p) {
+      transpose_block(from + p * plane, L, count, lanes,
+                      [&](int64_t lane) { return to + (lane * g.planes + p) * g.strides.channel; });
+    }
+    return;
+  }
+  if (lanes == L) {
+    if (g.planes == 1) return join_run<1>(from, plane, count, to, g.strides.pixel);
+    if (g.planes == 2) return join_run<2>(from, plane, count, to, g.strides.pixel);
+    if (g.planes == 4) return join_run<4>(from, plane, count, to, g.strides.pixel);
+    if (g.planes == 8) return join_run<8>(from, plane, count, to, g.strides.pixel);
+    if (g.planes == 16) return join_run<16>(from, plane, count, to, g.strides.pixel);
+  }
+  for (int64_t i = 0; i < count; ++i, from += L, to += g.strides.pixel) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      for (int64_t p = 0; p < g.planes; ++p) store_one(to + lane * g.planes + p, from[p * plane + lane]);
+    }
+  }
+}
+
+// A box of lanes: staged in scratch memory, or found in place.
+template <class A>
+struct LanesView {
+  A* base;  // of plane 0 at the pixel `origin`
+  int64_t origin[kAxes], stride[kAxes], plane;
+
+  A* at(int64_t i0, int64_t i1, int64_t i2) const {
+    return base + (i0 - origin[0]) * stride[0] + (i1 - origin[1]) * stride[1] + (i2 - origin[2]) * stride[2];
+  }
+};
+
+template <class A>
+CNNEXT_INLINE LanesView<A> staged_view(A* base, const Box& box) {
+  constexpr int64_t L = kLanes<A>;
+  return {base,
+          {box.begin[0], box.begin[1], box.begin[2]},
+          {box.size(1) * box.size(2) * L, box.size(2) * L, L},
+          box.pixels() * L};
+}
+template <class A>
+CNNEXT_INLINE LanesView<A> view_in_place(A* base, const GroupedLayout& g) {
+  const int64_t pixel = g.strides.pixel;
+  return {base, {0, 0, 0}, {g.extent[1] * g.extent[2] * pixel, g.extent[2] * pixel, pixel}, 0};
+}
+
+// `from` and `to` are the block's first channel of an image.
+template <class T>
+void load_lanes(const T* from, const GroupedLayout& g, int64_t lanes, const Box& box, Acc<T>* to) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  if (lanes < L) fill_zero(to, g.planes * box.pixels() * L);
+  each_run(box, g.extent, [&](int64_t at, int64_t pixel, int64_t count) {
+    lanes_of_run(from + pixel * g.strides.pixel, g, lanes, count, to + at * L, box.pixels() * L);
+  });
+}
+template <class T>
+void store_lanes(const Acc<T>* from, const GroupedLayout& g, int64_t lanes, const Box& box, T* to) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  each_run(box, g.extent, [&](int64_t at, int64_t pixel, int64_t count) {
+    run_of_lanes(from + at * L, box.pixels() * L, g, lanes, count, to + pixel * g.strides.pixel);
+  });
+}
+
+// Taps of destination position j that fall inside the source.
+CNNEXT_INLINE Range taps_inside(const PhaseAxis& x, int64_t j) {
+  const int64_t first = x.source_index(j, 0);
+  const int64_t begin = min_of(x.taps, ceil_div(max_of(0, -first), x.offset_step));
+  return {begin, max_of(begin, min_of(x.taps, ceil_div(max_of(0, x.source - first), x.offset_step)))};
+}
+
+// Destination positions for which tap m falls inside the source.
+CNNEXT_INLINE Range positions_inside(const PhaseAxis& x, int64_t m) {
+  const int64_t first = x.source_index(0, m);
+  const int64_t begin = min_of(x.count, ceil_div(max_of(0, -first), x.source_step));
+  return {begin, max_of(begin, min_of(x.count, ceil_div(max_of(0, x.source - first), x.source_step)))};
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
