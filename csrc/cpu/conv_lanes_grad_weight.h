@@ -259,10 +259,12 @@ inline void lanes_grad_weight(const ConvProblem& p, const ConvBuffers& b, const 
             [&](auto* tag) { LanesGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
 }
 
+inline const char* grouped_grad_weight_refuses(const ConvProblem& p) { return grouped_refuses(p, 8); }
+
 constexpr ConvKernel kConvGradWeightDepthwise = {"depthwise", "a lane for each channel", depthwise_refuses,
                                                  lanes_grad_weight_workspace, lanes_grad_weight};
 constexpr ConvKernel kConvGradWeightGrouped = {"grouped", "a lane for each of many narrow groups",
-                                               grouped_refuses, lanes_grad_weight_workspace,
+                                               grouped_grad_weight_refuses, lanes_grad_weight_workspace,
                                                lanes_grad_weight};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA
