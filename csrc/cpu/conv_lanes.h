@@ -175,8 +175,8 @@ void run_of_lanes(const Acc<T>* from, int64_t plane, const GroupedLayout& g, int
 // A box of lanes: staged in scratch memory, or found in place.
 template <class A>
 struct LanesView {
-  A* base;  // of plane 0 at the pixel `origin`
-  int64_t origin[kAxes], stride[kAxes], plane;
+  A* base;                                             // of plane 0 at the pixel `origin`
+  int64_t origin[kAxes], stride[kAxes], plane, block;  // distances in elements
 
   A* at(int64_t i0, int64_t i1, int64_t i2) const {
     return base + (i0 - origin[0]) * stride[0] + (i1 - origin[1]) * stride[1] + (i2 - origin[2]) * stride[2];
@@ -184,17 +184,18 @@ struct LanesView {
 };
 
 template <class A>
-CNNEXT_INLINE LanesView<A> staged_view(A* base, const Box& box) {
+CNNEXT_INLINE LanesView<A> staged_view(A* base, const Box& box, int64_t planes) {
   constexpr int64_t L = kLanes<A>;
   return {base,
           {box.begin[0], box.begin[1], box.begin[2]},
           {box.size(1) * box.size(2) * L, box.size(2) * L, L},
-          box.pixels() * L};
+          box.pixels() * L,
+          planes * box.pixels() * L};
 }
 template <class A>
 CNNEXT_INLINE LanesView<A> view_in_place(A* base, const GroupedLayout& g) {
   const int64_t pixel = g.strides.pixel;
-  return {base, {0, 0, 0}, {g.extent[1] * g.extent[2] * pixel, g.extent[2] * pixel, pixel}, 0};
+  return {base, {0, 0, 0}, {g.extent[1] * g.extent[2] * pixel, g.extent[2] * pixel, pixel}, 0, 0};
 }
 
 // `from` and `to` are the block's first channel of an image.
@@ -212,6 +213,21 @@ void store_lanes(const Acc<T>* from, const GroupedLayout& g, int64_t lanes, cons
   each_run(box, g.extent, [&](int64_t at, int64_t pixel, int64_t count) {
     run_of_lanes(from + at * L, box.pixels() * L, g, lanes, count, to + pixel * g.strides.pixel);
   });
+}
+
+// Fetches a block's lines of a run of pixels into L2, one share of them: too many at a time would wait for
+// each other. Inlined by force: compilers drop calls of functions that only prefetch.
+template <bool Write, class T>
+CNNEXT_INLINE void fetch(const T* at, const GroupedLayout& g, int64_t lanes, int64_t pixels, int64_t share,
+                         int64_t shares) {
+  const int64_t channels = lanes * g.planes, outer = g.last ? pixels : pixels > 0 ? channels : 0;
+  const int64_t inner = (g.last ? channels : pixels) * sizeof(T);
+  const int64_t stride = (g.last ? g.strides.pixel : g.strides.channel) * sizeof(T);
+  const int64_t size = ceil_div(outer, shares), end = min_of(outer, (share + 1) * size);
+  for (int64_t i = share * size; i < end; ++i) {
+    const char* line = reinterpret_cast<const char*>(at) + i * stride;
+    for (int64_t n = 0; n < inner; n += kAlignment) __builtin_prefetch(line + n, Write, 2);
+  }
 }
 
 // Taps of destination position j that fall inside the source.

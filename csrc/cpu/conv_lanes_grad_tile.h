@@ -11,17 +11,18 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int kGradTaps = 7;     // at most, of a row
 constexpr int kGradTapRows = 3;  // at most
-constexpr int kGradLaneSums = CNNEXT_VECTOR_BYTES == 64 ? 14 : 10;
+constexpr int kGradPlanes = 2;   // of grad_output, which share what is loaded of the input
+constexpr int kGradSums = CNNEXT_VECTOR_BYTES == 64 ? 28 : 12;  // vectors in registers
 
-// Rows of taps that are summed together, in [1, kGradTapRows].
-constexpr int grad_tap_rows(int taps) {
-  return taps * kGradTapRows <= kGradLaneSums ? kGradTapRows : taps * 2 <= kGradLaneSums ? 2 : 1;
+// Rows of taps that are summed together.
+constexpr int grad_tap_rows(int taps, int planes) {
+  return taps * planes * kGradTapRows <= kGradSums ? kGradTapRows : taps * planes * 2 <= kGradSums ? 2 : 1;
 }
 
 template <class A>
 struct LanesGradRun {
-  const A* grad;           // pixel 0 of the first row
-  const A* const* source;  // [row of pixels][row of taps]: its first tap at pixel 0; null in the padding
+  const A *grad, *source;  // pixel 0 of the first row; the first tap of pixel 0 in a row at offset zero
+  const int64_t* offsets;  // [row of pixels][row of taps] from source; negative in the padding
   int64_t rows;            // of pixels
   Range pixels;
   const Range* inside;  // for each tap, the pixels for which it lies inside of the input
@@ -29,29 +30,42 @@ struct LanesGradRun {
 };
 
 struct LanesGradSteps {  // in elements, from one to the next
-  int64_t grad_pixel, grad_row, source_pixel, source_tap, sum_tap, sum_row;
+  int64_t grad_pixel, grad_row, grad_plane, source_pixel, source_tap, sum_tap, sum_row, sum_plane;
+  int64_t offset_row;
 };
 
-template <class A, int Rows, int Taps>
-CNNEXT_INLINE void add_grad_row(Vec<A> (*sum)[Taps], const A* grad, const A* const* source, Range pixels,
-                                Range common, const Range* inside, const LanesGradSteps& s) {
+template <class A, int Planes, int Rows, int Taps>
+CNNEXT_INLINE void add_grad_row(Vec<A> (*sum)[Taps][Planes], const A* grad, const A* source,
+                                const int64_t* offsets, Range common, const LanesGradRun<A>& run,
+                                const LanesGradSteps& s) {
   const A* x[Rows];
-  for (int r = 0; r < Rows; ++r) x[r] = source[r] + pixels.begin * s.source_pixel;
-  grad += pixels.begin * s.grad_pixel;
-  for (int64_t j = pixels.begin; j < pixels.end; ++j, grad += s.grad_pixel) {
-    const Vec<A> g = load(grad);
-    if (j >= common.begin && j < common.end) {
+  for (int r = 0; r < Rows; ++r) x[r] = source + offsets[r] + run.pixels.begin * s.source_pixel;
+  grad += run.pixels.begin * s.grad_pixel;
+  for (int64_t j = run.pixels.begin; j < run.pixels.end; ++j, grad += s.grad_pixel) {
+    Vec<A> g[Planes];
+#pragma GCC unroll 2
+    for (int k = 0; k < Planes; ++k) g[k] = load(grad + k * s.grad_plane);
+    const bool all = j >= common.begin && j < common.end;
+    if (all) {
 #pragma GCC unroll 3
       for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 7
-        for (int t = 0; t < Taps; ++t) sum[r][t] += g * load(x[r] + t * s.source_tap);
+        for (int t = 0; t < Taps; ++t) {
+          const Vec<A> value = load(x[r] + t * s.source_tap);
+#pragma GCC unroll 2
+          for (int k = 0; k < Planes; ++k) sum[r][t][k] += g[k] * value;
+        }
       }
     } else {
 #pragma GCC unroll 7
       for (int t = 0; t < Taps; ++t) {
-        if (j < inside[t].begin || j >= inside[t].end) continue;
+        if (j < run.inside[t].begin || j >= run.inside[t].end) continue;
 #pragma GCC unroll 3
-        for (int r = 0; r < Rows; ++r) sum[r][t] += g * load(x[r] + t * s.source_tap);
+        for (int r = 0; r < Rows; ++r) {
+          const Vec<A> value = load(x[r] + t * s.source_tap);
+#pragma GCC unroll 2
+          for (int k = 0; k < Planes; ++k) sum[r][t][k] += g[k] * value;
+        }
       }
     }
 #pragma GCC unroll 3
@@ -59,27 +73,26 @@ CNNEXT_INLINE void add_grad_row(Vec<A> (*sum)[Taps], const A* grad, const A* con
   }
 }
 
-template <class A, int Rows, int Taps>
+template <class A, int Planes, int Rows, int Taps>
 void lanes_grad(const LanesGradRun<A>& run, const LanesGradSteps& steps) {
   const LanesGradSteps s = steps;
   Range common = run.pixels;  // pixels all of whose taps lie inside
   for (int t = 0; t < Taps; ++t) {
     common = {max_of(common.begin, run.inside[t].begin), min_of(common.end, run.inside[t].end)};
   }
-  Vec<A> sum[Rows][Taps] = {};
+  Vec<A> sum[Rows][Taps][Planes] = {};
   const A* grad = run.grad;
-  const A* const* source = run.source;
-  for (int64_t y = 0; y < run.rows; ++y, grad += s.grad_row, source += Rows) {
+  const int64_t* offsets = run.offsets;
+  for (int64_t y = 0; y < run.rows; ++y, grad += s.grad_row, offsets += s.offset_row) {
     bool all = true;
-    for (int r = 0; r < Rows; ++r) all = all && source[r];
+    for (int r = 0; r < Rows; ++r) all = all && offsets[r] >= 0;
     if (all) {
-      add_grad_row<A, Rows, Taps>(sum, grad, source, run.pixels, common, run.inside, s);
+      add_grad_row<A, Planes, Rows, Taps>(sum, grad, run.source, offsets, common, run, s);
     } else {
 #pragma GCC unroll 3
       for (int r = 0; r < Rows; ++r) {
-        if (source[r]) {
-          add_grad_row<A, 1, Taps>(sum + r, grad, source + r, run.pixels, common, run.inside, s);
-        }
+        if (offsets[r] < 0) continue;
+        add_grad_row<A, Planes, 1, Taps>(sum + r, grad, run.source, offsets + r, common, run, s);
       }
     }
   }
@@ -87,19 +100,22 @@ void lanes_grad(const LanesGradRun<A>& run, const LanesGradSteps& steps) {
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 7
     for (int t = 0; t < Taps; ++t) {
-      A* to = run.sums + r * s.sum_row + t * s.sum_tap;
-      store(to, load(to) + sum[r][t]);
+#pragma GCC unroll 2
+      for (int k = 0; k < Planes; ++k) {
+        A* to = run.sums + r * s.sum_row + t * s.sum_tap + k * s.sum_plane;
+        store(to, load(to) + sum[r][t][k]);
+      }
     }
   }
 }
 
-template <class A, int Taps = kGradTaps, int Rows = grad_tap_rows(Taps)>
+template <class A, int Planes, int Taps = kGradTaps, int Rows = grad_tap_rows(Taps, Planes)>
 void lanes_grad_of(int64_t rows, int64_t taps, const LanesGradRun<A>& run, const LanesGradSteps& steps) {
-  if (taps == Taps && rows == Rows) return lanes_grad<A, Rows, Taps>(run, steps);
+  if (taps == Taps && rows == Rows) return lanes_grad<A, Planes, Rows, Taps>(run, steps);
   if constexpr (Rows > 1) {
-    if (taps == Taps) return lanes_grad_of<A, Taps, Rows - 1>(rows, taps, run, steps);
+    if (taps == Taps) return lanes_grad_of<A, Planes, Taps, Rows - 1>(rows, taps, run, steps);
   }
-  if constexpr (Taps > 1) return lanes_grad_of<A, Taps - 1>(rows, taps, run, steps);
+  if constexpr (Taps > 1) return lanes_grad_of<A, Planes, Taps - 1>(rows, taps, run, steps);
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

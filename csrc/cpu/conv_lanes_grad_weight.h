@@ -19,8 +19,8 @@ struct LanesGradWeight {
   static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
   static constexpr int64_t kRowsInCache = (256 << 10) / sizeof(A);  // elements of both operands, in place
   static constexpr int64_t kTasks = 16;                             // splits are made until there are so many
-  static constexpr int64_t kChain = 64;   // pixels that are summed before they are added to memory
-  static constexpr int64_t kMaxRows = 8;  // of pixels in such a chain
+  static constexpr int64_t kChain = 64;  // pixels that are summed before they are added to memory
+  static constexpr int64_t kMaxRows = 8, kMostBlocks = 8;  // of pixels in such a chain
 
   LanesGradWeight(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
@@ -46,8 +46,8 @@ struct LanesGradWeight {
       box_size[1] = rows_of_chain();
     } else {
       choose_box();
-      scratch_input = in.planes * box_input() * L;
-      scratch = scratch_input + out.planes * box_size[0] * box_size[1] * box_size[2] * L;
+      scratch_input = (part_blocks + 1) * in.planes * box_input() * L;  // the last part has a block more
+      scratch = (part_blocks + 1) * box_elements();
     }
     units = shape.N * boxes(0) * boxes(1) * boxes(2);
     splits = clamp(kTasks / blocks.parts(part_blocks), 1, units);
@@ -59,6 +59,7 @@ struct LanesGradWeight {
     };
     partial = reinterpret_cast<A*>(take(splits * blocks.count * block_weights * sizeof(A)));
     scratches = reinterpret_cast<A*>(take(p.threads * scratch * sizeof(A)));
+    offsets = reinterpret_cast<int64_t*>(take(p.threads * kMaxRows * tap_rows * sizeof(int64_t)));
     inside = reinterpret_cast<Range*>(take(shape.axis[2].kernel * sizeof(Range)));
   }
 
@@ -72,16 +73,23 @@ struct LanesGradWeight {
   }
   int64_t boxes(int a) const { return ceil_div(out.extent[a], box_size[a]); }
 
+  int64_t box_pixels() const { return box_size[0] * box_size[1] * box_size[2]; }
+  int64_t box_elements() const {
+    return (in.planes * box_input() + out.planes * box_pixels()) * L;
+  }  // of a block
+  int64_t tasks() const { return shape.N * boxes(0) * boxes(1) * boxes(2) * blocks.parts(part_blocks); }
+
   void choose_box() {
-    part_blocks = in.last && sizeof(T) < sizeof(A) ? 4 : 1;  // these share lines of the cache
-    const int64_t parts = blocks.parts(part_blocks);
+    part_blocks = in.last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
     for (int a = 0; a < kAxes; ++a) {
-      const auto is_large = [&] {
-        const int64_t pixels = box_size[0] * box_size[1] * box_size[2];
-        return (in.planes * box_input() + out.planes * pixels) * L > kBoxElements ||
-               (shape.N * boxes(0) * boxes(1) * boxes(2) * parts < kTasks && pixels > 512);
-      };
-      while (box_size[a] > 1 && is_large()) box_size[a] = ceil_div(box_size[a], 2);
+      while (box_size[a] > 1 &&
+             (part_blocks * box_elements() > kBoxElements || (tasks() < kTasks && box_pixels() > 512))) {
+        box_size[a] = ceil_div(box_size[a], 2);
+      }
+    }
+    while (part_blocks < kMostBlocks && 2 * part_blocks * box_elements() <= kBoxElements / 4 &&
+           blocks.parts(part_blocks) >= 2 * kTasks) {
+      part_blocks *= 2;  // small planes share what is done once for a row
     }
   }
 
@@ -94,7 +102,7 @@ struct LanesGradWeight {
       A* sums = partial + split * size + part.begin * block_weights;
       fill_zero(sums, part.size() * block_weights);
       for (int64_t unit = units * split / splits; unit < units * (split + 1) / splits; ++unit) {
-        add_unit(unit, part, sums, scratches + thread * scratch);
+        add_unit(unit, part, sums, offsets + thread * kMaxRows * tap_rows, scratches + thread * scratch);
       }
     });
     parallel(blocks.count, [&](int64_t b, int) {
@@ -115,8 +123,8 @@ struct LanesGradWeight {
     });
   }
 
-  // One box of one image, for blocks [part).
-  void add_unit(int64_t unit, Range part, A* sums, A* loaded) const {
+  // One box of one image, for some blocks.
+  void add_unit(int64_t unit, Range part, A* sums, int64_t* offsets, A* loaded) const {
     Box box, read;
     for (int a = kAxes - 1; a >= 0; unit /= boxes(a), --a) {
       const Range range = cnnext::cpu::CNNEXT_ISA::block(unit % boxes(a), box_size[a], out.extent[a]);
@@ -125,112 +133,147 @@ struct LanesGradWeight {
       read.begin[a] = clamp(x[a].source_index(range.begin, 0), 0, in.extent[a]);
       read.end[a] = clamp(x[a].source_index(range.end - 1, x[a].taps - 1) + 1, read.begin[a], in.extent[a]);
     }
-    const T* image = input + unit * in.strides.image;
-    const T* grad = grad_output + unit * out.strides.image;
+    const auto input_of = [&](int64_t b) {
+      return input + unit * in.strides.image + blocks.first(b) * in.planes * in.strides.channel;
+    };
+    const auto grad_of = [&](int64_t b) {
+      return grad_output + unit * out.strides.image + blocks.first(b) * out.planes * out.strides.channel;
+    };
+    const Operands all = {input_of(part.begin), grad_of(part.begin), unit + 1 == shape.N};
     if constexpr (sizeof(T) == sizeof(A)) {
       if (in_place) {
-        const int64_t first = blocks.first(part.begin);
-        return add_box(view_in_place(image + first, in), view_in_place(grad + first, out), box, part, sums);
+        return add_box(view_in_place(all.input, in), view_in_place(all.grad, out), box, part, all, sums,
+                       offsets);
       }
     }
-    A* grad_loaded = loaded + scratch_input;
-    for (int64_t b = part.begin; b < part.end; ++b, sums += block_weights) {
-      const int64_t first = blocks.first(b);
-      load_lanes(image + first * in.planes * in.strides.channel, in, blocks.lanes, read, loaded);
-      load_lanes(grad + first * out.planes * out.strides.channel, out, blocks.lanes, box, grad_loaded);
-      add_box(staged_view<const A>(loaded, read), staged_view<const A>(grad_loaded, box), box, {b, b + 1},
-              sums);
+    const auto reading = staged_view<const A>(loaded, read, in.planes);
+    A* grads = loaded + scratch_input;
+    const auto grad = staged_view<const A>(grads, box, out.planes);
+    for (int64_t b = part.begin; b < part.end; ++b) {
+      load_lanes(input_of(b), in, blocks.lanes, read, loaded + (b - part.begin) * reading.block);
+      load_lanes(grad_of(b), out, blocks.lanes, box, grads + (b - part.begin) * grad.block);
     }
+    add_box(reading, grad, box, part, all, sums, offsets);
   }
 
+  struct Operands {  // an image, from the first channel of a part on
+    const T *input, *grad;
+    bool last;  // of the images
+  };
+
   void add_box(const LanesView<const A>& read, const LanesView<const A>& grad, const Box& box, Range part,
-               A* sums) const {
+               const Operands& operands, A* sums, int64_t* offsets) const {
     const LanesGradSteps steps = {grad.stride[2],
                                   grad.stride[1],
+                                  grad.plane,
                                   x[2].source_step * read.stride[2],
                                   x[2].offset_step * read.stride[2],
                                   w.tap * L,
-                                  shape.axis[2].kernel * w.tap * L};
-    const int64_t taps = x[2].taps, chunks = ceil_div(taps, kGradTaps), height = rows_of_chain();
+                                  shape.axis[2].kernel * w.tap * L,
+                                  w.k * L,
+                                  tap_rows};
+    const int64_t height = rows_of_chain();
     const int64_t pixels = ceil_div(box.size(2), ceil_div(box.size(2), 2 * kChain));
     for (int64_t z = box.begin[0]; z < box.end[0]; ++z) {
       for (int64_t y = box.begin[1]; y < box.end[1]; y += height) {
         const int64_t rows = min_of(height, box.end[1] - y);
+        list_offsets(read, z, y, rows, offsets);
         for (int64_t j = box.begin[2]; j < box.end[2]; j += pixels) {
           const Range range = {j, min_of(j + pixels, box.end[2])};
-          if (in_place) fetch_next(read, grad, z, y + rows, range, part);
-          for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            const Range some = {chunk * taps / chunks, (chunk + 1) * taps / chunks};
-            add_taps(read, grad, z, y, rows, range, some, part, sums, steps);
+          for (int64_t b = part.begin; b < part.end; ++b) {
+            if (j == box.begin[2]) fetch_ahead(z, y, b, part, operands);
+            LanesGradRun<A> run = {grad.at(z, y, 0) + offset(grad, part, b),
+                                   read.base + offset(read, part, b) - read.origin[2] * read.stride[2],
+                                   offsets,
+                                   rows,
+                                   range,
+                                   inside,
+                                   sums + (b - part.begin) * block_weights};
+            add_planes(run, steps, read);
           }
         }
       }
     }
   }
 
-  // Some taps of the last axis in all their rows, for some rows of pixels.
-  void add_taps(const LanesView<const A>& read, const LanesView<const A>& grad, int64_t z, int64_t y,
-                int64_t rows, Range pixels, Range taps, Range part, A* sums,
-                const LanesGradSteps& steps) const {
-    const int64_t most = grad_tap_rows(static_cast<int>(taps.size()));
-    const int64_t column = x[2].source_index(0, taps.begin);
-    for (int64_t row = 0; row < tap_rows; row += most) {
-      const int64_t count = min_of(most, tap_rows - row);
-      const A* source[kMaxRows * kGradTapRows];
-      bool any = false;
-      for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t r = 0; r < count; ++r) {
-          const int64_t i0 = x[0].source_index(z, (row + r) / shape.axis[1].kernel);
-          const int64_t i1 = x[1].source_index(y + i, (row + r) % shape.axis[1].kernel);
+  // Where each row of taps reads, for some rows of pixels: an offset from the first row, or -1 in the
+  // padding.
+  void list_offsets(const LanesView<const A>& read, int64_t z, int64_t y, int64_t rows, int64_t* to) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t m0 = 0; m0 < x[0].taps; ++m0) {
+        for (int64_t m1 = 0; m1 < x[1].taps; ++m1) {
+          const int64_t i0 = x[0].source_index(z, m0), i1 = x[1].source_index(y + i, m1);
           const bool contains = shape.axis[0].contains(i0) && shape.axis[1].contains(i1);
-          source[i * count + r] = contains ? read.at(i0, i1, column) : nullptr;
-          any = any || contains;
-        }
-      }
-      if (!any) continue;
-      for (int64_t b = part.begin; b < part.end; ++b) {
-        const int64_t offset = blocks.first(b) - blocks.first(part.begin);
-        const A* moved[kMaxRows * kGradTapRows];
-        for (int64_t k = 0; k < out.planes; ++k) {
-          for (int64_t c = 0; c < in.planes; ++c) {
-            for (int64_t i = 0; i < rows * count; ++i) {
-              moved[i] = source[i] ? source[i] + c * read.plane + offset : nullptr;
-            }
-            A* to = sums + (b - part.begin) * block_weights + row * steps.sum_row +
-                    (k * w.k + c * w.c + taps.begin * w.tap) * L;
-            const LanesGradRun<A> run = {
-                grad.at(z, y, 0) + k * grad.plane + offset, moved, rows, pixels, inside + taps.begin, to};
-            lanes_grad_of<A>(count, taps.size(), run, steps);
-          }
+          *to++ =
+              contains ? (i0 - read.origin[0]) * read.stride[0] + (i1 - read.origin[1]) * read.stride[1] : -1;
         }
       }
     }
   }
 
-  // Rows of both operands that the next rows of pixels read first. Inlined by force: compilers drop calls of
-  // functions that only prefetch.
-  __attribute__((always_inline)) void fetch_next(const LanesView<const A>& read,
-                                                 const LanesView<const A>& grad, int64_t z, int64_t y,
-                                                 Range pixels, Range part) const {
-    if (y >= out.extent[1]) return;
-    const int64_t height = rows_of_chain(), bytes = part.size() * L * sizeof(A);
-    const int64_t end = clamp(x[1].source_index(y + height - 1, x[1].taps - 1) + 1, 0, in.extent[1]);
-    const int64_t begin = clamp(end - height * x[1].source_step, 0, end);
+  // All taps of all pairs of planes.
+  void add_planes(const LanesGradRun<A>& of_block, const LanesGradSteps& steps,
+                  const LanesView<const A>& read) const {
+    const int64_t taps = x[2].taps, chunks = ceil_div(taps, kGradTaps);
+    for (int64_t k = 0; k < out.planes;) {
+      const int planes = k + kGradPlanes <= out.planes ? kGradPlanes : 1;
+      for (int64_t c = 0; c < in.planes; ++c) {
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+          const int64_t tap = chunk * taps / chunks, count = (chunk + 1) * taps / chunks - tap;
+          const int64_t most = grad_tap_rows(static_cast<int>(count), planes);
+          LanesGradRun<A> run = of_block;
+          run.grad += k * steps.grad_plane;
+          run.source += c * read.plane + x[2].source_index(0, tap) * read.stride[2];
+          run.inside += tap;
+          run.sums += (k * w.k + c * w.c + tap * w.tap) * L;
+          for (int64_t row = 0; row < tap_rows; row += most) {
+            const int64_t some = min_of(most, tap_rows - row);
+            if (planes == 1) {
+              lanes_grad_of<A, 1>(some, count, run, steps);
+            } else {
+              lanes_grad_of<A, kGradPlanes>(some, count, run, steps);
+            }
+            run.offsets += some;
+            run.sums += some * steps.sum_row;
+          }
+        }
+      }
+      k += planes;
+    }
+  }
+
+  template <class View>
+  int64_t offset(const View& view, Range part, int64_t b) const {
+    return in_place ? blocks.first(b) - blocks.first(part.begin) : (b - part.begin) * view.block;
+  }
+
+  // In place, rows of both operands that the next rows of pixels read first; else these rows of the next
+  // part.
+  __attribute__((always_inline)) void fetch_ahead(int64_t z, int64_t y, int64_t b, Range part,
+                                                  const Operands& operands) const {
+    const int64_t height = rows_of_chain(), next = in_place ? 0 : part.size() * L;
+    if (part.end + next / L > blocks.count) return;
+    Operands from = operands;
+    if (in_place && (y += height) >= out.extent[1]) {
+      y = 0;
+      if (++z == out.extent[0]) {
+        if (operands.last) return;
+        z = 0;
+        from.input += in.strides.image;
+        from.grad += out.strides.image;
+      }
+    }
+    const int64_t last = x[1].source_index(y + height - 1, x[1].taps - 1) + 1;
+    const int64_t end = clamp(last, 0, in.extent[1]);
+    const int64_t begin = y == 0 ? 0 : clamp(last - height * x[1].source_step, 0, end);
     const int64_t plane = clamp(x[0].source_index(z, x[0].taps - 1), 0, in.extent[0] - 1);
-    const Range columns = {pixels.begin * x[2].source_step,
-                           min_of(pixels.end * x[2].source_step, in.extent[2])};
-    for (int64_t i1 = begin; i1 < end; ++i1) {
-      for (int64_t i2 = columns.begin; i2 < columns.end; ++i2) {
-        const char* at = reinterpret_cast<const char*>(read.at(plane, i1, i2));
-        for (int64_t i = 0; i < bytes; i += kAlignment) __builtin_prefetch(at + i, 0, 2);
-      }
-    }
-    for (int64_t i1 = y; i1 < min_of(y + height, out.extent[1]); ++i1) {
-      for (int64_t i2 = pixels.begin; i2 < pixels.end; ++i2) {
-        const char* at = reinterpret_cast<const char*>(grad.at(z, i1, i2));
-        for (int64_t i = 0; i < bytes; i += kAlignment) __builtin_prefetch(at + i, 0, 2);
-      }
-    }
+    const int64_t first = blocks.first(b) - blocks.first(part.begin) + next;
+    const int64_t pixel = (plane * in.extent[1] + begin) * in.extent[2];
+    fetch<false>(from.input + first * in.planes * in.strides.channel + pixel * in.strides.pixel, in,
+                 blocks.lanes, (end - begin) * in.extent[2], 0, 1);
+    const int64_t row = (z * out.extent[1] + y) * out.extent[2];
+    fetch<false>(from.grad + first * out.planes * out.strides.channel + row * out.strides.pixel, out,
+                 blocks.lanes, min_of(height, out.extent[1] - y) * out.extent[2], 0, 1);
   }
 
   ConvShape shape;
@@ -244,6 +287,7 @@ struct LanesGradWeight {
   int64_t box_size[kAxes], part_blocks = 1, tap_rows, block_weights;
   int64_t scratch_input = 0, scratch = 0, units, splits, bytes_taken = 0;
   A *partial, *scratches;
+  int64_t* offsets;
   Range* inside;
 };
 

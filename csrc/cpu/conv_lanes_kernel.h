@@ -19,9 +19,9 @@ struct LanesConv {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
   static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
-  static constexpr int64_t kTaskProducts = 1 << 20;                 // in place
+  static constexpr int64_t kTaskProducts = 1 << 18;                 // in place
   static constexpr int64_t kRowsInCache = (512 << 10) / sizeof(A);  // elements of the source, in place
-  static constexpr int64_t kFewTasks = 16;
+  static constexpr int64_t kFewTasks = 16, kMostBlocks = 8;
 
   LanesConv(const ConvProblem& p, bool is_gradient, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
@@ -42,11 +42,9 @@ struct LanesConv {
     }
     choose_boxes();
     block_weights = to.planes * from.planes * shape.taps() * L;
-    if (!in_place) {
-      int64_t pixels = 1;
-      for (int a = 0; a < kAxes; ++a) pixels *= source_extent(a, box_size[a]);
-      source_scratch = from.planes * pixels * L;
-      scratch = round_up(source_scratch + to.planes * box_pixels() * L, L);
+    if (!in_place) {  // the last part has a block more
+      source_scratch = (part_blocks + 1) * source_elements();
+      scratch = (part_blocks + 1) * box_elements();
     }
     rows = from.planes * shape.axis[0].kernel * shape.axis[1].kernel;
 
@@ -98,18 +96,24 @@ struct LanesConv {
       box_size[1] = clamp(kTaskProducts / (to.extent[2] * L * part_blocks * shape.taps()), 1, to.extent[1]);
       return;
     }
-    part_blocks = from.last && sizeof(T) < sizeof(A) ? 4 : 1;  // these share lines of the cache
+    part_blocks = from.last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
     for (int a = 0; a < kAxes; ++a) {
-      const auto elements = [&] {
-        int64_t pixels = 1;
-        for (int b = 0; b < kAxes; ++b) pixels *= source_extent(b, box_size[b]);
-        return (from.planes * pixels + to.planes * box_pixels()) * L;
-      };
-      while (box_size[a] > 1 && (elements() > kBoxElements || (tasks() < kFewTasks && box_pixels() > 512))) {
+      while (box_size[a] > 1 &&
+             (part_blocks * box_elements() > kBoxElements || (tasks() < kFewTasks && box_pixels() > 512))) {
         box_size[a] = ceil_div(box_size[a], 2);
       }
     }
+    while (part_blocks < kMostBlocks && 2 * part_blocks * box_elements() <= kBoxElements / 4 &&
+           tasks() >= 2 * kFewTasks) {
+      part_blocks *= 2;  // small planes share what is done once for a row
+    }
   }
+  // Of scratch memory for a block; the source comes first.
+  int64_t source_elements() const {
+    return from.planes * L * source_extent(0, box_size[0]) * source_extent(1, box_size[1]) *
+           source_extent(2, box_size[2]);
+  }
+  int64_t box_elements() const { return source_elements() + to.planes * box_pixels() * L; }
 
   void run(const Parallel& parallel) const {
     parallel(blocks.count, [&](int64_t block, int) { pack(block); });
@@ -130,7 +134,7 @@ struct LanesConv {
         if (in_place) {
           const int64_t first = blocks.first(part.begin);
           return compute(view_in_place(image + first, from), view_in_place(result + first, to), box, part,
-                         lists);
+                         image + first, result + first, index + 1 == shape.N, lists);
         }
       }
       Box read;
@@ -141,11 +145,18 @@ struct LanesConv {
       }
       A* loaded = scratches + thread * scratch;
       A* sums = loaded + source_scratch;
+      const auto reading = staged_view<const A>(loaded, read, from.planes);
+      const auto writing = staged_view(sums, box, to.planes);
       for (int64_t b = part.begin; b < part.end; ++b) {
-        const int64_t first = blocks.first(b);
-        load_lanes(image + first * from.planes * from.strides.channel, from, blocks.lanes, read, loaded);
-        compute(staged_view<const A>(loaded, read), staged_view(sums, box), box, {b, b + 1}, lists);
-        store_lanes(sums, to, blocks.lanes, box, result + first * to.planes * to.strides.channel);
+        const T* first = image + blocks.first(b) * from.planes * from.strides.channel;
+        load_lanes(first, from, blocks.lanes, read, loaded + (b - part.begin) * reading.block);
+      }
+      const int64_t first = blocks.first(part.begin);
+      compute(reading, writing, box, part, image + first * from.planes * from.strides.channel,
+              result + first * to.planes * to.strides.channel, false, lists);
+      for (int64_t b = part.begin; b < part.end; ++b) {
+        T* first = result + blocks.first(b) * to.planes * to.strides.channel;
+        store_lanes(sums + (b - part.begin) * writing.block, to, blocks.lanes, box, first);
       }
     });
   }
@@ -175,16 +186,16 @@ struct LanesConv {
     TapRow<A>* rows;
     Range* inside;
   };
-  // What the next row of the destination touches first, in place: fetched into the cache meanwhile.
+  // Runs of pixels in memory, of the first block of a part, that are fetched while a row is computed.
   struct Ahead {
-    const A* source;
-    int64_t source_rows;
-    A* to;
+    const T *source, *to;
+    int64_t source_pixels, to_pixels;
   };
 
-  // The box of the destination, for blocks of one view.
+  // The box of the destination, for some blocks; image and result point to the first channel of these.
   void compute(const LanesView<const A>& read, const LanesView<A>& write, const Box& box, Range part,
-               const Scratch& lists) const {
+               const T* image, const T* result, bool last_image, const Scratch& lists) const {
+    const A* weights = packed + part.begin * block_weights;
     for (int64_t r2 = 0; r2 < phases[2]; ++r2) {
       const PhaseAxis x2 = phase(2, r2);
       for (int64_t m = 0; m < x2.taps; ++m) lists.inside[m] = positions_inside(x2, m);
@@ -196,25 +207,43 @@ struct LanesConv {
           const Range y = positions(x1, box, 1);
           for (int64_t j0 = z.begin; j0 < z.end; ++j0) {
             for (int64_t j1 = y.begin; j1 < y.end; ++j1) {
-              const int64_t i0 = x0.start + j0 * x0.step, i1 = x1.start + j1 * x1.step;
-              const int64_t count =
-                  list_rows(x0, x1, j0, j1, read, packed + part.begin * block_weights, lists.rows);
-              A* row = write.at(i0, i1, x2.start);
-              Ahead ahead = {nullptr, 0, nullptr};
-              if (in_place) {
-                const int64_t last = x1.source_index(j1 + 1, x1.taps - 1) + 1;
-                const int64_t end = clamp(last, 0, from.extent[1]),
-                              begin = clamp(last - x1.source_step, 0, end);
-                const int64_t plane = clamp(x0.source_index(j0, x0.taps - 1), 0, from.extent[0] - 1);
-                ahead = {read.at(plane, begin, 0), end - begin,
-                         j1 + 1 < y.end ? row + x1.step * write.stride[1] : nullptr};
-              }
+              const int64_t count = list_rows(x0, x1, j0, j1, read, weights, lists.rows);
+              A* row = write.at(x0.start + j0 * x0.step, x1.start + j1 * x1.step, x2.start);
+              const Ahead ahead =
+                  r2 == 0 ? ahead_of(x0, x1, j0, j1, part, image, result, last_image) : Ahead{};
               compute_row(x2, positions(x2, box, 2), lists, count, read, write, part, row, ahead);
             }
           }
         }
       }
     }
+  }
+
+  // In place, what the next row touches first, be it of the next image. Else this row of the result, and of
+  // the next part of the source as many rows as this one moves on by.
+  Ahead ahead_of(const PhaseAxis& x0, const PhaseAxis& x1, int64_t j0, int64_t j1, Range part, const T* image,
+                 const T* result, bool last_image) const {
+    if (in_place && ++j1 == x1.count) {
+      j1 = 0;
+      if (++j0 == x0.count) {
+        if (last_image) return {};
+        j0 = 0;
+        image += from.strides.image;
+        result += to.strides.image;
+      }
+    }
+    const int64_t row = (x0.start + j0 * x0.step) * to.extent[1] + x1.start + j1 * x1.step;
+    Ahead ahead = {nullptr, result + row * to.extent[2] * to.strides.pixel, 0, to.extent[2]};
+    if (in_place || part.end + part.size() <= blocks.count) {
+      const int64_t plane = clamp(x0.source_index(j0, x0.taps - 1), 0, from.extent[0] - 1);
+      const int64_t last = x1.source_index(j1, x1.taps - 1) + 1, end = clamp(last, 0, from.extent[1]);
+      const int64_t begin = j1 == 0 ? 0 : clamp(last - x1.source_step, 0, end);
+      const int64_t pixel = (plane * from.extent[1] + begin) * from.extent[2];
+      const int64_t next = in_place ? 0 : part.size() * L * from.planes * from.strides.channel;
+      ahead.source = image + next + pixel * from.strides.pixel;
+      ahead.source_pixels = (end - begin) * from.extent[2];
+    }
+    return ahead;
   }
 
   Range positions(const PhaseAxis& x, const Box& box, int a) const {
@@ -248,28 +277,34 @@ struct LanesConv {
                             x.tap_step * w.tap * L,         (gradient ? w.c : w.k) * L,
                             x.step * write.stride[2],       write.plane};
     for (int64_t b = part.begin; b < part.end; ++b) {
-      const int64_t offset = blocks.first(b) - blocks.first(part.begin);
+      const int64_t source_offset = offset(read, part, b), to_offset = offset(write, part, b);
+      const int64_t first = blocks.first(b) - blocks.first(part.begin);
       for (int64_t plane = 0; plane < to.planes;) {
         const bool single = plane + kRunPlanes > to.planes;
+        const int64_t runs = ceil_div(positions.size(), single ? kRunPixels : kPlanePixels);
         int64_t j = positions.begin;
-        for (int64_t runs = ceil_div(positions.size(), single ? kRunPixels : kPlanePixels); runs > 0;
-             --runs) {
-          const int64_t pixels = ceil_div(positions.end - j, runs);
+        for (int64_t i = 0; i < runs; ++i) {
+          const int64_t pixels = ceil_div(positions.end - j, runs - i);
+          if (plane == 0) {
+            fetch<false>(ahead.source + first * from.planes * from.strides.channel, from, blocks.lanes,
+                         ahead.source_pixels, i, runs);
+            fetch<true>(ahead.to + first * to.planes * to.strides.channel, to, blocks.lanes, ahead.to_pixels,
+                        i, runs);
+          }
           const LanesRun<A> run = {
               lists.rows,
               x.taps > 0 ? count : 0,
-              x.source_index(j, 0) * read.stride[2] + offset,
+              x.source_index(j, 0) * read.stride[2] + source_offset,
               x.tap * w.tap * L + (b - part.begin) * block_weights + plane * steps.weight_plane,
               lists.inside,
               x.taps,
               j,
               packed_bias + (b * to.planes + plane) * L,
-              row + j * steps.to_pixel + plane * write.plane + offset};
-          fetch(ahead, x, j, pixels, offset);
+              row + j * steps.to_pixel + plane * write.plane + to_offset};
           if (single) {
-            lanes_run_of<A, 1, kRunPixels>(pixels, run, steps);
+            lanes_run_of<A, 1>(pixels, std::make_integer_sequence<int, kRunPixels>())(run, steps);
           } else {
-            lanes_run_of<A, kRunPlanes, kPlanePixels>(pixels, run, steps);
+            lanes_run_of<A, kRunPlanes>(pixels, std::make_integer_sequence<int, kPlanePixels>())(run, steps);
           }
           j += pixels;
         }
@@ -278,18 +313,10 @@ struct LanesConv {
     }
   }
 
-  // Inlined by force: compilers drop calls of functions that only prefetch.
-  __attribute__((always_inline)) void fetch(const Ahead& ahead, const PhaseAxis& x, int64_t j, int64_t pixels,
-                                            int64_t offset) const {
-    const int64_t step = from.strides.pixel, first = j * x.source_step;
-    const int64_t count = min_of(pixels * x.source_step, from.extent[2] - first);
-    for (int64_t r = 0; r < ahead.source_rows; ++r) {
-      const A* at = ahead.source + (r * from.extent[2] + first) * step + offset;
-      for (int64_t i = 0; i < count; ++i) __builtin_prefetch(at + i * step, 0, 2);
-    }
-    if (!ahead.to) return;
-    A* at = ahead.to + j * x.step * to.strides.pixel + offset;
-    for (int64_t i = 0; i < pixels; ++i) __builtin_prefetch(at + i * x.step * to.strides.pixel, 1, 2);
+  // Of a block from the first of its part, in elements: in place they are neighbours.
+  template <class View>
+  int64_t offset(const View& view, Range part, int64_t b) const {
+    return in_place ? blocks.first(b) - blocks.first(part.begin) : (b - part.begin) * view.block;
   }
 
   ConvShape shape;

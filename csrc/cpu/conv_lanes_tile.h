@@ -78,10 +78,12 @@ void lanes_run(const LanesRun<A>& run, const RunSteps& steps) {
   }
 }
 
-template <class A, int Planes, int Pixels>
-void lanes_run_of(int64_t pixels, const LanesRun<A>& run, const RunSteps& steps) {
-  if (pixels == Pixels) return lanes_run<A, Pixels, Planes>(run, steps);
-  if constexpr (Pixels > 1) return lanes_run_of<A, Planes, Pixels - 1>(pixels, run, steps);
+// The run of a number of pixels, in [1, Most].
+template <class A, int Planes, int... Number>
+CNNEXT_INLINE auto lanes_run_of(int64_t pixels, std::integer_sequence<int, Number...>) {
+  static constexpr void (*runs[])(const LanesRun<A>&,
+                                  const RunSteps&) = {&lanes_run<A, Number + 1, Planes>...};
+  return runs[pixels - 1];
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA
