@@ -1,6 +1,7 @@
 """Every distinct layer of a model beside torch's, in chosen directions, at one batch size.
 
-The suites are models (see ``cnnext.models.names()``) and ``pooling``; layers are found by running the model.
+The suites are models (see ``cnnext.models.names()``), whose layers are found by running them, ``pooling`` and
+``grouped``: depthwise and grouped convolutions of MobileNet-V2, EfficientNet-B0, ConvNeXt-T, ResNeXt-50, DeepLab-v3.
 
     python benchmarks/layers.py --suite resnet50 --batch 16
     python benchmarks/layers.py --suite resnet18 googlenet --layout channels_last --direction forward,grad_weight
@@ -15,11 +16,12 @@ from pathlib import Path
 
 import cnnext.bench
 import cnnext.models
+from cnnext.bench.layers import SUITES
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", nargs="+", default=["resnet50"], choices=[*cnnext.models.names(), "pooling"])
+    parser.add_argument("--suite", nargs="+", default=["resnet50"], choices=[*cnnext.models.names(), *SUITES])
     parser.add_argument("--batch", default="1")
     parser.add_argument("--json", metavar="FILE", help="folders are made where they are missing")
     options, rest = parser.parse_known_args()

@@ -48,6 +48,7 @@ def counts(uses):
         ("googlenet", False, {"conv2d": 57, "max_pool2d": 13, "adaptive_avg_pool2d": 1}),
         ("googlenet", True, {"conv2d": 59, "max_pool2d": 13, "adaptive_avg_pool2d": 3}),
         ("pooling", False, {"max_pool2d": 14, "adaptive_avg_pool2d": 2}),
+        ("grouped", False, {"conv2d": 17 + 16 + 18 + 16 + 12}),
     ],
 )
 def test_suites_are_the_models_layers(name, training, expected):

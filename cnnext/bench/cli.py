@@ -195,7 +195,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
     # those that take the photograph and are trained by cross-entropy
     models = [n for n, spec in cnnext.models.SPECS.items() if spec.channels == 3 and spec.task != "detection"]
     for name in names:
-        if name not in models and not (name == "pooling" and args.only == "layers"):
+        if name not in models and not (name in layers.SUITES and args.only == "layers"):
             raise ValueError(f"no model is named {name!r}; there are {', '.join(models)}")
     modes = ("infer", "train") if args.mode == "both" else (args.mode,)
     batch_of = {mode: args.batch or (2 if args.quick and mode == "train" else DEFAULT_BATCH[mode]) for mode in modes}

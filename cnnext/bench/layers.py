@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -248,13 +248,72 @@ def collect(model: nn.Module, *inputs: Any) -> list[LayerUse]:
     return list(recorder.uses.values())
 
 
+class GroupedRow(NamedTuple):
+    """Convolutions of as many outputs as inputs: C, size of the square input, R = S, and how often it occurs."""
+
+    channels: int
+    size: int
+    kernel: int
+    stride: int
+    groups: int
+    times: int = 1
+    dilation: int = 1
+
+
+def _depthwise(channels: int, size: int, kernel: int, stride: int = 1, times: int = 1, dilation: int = 1) -> GroupedRow:
+    return GroupedRow(channels, size, kernel, stride, channels, times, dilation)
+
+
+# Depthwise and grouped layers of networks that cnnext.models does not have, from the tables of their papers.
+GROUPED = {
+    "efficientnet_b0": (
+        _depthwise(32, 112, 3),
+        _depthwise(96, 112, 3, 2),
+        _depthwise(144, 56, 3),
+        _depthwise(144, 56, 5, 2),
+        _depthwise(240, 28, 5),
+        _depthwise(240, 28, 3, 2),
+        _depthwise(480, 14, 3, times=2),
+        _depthwise(480, 14, 5),
+        _depthwise(672, 14, 5, times=2),
+        _depthwise(672, 14, 5, 2),
+        _depthwise(1152, 7, 5, times=3),
+        _depthwise(1152, 7, 3),
+    ),
+    "convnext_tiny": (
+        _depthwise(96, 56, 7, times=3),
+        _depthwise(192, 28, 7, times=3),
+        _depthwise(384, 14, 7, times=9),
+        _depthwise(768, 7, 7, times=3),
+    ),
+    "resnext50_32x4d": (
+        GroupedRow(128, 56, 3, 1, 32, 3),
+        GroupedRow(256, 56, 3, 2, 32),
+        GroupedRow(256, 28, 3, 1, 32, 3),
+        GroupedRow(512, 28, 3, 2, 32),
+        GroupedRow(512, 14, 3, 1, 32, 5),
+        GroupedRow(1024, 14, 3, 2, 32),
+        GroupedRow(1024, 7, 3, 1, 32, 2),
+    ),
+    # On MobileNet-V2 with an output stride of 8, and the separable variant of its pyramid.
+    "deeplab_v3": (
+        _depthwise(384, 33, 3, dilation=2, times=3),
+        _depthwise(576, 33, 3, dilation=2, times=3),
+        _depthwise(960, 33, 3, dilation=4, times=3),
+        *(_depthwise(2048, 33, 3, dilation=dilation) for dilation in (6, 12, 18)),
+    ),
+}
+SUITES = ("pooling", "grouped")  # beside the models
+
+
 def suite(name: str, batch: int = 1, size: int = 224, training: bool = False) -> list[LayerUse]:
-    """The distinct layers of a model of ``cnnext.models``, or ``pooling``: the pooling layers of all of them.
+    """The distinct layers of a model of ``cnnext.models``, or of several networks: one of :data:`SUITES`.
 
     Args:
-        name: a model's name or ``pooling``.
+        name: a model's name; ``pooling``, the pooling layers of ResNet-50 and GoogLeNet; or ``grouped``, the depthwise
+            and grouped convolutions of MobileNet-V2 and of the networks in :data:`GROUPED`.
         batch: N.
-        size: height and width of the images.
+        size: height and width of the images; the layers of :data:`GROUPED` keep the sizes of their papers.
         training: include what only runs in training (GoogLeNet's auxiliary heads).
 
     Raises:
@@ -262,14 +321,34 @@ def suite(name: str, batch: int = 1, size: int = 224, training: bool = False) ->
     """
     from cnnext import models
 
+    found: dict[Layer, LayerUse] = {}
+
+    def add(layer: Layer, names: Iterable[str]) -> None:
+        found.setdefault(layer, LayerUse(layer, [], True)).names.extend(names)
+
     if name == "pooling":
-        pooling: dict[Layer, LayerUse] = {}
-        for model_name in ("resnet50", "googlenet"):
-            for use in suite(model_name, batch, size, training):
+        for network in ("resnet50", "googlenet"):
+            for use in suite(network, batch, size, training):
                 if not use.layer.is_conv:
-                    found = pooling.setdefault(use.layer, LayerUse(use.layer, [], True))
-                    found.names += [f"{model_name}.{module}" for module in use.names]
-        return list(pooling.values())
+                    add(use.layer, (f"{network}.{module}" for module in use.names))
+        return list(found.values())
+    if name == "grouped":
+        for use in suite("mobilenet_v2", batch, size, training):
+            if use.layer.groups > 1:
+                add(use.layer, (f"mobilenet_v2.{module}" for module in use.names))
+        for network, rows in GROUPED.items():
+            for number, row in enumerate(rows):
+                layer = Layer(
+                    "conv2d",
+                    (batch, row.channels, row.size, row.size),
+                    (row.channels, row.channels // row.groups, row.kernel, row.kernel),
+                    stride=(row.stride, row.stride),
+                    padding=(row.kernel // 2 * row.dilation,) * 2,
+                    dilation=(row.dilation, row.dilation),
+                    groups=row.groups,
+                )
+                add(layer, (f"{network}.{number}" for _ in range(row.count)))
+        return list(found.values())
     with torch.device("meta"):
         model = models.build(name).train(training)
         return collect(model, torch.empty(batch, models.SPECS[name].channels, size, size))
