@@ -347,7 +347,7 @@ def suite(name: str, batch: int = 1, size: int = 224, training: bool = False) ->
                     dilation=(row.dilation, row.dilation),
                     groups=row.groups,
                 )
-                add(layer, (f"{network}.{number}" for _ in range(row.count)))
+                add(layer, (f"{network}.{number}" for _ in range(row.times)))
         return list(found.values())
     with torch.device("meta"):
         model = models.build(name).train(training)
