@@ -71,7 +71,7 @@ def main() -> None:
     for index in range(8):
         place = (index % 4 * (SIZE + 8), index // 4 * (SIZE + 8))
         sheet.paste(draw(images[index], found[index], NAMES), place)
-    sheet.save(args.out)
+    sheet.quantize(128).save(args.out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -263,9 +263,10 @@ def draw(image: Tensor, detections: Detections, names: Sequence[str]) -> Any:
         left, top, right, bottom = (box.cpu() * extents).tolist()
         canvas.rectangle((left, top, right, bottom), outline=colour, width=2)
         text = f"{names[int(label)]} {score:.2f}"
-        background = canvas.textbbox((left + 2, max(0.0, top - 11)), text)
-        canvas.rectangle(background, fill=colour)
-        canvas.text(background[:2], text, fill="white")
+        width, height = canvas.textbbox((0, 0), text)[2:]
+        corner = max(0.0, min(left, picture.width - width)), max(0.0, top - height)
+        canvas.rectangle((*corner, corner[0] + width, corner[1] + height), fill=colour)
+        canvas.text(corner, text, fill="white")
     return picture
 
 
