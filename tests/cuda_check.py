@@ -136,14 +136,13 @@ def check_sources(archs: Sequence[str], jobs: int) -> list[str]:
     return wrong
 
 
-def check_extension(python: str) -> list[str]:
+def check_extension(python: str, jobs: int) -> list[str]:
     """Builds the extension beside that Python's torch and imports it; no GPU is needed."""
     library = FOLDER / "lib"
-    environ = {**os.environ, "CNNEXT_CUDA": "1", "PYTHONPATH": str(library)}
+    environ = {**os.environ, "CNNEXT_CUDA": "1", "MAX_JOBS": str(jobs), "PYTHONPATH": str(library)}
     environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0")
-    if nvcc := find("nvcc"):
-        home = Path(nvcc).resolve().parent.parent
-        environ.setdefault("CUDA_HOME", str(home if (home / "include").exists() else "/usr/local/cuda"))
+    homes = [Path(find("nvcc") or "").resolve().parent.parent, Path("/usr/local/cuda")]
+    environ.setdefault("CUDA_HOME", str(next((h for h in homes if (h / "include/cuda_runtime.h").exists()), homes[-1])))
     command = [python, "setup.py", "-q", "build", "--build-base", str(FOLDER), "--build-lib", str(library)]
     if subprocess.run(command, cwd=ROOT, env=environ).returncode != 0:
         return ["the extension was not built"]
@@ -170,7 +169,7 @@ def main() -> int:
     args = parser.parse_args()
     wrong = check_sources(args.archs, args.jobs)
     if args.torch:
-        wrong += check_extension(args.torch)
+        wrong += check_extension(args.torch, args.jobs)
     for each in wrong:
         print(f"WRONG: {each}")
     print(f"{len(args.archs)} architectures: {'all is as meant' if not wrong else f'{len(wrong)} things are wrong'}")

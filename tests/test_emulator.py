@@ -221,3 +221,13 @@ def test_planted_faults_are_caught(fault: str) -> None:
         with contextlib.suppress(RuntimeError):
             result = faulty.conv("conv", "gemm_3xtf32_sm80", conv, operands, torch.float32, True, True)
             assert not torch.equal(result, expected)
+
+
+def test_bank_conflicts_are_counted() -> None:
+    """Without the permutation of chunks, rows meet in the same banks."""
+    plain = Emulator(build(("tile_sm80.cuh", "chunk ^ (row >> 1 & 3)", "chunk"), "conv_gemm_3xtf32_sm80.cu"))
+    conv = problem((1, 16, 5, 7), (24, 16, 1, 1))
+    operands = integers(conv)
+    result = plain.conv("conv", "gemm_3xtf32_sm80", conv, operands, torch.float32, True, True)
+    assert torch.equal(result, by_torch(conv, operands)["conv"].float())
+    assert plain.bank_conflicts > 0
