@@ -168,7 +168,7 @@ def feature_maps(model: nn.Module, image: Tensor, layer: str | nn.Module, count:
     Example:
         >>> import cnnext
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
-        >>> cnnext.viz.feature_maps(model, torch.rand(3, 16, 16), "0").savefig("maps.png")  # doctest: +SKIP
+        >>> figure = cnnext.viz.feature_maps(model, torch.rand(3, 16, 16), "0")
     """
     name, module = _layer(model, layer)
     maps = activation_maps(model, image, module)

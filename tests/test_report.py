@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import doctest
 import json
 import re
 import shutil
@@ -77,6 +78,12 @@ def test_every_call_of_the_model_is_measured(found):
     assert found.speedup == backends["torch nchw"]["median"] / backends["cnnext nchw"]["median"]
 
 
+def test_example_in_docstring():
+    [test] = doctest.DocTestFinder(recurse=False).find(cnnext.profile, "profile", globs={"torch": torch})
+    assert doctest.DocTestRunner().run(test) == (0, 4)
+
+
+@pytest.mark.filterwarnings("ignore:cnnext.convert left alone")
 def test_ours_runs_ours_and_torchs_runs_torchs(monkeypatch):
     calls = []
     for name in ("conv", "max_pool", "adaptive_avg_pool"):

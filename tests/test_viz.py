@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +119,12 @@ def test_window_marks_what_the_output_reads(size, kernel, stride, padding, dilat
     assert marked == {(float(column), float(row)) for row, column in x.grad[0, 0].nonzero().tolist()}
     assert sum(each == viz._OUTPUT for each in color.values()) == 1
     assert sum(each in (viz._OUTPUT, "#ffffff") for each in color.values()) == y.numel()
+
+
+@pytest.mark.parametrize("name", viz.__all__)
+def test_example_in_docstring(name):
+    [test] = doctest.DocTestFinder(recurse=False).find(getattr(viz, name), name, globs={"torch": torch})
+    assert doctest.DocTestRunner().run(test) in [(0, 2), (0, 3)]
 
 
 def test_window_without_such_an_output():
