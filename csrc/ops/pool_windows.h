@@ -1,0 +1,188 @@
+// What the pooling operators share. Each is written once: for numbers it runs on the device, for symbols (the
+// Meta key) it only makes tensors of the right sizes and formats.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "device.h"
+#include "pool.h"
+
+namespace cnnext::ops {
+
+// The kernels of one file each, for numbers (int64_t) or symbols (c10::SymInt).
+template <class Int>
+void implement_max_pool(torch::Library& m);
+template <class Int>
+void implement_avg_pool(torch::Library& m);
+template <class Int>
+void implement_max_unpool(torch::Library& m);
+
+template <class Int>
+constexpr bool kRuns = std::is_same_v<Int, int64_t>;
+
+inline c10::ArrayRef<int64_t> sizes(const at::Tensor& t, int64_t) { return t.sizes(); }
+inline c10::ArrayRef<c10::SymInt> sizes(const at::Tensor& t, c10::SymInt) { return t.sym_sizes(); }
+template <class Int>
+c10::ArrayRef<Int> sizes(const at::Tensor& t) {
+  return sizes(t, Int(0));
+}
+inline c10::SymIntArrayRef symbols(at::IntArrayRef list) { return c10::fromIntArrayRefSlow(list); }
+inline c10::SymIntArrayRef symbols(c10::SymIntArrayRef list) { return list; }
+
+template <class Int>
+at::Tensor new_tensor(c10::ArrayRef<Int> size, const at::TensorOptions& options, Layout layout) {
+  const auto format = memory_format(layout, int64_t(size.size()));
+  if constexpr (kRuns<Int>) {
+    return empty(size, options, format);
+  } else {
+    return at::empty_symint(size, options, format);
+  }
+}
+
+template <class Int>
+using Sizes = c10::SmallVector<Int, kAxes + 2>;
+
+// Windows over an input [N, C, axes], for numbers and symbols.
+template <class Int>
+struct Pool {
+  using Ints = c10::ArrayRef<Int>;
+
+  // Leaves `output` empty where torch would not take the arguments.
+  Pool(Ints input_, Ints kernel_, Ints stride_, Ints padding_, Ints dilation_, bool ceil_mode)
+      : input(input_.begin(), input_.end()) {
+    const size_t dims = input.size() - 2;
+    if (!has_size() || !expand(kernel_, dims, 1, kernel) || !expand(padding_, dims, 0, padding) ||
+        !expand(stride_.empty() ? kernel_ : stride_, dims, 1, stride) ||
+        !expand(dilation_, dims, 1, dilation)) {
+      return;
+    }
+    Sizes<Int> size = {input[0], input[1]};
+    for (size_t i = 0; i < dims; ++i) {
+      if (padding[i] > kernel[i] / 2) return;
+      size.push_back(
+          pool_output<Int>(input[i + 2], kernel[i], stride[i], padding[i], dilation[i], ceil_mode));
+      if (size.back() < 1) return;
+    }
+    output = std::move(size);
+  }
+
+  // Adaptive windows.
+  Pool(Ints input_, Ints output_size) : input(input_.begin(), input_.end()) {
+    const size_t dims = input.size() - 2;
+    if (!has_size() || !expand(output_size, dims, 0, kernel)) return;
+    output.append(input.begin(), input.begin() + 2);
+    for (size_t i = 0; i < dims; ++i) {
+      output.push_back(kernel[i]);
+      kernel[i] = output.back() == 0 ? Int(1) : adaptive_kernel<Int>(input[i + 2], output.back());
+    }
+  }
+
+  // The windows that have made a tensor of size `result`, given the spatial size of their input.
+  static Pool of_result(const char* op, Ints result, Ints input_size, Ints kernel_, Ints stride_,
+                        Ints padding_, Ints dilation_) {
+    TORCH_CHECK(result.size() >= 3 && result.size() <= kAxes + 2 && input_size.size() == result.size() - 2,
+                op, ": a tensor of size ", result, " and an input_size of ", input_size,
+                " do not fit together");
+    Sizes<Int> size = {result[0], result[1]};
+    size.append(input_size.begin(), input_size.end());
+    if (kernel_.empty()) return Pool(size, result.slice(2)).checked(op, result);
+    const Pool exact(size, kernel_, stride_, padding_, dilation_, false);
+    return Ints(exact.output).equals(result)
+               ? exact
+               : Pool(size, kernel_, stride_, padding_, dilation_, true).checked(op, result);
+  }
+
+  Pool checked(const char* op, Ints result) const {
+    TORCH_CHECK(Ints(output).equals(result), op, ": windows over an input of size ", Ints(input),
+                " do not make a tensor of size ", result);
+    return *this;
+  }
+
+  bool valid() const { return !output.empty(); }
+  bool adaptive() const { return stride.empty(); }
+
+  at::ScalarType offset_type() const {
+    Int taps = 1;
+    for (const Int& k : kernel) taps = taps * k;
+    return taps > 256 ? at::kInt : at::kByte;
+  }
+
+  PoolShape shape() const {
+    PoolShape s;
+    s.N = input[0];
+    s.C = input[1];
+    const size_t dims = kernel.size();
+    for (size_t i = 0; i < dims; ++i) {
+      const size_t a = kAxes - dims + i;
+      s.axis[a] = {input[i + 2], output[i + 2], kernel[i], 1, 0, 1};
+      if (!adaptive()) {
+        s.axis[a].stride = stride[i];
+        s.axis[a].padding = padding[i];
+        s.axis[a].dilation = dilation[i];
+      } else if (output[i + 2] > 0 && input[i + 2] % output[i + 2] == 0) {
+        s.axis[a].stride = kernel[i];
+      } else {
+        s.adaptive[a] = true;
+      }
+    }
+    return s;
+  }
+
+  Sizes<Int> input, output;
+  c10::SmallVector<Int, kAxes> kernel, stride, padding, dilation;  // adaptive: the kernel bounds the windows
+
+ private:
+  bool has_size() const {
+    for (size_t i = 1; i < input.size(); ++i) {
+      if (input[i] < 1) return false;
+    }
+    return true;
+  }
+  static bool expand(Ints values, size_t dims, int64_t smallest, c10::SmallVector<Int, kAxes>& all) {
+    if (values.size() != dims && values.size() != 1) return false;
+    for (size_t i = 0; i < dims; ++i) {
+      all.push_back(values[values.size() == 1 ? 0 : i]);
+      if (all.back() < smallest) return false;
+    }
+    return true;
+  }
+};
+
+inline void check_input(const char* op, const at::Tensor& input) {
+  TORCH_CHECK(input.dim() >= 3 && input.dim() <= kAxes + 2, op,
+              ": expected a batched input of 3 to 5 dimensions, but got one of size ", input.sym_sizes());
+}
+
+inline PoolProblem problem_of(const Pool<int64_t>& pool, at::ScalarType type, Layout layout) {
+  PoolProblem problem;
+  problem.shape = pool.shape();
+  problem.dtype = *element_type(type);
+  problem.layout = layout;
+  problem.threads = at::get_num_threads();
+  return problem;
+}
+
+template <class Select>
+void launch(const char* op, const Select& list_of, const PoolProblem& problem, const PoolBuffers& buffers,
+            const at::Tensor& result) {
+  if (problem.shape.N == 0 || problem.shape.output_pixels() == 0) return;
+  run_kernel(op, list_of, problem, buffers, result);
+}
+
+// The tensor in the layout that the kernel runs in; the caller keeps it alive.
+inline at::Tensor laid_out(const at::Tensor& t, Layout layout) {
+  return t.contiguous(memory_format(layout, t.dim()));
+}
+inline Layout last_if(bool channels_last, int64_t dim) {
+  return channels_last && dim > 3 ? Layout::kChannelsLast : Layout::kChannelsFirst;
+}
+inline void* data(const at::Tensor& t) { return const_cast<void*>(t.const_data_ptr()); }
+
+inline const char* refused(const at::Tensor& input, bool valid) {
+  const char* reason = left_to_aten({&input});
+  return reason || valid ? reason : "invalid or empty size";
+}
+
+}  // namespace cnnext::ops
