@@ -14,8 +14,6 @@
 namespace cnnext::cuda {
 namespace {
 
-constexpr int64_t kMostPixels = (int64_t{1} << 31) - 1024;
-
 template <class Problem>
 const char* accepts(const Problem&) {
   return nullptr;

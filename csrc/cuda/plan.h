@@ -10,12 +10,16 @@ constexpr int64_t kMostPartialBytes = 64 << 20;  // of workspace
 inline int64_t blocks_wanted =
     264;  // two for each multiprocessor of a large GPU; tests change it to reach all tiles
 
+// Pixels are numbered in 32 bits, from the first of an image to the last of a part that starts in it.
+constexpr int64_t kMostPartPixels = int64_t{1} << 26,
+                  kMostPixels = (int64_t{1} << 31) - kMostPartPixels - 1024;
+
 // How many parts the sum over `pixels` is cut into, where `blocks` blocks compute one part: enough for a
 // large GPU, each of at least `least` pixels.
 inline int64_t parts_of(int64_t pixels, int64_t least, int64_t blocks, int64_t bytes_of_one) {
   const int64_t wanted = ceil_div(blocks_wanted, blocks), most = max_of(1, kMostPartialBytes / bytes_of_one);
   const int64_t parts = max_of(1, min_of(min_of(wanted, most), pixels / least));
-  return max_of(parts, ceil_div(pixels, int64_t{1} << 30));  // the pixels of a part are counted in 32 bits
+  return max_of(parts, ceil_div(pixels, kMostPartPixels));
 }
 
 inline int64_t accumulator_bytes(const ConvProblem& p) { return p.dtype == DType::kFloat64 ? 8 : 4; }
