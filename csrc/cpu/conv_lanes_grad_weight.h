@@ -9,6 +9,8 @@
 
 #include "conv_lanes_grad_tile.h"
 #include "conv_lanes_kernel.h"
+#include "conv_winograd.h"
+#include "conv_grad_weight_winograd.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -303,7 +305,12 @@ inline void lanes_grad_weight(const ConvProblem& p, const ConvBuffers& b, const 
             [&](auto* tag) { LanesGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
 }
 
-inline const char* grouped_grad_weight_refuses(const ConvProblem& p) { return grouped_refuses(p, 8); }
+inline const char* grouped_grad_weight_refuses(const ConvProblem& p) {
+  const bool wide = max_of(p.shape.C_per_group(), p.shape.K_per_group()) > 8;
+  if (wide && !winograd_grad_weight_refuses(p))
+    return "more than 8 channels in a group are left to Winograd's algorithm";
+  return grouped_refuses(p);
+}
 
 constexpr ConvKernel kConvGradWeightDepthwise = {"depthwise", "a lane for each channel", depthwise_refuses,
                                                  lanes_grad_weight_workspace, lanes_grad_weight};

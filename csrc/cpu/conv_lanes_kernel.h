@@ -353,15 +353,13 @@ inline const char* depthwise_refuses(const ConvProblem& p) {
   return nullptr;
 }
 // Wider groups fill vectors by themselves.
-inline const char* grouped_refuses(const ConvProblem& p, int64_t most) {
+inline const char* grouped_refuses(const ConvProblem& p) {
   const int64_t C = p.shape.C_per_group(), K = p.shape.K_per_group();
   if (C == 1) return "takes more than one channel in a group";
-  if (max_of(C, K) > most)
-    return most == 16 ? "takes up to 16 channels in a group" : "takes up to 8 channels in a group";
+  if (max_of(C, K) > 16) return "takes up to 16 channels in a group";
   if (p.shape.groups < (max_of(C, K) > 4 ? kLanes<float> : 8)) return "takes as many groups as fill a vector";
   return nullptr;
 }
-inline const char* grouped_refuses(const ConvProblem& p) { return grouped_refuses(p, 16); }
 
 constexpr ConvKernel kConvDepthwise = {"depthwise", "a lane for each channel", depthwise_refuses,
                                        lanes_workspace<false>, lanes_conv<false>};
