@@ -276,6 +276,7 @@ struct LanesConv {
     const RunSteps steps = {x.source_step * read.stride[2], x.offset_step * read.stride[2],
                             x.tap_step * w.tap * L,         (gradient ? w.c : w.k) * L,
                             x.step * write.stride[2],       write.plane};
+    const bool three = x.taps == 3 && x.source_step == 1 && x.offset_step == 1;
     for (int64_t b = part.begin; b < part.end; ++b) {
       const int64_t source_offset = offset(read, part, b), to_offset = offset(write, part, b);
       const int64_t first = blocks.first(b) - blocks.first(part.begin);
@@ -299,9 +300,12 @@ struct LanesConv {
               lists.inside,
               x.taps,
               j,
+              {-x.source_index(j, 0), x.source - x.source_index(j, 0)},
               packed_bias + (b * to.planes + plane) * L,
               row + j * steps.to_pixel + plane * write.plane + to_offset};
-          if (single) {
+          if (single && three) {
+            lanes_run_of_three_of<A>(pixels, std::make_integer_sequence<int, kRunPixels>())(run, steps);
+          } else if (single) {
             lanes_run_of<A, 1>(pixels, std::make_integer_sequence<int, kRunPixels>())(run, steps);
           } else {
             lanes_run_of<A, kRunPlanes>(pixels, std::make_integer_sequence<int, kPlanePixels>())(run, steps);
