@@ -216,7 +216,9 @@ def test_not_finite(value: float, name: str, last: bool) -> None:
 @pytest.mark.parametrize("kernel", [kernel for op, kernel in KERNELS if op == "conv" and kernel not in INEXACT])
 def test_padding_is_no_value(kernel: str) -> None:
     """Where the padding is read beside a NaN of the input, only the windows that hold the NaN show it."""
-    conv = problem((1, 2, 5, 5), (3, 2, 3, 3), padding=2, dilation=(1, 2))
+    channels, groups = {"depthwise": (8, 8), "grouped": (16, 8)}.get(kernel, (2, 1))
+    weight = (channels + groups, channels // groups, 3, 3)
+    conv = problem((1, channels, 5, 5), weight, padding=2, dilation=(1, 2), groups=groups)
     t = integers(conv)
     t.input[0, 1, 0, 4] = float("nan")
     result = forced("conv", kernel, conv, t)

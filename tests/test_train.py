@@ -26,6 +26,7 @@ from cnnext import models  # noqa: E402
 from cnnext.__main__ import main  # noqa: E402
 from cnnext.train import data  # noqa: E402
 from cnnext.train.errors import TrainingError  # noqa: E402
+from cnnext.train.interrupt import between_steps  # noqa: E402
 from cnnext.train.loop import Settings, Trainer, learning_rate, loss_of  # noqa: E402
 from cnnext.train.progress import Display  # noqa: E402
 
@@ -196,6 +197,24 @@ def test_resumed_run_is_the_same_run(tmp_path, capsys, monkeypatch, backend):
     assert [epoch["losses"] for epoch in whole["history"]] == [epoch["losses"] for epoch in parts["history"]]
     for name, tensor in whole["model"].items():
         assert torch.equal(tensor, parts["model"][name]), name
+
+
+def test_control_c_waits_for_the_step():
+    """Also where Python would drop the exception: in a destructor."""
+
+    class Strikes:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with between_steps() as check:
+        check()
+        Strikes()
+        with pytest.raises(KeyboardInterrupt):
+            check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)  # the second one does not wait
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_control_c_keeps_the_last_epoch(tmp_path):

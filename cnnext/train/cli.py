@@ -119,7 +119,8 @@ def _train(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from . import checkpoint, curves, distributed
-    from .loop import Epoch
+    from .interrupt import between_steps
+    from .loop import Epoch, Progress
     from .progress import Display
 
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -153,8 +154,13 @@ def _train(args: argparse.Namespace) -> int:
                 curves.save(out / "curves.png", {args.backend: trainer.history}, f"{args.model} on {args.data}")
 
         try:
-            with Display(console, args.epochs) as display:
-                history = trainer.fit(display.step, keep)
+            with between_steps() as check, Display(console, args.epochs) as display:
+
+                def step(progress: Progress) -> None:
+                    display.step(progress)
+                    check()
+
+                history = trainer.fit(step, keep)
         except KeyboardInterrupt:
             done = len(trainer.history)
             kept = f"{last} holds epoch {done}, go on with --resume" if done else "no epoch was finished"
