@@ -73,15 +73,18 @@ struct Gemm {
   void run(const Parallel& parallel) const {
     const int64_t groups = phases.shape.groups;
     if (!cut.packs_in_task) pack_weights(parallel);
+    // Phases differ in their number of taps: tasks of all of them follow each other, so that threads get
+    // alike.
     parallel(phases.size() * groups * cut.pixel_blocks * cut.channel_blocks, [&](int64_t task, int thread) {
+      const Gather g = phases.at(task % phases.size());
+      task /= phases.size();
       const Range channels = block(task % cut.channel_blocks, cut.channel_block, phases.channels);
       task /= cut.channel_blocks;
-      const Gather g = phases.at(task / cut.pixel_blocks / groups);
       const Range pixels = block(task % cut.pixel_blocks, cut.pixel_block, g.pixels());
       if (pixels.size() == 0) return;
       A* gathered = scratch + thread * cut.scratch_size;
       A* sums = gathered + cut.scratch_gathered;
-      const int64_t group = task / cut.pixel_blocks % groups;
+      const int64_t group = task / cut.pixel_blocks;
       if (cut.last) {
         pixels_by_channels(g, group, pixels, channels, gathered, sums, sums + cut.scratch_sums);
       } else {
