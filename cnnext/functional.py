@@ -142,15 +142,15 @@ def _make_max_pool(dims: int) -> tuple[_Function, _Pair]:
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> Any:
-        if return_indices:
-            return with_indices(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
         args = (input, kernel_size, stride, padding, dilation, ceil_mode)
         if has_torch_function_unary(input):
-            return handle_torch_function(max_pool, (input,), *args, return_indices)
+            return handle_torch_function(with_indices if return_indices else max_pool, (input,), *args, return_indices)
         if not is_compiling() and backends.enabled:
-            output = _C.max_pool(dims, *args)
+            output = (_C.max_pool_with_indices if return_indices else _C.max_pool)(dims, *args)
             if output is not None:
                 return output
+        if return_indices:
+            return with_indices(*args)
         sizes = (kernel_size, () if stride is None else stride, padding, dilation)
         return _pool(dims, _ops.max_pool.default, torchs, (*args, False), sizes, ceil_mode)
 

@@ -6,6 +6,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/object_ptr.h>
 
 #include <array>
 
@@ -70,10 +71,8 @@ auto run(const Operator& op, const Args&... args) {
 
 PyObject* wrap(const at::Tensor& output) { return THPVariable_Wrap(output); }
 PyObject* wrap(const std::tuple<at::Tensor, at::Tensor>& outputs) {
-  return pybind11::make_tuple(pybind11::reinterpret_steal<pybind11::object>(wrap(std::get<0>(outputs))),
-                              pybind11::reinterpret_steal<pybind11::object>(wrap(std::get<1>(outputs))))
-      .release()
-      .ptr();
+  THPObjectPtr first(wrap(std::get<0>(outputs))), second(wrap(std::get<1>(outputs)));
+  return first && second ? PyTuple_Pack(2, first.get(), second.get()) : nullptr;
 }
 
 template <class Signature>

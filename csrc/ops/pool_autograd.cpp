@@ -144,7 +144,6 @@ struct MaxPoolFunction : public Function<MaxPoolFunction> {
     ctx->save_for_backward({offsets});
     if (!with_indices) return {output};
     at::Tensor indices = max_pool_indices(offsets, spatial(input), kernel_size, stride, padding, dilation);
-    ctx->mark_non_differentiable({indices});
     return {output, indices};
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
