@@ -129,10 +129,11 @@ struct Saved {
 };
 
 struct MaxPoolFunction : public Function<MaxPoolFunction> {
-  // An empty kernel_size means adaptive windows, of which `stride` is the output's size.
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, SymInts kernel_size,
-                               SymInts stride, SymInts padding, SymInts dilation, bool ceil_mode,
-                               bool with_indices) {
+  // The indices are written where asked for: they have no gradient. An empty kernel_size means adaptive
+  // windows, of which `stride` is the output's size.
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, SymInts kernel_size,
+                            SymInts stride, SymInts padding, SymInts dilation, bool ceil_mode,
+                            at::Tensor* indices) {
     at::AutoDispatchBelowADInplaceOrView below;
     const bool adaptive = kernel_size.empty();
     auto [output, offsets] =
@@ -142,9 +143,8 @@ struct MaxPoolFunction : public Function<MaxPoolFunction> {
     const c10::SymInt last = is_last(input);
     const Saved saved(ctx, {spatial(input), kernel_size, stride, padding, dilation, SymInts(last)});
     ctx->save_for_backward({offsets});
-    if (!with_indices) return {output};
-    at::Tensor indices = max_pool_indices(offsets, spatial(input), kernel_size, stride, padding, dilation);
-    return {output, indices};
+    if (indices) *indices = max_pool_indices(offsets, spatial(input), kernel_size, stride, padding, dilation);
+    return output;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     variable_list out(7);
@@ -305,15 +305,13 @@ struct MaxUnpoolGradInputFunction : public Function<MaxUnpoolGradInputFunction> 
   }
 };
 
-TensorPair pair(const variable_list& both) { return {both[0], both[1]}; }
-
 at::Tensor max_pool_autograd(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
                              SymInts dilation, bool ceil_mode) {
   if (const char* reason = left_to_aten({&input})) {
     return aten::max_pool(reason, input, kernel_size, stride, padding, dilation, ceil_mode);
   }
   if (differentiates(input) && !kernel_size.empty()) {
-    return MaxPoolFunction::apply(input, kernel_size, stride, padding, dilation, ceil_mode, false)[0];
+    return MaxPoolFunction::apply(input, kernel_size, stride, padding, dilation, ceil_mode, nullptr);
   }
   at::AutoDispatchBelowADInplaceOrView below;
   return max_pool(input, kernel_size, stride, padding, dilation, ceil_mode);
@@ -327,7 +325,10 @@ TensorPair max_pool_with_indices_autograd(const at::Tensor& input, SymInts kerne
   // In one dimension torch words an error of this operator otherwise than one of max_pool.
   const bool fits = input.dim() > 3 || pool_fits(input, kernel_size, stride, padding, dilation, ceil_mode);
   if (differentiates(input) && !kernel_size.empty() && fits) {
-    return pair(MaxPoolFunction::apply(input, kernel_size, stride, padding, dilation, ceil_mode, true));
+    at::Tensor indices;
+    at::Tensor output =
+        MaxPoolFunction::apply(input, kernel_size, stride, padding, dilation, ceil_mode, &indices);
+    return {output, indices};
   }
   at::AutoDispatchBelowADInplaceOrView below;
   return max_pool_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode);
@@ -336,7 +337,7 @@ TensorPair max_pool_with_indices_autograd(const at::Tensor& input, SymInts kerne
 at::Tensor adaptive_max_pool_autograd(const at::Tensor& input, SymInts output_size) {
   if (const char* reason = left_to_aten({&input})) return aten::adaptive_max_pool(reason, input, output_size);
   if (differentiates(input))
-    return MaxPoolFunction::apply(input, SymInts(), output_size, SymInts(), SymInts(), false, false)[0];
+    return MaxPoolFunction::apply(input, SymInts(), output_size, SymInts(), SymInts(), false, nullptr);
   at::AutoDispatchBelowADInplaceOrView below;
   return adaptive_max_pool(input, output_size);
 }
@@ -346,7 +347,10 @@ TensorPair adaptive_max_pool_with_indices_autograd(const at::Tensor& input, SymI
     return aten::adaptive_max_pool_with_indices(reason, input, output_size);
   }
   if (differentiates(input)) {
-    return pair(MaxPoolFunction::apply(input, SymInts(), output_size, SymInts(), SymInts(), false, true));
+    at::Tensor indices;
+    at::Tensor output =
+        MaxPoolFunction::apply(input, SymInts(), output_size, SymInts(), SymInts(), false, &indices);
+    return {output, indices};
   }
   at::AutoDispatchBelowADInplaceOrView below;
   return adaptive_max_pool_with_indices(input, output_size);
