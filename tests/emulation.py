@@ -97,8 +97,8 @@ class Emulator:
     """The kernels of the library, run on the CPU. Each call gets another order of threads and copies."""
 
     def __init__(self, library: Path) -> None:
-        self.library = ctypes.CDLL(str(library))
-        self.library.emulate_conv.restype = self.library.emulate_pool.restype = ctypes.c_char_p
+        self.emulator = ctypes.CDLL(str(library))
+        self.emulator.emulate_conv.restype = self.emulator.emulate_pool.restype = ctypes.c_char_p
         self.seed = 0
         self.bank_conflicts = 0
 
@@ -128,7 +128,7 @@ class Emulator:
         in_memory = [last and conv.dims > 1, weight_last and conv.dims > 1]
         flags = [DTYPES[dtype], *map(int, in_memory), arch, int(tf32)]
         conflicts = ctypes.c_int64()
-        answer = self.library.emulate_conv(
+        answer = self.emulator.emulate_conv(
             op.encode(), kernel.encode(), _longs(sizes), (ctypes.c_int * 5)(*flags), _pointers(tensors),
             _longs([each.numel() * each.element_size() for each in tensors]), ctypes.c_int64(shift),
             self._next_seed(), ctypes.c_int64(blocks), ctypes.byref(conflicts),
@@ -149,7 +149,7 @@ class Emulator:
         flat = [*sizes, *(value for axis in all_axes for value in axis)]
         flags = [DTYPES[dtype], int(last), int(count_padding), divisor]
         given = [torch.empty(0) if each is None else each for each in tensors]
-        answer = self.library.emulate_pool(
+        answer = self.emulator.emulate_pool(
             op.encode(), _longs(flat), (ctypes.c_int * 4)(*flags), _pointers(given),
             _longs([each.numel() * each.element_size() for each in given]), ctypes.c_int64(shift), self._next_seed(),
         )  # fmt: skip

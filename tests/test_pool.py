@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pooling import DTYPES, TABLE, Pool, adaptive, avg_pool, forced, layout, max_pool
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
 
 from cnnext import backends
 
@@ -129,31 +130,31 @@ def test_unpool_derivatives_and_errors(size: tuple[int, ...]) -> None:
 @usual
 def test_opcheck(pool: Pool) -> None:
     x = distinct(pool.input)
-    torch.library.opcheck(getattr(ops, pool.op).default, (x.requires_grad_(), *pool.args))
+    opcheck(getattr(ops, pool.op).default, (x.requires_grad_(), *pool.args))
     flags = {"channels_last": pool.dims > 1}
     if not pool.is_max:
         grad = torch.randn(pool.by_cnnext(x).shape, dtype=torch.float64).requires_grad_()
         op = getattr(ops, f"{pool.op}_grad_input").default
         args = () if "adaptive" in pool.op else pool.args
-        torch.library.opcheck(op, (grad, pool.input[2:], *args), flags)
+        opcheck(op, (grad, pool.input[2:], *args), flags)
         return
     for suffix in ("with_indices", "with_offsets"):
         source = x.detach().requires_grad_(suffix == "with_indices")
-        torch.library.opcheck(getattr(ops, f"{pool.op}_{suffix}").default, (source, *pool.args))
+        opcheck(getattr(ops, f"{pool.op}_{suffix}").default, (source, *pool.args))
     output, offsets = getattr(ops, f"{pool.op}_with_offsets")(x.detach(), *pool.args)
     windows = ([], [], [], []) if "adaptive" in pool.op else pool.args[:4]
     grad = torch.randn_like(output).requires_grad_()
-    torch.library.opcheck(ops.max_pool_grad_input.default, (grad, offsets, pool.input[2:], *windows), flags)
-    torch.library.opcheck(ops.max_pool_select.default, (x, offsets, *windows))
-    torch.library.opcheck(ops.max_pool_indices.default, (offsets, pool.input[2:], *windows))
+    opcheck(ops.max_pool_grad_input.default, (grad, offsets, pool.input[2:], *windows), flags)
+    opcheck(ops.max_pool_select.default, (x, offsets, *windows))
+    opcheck(ops.max_pool_indices.default, (offsets, pool.input[2:], *windows))
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_opcheck_unpool() -> None:
     pooled, indices = ops.max_pool_with_indices(torch.randn(2, 3, 6, 8), [2])
-    torch.library.opcheck(ops.max_unpool.default, (pooled.requires_grad_(), indices, [6, 8]))
+    opcheck(ops.max_unpool.default, (pooled.requires_grad_(), indices, [6, 8]))
     grad = torch.randn(2, 3, 6, 8).requires_grad_()
-    torch.library.opcheck(ops.max_unpool_grad_input.default, (grad, indices), {"channels_last": True})
+    opcheck(ops.max_unpool_grad_input.default, (grad, indices), {"channels_last": True})
 
 
 def _call(pool: Pool) -> Callable[[Tensor], Tensor]:

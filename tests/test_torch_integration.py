@@ -14,6 +14,7 @@ import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from calls import CALLS, SPATIAL, Call
 from torch import Tensor
+from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -68,9 +69,9 @@ PUBLIC += (
 @pytest.mark.parametrize("name", PUBLIC)
 def test_opcheck(name: str, d: int) -> None:
     args = samples(d)[name]
-    torch.library.opcheck(getattr(ops, name).default, args)
+    opcheck(getattr(ops, name).default, args)
     detached = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
-    torch.library.opcheck(getattr(ops, name).default, detached)
+    opcheck(getattr(ops, name).default, detached)
 
 
 def test_every_public_operator_is_checked() -> None:

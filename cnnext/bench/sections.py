@@ -24,7 +24,7 @@ Event = dict[str, Any]
 class Section:
     """A network in one mode, or a list of layers, with all that measuring it depends on. JSON-serialisable."""
 
-    kind: str  # "network", "layers", or "memory": a network's peak memory with one library in one layout
+    kind: str  # "network", "layers", or "memory": a network's peak memory of one side (torch or cnnext) in one layout
     title: str
     dtype: str
     layouts: tuple[str, ...]
@@ -34,7 +34,7 @@ class Section:
     threads: int | None = None
     model: str = ""
     mode: str = ""
-    library: str = ""
+    side: str = ""
     image_size: int = 224
     directions: tuple[str, ...] = ()
     uses: list[dict[str, Any]] = field(default_factory=list)
@@ -102,8 +102,8 @@ def _network(section: Section, machine: Machine) -> Iterator[Event]:
     result["memory_from"] = "each backend in a fresh process"
     for name, backend in result["backends"].items():
         yield {"event": "progress", "text": f"peak memory, {name}", "done": 1.0}
-        library, layout = name.split()
-        alone = replace(section, kind="memory", library=library, layouts=(layout,))
+        side, layout = name.split()
+        alone = replace(section, kind="memory", side=side, layouts=(layout,))
         for event in _run_in_child([alone], environment.MAPPED_ALLOCATOR):
             if event["event"] == "result":
                 backend["peak_memory"] = event["result"]["peak_memory"]
@@ -112,7 +112,7 @@ def _network(section: Section, machine: Machine) -> Iterator[Event]:
 
 def _memory(section: Section, machine: Machine) -> Iterator[Event]:
     (layout,) = section.layouts
-    what = (section.model, section.mode, section.batch, getattr(torch, section.dtype), section.library, layout)
+    what = (section.model, section.mode, section.batch, getattr(torch, section.dtype), section.side, layout)
     yield {"event": "result", "result": {"peak_memory": network.step_memory(*what, section.image_size)}}
 
 
