@@ -144,8 +144,9 @@ def _make_max_pool(dims: int) -> tuple[_Function, _Pair]:
     ) -> Any:
         args = (input, kernel_size, stride, padding, dilation, ceil_mode)
         if has_torch_function_unary(input):
-            function: Any = with_indices if return_indices else max_pool
-            return handle_torch_function(function, (input,), *args, return_indices)
+            if return_indices:
+                return with_indices(*args, return_indices)
+            return handle_torch_function(max_pool, (input,), *args, return_indices)
         if not is_compiling() and backends.enabled:
             output = (_C.max_pool_with_indices if return_indices else _C.max_pool)(dims, *args)
             if output is not None:
