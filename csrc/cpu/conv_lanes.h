@@ -215,20 +215,33 @@ void store_lanes(const Acc<T>* from, const GroupedLayout& g, int64_t lanes, cons
   });
 }
 
-// Fetches a block's lines of a run of pixels into L2, one share of them: too many at a time would wait for
-// each other. Inlined by force: compilers drop calls of functions that only prefetch.
-template <bool Write, class T>
-CNNEXT_INLINE void fetch(const T* at, const GroupedLayout& g, int64_t lanes, int64_t pixels, int64_t share,
-                         int64_t shares) {
-  const int64_t channels = lanes * g.planes, outer = g.last ? pixels : pixels > 0 ? channels : 0;
-  const int64_t inner = (g.last ? channels : pixels) * sizeof(T);
-  const int64_t stride = (g.last ? g.strides.pixel : g.strides.channel) * sizeof(T);
-  const int64_t size = ceil_div(outer, shares), end = min_of(outer, (share + 1) * size);
-  for (int64_t i = share * size; i < end; ++i) {
-    const char* line = reinterpret_cast<const char*>(at) + i * stride;
-    for (int64_t n = 0; n < inner; n += kAlignment) __builtin_prefetch(line + n, Write, 2);
+// A run of pixels in memory of which each block's lines are fetched into L2, a share at a time: too many at a
+// time would wait for each other.
+template <class T>
+struct Fetch {
+  Fetch() = default;
+  Fetch(const T* at, const GroupedLayout& g, int64_t lanes, int64_t pixels, int64_t shares)
+      : at(at), stride(g.last ? g.strides.pixel : g.strides.channel) {
+    const int64_t channels = lanes * g.planes;
+    count = g.last ? pixels : pixels > 0 ? channels : 0;
+    length = g.last ? channels : pixels;
+    share = ceil_div(count, shares);
   }
-}
+
+  // Inlined by force: compilers drop calls of functions that only prefetch.
+  template <bool Write>
+  __attribute__((always_inline)) void next(int64_t offset, int64_t number) const {
+    const int64_t end = min_of(count, (number + 1) * share);
+    for (int64_t i = number * share; i < end; ++i) {
+      const T* line = at + offset + i * stride;
+      for (int64_t n = 0; n < length; n += kAlignment / int64_t(sizeof(T)))
+        __builtin_prefetch(line + n, Write, 2);
+    }
+  }
+
+  const T* at = nullptr;
+  int64_t stride = 0, count = 0, length = 0, share = 0;  // count lines or rows of lines, of so many elements
+};
 
 // Taps of destination position j that fall inside the source.
 CNNEXT_INLINE Range taps_inside(const PhaseAxis& x, int64_t j) {

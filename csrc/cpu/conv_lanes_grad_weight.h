@@ -271,11 +271,12 @@ struct LanesGradWeight {
     const int64_t plane = clamp(x[0].source_index(z, x[0].taps - 1), 0, in.extent[0] - 1);
     const int64_t first = blocks.first(b) - blocks.first(part.begin) + next;
     const int64_t pixel = (plane * in.extent[1] + begin) * in.extent[2];
-    fetch<false>(from.input + first * in.planes * in.strides.channel + pixel * in.strides.pixel, in,
-                 blocks.lanes, (end - begin) * in.extent[2], 0, 1);
+    Fetch<T>(from.input + pixel * in.strides.pixel, in, blocks.lanes, (end - begin) * in.extent[2], 1)
+        .template next<false>(first * in.planes * in.strides.channel, 0);
     const int64_t row = (z * out.extent[1] + y) * out.extent[2];
-    fetch<false>(from.grad + first * out.planes * out.strides.channel + row * out.strides.pixel, out,
-                 blocks.lanes, min_of(height, out.extent[1] - y) * out.extent[2], 0, 1);
+    Fetch<T>(from.grad + row * out.strides.pixel, out, blocks.lanes,
+             min_of(height, out.extent[1] - y) * out.extent[2], 1)
+        .template next<false>(first * out.planes * out.strides.channel, 0);
   }
 
   ConvShape shape;

@@ -10,7 +10,7 @@
 #pragma once
 
 #include "conv_lanes.h"
-#include "conv_lanes_tile.h"
+#include "conv_lanes_shared_tile.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -22,6 +22,7 @@ struct LanesConv {
   static constexpr int64_t kTaskProducts = 1 << 18;                 // in place
   static constexpr int64_t kRowsInCache = (512 << 10) / sizeof(A);  // elements of the source, in place
   static constexpr int64_t kFewTasks = 16, kMostBlocks = 8;
+  static constexpr int64_t kFarBytes = 8 << 20;
 
   LanesConv(const ConvProblem& p, bool is_gradient, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
@@ -40,13 +41,15 @@ struct LanesConv {
       phases[a] = gradient ? min_of(shape.axis[a].stride, shape.axis[a].input) : 1;
       box_size[a] = to.extent[a];
     }
+    far = shape.N * (shape.C * shape.input_pixels() + shape.K * shape.output_pixels()) * sizeof(T) > kFarBytes;
+    choose_tiles();
     choose_boxes();
     block_weights = to.planes * from.planes * shape.taps() * L;
     if (!in_place) {  // the last part has a block more
       source_scratch = (part_blocks + 1) * source_elements();
       scratch = (part_blocks + 1) * box_elements();
     }
-    rows = from.planes * shape.axis[0].kernel * shape.axis[1].kernel;
+    rows = from.planes * shape.axis[0].kernel * shape.axis[1].kernel * kTileRows;
 
     const auto take = [&](int64_t bytes) {
       char* at = workspace + bytes_taken;
@@ -56,7 +59,8 @@ struct LanesConv {
     packed = reinterpret_cast<A*>(take(blocks.count * block_weights * sizeof(A)));
     packed_bias = reinterpret_cast<A*>(take(blocks.count * to.planes * L * sizeof(A)));
     tap_rows = reinterpret_cast<TapRow<A>*>(take(p.threads * rows * sizeof(TapRow<A>)));
-    insides = reinterpret_cast<Range*>(take(p.threads * shape.axis[2].kernel * sizeof(Range)));
+    for (int a = 0; a < kAxes; ++a) phase[a] = reinterpret_cast<PhaseAxis*>(take(phases[a] * sizeof(PhaseAxis)));
+    insides = reinterpret_cast<Range*>(take(phases[2] * shape.axis[2].kernel * sizeof(Range)));
     scratches = reinterpret_cast<A*>(take(p.threads * scratch * sizeof(A)));
   }
 
@@ -89,11 +93,24 @@ struct LanesConv {
   int64_t box_count() const { return boxes(0) * boxes(1) * boxes(2); }
   int64_t tasks() const { return shape.N * box_count() * blocks.parts(part_blocks); }
 
+  void choose_tiles() {
+    const Window& x = shape.axis[2];
+    if (to.planes >= kRunPlanes || x.dilation > 1) return;
+    spread = gradient && x.stride > 1;
+    for (int residue = 0; residue < 2; ++residue) {
+      tiles[residue] = spread ? backward_tiles<A>(x.kernel, x.stride, residue)
+                              : forward_tiles<A>(x.kernel, gradient ? 1 : x.stride);
+    }
+    spread = spread && tiles[0];
+    tile_rows = tiles[0] ? kTileRows : 1;
+  }
+
   void choose_boxes() {
     if (in_place) {  // some rows of the destination, and so many blocks that the rows they read stay in L2
       part_blocks = clamp(kRowsInCache / rows_read(), 1, blocks.count);
       box_size[0] = 1;
-      box_size[1] = clamp(kTaskProducts / (to.extent[2] * L * part_blocks * shape.taps()), 1, to.extent[1]);
+      const int64_t rows = kTaskProducts / (to.extent[2] * L * part_blocks * shape.taps());
+      box_size[1] = min_of(round_up(max_of(rows, 1), tile_rows), to.extent[1]);
       return;
     }
     part_blocks = from.last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
@@ -116,6 +133,15 @@ struct LanesConv {
   int64_t box_elements() const { return source_elements() + to.planes * box_pixels() * L; }
 
   void run(const Parallel& parallel) const {
+    for (int a = 0; a < kAxes; ++a) {
+      for (int64_t r = 0; r < phases[a]; ++r) {
+        phase[a][r] = gradient ? grad_input_phase(shape.axis[a], r) : forward_phase(shape.axis[a]);
+      }
+    }
+    for (int64_t r = 0; r < phases[2]; ++r) {
+      for (int64_t m = 0; m < phase[2][r].taps; ++m)
+        insides[r * shape.axis[2].kernel + m] = positions_inside(phase[2][r], m);
+    }
     parallel(blocks.count, [&](int64_t block, int) { pack(block); });
     parallel(tasks(), [&](int64_t task, int thread) {
       const int64_t parts = blocks.parts(part_blocks);
@@ -129,12 +155,12 @@ struct LanesConv {
       }
       const T* image = source + index * from.strides.image;
       T* result = destination + index * to.strides.image;
-      Scratch lists = {tap_rows + thread * rows, insides + thread * shape.axis[2].kernel};
+      TapRow<A>* list = tap_rows + thread * rows;
       if constexpr (sizeof(T) == sizeof(A)) {
         if (in_place) {
           const int64_t first = blocks.first(part.begin);
           return compute(view_in_place(image + first, from), view_in_place(result + first, to), box, part,
-                         image + first, result + first, index + 1 == shape.N, lists);
+                         image + first, result + first, index + 1 == shape.N, list);
         }
       }
       Box read;
@@ -153,16 +179,12 @@ struct LanesConv {
       }
       const int64_t first = blocks.first(part.begin);
       compute(reading, writing, box, part, image + first * from.planes * from.strides.channel,
-              result + first * to.planes * to.strides.channel, false, lists);
+              result + first * to.planes * to.strides.channel, false, list);
       for (int64_t b = part.begin; b < part.end; ++b) {
         T* first = result + blocks.first(b) * to.planes * to.strides.channel;
         store_lanes(sums + (b - part.begin) * writing.block, to, blocks.lanes, box, first);
       }
     });
-  }
-
-  PhaseAxis phase(int a, int64_t residue) const {
-    return gradient ? grad_input_phase(shape.axis[a], residue) : forward_phase(shape.axis[a]);
   }
 
   // packed[block][k, c and tap of a group as in memory][lane] and packed_bias[block][destination plane][lane]
@@ -171,8 +193,16 @@ struct LanesConv {
     A* add = packed_bias + b * to.planes * L;
     const int64_t first = blocks.first(b), K = shape.K_per_group();
     if (blocks.lanes < L) fill_zero(out, block_weights);
-    transpose_block(weight + first * K * w.k, K * w.k, blocks.lanes, K * w.k,
-                    [&](int64_t i) { return out + i * L; });
+    const int64_t weights = K * w.k;
+    const T* from_first = weight + first * weights;
+    if (weights < L && (first + L - 1) * weights + L <= blocks.groups * weights) {
+      Vec<A> x[L];  // of each group, and what follows it in memory
+      for (int64_t lane = 0; lane < L; ++lane) x[lane] = load(from_first + lane * weights);
+      transpose<A>(x);
+      for (int64_t i = 0; i < weights; ++i) store(out + i * L, x[i]);
+    } else {
+      transpose_block(from_first, weights, blocks.lanes, weights, [&](int64_t i) { return out + i * L; });
+    }
     fill_zero(add, to.planes * L);
     if (!bias) return;
     for (int64_t lane = 0; lane < blocks.lanes; ++lane) {
@@ -182,66 +212,59 @@ struct LanesConv {
     }
   }
 
-  struct Scratch {  // of a thread
-    TapRow<A>* rows;
-    Range* inside;
-  };
-  // Runs of pixels in memory, of the first block of a part, that are fetched while a row is computed.
-  struct Ahead {
-    const T *source, *to;
-    int64_t source_pixels, to_pixels;
-  };
-
   // The box of the destination, for some blocks; image and result point to the first channel of these.
   void compute(const LanesView<const A>& read, const LanesView<A>& write, const Box& box, Range part,
-               const T* image, const T* result, bool last_image, const Scratch& lists) const {
+               const T* image, const T* result, bool last_image, TapRow<A>* list) const {
     const A* weights = packed + part.begin * block_weights;
-    for (int64_t r2 = 0; r2 < phases[2]; ++r2) {
-      const PhaseAxis x2 = phase(2, r2);
-      for (int64_t m = 0; m < x2.taps; ++m) lists.inside[m] = positions_inside(x2, m);
-      for (int64_t r0 = 0; r0 < phases[0]; ++r0) {
-        const PhaseAxis x0 = phase(0, r0);
-        const Range z = positions(x0, box, 0);
-        for (int64_t r1 = 0; r1 < phases[1]; ++r1) {
-          const PhaseAxis x1 = phase(1, r1);
-          const Range y = positions(x1, box, 1);
-          for (int64_t j0 = z.begin; j0 < z.end; ++j0) {
-            for (int64_t j1 = y.begin; j1 < y.end; ++j1) {
-              const int64_t count = list_rows(x0, x1, j0, j1, read, weights, lists.rows);
-              A* row = write.at(x0.start + j0 * x0.step, x1.start + j1 * x1.step, x2.start);
-              const Ahead ahead =
-                  r2 == 0 ? ahead_of(x0, x1, j0, j1, part, image, result, last_image) : Ahead{};
-              compute_row(x2, positions(x2, box, 2), lists, count, read, write, part, row, ahead);
-            }
-          }
+    for (int64_t z = box.begin[0]; z < box.end[0]; ++z) {
+      for (int64_t y = box.begin[1]; y < box.end[1]; y += tile_rows) {
+        const int64_t height = min_of(tile_rows, box.end[1] - y);
+        const int64_t count = list_rows(z, y, height, read, weights, list);
+        const Rows of_tile = {list, count, height, write.at(z, y, 0), part};
+        Ahead ahead = far ? ahead_of(z, y, box, part, image, result, last_image) : Ahead();
+        for (int64_t r2 = 0; r2 < (spread ? 1 : phases[2]); ++r2) {
+          compute_rows(r2, box, of_tile, read, write, ahead);
+          ahead = {};
         }
       }
     }
   }
 
-  // In place, what the next row touches first, be it of the next image. Else this row of the result, and of
-  // the next part of the source as many rows as this one moves on by.
-  Ahead ahead_of(const PhaseAxis& x0, const PhaseAxis& x1, int64_t j0, int64_t j1, Range part, const T* image,
-                 const T* result, bool last_image) const {
-    if (in_place && ++j1 == x1.count) {
-      j1 = 0;
-      if (++j0 == x0.count) {
+  struct Rows {  // of a tile
+    const TapRow<A>* list;
+    int64_t count, height;
+    A* to;  // pixel 0 of the first row
+    Range part;
+  };
+  struct Ahead {
+    Fetch<T> source, to;
+  };
+
+  // In place, what the next rows touch first, be it of the next image. Else these rows of the result, and of
+  // the next part of the source as many rows as these move on by.
+  Ahead ahead_of(int64_t z, int64_t y, const Box& box, Range part, const T* image, const T* result,
+                 bool last_image) const {
+    if (in_place && (y += tile_rows) >= to.extent[1]) {
+      y = 0;
+      if (++z == to.extent[0]) {
         if (last_image) return {};
-        j0 = 0;
+        z = 0;
         image += from.strides.image;
         result += to.strides.image;
       }
     }
-    const int64_t row = (x0.start + j0 * x0.step) * to.extent[1] + x1.start + j1 * x1.step;
-    Ahead ahead = {nullptr, result + row * to.extent[2] * to.strides.pixel, 0, to.extent[2]};
+    const int64_t end = min_of(y + tile_rows, to.extent[1]), shares = ceil_div(box.size(2), kTilePixels);
+    Ahead ahead;
+    ahead.to = Fetch<T>(result + (z * to.extent[1] + y) * to.extent[2] * to.strides.pixel, to, blocks.lanes,
+                        (end - y) * to.extent[2], shares);
     if (in_place || part.end + part.size() <= blocks.count) {
-      const int64_t plane = clamp(x0.source_index(j0, x0.taps - 1), 0, from.extent[0] - 1);
-      const int64_t last = x1.source_index(j1, x1.taps - 1) + 1, end = clamp(last, 0, from.extent[1]);
-      const int64_t begin = j1 == 0 ? 0 : clamp(last - x1.source_step, 0, end);
-      const int64_t pixel = (plane * from.extent[1] + begin) * from.extent[2];
+      const int64_t plane = source_range(0, z, z + 1).begin;
+      const int64_t begin = y == 0 ? 0 : source_range(1, 0, y).end;
+      const int64_t height = max_of(0, source_range(1, y, end).end - begin);
       const int64_t next = in_place ? 0 : part.size() * L * from.planes * from.strides.channel;
-      ahead.source = image + next + pixel * from.strides.pixel;
-      ahead.source_pixels = (end - begin) * from.extent[2];
+      const int64_t row = min_of(plane, from.extent[0] - 1) * from.extent[1] + begin;
+      ahead.source = Fetch<T>(image + next + row * from.extent[2] * from.strides.pixel, from, blocks.lanes,
+                              height * from.extent[2], shares);
     }
     return ahead;
   }
@@ -251,66 +274,96 @@ struct LanesConv {
     return {begin, max_of(begin, min_of(x.count, ceil_div(max_of(0, box.end[a] - x.start), x.step)))};
   }
 
-  // Rows of taps inside the source, of all source planes.
-  int64_t list_rows(const PhaseAxis& x0, const PhaseAxis& x1, int64_t j0, int64_t j1,
-                    const LanesView<const A>& read, const A* weights, TapRow<A>* list) const {
-    const Range taps0 = taps_inside(x0, j0), taps1 = taps_inside(x1, j1);
+  // Rows of taps inside the source of `height` rows from y on, of all source planes. Each source row is listed
+  // once for all of them.
+  int64_t list_rows(int64_t z, int64_t y, int64_t height, const LanesView<const A>& read, const A* weights,
+                    TapRow<A>* list) const {
+    const int64_t step0 = phase[0][0].step, step1 = phase[1][0].step;
+    const PhaseAxis& x0 = phase[0][z % step0];
+    const Range taps0 = taps_inside(x0, z / step0);
     int64_t count = 0;
     for (int64_t p = 0; p < from.planes; ++p) {
       for (int64_t m0 = taps0.begin; m0 < taps0.end; ++m0) {
-        for (int64_t m1 = taps1.begin; m1 < taps1.end; ++m1) {
-          const int64_t tap0 = x0.tap + m0 * x0.tap_step, tap1 = x1.tap + m1 * x1.tap_step;
-          const int64_t tap = (tap0 * shape.axis[1].kernel + tap1) * shape.axis[2].kernel;
-          list[count++] = {read.at(x0.source_index(j0, m0), x1.source_index(j1, m1), read.origin[2]) +
-                               p * read.plane - read.origin[2] * read.stride[2],
-                           weights + (p * (gradient ? w.k : w.c) + tap * w.tap) * L};
+        const int64_t tap0 = (x0.tap + m0 * x0.tap_step) * shape.axis[1].kernel;
+        const int64_t first = count;
+        for (int64_t r = 0; r < height; ++r) {
+          const PhaseAxis& x1 = phase[1][(y + r) % step1];
+          const int64_t j1 = (y + r) / step1;
+          const Range taps1 = taps_inside(x1, j1);
+          int64_t at = first;  // both lists are in the order of the source rows
+          for (int64_t m1 = taps1.begin; m1 < taps1.end; ++m1) {
+            const A* row = read.at(x0.source_index(z / step0, m0), x1.source_index(j1, m1), 0) + p * read.plane;
+            while (at < count && list[at].source < row) ++at;
+            if (at == count || list[at].source != row) {
+              for (int64_t i = count++; i > at; --i) list[i] = list[i - 1];
+              list[at] = {row, {}};
+            }
+            const int64_t tap = (tap0 + x1.tap + m1 * x1.tap_step) * shape.axis[2].kernel;
+            list[at].weight[r] = weights + (p * (gradient ? w.k : w.c) + tap * w.tap) * L;
+          }
         }
       }
     }
     return count;
   }
 
-  void compute_row(const PhaseAxis& x, Range positions, const Scratch& lists, int64_t count,
-                   const LanesView<const A>& read, const LanesView<A>& write, Range part, A* row,
-                   const Ahead& ahead) const {
-    const RunSteps steps = {x.source_step * read.stride[2], x.offset_step * read.stride[2],
-                            x.tap_step * w.tap * L,         (gradient ? w.c : w.k) * L,
-                            x.step * write.stride[2],       write.plane};
-    const bool three = x.taps == 3 && x.source_step == 1 && x.offset_step == 1;
-    for (int64_t b = part.begin; b < part.end; ++b) {
-      const int64_t source_offset = offset(read, part, b), to_offset = offset(write, part, b);
-      const int64_t first = blocks.first(b) - blocks.first(part.begin);
+  // The pixels of one phase of the last axis, or of all of them.
+  void compute_rows(int64_t r2, const Box& box, const Rows& rows, const LanesView<const A>& read,
+                    const LanesView<A>& write, const Ahead& ahead) const {
+    const PhaseAxis& x = phase[2][r2];
+    const Window& window = shape.axis[2];
+    const Range pixels = spread ? Range{box.begin[2], box.end[2]} : positions(x, box, 2);
+    const int64_t to_pixel = (spread ? 1 : x.step) * write.stride[2];
+    const int64_t weight_tap = (spread ? 1 : x.tap_step) * w.tap * L;
+    const TileSteps tile_steps = {read.stride[2], weight_tap, to_pixel, write.stride[1]};
+    const RunSteps steps = {x.source_step * read.stride[2], x.offset_step * read.stride[2], weight_tap,
+                            (gradient ? w.c : w.k) * L,     to_pixel,                       write.plane};
+    for (int64_t b = rows.part.begin; b < rows.part.end; ++b) {
+      const int64_t source_offset = offset(read, rows.part, b), to_offset = offset(write, rows.part, b);
+      const int64_t first = blocks.first(b) - blocks.first(rows.part.begin);
+      const int64_t weight_at = (b - rows.part.begin) * block_weights + (spread ? 0 : x.tap * w.tap * L);
       for (int64_t plane = 0; plane < to.planes;) {
         const bool single = plane + kRunPlanes > to.planes;
-        const int64_t runs = ceil_div(positions.size(), single ? kRunPixels : kPlanePixels);
-        int64_t j = positions.begin;
-        for (int64_t i = 0; i < runs; ++i) {
-          const int64_t pixels = ceil_div(positions.end - j, runs - i);
+        const int64_t most = !single ? kPlanePixels : tiles[0] ? kTilePixels : kRunPixels;
+        const int64_t runs = ceil_div(pixels.size(), most);
+        const A* add = packed_bias + (b * to.planes + plane) * L;
+        A* out = rows.to + (spread ? 0 : x.start) * write.stride[2] + plane * write.plane + to_offset;
+        const int64_t least = pixels.size() / max_of(runs, 1), longer = pixels.size() - least * runs;
+        for (int64_t i = 0, j = pixels.begin; i < runs; ++i) {
+          const int64_t count = least + (i < longer);
           if (plane == 0) {
-            fetch<false>(ahead.source + first * from.planes * from.strides.channel, from, blocks.lanes,
-                         ahead.source_pixels, i, runs);
-            fetch<true>(ahead.to + first * to.planes * to.strides.channel, to, blocks.lanes, ahead.to_pixels,
-                        i, runs);
+            ahead.source.template next<false>(first * from.planes * from.strides.channel, i);
+            ahead.to.template next<true>(first * to.planes * to.strides.channel, i);
           }
-          const LanesRun<A> run = {
-              lists.rows,
-              x.taps > 0 ? count : 0,
-              x.source_index(j, 0) * read.stride[2] + source_offset,
-              x.tap * w.tap * L + (b - part.begin) * block_weights + plane * steps.weight_plane,
-              lists.inside,
-              x.taps,
-              j,
-              {-x.source_index(j, 0), x.source - x.source_index(j, 0)},
-              packed_bias + (b * to.planes + plane) * L,
-              row + j * steps.to_pixel + plane * write.plane + to_offset};
-          if (single && three) {
-            lanes_run_of_three_of<A>(pixels, std::make_integer_sequence<int, kRunPixels>())(run, steps);
-          } else if (single) {
-            lanes_run_of<A, 1>(pixels, std::make_integer_sequence<int, kRunPixels>())(run, steps);
+          if (tiles[0]) {
+            const int64_t last = j + window.padding - (window.kernel - 1);  // where the last tap would reach
+            const int64_t residue = spread ? last & 1 : 0;
+            const int64_t column = spread ? (last - residue) / 2 : x.source_index(j, 0);
+            const LanesTile<A> tile = {rows.list,
+                                       spread || x.taps > 0 ? rows.count : 0,
+                                       column * read.stride[2] + source_offset,
+                                       weight_at + plane * steps.weight_plane,
+                                       {-column, x.source - column},
+                                       add,
+                                       out + j * to_pixel};
+            tiles[residue]->run[rows.height - 1][count - 1](tile, tile_steps);
           } else {
-            lanes_run_of<A, kRunPlanes>(pixels, std::make_integer_sequence<int, kPlanePixels>())(run, steps);
+            const LanesRun<A> run = {rows.list,
+                                     x.taps > 0 ? rows.count : 0,
+                                     x.source_index(j, 0) * read.stride[2] + source_offset,
+                                     weight_at + plane * steps.weight_plane,
+                                     insides + r2 * window.kernel,
+                                     x.taps,
+                                     j,
+                                     add,
+                                     out + j * to_pixel};
+            if (single) {
+              lanes_run_of<A, 1>(count, std::make_integer_sequence<int, kRunPixels>())(run, steps);
+            } else {
+              lanes_run_of<A, kRunPlanes>(count, std::make_integer_sequence<int, kPlanePixels>())(run, steps);
+            }
           }
-          j += pixels;
+          j += count;
         }
         plane += single ? 1 : kRunPlanes;
       }
@@ -325,6 +378,7 @@ struct LanesConv {
 
   ConvShape shape;
   bool gradient, in_place;
+  bool far, spread = false;  // operands beyond the caches; a gradient's phases of the last axis in one tile
   LaneBlocks<A> blocks;
   GroupedLayout from, to;
   const T *source, *weight, *bias;
@@ -333,7 +387,10 @@ struct LanesConv {
   int64_t phases[kAxes], box_size[kAxes];
   int64_t part_blocks = 1, block_weights, source_scratch = 0, scratch = 0, rows, bytes_taken = 0;
   A *packed, *packed_bias, *scratches;
-  Range* insides;
+  const TilesOf<A>* tiles[2] = {};  // for each residue of the first pixel
+  int64_t tile_rows = 1;
+  PhaseAxis* phase[kAxes];
+  Range* insides;  // [phase][tap] of the last axis
   TapRow<A>* tap_rows;
 };
 

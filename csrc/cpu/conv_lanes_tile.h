@@ -14,10 +14,12 @@ namespace cnnext::cpu::CNNEXT_ISA {
 constexpr int kRunPixels = CNNEXT_VECTOR_BYTES == 64 ? 14 : 10;  // with one plane
 constexpr int kRunPlanes = CNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
 constexpr int kPlanePixels = 6;  // with kRunPlanes
+constexpr int kTileRows = CNNEXT_VECTOR_BYTES == 64 ? 2 : 1;  // of conv_lanes_shared_tile.h
 
 template <class A>
 struct TapRow {  // of taps that are a constant distance apart
-  const A *source, *weight;
+  const A* source;
+  const A* weight[kTileRows];  // for each row of a tile; null where it does not read this source row
 };
 
 struct RunSteps {  // in elements, from one to the next
@@ -31,7 +33,6 @@ struct LanesRun {
   int64_t source_at, weight_at;  // of the first pixel and tap, from the rows' pointers
   const Range* inside;           // for each tap, the pixels for which it lies inside of the source,
   int64_t taps, first;           // counted from another pixel than the run's first
-  Range columns;                 // source pixels inside of it, counted from the first pixel's first tap
   const A* bias;
   A* to;
 };
@@ -48,7 +49,7 @@ void lanes_run(const LanesRun<A>& run, const RunSteps& steps) {
   }
   for (int64_t row = 0; row < run.row_count; ++row) {
     const A* x = run.rows[row].source + run.source_at;
-    const A* w = run.rows[row].weight + run.weight_at;
+    const A* w = run.rows[row].weight[0] + run.weight_at;
     for (int64_t tap = 0; tap < run.taps; ++tap, x += s.source_tap, w += s.weight_tap) {
       Vec<A> factor[Planes];
 #pragma GCC unroll 4
@@ -79,56 +80,11 @@ void lanes_run(const LanesRun<A>& run, const RunSteps& steps) {
   }
 }
 
-// Three neighbouring taps and neighbouring pixels, as most kernels have: each source vector is loaded once
-// for all of them. The same sums in the same order.
-template <class A, int Pixels>
-void lanes_run_of_three(const LanesRun<A>& run, const RunSteps& s) {
-  constexpr int kTaps = 3, kColumns = Pixels + kTaps - 1;
-  Vec<A> sum[Pixels];
-#pragma GCC unroll 14
-  for (int j = 0; j < Pixels; ++j) sum[j] = load(run.bias);
-  const bool all = run.columns.begin <= 0 && run.columns.end >= kColumns;
-  for (int64_t row = 0; row < run.row_count; ++row) {
-    const A* x = run.rows[row].source + run.source_at;
-    const A* w = run.rows[row].weight + run.weight_at;
-    const Vec<A> factor[kTaps] = {load(w), load(w + s.weight_tap), load(w + 2 * s.weight_tap)};
-    if (all) {
-#pragma GCC unroll 16
-      for (int c = 0; c < kColumns; ++c) {
-        const Vec<A> value = load(x + c * s.source_pixel);
-#pragma GCC unroll 3
-        for (int m = 0; m < kTaps; ++m) {
-          if (c >= m && c - m < Pixels) sum[c - m] += value * factor[m];
-        }
-      }
-    } else {
-#pragma GCC unroll 16
-      for (int c = 0; c < kColumns; ++c) {
-        if (c < run.columns.begin || c >= run.columns.end) continue;
-        const Vec<A> value = load(x + c * s.source_pixel);
-#pragma GCC unroll 3
-        for (int m = 0; m < kTaps; ++m) {
-          if (c >= m && c - m < Pixels) sum[c - m] += value * factor[m];
-        }
-      }
-    }
-  }
-#pragma GCC unroll 14
-  for (int j = 0; j < Pixels; ++j) store(run.to + j * s.to_pixel, sum[j]);
-}
-
 // The run of a number of pixels, in [1, Most].
 template <class A, int Planes, int... Number>
 CNNEXT_INLINE auto lanes_run_of(int64_t pixels, std::integer_sequence<int, Number...>) {
   static constexpr void (*runs[])(const LanesRun<A>&,
                                   const RunSteps&) = {&lanes_run<A, Number + 1, Planes>...};
-  return runs[pixels - 1];
-}
-
-template <class A, int... Number>
-CNNEXT_INLINE auto lanes_run_of_three_of(int64_t pixels, std::integer_sequence<int, Number...>) {
-  static constexpr void (*runs[])(const LanesRun<A>&,
-                                  const RunSteps&) = {&lanes_run_of_three<A, Number + 1>...};
   return runs[pixels - 1];
 }
 

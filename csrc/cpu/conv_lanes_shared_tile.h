@@ -1,0 +1,131 @@
+// The innermost sums of depthwise convolution where the taps of a row are neighbours: a tile of destination
+// rows and pixels in registers. Each source vector is loaded once and multiplied by every tap that takes it to a
+// pixel of the tile; only the taps of the rows at hand are in registers. Columns in the padding are left out.
+// The sums of a pixel are those of lanes_run, in the same order.
+#pragma once
+
+#include "conv_lanes_tile.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+constexpr int kTilePixels = CNNEXT_VECTOR_BYTES == 64 ? 7 : 8;
+
+template <class A>
+struct LanesTile {
+  const TapRow<A>* rows;
+  int64_t row_count;
+  int64_t source_at, weight_at;  // of the first column and tap, from the rows' pointers
+  Range columns;                 // those inside of the source
+  const A* bias;
+  A* to;
+};
+
+struct TileSteps {  // in elements, from one to the next
+  int64_t column, tap, to_pixel, to_row;
+};
+
+// Which tap takes column c to pixel j. Forward, a pixel steps over columns.
+template <int Step>
+struct TapForward {
+  static constexpr int columns(int pixels, int taps) { return (pixels - 1) * Step + taps; }
+  static constexpr int tap(int c, int j, int) { return c - j * Step; }
+};
+// In the gradient a column steps over pixels; the last tap takes the first column to pixel -Residue.
+template <int Step, int Residue>
+struct TapBackward {
+  static constexpr int columns(int pixels, int taps) { return (pixels + taps + Residue - 2) / Step + 1; }
+  static constexpr int tap(int c, int j, int taps) { return j + taps - 1 + Residue - c * Step; }
+};
+
+// One source row, for the tile's rows from First on.
+template <class A, class Which, int Pixels, int Taps, int First, int Rows>
+CNNEXT_INLINE void add_source_row(Vec<A> (*sum)[Pixels], const TapRow<A>& row, const LanesTile<A>& tile,
+                                  const TileSteps& s) {
+  Vec<A> factor[Rows][Taps];
+#pragma GCC unroll 2
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 7
+    for (int m = 0; m < Taps; ++m) factor[r][m] = load(row.weight[First + r] + tile.weight_at + m * s.tap);
+  }
+  const A* x = row.source + tile.source_at;
+  constexpr int kColumns = Which::columns(Pixels, Taps);
+#pragma GCC unroll 24
+  for (int c = 0; c < kColumns; ++c) {
+    if (c < tile.columns.begin || c >= tile.columns.end) continue;
+    const Vec<A> value = load(x + c * s.column);
+#pragma GCC unroll 2
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+      for (int j = 0; j < Pixels; ++j) {
+        const int m = Which::tap(c, j, Taps);
+        if (m >= 0 && m < Taps) sum[First + r][j] += value * factor[r][m];
+      }
+    }
+  }
+}
+
+template <class A, class Which, int Taps, int Rows, int Pixels>
+void lanes_tile(const LanesTile<A>& tile, const TileSteps& s) {
+  Vec<A> sum[Rows][Pixels];
+#pragma GCC unroll 2
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int j = 0; j < Pixels; ++j) sum[r][j] = load(tile.bias);
+  }
+  for (const TapRow<A>* row = tile.rows; row < tile.rows + tile.row_count; ++row) {
+    if (Rows == 1 || (row->weight[0] && row->weight[Rows - 1])) {
+      add_source_row<A, Which, Pixels, Taps, 0, Rows>(sum, *row, tile, s);
+    } else if (row->weight[0]) {
+      add_source_row<A, Which, Pixels, Taps, 0, 1>(sum, *row, tile, s);
+    } else {
+      add_source_row<A, Which, Pixels, Taps, Rows - 1, 1>(sum, *row, tile, s);
+    }
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int j = 0; j < Pixels; ++j) store(tile.to + r * s.to_row + j * s.to_pixel, sum[r][j]);
+  }
+}
+
+template <class A>
+using RunTile = void (*)(const LanesTile<A>&, const TileSteps&);
+
+template <class A>
+struct TilesOf {  // run[rows - 1][pixels - 1]
+  RunTile<A> run[kTileRows][kTilePixels];
+};
+template <class A, class Which, int Taps, int Rows, int... Number>
+constexpr void list_tiles(RunTile<A>* run, std::integer_sequence<int, Number...>) {
+  ((run[Number] = &lanes_tile<A, Which, Taps, Rows, Number + 1>), ...);
+}
+template <class A, class Which, int Taps>
+const TilesOf<A>* tiles_of() {
+  static constexpr TilesOf<A> all = [] {
+    using Pixels = std::make_integer_sequence<int, kTilePixels>;
+    TilesOf<A> t = {};
+    list_tiles<A, Which, Taps, 1>(t.run[0], Pixels());
+    if constexpr (kTileRows == 2) list_tiles<A, Which, Taps, 2>(t.run[1], Pixels());
+    return t;
+  }();
+  return &all;
+}
+template <class A, class Which>
+const TilesOf<A>* tiles_of(int64_t taps) {
+  return taps == 3 ? tiles_of<A, Which, 3>() : taps == 5 ? tiles_of<A, Which, 5>() : nullptr;
+}
+
+// Tiles of the last axis, null where there are none. In a gradient with a stride they depend on the residue of
+// the first pixel.
+template <class A>
+const TilesOf<A>* forward_tiles(int64_t taps, int64_t step) {
+  if (step == 1 && taps == 7) return tiles_of<A, TapForward<1>, 7>();
+  return step == 1 ? tiles_of<A, TapForward<1>>(taps) : step == 2 ? tiles_of<A, TapForward<2>>(taps) : nullptr;
+}
+template <class A>
+const TilesOf<A>* backward_tiles(int64_t taps, int64_t step, int64_t residue) {
+  if (step != 2) return nullptr;
+  return residue == 0 ? tiles_of<A, TapBackward<2, 0>>(taps) : tiles_of<A, TapBackward<2, 1>>(taps);
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
