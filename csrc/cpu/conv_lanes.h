@@ -172,6 +172,37 @@ void run_of_lanes(const Acc<T>* from, int64_t plane, const GroupedLayout& g, int
   }
 }
 
+// from[lane][i] to to[i][lane] and back, i < count: the weights of a block's groups, which are often fewer than a
+// vector's lanes. `after`: elements that follow in memory.
+template <class T>
+void rows_to_lanes(const T* from, int64_t count, int64_t lanes, int64_t after, Acc<T>* to) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  if (count >= L || lanes < L || after < L - count)
+    return transpose_block(from, count, lanes, count, [&](int64_t i) { return to + i * L; });
+  Vec<Acc<T>> x[L];  // of each group, and of the next
+  for (int64_t lane = 0; lane < L; ++lane) x[lane] = load(from + lane * count);
+  transpose<Acc<T>>(x);
+  for (int64_t i = 0; i < count; ++i) store(to + i * L, x[i]);
+}
+template <class T>
+void lanes_to_rows(const Acc<T>* from, int64_t count, int64_t lanes, T* to) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  if (count >= L || lanes < L)
+    return transpose_block(from, L, count, lanes, [&](int64_t lane) { return to + lane * count; });
+  Vec<Acc<T>> x[L] = {};
+  for (int64_t i = 0; i < count; ++i) x[i] = load(from + i * L);
+  transpose<Acc<T>>(x);
+  // What a vector writes beyond its group is overwritten by the next ones; the last groups end with the memory.
+  const int64_t whole = (lanes * count - L) / count + 1;
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    if (lane < whole) {
+      store(to + lane * count, x[lane]);
+    } else {
+      for (int64_t i = 0; i < count; ++i) store_one(to + lane * count + i, x[lane][i]);
+    }
+  }
+}
+
 // A box of lanes: staged in scratch memory, or found in place.
 template <class A>
 struct LanesView {
@@ -231,9 +262,13 @@ struct Fetch {
   // Inlined by force: compilers drop calls of functions that only prefetch.
   template <bool Write>
   __attribute__((always_inline)) void next(int64_t offset, int64_t number) const {
-    const int64_t end = min_of(count, (number + 1) * share);
-    for (int64_t i = number * share; i < end; ++i) {
-      const T* line = at + offset + i * stride;
+    const int64_t begin = number * share, end = min_of(count, begin + share);
+    const T* line = at + offset + begin * stride;
+    if (length * int64_t(sizeof(T)) <= kAlignment) {
+      for (int64_t i = begin; i < end; ++i, line += stride) __builtin_prefetch(line, Write, 2);
+      return;
+    }
+    for (int64_t i = begin; i < end; ++i, line += stride) {
       for (int64_t n = 0; n < length; n += kAlignment / int64_t(sizeof(T)))
         __builtin_prefetch(line + n, Write, 2);
     }

@@ -7,6 +7,7 @@
 // depend on the shape alone and their sums are added in order: threads do not change the result.
 #pragma once
 
+#include "conv_lanes_grad_shared_tile.h"
 #include "conv_lanes_grad_tile.h"
 #include "conv_lanes_kernel.h"
 #include "conv_winograd.h"
@@ -40,12 +41,14 @@ struct LanesGradWeight {
     const int64_t row_elements = (source_extent(1, 1) * in.extent[2] + out.extent[2]) * L;
     in_place = sizeof(T) == sizeof(A) && in.last && in.planes == 1 && out.planes == 1 && blocks.lanes == L &&
                row_elements <= kRowsInCache / 4;
+    far = LanesConv<T>::is_far(shape);
+    if (in.planes == 1 && out.planes <= kGradPlanes) tiles = grad_tiles<A>(shape.axis[1], shape.axis[2]);
     tap_rows = shape.axis[0].kernel * shape.axis[1].kernel;
     block_weights = shape.K_per_group() * w.k * L;
     if (in_place) {
       part_blocks = clamp(kRowsInCache / row_elements, 1, blocks.count);
       box_size[0] = 1;
-      box_size[1] = rows_of_chain();
+      box_size[1] = tiles ? round_up(rows_of_chain(), kTileRows) : rows_of_chain();
     } else {
       choose_box();
       scratch_input = (part_blocks + 1) * in.planes * box_input() * L;  // the last part has a block more
@@ -62,10 +65,14 @@ struct LanesGradWeight {
     partial = reinterpret_cast<A*>(take(splits * blocks.count * block_weights * sizeof(A)));
     scratches = reinterpret_cast<A*>(take(p.threads * scratch * sizeof(A)));
     offsets = reinterpret_cast<int64_t*>(take(p.threads * kMaxRows * tap_rows * sizeof(int64_t)));
+    tile_count = tiles ? ceil_div(box_size[1], kTileRows) * ceil_div(box_size[2], kGradTilePixels) : 0;
+    tile_list = reinterpret_cast<GradTile<A>*>(take(p.threads * tile_count * sizeof(GradTile<A>)));
     inside = reinterpret_cast<Range*>(take(shape.axis[2].kernel * sizeof(Range)));
   }
 
-  int64_t rows_of_chain() const { return clamp(kChain / out.extent[2], 1, min_of(kMaxRows, out.extent[1])); }
+  int64_t rows_of_chain() const {
+    return clamp(kChain / out.extent[2], 1, min_of(kMaxRows, out.extent[1]));
+  }
   int64_t source_extent(int a, int64_t size) const {
     const Window& axis = shape.axis[a];
     return min_of(axis.input, (size - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1);
@@ -104,7 +111,8 @@ struct LanesGradWeight {
       A* sums = partial + split * size + part.begin * block_weights;
       fill_zero(sums, part.size() * block_weights);
       for (int64_t unit = units * split / splits; unit < units * (split + 1) / splits; ++unit) {
-        add_unit(unit, part, sums, offsets + thread * kMaxRows * tap_rows, scratches + thread * scratch);
+        add_unit(unit, part, sums, offsets + thread * kMaxRows * tap_rows, tile_list + thread * tile_count,
+                 scratches + thread * scratch);
       }
     });
     parallel(blocks.count, [&](int64_t b, int) {
@@ -118,15 +126,14 @@ struct LanesGradWeight {
       const Range part = blocks.part(b, 1);
       const int64_t count = shape.K_per_group() * w.k;
       for (int64_t block = part.begin; block < part.end; ++block) {
-        T* to = grad_weight + blocks.first(block) * count;
-        transpose_block(partial + block * block_weights, L, count, blocks.lanes,
-                        [&](int64_t lane) { return to + lane * count; });
+        lanes_to_rows(partial + block * block_weights, count, blocks.lanes,
+                      grad_weight + blocks.first(block) * count);
       }
     });
   }
 
   // One box of one image, for some blocks.
-  void add_unit(int64_t unit, Range part, A* sums, int64_t* offsets, A* loaded) const {
+  void add_unit(int64_t unit, Range part, A* sums, int64_t* offsets, GradTile<A>* list, A* loaded) const {
     Box box, read;
     for (int a = kAxes - 1; a >= 0; unit /= boxes(a), --a) {
       const Range range = cnnext::cpu::CNNEXT_ISA::block(unit % boxes(a), box_size[a], out.extent[a]);
@@ -145,7 +152,7 @@ struct LanesGradWeight {
     if constexpr (sizeof(T) == sizeof(A)) {
       if (in_place) {
         return add_box(view_in_place(all.input, in), view_in_place(all.grad, out), box, part, all, sums,
-                       offsets);
+                       offsets, list);
       }
     }
     const auto reading = staged_view<const A>(loaded, read, in.planes);
@@ -155,7 +162,7 @@ struct LanesGradWeight {
       load_lanes(input_of(b), in, blocks.lanes, read, loaded + (b - part.begin) * reading.block);
       load_lanes(grad_of(b), out, blocks.lanes, box, grads + (b - part.begin) * grad.block);
     }
-    add_box(reading, grad, box, part, all, sums, offsets);
+    add_box(reading, grad, box, part, all, sums, offsets, list);
   }
 
   struct Operands {  // an image, from the first channel of a part on
@@ -164,7 +171,8 @@ struct LanesGradWeight {
   };
 
   void add_box(const LanesView<const A>& read, const LanesView<const A>& grad, const Box& box, Range part,
-               const Operands& operands, A* sums, int64_t* offsets) const {
+               const Operands& operands, A* sums, int64_t* offsets, GradTile<A>* list) const {
+    if (tiles) return add_tiles(read, grad, box, part, operands, sums, list);
     const LanesGradSteps steps = {grad.stride[2],
                                   grad.stride[1],
                                   grad.plane,
@@ -183,7 +191,7 @@ struct LanesGradWeight {
         for (int64_t j = box.begin[2]; j < box.end[2]; j += pixels) {
           const Range range = {j, min_of(j + pixels, box.end[2])};
           for (int64_t b = part.begin; b < part.end; ++b) {
-            if (j == box.begin[2]) fetch_ahead(z, y, b, part, operands);
+            if (j == box.begin[2]) ahead_of(z, y, part, operands, 1).next(ahead_offset(part, b), 0, in, out);
             LanesGradRun<A> run = {grad.at(z, y, 0) + offset(grad, part, b),
                                    read.base + offset(read, part, b) - read.origin[2] * read.stride[2],
                                    offsets,
@@ -196,6 +204,70 @@ struct LanesGradWeight {
         }
       }
     }
+  }
+
+  void add_tiles(const LanesView<const A>& read, const LanesView<const A>& grad, const Box& box, Range part,
+                 const Operands& operands, A* sums, GradTile<A>* list) const {
+    const GradTileSteps steps = {grad.stride[2], grad.stride[1], read.stride[2], w.tap * L};
+    for (int64_t z = box.begin[0]; z < box.end[0]; ++z) {
+      for (int64_t m0 = 0; m0 < x[0].taps; ++m0) {
+        const int64_t i0 = x[0].source_index(z, m0);
+        if (!shape.axis[0].contains(i0)) continue;
+        TileGroup groups[4];
+        const int64_t count = list_tiles(read, grad, box, z, i0, list, groups), runs = count > 0 ? count : 1;
+        const Ahead ahead = ahead_of(z, box.begin[1], part, operands, runs);
+        for (int64_t b = part.begin; b < part.end; ++b) {
+          int64_t run = 0;
+          for (const TileGroup& g : groups) {
+            for (int64_t i = 0; i < g.count; i += kTilesOfChain) {
+              const int64_t some = min_of(kTilesOfChain, g.count - i);
+              if (m0 == 0) ahead.next(ahead_offset(part, b), run++, in, out);
+              for (int64_t k = 0; k < out.planes; ++k) {
+                tiles->run[g.height - 1][g.width - 1](
+                    g.first + i, some, offset(read, part, b), offset(grad, part, b) + k * grad.plane,
+                    sums + (b - part.begin) * block_weights +
+                        (k * w.k + m0 * kSharedTaps * kSharedTaps * w.tap) * L,
+                    steps);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+
+  struct TileGroup {  // of one size
+    const GradTile<A>* first;
+    int64_t height, width, count;
+  };
+
+  // The box's tiles in plane z for the source's plane i0, of two heights and two widths at most. Returns how
+  // many runs they make.
+  int64_t list_tiles(const LanesView<const A>& read, const LanesView<const A>& grad, const Box& box, int64_t z,
+                     int64_t i0, GradTile<A>* list, TileGroup* group) const {
+    const int64_t across = ceil_div(box.size(2), kGradTilePixels), narrow = box.size(2) / max_of(across, 1);
+    const int64_t wider = box.size(2) - narrow * across, whole = box.size(1) / kTileRows;
+    int64_t runs = 0;
+    for (const bool last : {false, true}) {
+      for (const bool wide : {true, false}) {
+        const int64_t height = last ? box.size(1) % kTileRows : kTileRows, width = narrow + wide;
+        const int64_t rows = last ? height > 0 : whole, columns = wide ? wider : across - wider;
+        *group = {list, height, width, rows * columns};
+        runs += ceil_div(group++->count, kTilesOfChain);
+        for (int64_t n = 0; n < rows * columns; ++n, ++list) {
+          const int64_t y = box.begin[1] + (last ? whole : n / columns) * kTileRows;
+          const int64_t j = box.begin[2] + (wide ? 0 : wider * (narrow + 1)) + n % columns * width;
+          const int64_t column = x[2].source_index(j, 0);
+          list->grad = grad.at(z, y, j);
+          list->columns = {-column, x[2].source - column};
+          for (int64_t i = 0; i < (height - 1) * x[1].source_step + kSharedTaps; ++i) {
+            const int64_t i1 = x[1].source_index(y, i);
+            list->source[i] = shape.axis[1].contains(i1) ? read.at(i0, i1, column) : nullptr;
+          }
+        }
+      }
+    }
+    return runs;
   }
 
   // Where each row of taps reads, for some rows of pixels: an offset from the first row, or -1 in the
@@ -249,17 +321,28 @@ struct LanesGradWeight {
     return in_place ? blocks.first(b) - blocks.first(part.begin) : (b - part.begin) * view.block;
   }
 
+  struct Ahead {
+    Fetch<T> input, grad;
+    __attribute__((always_inline)) void next(int64_t first, int64_t number, const GroupedLayout& in,
+                                             const GroupedLayout& out) const {
+      input.template next<false>(first * in.planes * in.strides.channel, number);
+      grad.template next<false>(first * out.planes * out.strides.channel, number);
+    }
+  };
+  int64_t ahead_offset(Range part, int64_t b) const {  // in groups
+    return blocks.first(b) - blocks.first(part.begin) + (in_place ? 0 : part.size() * L);
+  }
+
   // In place, rows of both operands that the next rows of pixels read first; else these rows of the next
   // part.
-  __attribute__((always_inline)) void fetch_ahead(int64_t z, int64_t y, int64_t b, Range part,
-                                                  const Operands& operands) const {
-    const int64_t height = rows_of_chain(), next = in_place ? 0 : part.size() * L;
-    if (part.end + next / L > blocks.count) return;
+  Ahead ahead_of(int64_t z, int64_t y, Range part, const Operands& operands, int64_t shares) const {
+    if (!far || (!in_place && part.end + part.size() > blocks.count)) return {};
+    const int64_t height = tiles ? box_size[1] : rows_of_chain();
     Operands from = operands;
     if (in_place && (y += height) >= out.extent[1]) {
       y = 0;
       if (++z == out.extent[0]) {
-        if (operands.last) return;
+        if (operands.last) return {};
         z = 0;
         from.input += in.strides.image;
         from.grad += out.strides.image;
@@ -269,14 +352,12 @@ struct LanesGradWeight {
     const int64_t end = clamp(last, 0, in.extent[1]);
     const int64_t begin = y == 0 ? 0 : clamp(last - height * x[1].source_step, 0, end);
     const int64_t plane = clamp(x[0].source_index(z, x[0].taps - 1), 0, in.extent[0] - 1);
-    const int64_t first = blocks.first(b) - blocks.first(part.begin) + next;
     const int64_t pixel = (plane * in.extent[1] + begin) * in.extent[2];
-    Fetch<T>(from.input + pixel * in.strides.pixel, in, blocks.lanes, (end - begin) * in.extent[2], 1)
-        .template next<false>(first * in.planes * in.strides.channel, 0);
     const int64_t row = (z * out.extent[1] + y) * out.extent[2];
-    Fetch<T>(from.grad + row * out.strides.pixel, out, blocks.lanes,
-             min_of(height, out.extent[1] - y) * out.extent[2], 1)
-        .template next<false>(first * out.planes * out.strides.channel, 0);
+    return {Fetch<T>(from.input + pixel * in.strides.pixel, in, blocks.lanes, (end - begin) * in.extent[2],
+                     shares),
+            Fetch<T>(from.grad + row * out.strides.pixel, out, blocks.lanes,
+                     min_of(height, out.extent[1] - y) * out.extent[2], shares)};
   }
 
   ConvShape shape;
@@ -286,11 +367,14 @@ struct LanesGradWeight {
   T* grad_weight;
   WeightStrides w;
   PhaseAxis x[kAxes];
-  bool in_place;
+  bool in_place, far;
+  const GradTilesOf<A>* tiles = nullptr;
   int64_t box_size[kAxes], part_blocks = 1, tap_rows, block_weights;
   int64_t scratch_input = 0, scratch = 0, units, splits, bytes_taken = 0;
   A *partial, *scratches;
   int64_t* offsets;
+  GradTile<A>* tile_list;
+  int64_t tile_count;
   Range* inside;
 };
 

@@ -41,7 +41,7 @@ struct LanesConv {
       phases[a] = gradient ? min_of(shape.axis[a].stride, shape.axis[a].input) : 1;
       box_size[a] = to.extent[a];
     }
-    far = shape.N * (shape.C * shape.input_pixels() + shape.K * shape.output_pixels()) * sizeof(T) > kFarBytes;
+    far = is_far(shape);
     choose_tiles();
     choose_boxes();
     block_weights = to.planes * from.planes * shape.taps() * L;
@@ -92,6 +92,11 @@ struct LanesConv {
   int64_t boxes(int a) const { return ceil_div(to.extent[a], box_size[a]); }
   int64_t box_count() const { return boxes(0) * boxes(1) * boxes(2); }
   int64_t tasks() const { return shape.N * box_count() * blocks.parts(part_blocks); }
+
+  static bool is_far(const ConvShape& s) {  // whether the operands are beyond the caches
+    const int64_t elements = s.N * (s.C * s.input_pixels() + s.K * s.output_pixels());
+    return elements * int64_t(sizeof(T)) > kFarBytes;
+  }
 
   void choose_tiles() {
     const Window& x = shape.axis[2];
@@ -194,15 +199,7 @@ struct LanesConv {
     const int64_t first = blocks.first(b), K = shape.K_per_group();
     if (blocks.lanes < L) fill_zero(out, block_weights);
     const int64_t weights = K * w.k;
-    const T* from_first = weight + first * weights;
-    if (weights < L && (first + L - 1) * weights + L <= blocks.groups * weights) {
-      Vec<A> x[L];  // of each group, and what follows it in memory
-      for (int64_t lane = 0; lane < L; ++lane) x[lane] = load(from_first + lane * weights);
-      transpose<A>(x);
-      for (int64_t i = 0; i < weights; ++i) store(out + i * L, x[i]);
-    } else {
-      transpose_block(from_first, weights, blocks.lanes, weights, [&](int64_t i) { return out + i * L; });
-    }
+    rows_to_lanes(weight + first * weights, weights, blocks.lanes, (blocks.groups - first - L) * weights, out);
     fill_zero(add, to.planes * L);
     if (!bias) return;
     for (int64_t lane = 0; lane < blocks.lanes; ++lane) {
@@ -378,7 +375,7 @@ struct LanesConv {
 
   ConvShape shape;
   bool gradient, in_place;
-  bool far, spread = false;  // operands beyond the caches; a gradient's phases of the last axis in one tile
+  bool far, spread = false;  // spread: a gradient's phases of the last axis in one tile
   LaneBlocks<A> blocks;
   GroupedLayout from, to;
   const T *source, *weight, *bias;

@@ -1,0 +1,103 @@
+// The innermost sums of the gradient with respect to a 3x3 weight with a lane for each group, where taps are
+// neighbours: the gradients of a tile of pixels are in registers beside the sums of all taps, and each vector
+// of the input is loaded once for all products that it is part of. The padding is left out.
+#pragma once
+
+#include "conv_lanes_shared_tile.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+constexpr int kGradTilePixels = CNNEXT_VECTOR_BYTES == 64 ? 7 : 4;
+constexpr int64_t kTilesOfChain = 4;  // are summed before they are added to memory: chains are short
+constexpr int kSharedTaps = 3;
+constexpr int kMostSourceRows = (kTileRows - 1) * 2 + kSharedTaps;
+
+template <class A>
+struct GradTile {
+  const A* grad;                     // the first pixel
+  const A* source[kMostSourceRows];  // that pixel's first tap in each source row; null in the padding
+  Range columns;                     // inside of the input, counted from there
+};
+
+struct GradTileSteps {  // in elements, from one to the next
+  int64_t grad_pixel, grad_row, column, sum_tap;
+};
+
+// Adds the sums of some tiles; the offsets are those of a block of groups.
+template <class A, int Step, int Rows, int Pixels>
+void lanes_grad_tiles(const GradTile<A>* tile, int64_t count, int64_t source_offset, int64_t grad_offset,
+                      A* sums, const GradTileSteps& s) {
+  constexpr int kSourceRows = (Rows - 1) * Step + kSharedTaps, kColumns = (Pixels - 1) * Step + kSharedTaps;
+  Vec<A> sum[kSharedTaps][kSharedTaps] = {};
+  for (; count > 0; --count, ++tile) {
+    const A* grad = tile->grad + grad_offset;
+    Vec<A> g[Rows][Pixels];
+#pragma GCC unroll 2
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 7
+      for (int j = 0; j < Pixels; ++j) g[r][j] = load(grad + r * s.grad_row + j * s.grad_pixel);
+    }
+    const int64_t begin = tile->columns.begin, end = tile->columns.end;
+#pragma GCC unroll 5
+    for (int i = 0; i < kSourceRows; ++i) {
+      if (!tile->source[i]) continue;
+      const A* x = tile->source[i] + source_offset;
+#pragma GCC unroll 15
+      for (int c = 0; c < kColumns; ++c) {
+        if (c < begin || c >= end) continue;
+        const Vec<A> value = load(x + c * s.column);
+#pragma GCC unroll 2
+        for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 7
+          for (int j = 0; j < Pixels; ++j) {
+            const int row = i - r * Step, tap = c - j * Step;
+            if (row < 0 || row >= kSharedTaps || tap < 0 || tap >= kSharedTaps) continue;
+            sum[row][tap] += g[r][j] * value;
+          }
+        }
+      }
+    }
+  }
+#pragma GCC unroll 3
+  for (int row = 0; row < kSharedTaps; ++row) {
+#pragma GCC unroll 3
+    for (int tap = 0; tap < kSharedTaps; ++tap) {
+      A* to = sums + (row * kSharedTaps + tap) * s.sum_tap;
+      store(to, load(to) + sum[row][tap]);
+    }
+  }
+}
+
+template <class A>
+using RunGradTiles = void (*)(const GradTile<A>*, int64_t count, int64_t source_offset, int64_t grad_offset,
+                              A* sums, const GradTileSteps&);
+
+template <class A>
+struct GradTilesOf {  // run[rows - 1][pixels - 1]
+  RunGradTiles<A> run[kTileRows][kGradTilePixels];
+};
+template <class A, int Step, int Rows, int... Number>
+constexpr void list_grad_tiles(RunGradTiles<A>* run, std::integer_sequence<int, Number...>) {
+  ((run[Number] = &lanes_grad_tiles<A, Step, Rows, Number + 1>), ...);
+}
+template <class A, int Step>
+const GradTilesOf<A>* grad_tiles_of() {
+  static constexpr GradTilesOf<A> all = [] {
+    using Pixels = std::make_integer_sequence<int, kGradTilePixels>;
+    GradTilesOf<A> t = {};
+    list_grad_tiles<A, Step, 1>(t.run[0], Pixels());
+    if constexpr (kTileRows == 2) list_grad_tiles<A, Step, 2>(t.run[1], Pixels());
+    return t;
+  }();
+  return &all;
+}
+
+// Null where the weight's last two axes are no 3x3 of neighbours.
+template <class A>
+const GradTilesOf<A>* grad_tiles(const Window& y, const Window& x) {
+  const bool fits = y.kernel == kSharedTaps && x.kernel == kSharedTaps && y.dilation == 1 && x.dilation == 1;
+  if (!fits || y.stride != x.stride) return nullptr;
+  return x.stride == 1 ? grad_tiles_of<A, 1>() : x.stride == 2 ? grad_tiles_of<A, 2>() : nullptr;
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
