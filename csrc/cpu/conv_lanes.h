@@ -193,8 +193,8 @@ void lanes_to_rows(const Acc<T>* from, int64_t count, int64_t lanes, T* to) {
   for (int64_t i = 0; i < count; ++i) x[i] = load(from + i * L);
   transpose<Acc<T>>(x);
   // What a vector writes beyond its group is overwritten by the next ones; the last groups end with the memory.
-  const int64_t whole = (lanes * count - L) / count + 1;
-  for (int64_t lane = 0; lane < lanes; ++lane) {
+  const int64_t whole = (L * count - L) / count + 1;
+  for (int64_t lane = 0; lane < L; ++lane) {
     if (lane < whole) {
       store(to + lane * count, x[lane]);
     } else {

@@ -219,8 +219,8 @@ struct LanesGradWeight {
         for (int64_t b = part.begin; b < part.end; ++b) {
           int64_t run = 0;
           for (const TileGroup& g : groups) {
-            for (int64_t i = 0; i < g.count; i += kTilesOfChain) {
-              const int64_t some = min_of(kTilesOfChain, g.count - i);
+            for (int64_t i = 0; i < g.count; i += chain()) {
+              const int64_t some = min_of(chain(), g.count - i);
               if (m0 == 0) ahead.next(ahead_offset(part, b), run++, in, out);
               for (int64_t k = 0; k < out.planes; ++k) {
                 tiles->run[g.height - 1][g.width - 1](
@@ -235,6 +235,9 @@ struct LanesGradWeight {
       }
     }
   }
+
+  // Tiles between which lines are fetched: products hide less of it where rows are long and far.
+  int64_t chain() const { return far && out.extent[2] > 2 * kGradTilePixels ? 1 : kTilesOfChain; }
 
   struct TileGroup {  // of one size
     const GradTile<A>* first;
@@ -253,7 +256,7 @@ struct LanesGradWeight {
         const int64_t height = last ? box.size(1) % kTileRows : kTileRows, width = narrow + wide;
         const int64_t rows = last ? height > 0 : whole, columns = wide ? wider : across - wider;
         *group = {list, height, width, rows * columns};
-        runs += ceil_div(group++->count, kTilesOfChain);
+        runs += ceil_div(group++->count, chain());
         for (int64_t n = 0; n < rows * columns; ++n, ++list) {
           const int64_t y = box.begin[1] + (last ? whole : n / columns) * kTileRows;
           const int64_t j = box.begin[2] + (wide ? 0 : wider * (narrow + 1)) + n % columns * width;

@@ -7,6 +7,7 @@
 #include "conv_winograd.h"
 #include "conv_grad_weight_gemm.h"
 #include "conv_grad_weight_winograd.h"
+#include "conv_group_tiles.h"
 #include "conv_lanes_kernel.h"
 #include "conv_lanes_grad_weight.h"
 #include "conv_grad_bias.h"
@@ -26,9 +27,11 @@ CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
 }
 
 const Kernels& kernels() {
-  static const ConvKernel conv[] = {kConvDepthwise, kConvGrouped, kConvWinograd, kConvGemm, kConvReference};
-  static const ConvKernel conv_grad_input[] = {kConvGradInputDepthwise, kConvGradInputGrouped,
-                                               kConvGradInputWinograd, kConvGradInputGemm,
+  static const ConvKernel conv[] = {kConvDepthwise, kConvGroupTiles, kConvGrouped,
+                                    kConvWinograd,  kConvGemm,       kConvReference};
+  static const ConvKernel conv_grad_input[] = {kConvGradInputDepthwise, kConvGradInputGroupTiles,
+                                               kConvGradInputGrouped,   kConvGradInputWinograd,
+                                               kConvGradInputGemm,
                                                kConvGradInputReference};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kConvGradWeightGrouped,
                                                 kConvGradWeightWinograd, kConvGradWeightGemm,
