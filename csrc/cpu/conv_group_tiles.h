@@ -186,10 +186,12 @@ struct GroupTiles {
     if (bias) copy_run(bias + channel, add, channels);
     const int64_t step = x.step * phases.destination.pixel;
     T* to = destination + (to_pixel + x.start) * phases.destination.pixel + channel;
+    const int64_t next_row = to_width * phases.destination.pixel;
     const int64_t tiles = ceil_div(x.count, kRows), least = x.count / max_of(tiles, 1);
     const int64_t longer = x.count - least * tiles;
     for (int64_t i = 0, j = 0; i < tiles; ++i) {
       const int64_t size = least + (i < longer);
+      for (int64_t i = j; i < j + size; ++i) __builtin_prefetch(to + i * step + next_row, 1);
       tile(size, channels > L)(taps, count, j, S, add, to + j * step, step);
       j += size;
     }
@@ -215,6 +217,7 @@ struct GroupTiles {
           fill_zero(to, pixel);
         } else {
           copy_run(from + c * phases.source.pixel, to, S);
+          __builtin_prefetch(from + c * phases.source.pixel + S);  // the next group's
         }
       }
     }
