@@ -78,6 +78,28 @@ struct GroupRows {
   int64_t step, low, high, of_residue;  // columns
 };
 
+// S channels of some rows of `width` columns to to[row][column][pixel]. What lies `next` elements further is
+// fetched for the next copy.
+template <class T>
+void copy_group_rows(const T* source, int64_t step, int64_t width, Range rows, const GroupRows& row, int64_t S,
+                     int64_t pixel, int64_t next, Acc<T>* to) {
+  for (int64_t i = rows.begin; i < rows.end; ++i) {
+    const T* from = source + i * width * step;
+    for (int64_t residue = 0; residue < row.step; ++residue) {
+      int64_t c = row.low + residue;
+      for (int64_t n = 0; n < row.of_residue; ++n, c += row.step, to += pixel) {
+        if (c < 0 || c >= width) {
+          fill_zero(to, pixel);
+          continue;
+        }
+        copy_run(from + c * step, to, S);
+        for (int64_t k = 0; k < S; k += kAlignment / int64_t(sizeof(T)))
+          __builtin_prefetch(from + c * step + next + k, 0, 2);
+      }
+    }
+  }
+}
+
 template <class T>
 struct GroupTiles {
   using A = Acc<T>;
@@ -209,18 +231,8 @@ struct GroupTiles {
         phases.gradient ? y.end_output(rows.end - 1) : y.input_index(rows.end - 1, y.kernel - 1) + 1;
     Range read = {clamp(first, 0, height), 0};
     read.end = clamp(last, read.begin, height);
-    for (int64_t i = read.begin; i < read.end; ++i, box += row.size() * pixel) {
-      const T* from = source + image * phases.source.image + i * width * phases.source.pixel + group * S;
-      for (int64_t c = row.low; c < row.low + row.size(); ++c) {
-        A* to = box + row.at(c) * pixel;
-        if (c < 0 || c >= width) {
-          fill_zero(to, pixel);
-        } else {
-          copy_run(from + c * phases.source.pixel, to, S);
-          __builtin_prefetch(from + c * phases.source.pixel + S);  // the next group's
-        }
-      }
-    }
+    copy_group_rows(source + image * phases.source.image + group * S, phases.source.pixel, width, read, row, S,
+                    pixel, S, box);
     return read;
   }
 

@@ -8,6 +8,7 @@
 #include "conv_grad_weight_gemm.h"
 #include "conv_grad_weight_winograd.h"
 #include "conv_group_tiles.h"
+#include "conv_group_tiles_grad_weight.h"
 #include "conv_lanes_kernel.h"
 #include "conv_lanes_grad_weight.h"
 #include "conv_grad_bias.h"
@@ -33,7 +34,8 @@ const Kernels& kernels() {
                                                kConvGradInputGrouped,   kConvGradInputWinograd,
                                                kConvGradInputGemm,
                                                kConvGradInputReference};
-  static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kConvGradWeightGrouped,
+  static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kConvGradWeightGroupTiles,
+                                                kConvGradWeightGrouped,
                                                 kConvGradWeightWinograd, kConvGradWeightGemm,
                                                 kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};

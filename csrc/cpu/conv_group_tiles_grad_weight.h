@@ -1,0 +1,206 @@
+// Gradient of a convolution with respect to the weight where groups are as wide as one or two vectors, in
+// channels last:
+//   grad_weight[k, tap, c] = sum over output pixels of grad_output[pixel, k] * input[pixel + tap, c]
+// A tile of output channels, whose gradients are broadcast, times the input channels as lanes stays in registers
+// over some rows of pixels.
+//
+// A task owns a few groups. Of each image it copies some rows of both operands into scratch memory (see
+// conv_group_tiles.h) and adds to their sums in the order of the images: threads do not change them.
+#pragma once
+
+#include "conv_group_tiles.h"
+#include "conv_grad_weight_winograd.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+constexpr int kGroupGradSums = CNNEXT_VECTOR_BYTES == 64 ? 16 : 8;  // vectors in registers
+
+struct GroupGradSteps {  // in elements, from one row to the next
+  int64_t grad_row, source_row;
+};
+
+// sums[k][Vectors] += over rows x width pixels, for Rows output channels. Pixels are Pixel elements apart.
+template <class A, int Rows, int Vectors, int64_t Pixel>
+void group_grad_tile(const A* grad, const A* source, int64_t rows, int64_t width, const GroupGradSteps& s,
+                     A* sums) {
+  constexpr int64_t L = kLanes<A>;
+  Vec<A> sum[Rows][Vectors] = {};
+  for (; rows > 0; --rows, grad += s.grad_row, source += s.source_row) {
+    const A *a = grad, *b = source;
+    for (int64_t n = 0; n < width; ++n, a += Pixel, b += Pixel) {
+      Vec<A> y[Vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) y[v] = load(b + v * L);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+        const Vec<A> x = broadcast(a[r]);
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) sum[r][v] += x * y[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) {
+      A* to = sums + r * Pixel + v * L;
+      store(to, load(to) + sum[r][v]);
+    }
+  }
+}
+
+template <class T>
+struct GroupTilesGradWeight {
+  using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>;
+  static constexpr int64_t kPixel = 32;                            // elements of a copied pixel
+  static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
+  static constexpr int64_t kTaskGroups = 4;                        // whose channels share lines or follow them
+  static constexpr int64_t kChain = 256;                           // pixels summed before they are added to memory
+
+  GroupTilesGradWeight(const ConvProblem& p, const ConvBuffers& b, char* workspace)
+      : shape(p.shape),
+        y(forward_phase(shape.axis[1])),
+        x(forward_phase(shape.axis[2])),
+        row(shape, false),
+        C(shape.C_per_group()),
+        K(shape.K_per_group()),
+        input(static_cast<const T*>(b.input)),
+        grad_output(static_cast<const T*>(b.output)),
+        grad_weight(static_cast<T*>(b.weight)),
+        w(weight_strides_of(p.weight_layout, C, shape.taps())) {
+    grad_row.step = 1;
+    grad_row.low = 0;
+    grad_row.high = grad_row.of_residue = x.count;
+    band = y.count;
+    while (band > 1 && box_size() > kBoxElements) band = ceil_div(band, 2);
+    sums_size = shape.taps() * K * kPixel;
+    const int64_t each = round_up((kTaskGroups * sums_size + box_size()) * sizeof(A), kAlignment);
+    scratch = reinterpret_cast<A*>(workspace);
+    scratch_size = each / sizeof(A);
+    bytes_taken = p.threads * each;
+  }
+
+  int64_t source_rows() const {  // of a band, at most
+    return min_of(y.source, (band - 1) * y.source_step + (y.taps - 1) * y.offset_step + 1);
+  }
+  int64_t box_size() const { return (source_rows() * row.size() + band * x.count) * kPixel; }
+
+  void run(const Parallel& parallel) const {
+    parallel(ceil_div(shape.groups, kTaskGroups), [&](int64_t task, int thread) {
+      const Range groups = block(task, kTaskGroups, shape.groups);
+      A* sums = scratch + thread * scratch_size;
+      fill_zero(sums, kTaskGroups * sums_size);
+      for (int64_t image = 0; image < shape.N; ++image) {
+        for (int64_t begin = 0; begin < y.count; begin += band) {
+          for (int64_t g = groups.begin; g < groups.end; ++g)
+            add_band(image, g, {begin, min_of(begin + band, y.count)}, g + 1 == groups.end,
+                     sums + (g - groups.begin) * sums_size, sums + kTaskGroups * sums_size);
+        }
+      }
+      for (int64_t g = groups.begin; g < groups.end; ++g, sums += sums_size) store_weight(g, sums);
+    });
+  }
+
+  void store_weight(int64_t group, const A* sums) const {
+    T* to = grad_weight + group * K * w.k;
+    for (int64_t tap = 0; tap < shape.taps(); ++tap) {
+      for (int64_t k = 0; k < K; ++k, sums += kPixel) {
+        T* out = to + k * w.k + tap * w.tap;
+        if (w.c == 1) {
+          for (int64_t c = 0; c < C; c += L) store(out + c, load(sums + c));
+        } else {
+          for (int64_t c = 0; c < C; ++c) store_one(out + c * w.c, sums[c]);
+        }
+      }
+    }
+  }
+
+  // Some rows of one image's pixels.
+  void add_band(int64_t image, int64_t group, Range rows, bool last, A* sums, A* box) const {
+    Range read = {clamp(y.source_index(rows.begin, 0), 0, y.source), 0};
+    read.end = clamp(y.source_index(rows.end - 1, y.taps - 1) + 1, read.begin, y.source);
+    A* grads = box + source_rows() * row.size() * kPixel;
+    const int64_t in_image = shape.C * y.source * x.source, out_image = shape.K * y.count * x.count;
+    copy_group_rows(input + image * in_image + group * C, shape.C, x.source, read, row, C, kPixel,
+                    last ? in_image - (kTaskGroups - 1) * C : C, box);
+    copy_group_rows(grad_output + image * out_image + group * K, shape.K, x.count, rows, grad_row, K, kPixel,
+                    last ? out_image - (kTaskGroups - 1) * K : K, grads);
+    const GroupGradSteps steps = {x.count * kPixel, y.source_step * row.size() * kPixel};
+    const int64_t chain = max_of(1, kChain / x.count);
+    for (int64_t m1 = 0; m1 < y.taps; ++m1) {
+      const Range all = positions_inside_of(y, m1, rows);
+      for (int64_t m2 = 0; m2 < x.taps; ++m2) {
+        const int64_t column = row.at(x.source_index(0, m2));
+        A* to = sums + (m1 * x.taps + m2) * K * kPixel;
+        for (int64_t j = all.begin; j < all.end; j += chain) {
+          const int64_t from = (y.source_index(j, m1) - read.begin) * row.size() + column;
+          add_tiles(grads + (j - rows.begin) * x.count * kPixel, box + from * kPixel, min_of(chain, all.end - j),
+                    steps, to);
+        }
+      }
+    }
+  }
+
+  // Those of some positions for which the tap lies inside the source.
+  static Range positions_inside_of(const PhaseAxis& y, int64_t m, Range rows) {
+    Range inside = rows;
+    while (inside.begin < inside.end && y.source_index(inside.begin, m) < 0) ++inside.begin;
+    while (inside.end > inside.begin && y.source_index(inside.end - 1, m) >= y.source) --inside.end;
+    return inside;
+  }
+
+  void add_tiles(const A* grad, const A* source, int64_t rows, const GroupGradSteps& steps, A* sums) const {
+    const bool wide = C > L;
+    for (int64_t c = 0; c < C; c += kCols<A>) {
+      for (int64_t k = 0; k < K; k += kGroupGradSums / (wide ? 2 : 1)) {
+        A* to = sums + k * kPixel + c;
+        if (wide) {
+          group_grad_tile<A, kGroupGradSums / 2, 2, kPixel>(grad + k, source + c, rows, x.count, steps, to);
+        } else {
+          group_grad_tile<A, kGroupGradSums, 1, kPixel>(grad + k, source + c, rows, x.count, steps, to);
+        }
+      }
+    }
+  }
+
+  ConvShape shape;
+  PhaseAxis y, x;
+  GroupRows row, grad_row = row;
+  int64_t C, K;  // channels of a group
+  const T *input, *grad_output;
+  T* grad_weight;
+  WeightStrides w;
+  int64_t band, sums_size, scratch_size, bytes_taken;
+  A* scratch;
+};
+
+inline int64_t group_tiles_grad_weight_workspace(const ConvProblem& p) {
+  int64_t bytes = 0;
+  with_type(p.dtype, [&](auto* tag) {
+    bytes = GroupTilesGradWeight<Pointee<decltype(tag)>>(p, {}, nullptr).bytes_taken;
+  });
+  return bytes;
+}
+inline void group_tiles_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
+                                    char* workspace) {
+  with_type(p.dtype,
+            [&](auto* tag) { GroupTilesGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
+}
+
+inline const char* group_tiles_grad_weight_refuses(const ConvProblem& p) {
+  const int64_t K = p.shape.K_per_group();
+  if (const char* reason = group_tiles_refuses<true>(p)) return reason;
+  if (K % 16 != 0) return "takes a multiple of 16 output channels in a group";
+  if (p.shape.groups < 16) return "takes 16 groups or more";
+  constexpr int64_t kFewPixels = 256;
+  if (K > 16 && p.shape.N * p.shape.output_pixels() >= kFewPixels && !winograd_grad_weight_refuses(p))
+    return "many pixels are left to Winograd's algorithm";
+  return nullptr;
+}
+
+constexpr ConvKernel kConvGradWeightGroupTiles = {"group_tiles", "a tile of channels for each group",
+                                                  group_tiles_grad_weight_refuses,
+                                                  group_tiles_grad_weight_workspace, group_tiles_grad_weight};
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
