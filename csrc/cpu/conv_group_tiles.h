@@ -1,5 +1,5 @@
-// Convolution of groups as wide as one or two vectors, and its gradient with respect to the input, in channels
-// last: a tile of pixels for each group,
+// Convolution of groups as wide as one or two vectors, and its gradient with respect to the input, in
+// channels last: a tile of pixels for each group,
 //   destination[pixel, channel] = bias[channel] + sum over (tap, source channel) of source * weight
 // where source elements are broadcast and destination channels are the lanes.
 //
@@ -17,18 +17,14 @@ struct GroupTap {
   const A *source, *weight;  // of pixel 0 of the row; [source channel][kCols]
 };
 
-// sum[pixel] of Rows pixels, `depth` source channels a tap. Pixels are Pixel elements apart in the source.
+// Some taps' sums of Rows pixels, `depth` source channels a tap, on top of the bias or, if that is null, of
+// what is there. Pixels are Pixel elements apart in the source.
 template <class T, int Rows, int Vectors, int64_t Pixel>
-void group_tile(const GroupTap<Acc<T>>* tap, int64_t taps, int64_t at, int64_t depth, const Acc<T>* bias, T* to,
-                int64_t to_pixel) {
+void group_tile(const GroupTap<Acc<T>>* tap, int64_t taps, int64_t at, int64_t depth, const Acc<T>* bias,
+                T* to, int64_t to_pixel) {
   using A = Acc<T>;
   constexpr int64_t L = kLanes<A>;
-  Vec<A> sum[Rows][Vectors];
-#pragma GCC unroll 14
-  for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) sum[r][v] = load(bias + v * L);
-  }
+  Vec<A> sum[Rows][Vectors] = {};
   for (; taps > 0; --taps, ++tap) {
     const A *a = tap->source + at * Pixel, *b = tap->weight;
     for (int64_t d = 0; d < depth; ++d, ++a, b += kCols<A>) {
@@ -46,7 +42,10 @@ void group_tile(const GroupTap<Acc<T>>* tap, int64_t taps, int64_t at, int64_t d
 #pragma GCC unroll 14
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) store(to + r * to_pixel + v * L, sum[r][v]);
+    for (int v = 0; v < Vectors; ++v) {
+      T* out = to + r * to_pixel + v * L;
+      store(out, (bias ? load(bias + v * L) : load(out)) + sum[r][v]);
+    }
   }
 }
 
@@ -81,8 +80,8 @@ struct GroupRows {
 // S channels of some rows of `width` columns to to[row][column][pixel]. What lies `next` elements further is
 // fetched for the next copy.
 template <class T>
-void copy_group_rows(const T* source, int64_t step, int64_t width, Range rows, const GroupRows& row, int64_t S,
-                     int64_t pixel, int64_t next, Acc<T>* to) {
+void copy_group_rows(const T* source, int64_t step, int64_t width, Range rows, const GroupRows& row,
+                     int64_t S, int64_t pixel, int64_t next, Acc<T>* to) {
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     const T* from = source + i * width * step;
     for (int64_t residue = 0; residue < row.step; ++residue) {
@@ -106,6 +105,7 @@ struct GroupTiles {
   static constexpr int64_t L = kLanes<A>;
   static constexpr int64_t kBoxElements = (96 << 10) / sizeof(A);  // of scratch memory, where rows are short
   static constexpr int64_t kFewTasks = 16;
+  static constexpr int64_t kChain = 160;  // products summed before they are added to memory, for accuracy
 
   GroupTiles(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : phases(p, gradient),
@@ -143,7 +143,8 @@ struct GroupTiles {
   int64_t source_rows(int64_t rows) const {  // at most, that so many rows read
     const Window& y = shape.axis[1];
     const int64_t reach = (y.kernel - 1) * y.dilation;
-    return min_of(height, phases.gradient ? (rows - 1 + reach) / y.stride + 1 : (rows - 1) * y.stride + reach + 1);
+    return min_of(height,
+                  phases.gradient ? (rows - 1 + reach) / y.stride + 1 : (rows - 1) * y.stride + reach + 1);
   }
 
   void run(const Parallel& parallel) const {
@@ -159,8 +160,8 @@ struct GroupTiles {
     const int64_t bands = ceil_div(to_height, band);
     parallel(shape.N * bands * shape.groups, [&](int64_t task, int thread) {
       const int64_t group = task % shape.groups, image = task / shape.groups / bands;
-      compute(image, group, block(task / shape.groups % bands, band, to_height), scratch + thread * scratch_size,
-              lists + thread * phases.max_taps);
+      compute(image, group, block(task / shape.groups % bands, band, to_height),
+              scratch + thread * scratch_size, lists + thread * phases.max_taps);
     });
   }
 
@@ -202,8 +203,8 @@ struct GroupTiles {
     }
   }
 
-  void row_of_tiles(const GroupTap<A>* taps, int64_t count, const PhaseAxis& x, int64_t channel, int64_t channels,
-                    int64_t to_pixel) const {
+  void row_of_tiles(const GroupTap<A>* taps, int64_t count, const PhaseAxis& x, int64_t channel,
+                    int64_t channels, int64_t to_pixel) const {
     A add[kCols<A>] = {};
     if (bias) copy_run(bias + channel, add, channels);
     const int64_t step = x.step * phases.destination.pixel;
@@ -211,10 +212,14 @@ struct GroupTiles {
     const int64_t next_row = to_width * phases.destination.pixel;
     const int64_t tiles = ceil_div(x.count, kRows), least = x.count / max_of(tiles, 1);
     const int64_t longer = x.count - least * tiles;
+    const int64_t part = sizeof(T) < sizeof(A) ? max_of(count, 1) : kChain / S;
     for (int64_t i = 0, j = 0; i < tiles; ++i) {
       const int64_t size = least + (i < longer);
       for (int64_t i = j; i < j + size; ++i) __builtin_prefetch(to + i * step + next_row, 1);
-      tile(size, channels > L)(taps, count, j, S, add, to + j * step, step);
+      for (int64_t first = 0; first < max_of(count, 1); first += part) {
+        tile(size, channels > L)(taps + first, min_of(part, count - first), j, S, first == 0 ? add : nullptr,
+                                 to + j * step, step);
+      }
       j += size;
     }
   }
@@ -231,8 +236,8 @@ struct GroupTiles {
         phases.gradient ? y.end_output(rows.end - 1) : y.input_index(rows.end - 1, y.kernel - 1) + 1;
     Range read = {clamp(first, 0, height), 0};
     read.end = clamp(last, read.begin, height);
-    copy_group_rows(source + image * phases.source.image + group * S, phases.source.pixel, width, read, row, S,
-                    pixel, S, box);
+    copy_group_rows(source + image * phases.source.image + group * S, phases.source.pixel, width, read, row,
+                    S, pixel, S, box);
     return read;
   }
 
@@ -258,9 +263,8 @@ int64_t group_tiles_workspace(const ConvProblem& p) {
 }
 template <bool Gradient>
 void group_tiles(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  with_type(p.dtype, [&](auto* tag) {
-    GroupTiles<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel);
-  });
+  with_type(p.dtype,
+            [&](auto* tag) { GroupTiles<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
 }
 
 template <bool Gradient>

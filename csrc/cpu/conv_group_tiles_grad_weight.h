@@ -1,8 +1,8 @@
 // Gradient of a convolution with respect to the weight where groups are as wide as one or two vectors, in
 // channels last:
 //   grad_weight[k, tap, c] = sum over output pixels of grad_output[pixel, k] * input[pixel + tap, c]
-// A tile of output channels, whose gradients are broadcast, times the input channels as lanes stays in registers
-// over some rows of pixels.
+// A tile of output channels, whose gradients are broadcast, times the input channels as lanes stays in
+// registers over some rows of pixels.
 //
 // A task owns a few groups. Of each image it copies some rows of both operands into scratch memory (see
 // conv_group_tiles.h) and adds to their sums in the order of the images: threads do not change them.
@@ -53,10 +53,10 @@ template <class T>
 struct GroupTilesGradWeight {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
-  static constexpr int64_t kPixel = 32;                            // elements of a copied pixel
+  static constexpr int64_t kPixel = 32;                             // elements of a copied pixel
   static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
-  static constexpr int64_t kTaskGroups = 4;                        // whose channels share lines or follow them
-  static constexpr int64_t kChain = 256;                           // pixels summed before they are added to memory
+  static constexpr int64_t kTaskGroups = 4;  // whose channels share lines or follow them
+  static constexpr int64_t kChain = 256;     // pixels summed before they are added to memory
 
   GroupTilesGradWeight(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
@@ -135,8 +135,8 @@ struct GroupTilesGradWeight {
         A* to = sums + (m1 * x.taps + m2) * K * kPixel;
         for (int64_t j = all.begin; j < all.end; j += chain) {
           const int64_t from = (y.source_index(j, m1) - read.begin) * row.size() + column;
-          add_tiles(grads + (j - rows.begin) * x.count * kPixel, box + from * kPixel, min_of(chain, all.end - j),
-                    steps, to);
+          add_tiles(grads + (j - rows.begin) * x.count * kPixel, box + from * kPixel,
+                    min_of(chain, all.end - j), steps, to);
         }
       }
     }

@@ -172,8 +172,8 @@ void run_of_lanes(const Acc<T>* from, int64_t plane, const GroupedLayout& g, int
   }
 }
 
-// from[lane][i] to to[i][lane] and back, i < count: the weights of a block's groups, which are often fewer than a
-// vector's lanes. `after`: elements that follow in memory.
+// from[lane][i] to to[i][lane] and back, i < count: the weights of a block's groups, which are often fewer
+// than a vector's lanes. `after`: elements that follow in memory.
 template <class T>
 void rows_to_lanes(const T* from, int64_t count, int64_t lanes, int64_t after, Acc<T>* to) {
   constexpr int64_t L = kLanes<Acc<T>>;
@@ -192,7 +192,8 @@ void lanes_to_rows(const Acc<T>* from, int64_t count, int64_t lanes, T* to) {
   Vec<Acc<T>> x[L] = {};
   for (int64_t i = 0; i < count; ++i) x[i] = load(from + i * L);
   transpose<Acc<T>>(x);
-  // What a vector writes beyond its group is overwritten by the next ones; the last groups end with the memory.
+  // What a vector writes beyond its group is overwritten by the next ones; the last groups end with the
+  // memory.
   const int64_t whole = (L * count - L) / count + 1;
   for (int64_t lane = 0; lane < L; ++lane) {
     if (lane < whole) {

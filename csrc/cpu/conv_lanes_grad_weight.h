@@ -70,9 +70,7 @@ struct LanesGradWeight {
     inside = reinterpret_cast<Range*>(take(shape.axis[2].kernel * sizeof(Range)));
   }
 
-  int64_t rows_of_chain() const {
-    return clamp(kChain / out.extent[2], 1, min_of(kMaxRows, out.extent[1]));
-  }
+  int64_t rows_of_chain() const { return clamp(kChain / out.extent[2], 1, min_of(kMaxRows, out.extent[1])); }
   int64_t source_extent(int a, int64_t size) const {
     const Window& axis = shape.axis[a];
     return min_of(axis.input, (size - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1);
@@ -246,8 +244,8 @@ struct LanesGradWeight {
 
   // The box's tiles in plane z for the source's plane i0, of two heights and two widths at most. Returns how
   // many runs they make.
-  int64_t list_tiles(const LanesView<const A>& read, const LanesView<const A>& grad, const Box& box, int64_t z,
-                     int64_t i0, GradTile<A>* list, TileGroup* group) const {
+  int64_t list_tiles(const LanesView<const A>& read, const LanesView<const A>& grad, const Box& box,
+                     int64_t z, int64_t i0, GradTile<A>* list, TileGroup* group) const {
     const int64_t across = ceil_div(box.size(2), kGradTilePixels), narrow = box.size(2) / max_of(across, 1);
     const int64_t wider = box.size(2) - narrow * across, whole = box.size(1) / kTileRows;
     int64_t runs = 0;

@@ -59,7 +59,8 @@ struct LanesConv {
     packed = reinterpret_cast<A*>(take(blocks.count * block_weights * sizeof(A)));
     packed_bias = reinterpret_cast<A*>(take(blocks.count * to.planes * L * sizeof(A)));
     tap_rows = reinterpret_cast<TapRow<A>*>(take(p.threads * rows * sizeof(TapRow<A>)));
-    for (int a = 0; a < kAxes; ++a) phase[a] = reinterpret_cast<PhaseAxis*>(take(phases[a] * sizeof(PhaseAxis)));
+    for (int a = 0; a < kAxes; ++a)
+      phase[a] = reinterpret_cast<PhaseAxis*>(take(phases[a] * sizeof(PhaseAxis)));
     insides = reinterpret_cast<Range*>(take(phases[2] * shape.axis[2].kernel * sizeof(Range)));
     scratches = reinterpret_cast<A*>(take(p.threads * scratch * sizeof(A)));
   }
@@ -199,7 +200,8 @@ struct LanesConv {
     const int64_t first = blocks.first(b), K = shape.K_per_group();
     if (blocks.lanes < L) fill_zero(out, block_weights);
     const int64_t weights = K * w.k;
-    rows_to_lanes(weight + first * weights, weights, blocks.lanes, (blocks.groups - first - L) * weights, out);
+    rows_to_lanes(weight + first * weights, weights, blocks.lanes, (blocks.groups - first - L) * weights,
+                  out);
     fill_zero(add, to.planes * L);
     if (!bias) return;
     for (int64_t lane = 0; lane < blocks.lanes; ++lane) {
@@ -271,8 +273,8 @@ struct LanesConv {
     return {begin, max_of(begin, min_of(x.count, ceil_div(max_of(0, box.end[a] - x.start), x.step)))};
   }
 
-  // Rows of taps inside the source of `height` rows from y on, of all source planes. Each source row is listed
-  // once for all of them.
+  // Rows of taps inside the source of `height` rows from y on, of all source planes. Each source row is
+  // listed once for all of them.
   int64_t list_rows(int64_t z, int64_t y, int64_t height, const LanesView<const A>& read, const A* weights,
                     TapRow<A>* list) const {
     const int64_t step0 = phase[0][0].step, step1 = phase[1][0].step;
@@ -289,7 +291,8 @@ struct LanesConv {
           const Range taps1 = taps_inside(x1, j1);
           int64_t at = first;  // both lists are in the order of the source rows
           for (int64_t m1 = taps1.begin; m1 < taps1.end; ++m1) {
-            const A* row = read.at(x0.source_index(z / step0, m0), x1.source_index(j1, m1), 0) + p * read.plane;
+            const A* row =
+                read.at(x0.source_index(z / step0, m0), x1.source_index(j1, m1), 0) + p * read.plane;
             while (at < count && list[at].source < row) ++at;
             if (at == count || list[at].source != row) {
               for (int64_t i = count++; i > at; --i) list[i] = list[i - 1];
@@ -313,8 +316,12 @@ struct LanesConv {
     const int64_t to_pixel = (spread ? 1 : x.step) * write.stride[2];
     const int64_t weight_tap = (spread ? 1 : x.tap_step) * w.tap * L;
     const TileSteps tile_steps = {read.stride[2], weight_tap, to_pixel, write.stride[1]};
-    const RunSteps steps = {x.source_step * read.stride[2], x.offset_step * read.stride[2], weight_tap,
-                            (gradient ? w.c : w.k) * L,     to_pixel,                       write.plane};
+    const RunSteps steps = {x.source_step * read.stride[2],
+                            x.offset_step * read.stride[2],
+                            weight_tap,
+                            (gradient ? w.c : w.k) * L,
+                            to_pixel,
+                            write.plane};
     for (int64_t b = rows.part.begin; b < rows.part.end; ++b) {
       const int64_t source_offset = offset(read, rows.part, b), to_offset = offset(write, rows.part, b);
       const int64_t first = blocks.first(b) - blocks.first(rows.part.begin);

@@ -1,7 +1,7 @@
 // The innermost sums of depthwise convolution where the taps of a row are neighbours: a tile of destination
-// rows and pixels in registers. Each source vector is loaded once and multiplied by every tap that takes it to a
-// pixel of the tile; only the taps of the rows at hand are in registers. Columns in the padding are left out.
-// The sums of a pixel are those of lanes_run, in the same order.
+// rows and pixels in registers. Each source vector is loaded once and multiplied by every tap that takes it
+// to a pixel of the tile; only the taps of the rows at hand are in registers. Columns in the padding are left
+// out. The sums of a pixel are those of lanes_run, in the same order.
 #pragma once
 
 #include "conv_lanes_tile.h"
@@ -115,12 +115,14 @@ const TilesOf<A>* tiles_of(int64_t taps) {
   return taps == 3 ? tiles_of<A, Which, 3>() : taps == 5 ? tiles_of<A, Which, 5>() : nullptr;
 }
 
-// Tiles of the last axis, null where there are none. In a gradient with a stride they depend on the residue of
-// the first pixel.
+// Tiles of the last axis, null where there are none. In a gradient with a stride they depend on the residue
+// of the first pixel.
 template <class A>
 const TilesOf<A>* forward_tiles(int64_t taps, int64_t step) {
   if (step == 1 && taps == 7) return tiles_of<A, TapForward<1>, 7>();
-  return step == 1 ? tiles_of<A, TapForward<1>>(taps) : step == 2 ? tiles_of<A, TapForward<2>>(taps) : nullptr;
+  return step == 1   ? tiles_of<A, TapForward<1>>(taps)
+         : step == 2 ? tiles_of<A, TapForward<2>>(taps)
+                     : nullptr;
 }
 template <class A>
 const TilesOf<A>* backward_tiles(int64_t taps, int64_t step, int64_t residue) {

@@ -13,7 +13,7 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int kRunPixels = CNNEXT_VECTOR_BYTES == 64 ? 14 : 10;  // with one plane
 constexpr int kRunPlanes = CNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
-constexpr int kPlanePixels = 6;  // with kRunPlanes
+constexpr int kPlanePixels = 6;                               // with kRunPlanes
 constexpr int kTileRows = CNNEXT_VECTOR_BYTES == 64 ? 2 : 1;  // of conv_lanes_shared_tile.h
 
 template <class A>

@@ -32,12 +32,10 @@ const Kernels& kernels() {
                                     kConvWinograd,  kConvGemm,       kConvReference};
   static const ConvKernel conv_grad_input[] = {kConvGradInputDepthwise, kConvGradInputGroupTiles,
                                                kConvGradInputGrouped,   kConvGradInputWinograd,
-                                               kConvGradInputGemm,
-                                               kConvGradInputReference};
+                                               kConvGradInputGemm,      kConvGradInputReference};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kConvGradWeightGroupTiles,
-                                                kConvGradWeightGrouped,
-                                                kConvGradWeightWinograd, kConvGradWeightGemm,
-                                                kConvGradWeightReference};
+                                                kConvGradWeightGrouped,   kConvGradWeightWinograd,
+                                                kConvGradWeightGemm,      kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
   static const PoolKernel max_pool[] = {kMaxPoolChannelsLast, kMaxPoolPlane, kMaxPoolRows, kMaxPoolReference};
   static const PoolKernel max_pool_with_offsets[] = {kMaxPoolOffsetsChannelsLast, kMaxPoolOffsetsPlane,
