@@ -42,6 +42,20 @@ struct GroupedLayout {
   Strides strides;
 };
 
+inline GroupedLayout grouped_layout(const ConvProblem& p, bool of_input) {
+  int64_t extent[kAxes];
+  for (int a = 0; a < kAxes; ++a) extent[a] = of_input ? p.shape.axis[a].input : p.shape.axis[a].output;
+  return {p.layout, of_input ? p.shape.C : p.shape.K, p.shape.groups, extent};
+}
+
+// Whether the activations are so large that kernels fetch ahead: in the caches that only costs.
+inline bool beyond_caches(const ConvProblem& p) {
+  constexpr int64_t kFarBytes = 8 << 20;
+  const int64_t size = p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
+  return p.shape.N * (p.shape.C * p.shape.input_pixels() + p.shape.K * p.shape.output_pixels()) * size >
+         kFarBytes;
+}
+
 // Calls body(at, pixel, count) for runs of pixels that are neighbours in memory: `at` in the box, `pixel` in
 // the whole.
 template <class Body>

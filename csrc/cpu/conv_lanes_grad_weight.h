@@ -10,8 +10,6 @@
 #include "conv_lanes_grad_shared_tile.h"
 #include "conv_lanes_grad_tile.h"
 #include "conv_lanes_kernel.h"
-#include "conv_winograd.h"
-#include "conv_grad_weight_winograd.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -28,8 +26,8 @@ struct LanesGradWeight {
   LanesGradWeight(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
         blocks(shape.groups),
-        in(LanesConv<T>::layout(p, true)),
-        out(LanesConv<T>::layout(p, false)),
+        in(grouped_layout(p, true)),
+        out(grouped_layout(p, false)),
         input(static_cast<const T*>(b.input)),
         grad_output(static_cast<const T*>(b.output)),
         grad_weight(static_cast<T*>(b.weight)),
@@ -41,7 +39,7 @@ struct LanesGradWeight {
     const int64_t row_elements = (source_extent(1, 1) * in.extent[2] + out.extent[2]) * L;
     in_place = sizeof(T) == sizeof(A) && in.last && in.planes == 1 && out.planes == 1 && blocks.lanes == L &&
                row_elements <= kRowsInCache / 4;
-    far = LanesConv<T>::is_far(shape);
+    far = beyond_caches(p);
     if (in.planes == 1 && out.planes <= kGradPlanes) tiles = grad_tiles<A>(shape.axis[1], shape.axis[2]);
     tap_rows = shape.axis[0].kernel * shape.axis[1].kernel;
     block_weights = shape.K_per_group() * w.k * L;
@@ -378,30 +376,5 @@ struct LanesGradWeight {
   int64_t tile_count;
   Range* inside;
 };
-
-inline int64_t lanes_grad_weight_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype,
-            [&](auto* tag) { bytes = LanesGradWeight<Pointee<decltype(tag)>>(p, {}, nullptr).bytes_taken; });
-  return bytes;
-}
-inline void lanes_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
-                              char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { LanesGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
-}
-
-inline const char* grouped_grad_weight_refuses(const ConvProblem& p) {
-  const bool wide = max_of(p.shape.C_per_group(), p.shape.K_per_group()) > 8;
-  if (wide && !winograd_grad_weight_refuses(p))
-    return "more than 8 channels in a group are left to Winograd's algorithm";
-  return grouped_refuses(p);
-}
-
-constexpr ConvKernel kConvGradWeightDepthwise = {"depthwise", "a lane for each channel", depthwise_refuses,
-                                                 lanes_grad_weight_workspace, lanes_grad_weight};
-constexpr ConvKernel kConvGradWeightGrouped = {"grouped", "a lane for each of many narrow groups",
-                                               grouped_grad_weight_refuses, lanes_grad_weight_workspace,
-                                               lanes_grad_weight};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

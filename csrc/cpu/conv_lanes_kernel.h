@@ -4,8 +4,8 @@
 // for every group of a block at once (conv_lanes.h). Any stride, padding, dilation and number of axes: the
 // gradient runs as a gather for each residue of the stride, taps in the padding are left out.
 //
-// Depthwise float32 and float64 in channels last are read and written in place. Otherwise a task loads a box
-// of the source, computes a box of the destination in the thread's scratch memory and stores it. Each element
+// Depthwise in channels last is read and written in place, float16 excepted. Otherwise a task loads a box of
+// the source, computes a box of the destination in the thread's scratch memory and stores it. Each element
 // is summed in one order, whatever the boxes and threads.
 #pragma once
 
@@ -18,31 +18,32 @@ template <class T>
 struct LanesConv {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
+  // float16 takes long to convert: once, as it is copied.
+  static constexpr bool kMayBeInPlace = std::is_same_v<T, A> || std::is_same_v<T, BFloat16>;
   static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
   static constexpr int64_t kTaskProducts = 1 << 18;                 // in place
   static constexpr int64_t kRowsInCache = (512 << 10) / sizeof(A);  // elements of the source, in place
   static constexpr int64_t kFewTasks = 16, kMostBlocks = 8;
-  static constexpr int64_t kFarBytes = 8 << 20;
 
   LanesConv(const ConvProblem& p, bool is_gradient, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
         gradient(is_gradient),
         blocks(shape.groups),
-        from(layout(p, !gradient)),
-        to(layout(p, gradient)),
+        from(grouped_layout(p, !gradient)),
+        to(grouped_layout(p, gradient)),
         source(static_cast<const T*>(gradient ? b.output : b.input)),
         weight(static_cast<const T*>(b.weight)),
         bias(static_cast<const T*>(b.bias)),
         destination(static_cast<T*>(gradient ? b.input : b.output)),
         w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())) {
-    in_place = sizeof(T) == sizeof(A) && from.last && from.planes == 1 && to.planes == 1 &&
-               blocks.lanes == L && rows_read() <= kRowsInCache / 16;
+    choose_tiles();
+    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && from.last && from.planes == 1 &&
+               to.planes == 1 && blocks.lanes == L && rows_read() <= kRowsInCache / 16;
     for (int a = 0; a < kAxes; ++a) {
       phases[a] = gradient ? min_of(shape.axis[a].stride, shape.axis[a].input) : 1;
       box_size[a] = to.extent[a];
     }
-    far = is_far(shape);
-    choose_tiles();
+    far = beyond_caches(p);
     choose_boxes();
     block_weights = to.planes * from.planes * shape.taps() * L;
     if (!in_place) {  // the last part has a block more
@@ -58,17 +59,11 @@ struct LanesConv {
     };
     packed = reinterpret_cast<A*>(take(blocks.count * block_weights * sizeof(A)));
     packed_bias = reinterpret_cast<A*>(take(blocks.count * to.planes * L * sizeof(A)));
-    tap_rows = reinterpret_cast<TapRow<A>*>(take(p.threads * rows * sizeof(TapRow<A>)));
+    tap_rows = take(p.threads * rows * sizeof(TapRow<A>));
     for (int a = 0; a < kAxes; ++a)
       phase[a] = reinterpret_cast<PhaseAxis*>(take(phases[a] * sizeof(PhaseAxis)));
     insides = reinterpret_cast<Range*>(take(phases[2] * shape.axis[2].kernel * sizeof(Range)));
     scratches = reinterpret_cast<A*>(take(p.threads * scratch * sizeof(A)));
-  }
-
-  static GroupedLayout layout(const ConvProblem& p, bool of_input) {
-    int64_t extent[kAxes];
-    for (int a = 0; a < kAxes; ++a) extent[a] = of_input ? p.shape.axis[a].input : p.shape.axis[a].output;
-    return {p.layout, of_input ? p.shape.C : p.shape.K, p.shape.groups, extent};
   }
 
   // The most source positions along an axis that `size` destination positions read.
@@ -94,21 +89,20 @@ struct LanesConv {
   int64_t box_count() const { return boxes(0) * boxes(1) * boxes(2); }
   int64_t tasks() const { return shape.N * box_count() * blocks.parts(part_blocks); }
 
-  static bool is_far(const ConvShape& s) {  // whether the operands are beyond the caches
-    const int64_t elements = s.N * (s.C * s.input_pixels() + s.K * s.output_pixels());
-    return elements * int64_t(sizeof(T)) > kFarBytes;
-  }
-
   void choose_tiles() {
     const Window& x = shape.axis[2];
     if (to.planes >= kRunPlanes || x.dilation > 1) return;
     spread = gradient && x.stride > 1;
-    for (int residue = 0; residue < 2; ++residue) {
-      tiles[residue] = spread ? backward_tiles<A>(x.kernel, x.stride, residue)
-                              : forward_tiles<A>(x.kernel, gradient ? 1 : x.stride);
-    }
-    spread = spread && tiles[0];
-    tile_rows = tiles[0] ? kTileRows : 1;
+    tiled = tiles_of_residue<A>(0) != nullptr;
+    spread = spread && tiled;
+    tile_rows = tiled ? kTileRows : 1;
+  }
+
+  template <class E>
+  const TilesOf<E>* tiles_of_residue(int64_t residue) const {
+    const Window& x = shape.axis[2];
+    return spread ? backward_tiles<E>(x.kernel, x.stride, residue)
+                  : forward_tiles<E>(x.kernel, gradient ? 1 : x.stride);
   }
 
   void choose_boxes() {
@@ -161,12 +155,12 @@ struct LanesConv {
       }
       const T* image = source + index * from.strides.image;
       T* result = destination + index * to.strides.image;
-      TapRow<A>* list = tap_rows + thread * rows;
-      if constexpr (sizeof(T) == sizeof(A)) {
+      char* list = tap_rows + thread * rows * sizeof(TapRow<A>);
+      if constexpr (kMayBeInPlace) {
         if (in_place) {
           const int64_t first = blocks.first(part.begin);
-          return compute(view_in_place(image + first, from), view_in_place(result + first, to), box, part,
-                         image + first, result + first, index + 1 == shape.N, list);
+          return compute<T>(view_in_place(image + first, from), view_in_place(result + first, to), box, part,
+                            image + first, result + first, index + 1 == shape.N, list);
         }
       }
       Box read;
@@ -184,8 +178,8 @@ struct LanesConv {
         load_lanes(first, from, blocks.lanes, read, loaded + (b - part.begin) * reading.block);
       }
       const int64_t first = blocks.first(part.begin);
-      compute(reading, writing, box, part, image + first * from.planes * from.strides.channel,
-              result + first * to.planes * to.strides.channel, false, list);
+      compute<A>(reading, writing, box, part, image + first * from.planes * from.strides.channel,
+                 result + first * to.planes * to.strides.channel, false, list);
       for (int64_t b = part.begin; b < part.end; ++b) {
         T* first = result + blocks.first(b) * to.planes * to.strides.channel;
         store_lanes(sums + (b - part.begin) * writing.block, to, blocks.lanes, box, first);
@@ -212,27 +206,31 @@ struct LanesConv {
   }
 
   // The box of the destination, for some blocks; image and result point to the first channel of these.
-  void compute(const LanesView<const A>& read, const LanesView<A>& write, const Box& box, Range part,
-               const T* image, const T* result, bool last_image, TapRow<A>* list) const {
+  // Elements E are T in place, else A.
+  template <class E>
+  void compute(const LanesView<const E>& read, const LanesView<E>& write, const Box& box, Range part,
+               const T* image, const T* result, bool last_image, char* scratch_list) const {
+    TapRow<E>* list = reinterpret_cast<TapRow<E>*>(scratch_list);
     const A* weights = packed + part.begin * block_weights;
     for (int64_t z = box.begin[0]; z < box.end[0]; ++z) {
       for (int64_t y = box.begin[1]; y < box.end[1]; y += tile_rows) {
         const int64_t height = min_of(tile_rows, box.end[1] - y);
         const int64_t count = list_rows(z, y, height, read, weights, list);
-        const Rows of_tile = {list, count, height, write.at(z, y, 0), part};
+        const Rows<E> of_tile = {list, count, height, write.at(z, y, 0), part};
         Ahead ahead = far ? ahead_of(z, y, box, part, image, result, last_image) : Ahead();
         for (int64_t r2 = 0; r2 < (spread ? 1 : phases[2]); ++r2) {
-          compute_rows(r2, box, of_tile, read, write, ahead);
+          compute_rows<E>(r2, box, of_tile, read, write, ahead);
           ahead = {};
         }
       }
     }
   }
 
+  template <class E>
   struct Rows {  // of a tile
-    const TapRow<A>* list;
+    const TapRow<E>* list;
     int64_t count, height;
-    A* to;  // pixel 0 of the first row
+    E* to;  // pixel 0 of the first row
     Range part;
   };
   struct Ahead {
@@ -275,8 +273,9 @@ struct LanesConv {
 
   // Rows of taps inside the source of `height` rows from y on, of all source planes. Each source row is
   // listed once for all of them.
-  int64_t list_rows(int64_t z, int64_t y, int64_t height, const LanesView<const A>& read, const A* weights,
-                    TapRow<A>* list) const {
+  template <class E>
+  int64_t list_rows(int64_t z, int64_t y, int64_t height, const LanesView<const E>& read, const A* weights,
+                    TapRow<E>* list) const {
     const int64_t step0 = phase[0][0].step, step1 = phase[1][0].step;
     const PhaseAxis& x0 = phase[0][z % step0];
     const Range taps0 = taps_inside(x0, z / step0);
@@ -291,7 +290,7 @@ struct LanesConv {
           const Range taps1 = taps_inside(x1, j1);
           int64_t at = first;  // both lists are in the order of the source rows
           for (int64_t m1 = taps1.begin; m1 < taps1.end; ++m1) {
-            const A* row =
+            const E* row =
                 read.at(x0.source_index(z / step0, m0), x1.source_index(j1, m1), 0) + p * read.plane;
             while (at < count && list[at].source < row) ++at;
             if (at == count || list[at].source != row) {
@@ -308,8 +307,11 @@ struct LanesConv {
   }
 
   // The pixels of one phase of the last axis, or of all of them.
-  void compute_rows(int64_t r2, const Box& box, const Rows& rows, const LanesView<const A>& read,
-                    const LanesView<A>& write, const Ahead& ahead) const {
+  template <class E>
+  void compute_rows(int64_t r2, const Box& box, const Rows<E>& rows, const LanesView<const E>& read,
+                    const LanesView<E>& write, const Ahead& ahead) const {
+    const TilesOf<E>* tiles[2] = {tiled ? tiles_of_residue<E>(0) : nullptr,
+                                  tiled ? tiles_of_residue<E>(1) : nullptr};
     const PhaseAxis& x = phase[2][r2];
     const Window& window = shape.axis[2];
     const Range pixels = spread ? Range{box.begin[2], box.end[2]} : positions(x, box, 2);
@@ -331,7 +333,7 @@ struct LanesConv {
         const int64_t most = !single ? kPlanePixels : tiles[0] ? kTilePixels : kRunPixels;
         const int64_t runs = ceil_div(pixels.size(), most);
         const A* add = packed_bias + (b * to.planes + plane) * L;
-        A* out = rows.to + (spread ? 0 : x.start) * write.stride[2] + plane * write.plane + to_offset;
+        E* out = rows.to + (spread ? 0 : x.start) * write.stride[2] + plane * write.plane + to_offset;
         const int64_t least = pixels.size() / max_of(runs, 1), longer = pixels.size() - least * runs;
         for (int64_t i = 0, j = pixels.begin; i < runs; ++i) {
           const int64_t count = least + (i < longer);
@@ -343,7 +345,7 @@ struct LanesConv {
             const int64_t last = j + window.padding - (window.kernel - 1);  // where the last tap would reach
             const int64_t residue = spread ? last & 1 : 0;
             const int64_t column = spread ? (last - residue) / 2 : x.source_index(j, 0);
-            const LanesTile<A> tile = {rows.list,
+            const LanesTile<E> tile = {rows.list,
                                        spread || x.taps > 0 ? rows.count : 0,
                                        column * read.stride[2] + source_offset,
                                        weight_at + plane * steps.weight_plane,
@@ -351,7 +353,7 @@ struct LanesConv {
                                        add,
                                        out + j * to_pixel};
             tiles[residue]->run[rows.height - 1][count - 1](tile, tile_steps);
-          } else {
+          } else if constexpr (std::is_same_v<E, A>) {
             const LanesRun<A> run = {rows.list,
                                      x.taps > 0 ? rows.count : 0,
                                      x.source_index(j, 0) * read.stride[2] + source_offset,
@@ -391,48 +393,11 @@ struct LanesConv {
   int64_t phases[kAxes], box_size[kAxes];
   int64_t part_blocks = 1, block_weights, source_scratch = 0, scratch = 0, rows, bytes_taken = 0;
   A *packed, *packed_bias, *scratches;
-  const TilesOf<A>* tiles[2] = {};  // for each residue of the first pixel
+  bool tiled = false;
   int64_t tile_rows = 1;
   PhaseAxis* phase[kAxes];
   Range* insides;  // [phase][tap] of the last axis
-  TapRow<A>* tap_rows;
+  char* tap_rows;
 };
-
-template <bool Gradient>
-int64_t lanes_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) {
-    bytes = LanesConv<Pointee<decltype(tag)>>(p, Gradient, {}, nullptr).bytes_taken;
-  });
-  return bytes;
-}
-template <bool Gradient>
-void lanes_conv(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { LanesConv<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
-}
-
-inline const char* depthwise_refuses(const ConvProblem& p) {
-  if (p.shape.C_per_group() > 1) return "takes one channel in a group";
-  if (p.shape.groups < 4) return "takes four groups or more";
-  return nullptr;
-}
-// Wider groups fill vectors by themselves.
-inline const char* grouped_refuses(const ConvProblem& p) {
-  const int64_t C = p.shape.C_per_group(), K = p.shape.K_per_group();
-  if (C == 1) return "takes more than one channel in a group";
-  if (max_of(C, K) > 16) return "takes up to 16 channels in a group";
-  if (p.shape.groups < (max_of(C, K) > 4 ? kLanes<float> : 8)) return "takes as many groups as fill a vector";
-  return nullptr;
-}
-
-constexpr ConvKernel kConvDepthwise = {"depthwise", "a lane for each channel", depthwise_refuses,
-                                       lanes_workspace<false>, lanes_conv<false>};
-constexpr ConvKernel kConvGradInputDepthwise = {"depthwise", "a lane for each channel", depthwise_refuses,
-                                                lanes_workspace<true>, lanes_conv<true>};
-constexpr ConvKernel kConvGrouped = {"grouped", "a lane for each of many narrow groups", grouped_refuses,
-                                     lanes_workspace<false>, lanes_conv<false>};
-constexpr ConvKernel kConvGradInputGrouped = {"grouped", "a lane for each of many narrow groups",
-                                              grouped_refuses, lanes_workspace<true>, lanes_conv<true>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -10,14 +10,14 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int kTilePixels = CNNEXT_VECTOR_BYTES == 64 ? 7 : 8;
 
-template <class A>
+template <class T>
 struct LanesTile {
-  const TapRow<A>* rows;
+  const TapRow<T>* rows;
   int64_t row_count;
   int64_t source_at, weight_at;  // of the first column and tap, from the rows' pointers
   Range columns;                 // those inside of the source
-  const A* bias;
-  A* to;
+  const Acc<T>* bias;
+  T* to;
 };
 
 struct TileSteps {  // in elements, from one to the next
@@ -38,16 +38,17 @@ struct TapBackward {
 };
 
 // One source row, for the tile's rows from First on.
-template <class A, class Which, int Pixels, int Taps, int First, int Rows>
-CNNEXT_INLINE void add_source_row(Vec<A> (*sum)[Pixels], const TapRow<A>& row, const LanesTile<A>& tile,
+template <class T, class Which, int Pixels, int Taps, int First, int Rows>
+CNNEXT_INLINE void add_source_row(Vec<Acc<T>> (*sum)[Pixels], const TapRow<T>& row, const LanesTile<T>& tile,
                                   const TileSteps& s) {
+  using A = Acc<T>;
   Vec<A> factor[Rows][Taps];
 #pragma GCC unroll 2
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 7
     for (int m = 0; m < Taps; ++m) factor[r][m] = load(row.weight[First + r] + tile.weight_at + m * s.tap);
   }
-  const A* x = row.source + tile.source_at;
+  const T* x = row.source + tile.source_at;
   constexpr int kColumns = Which::columns(Pixels, Taps);
 #pragma GCC unroll 24
   for (int c = 0; c < kColumns; ++c) {
@@ -64,21 +65,21 @@ CNNEXT_INLINE void add_source_row(Vec<A> (*sum)[Pixels], const TapRow<A>& row, c
   }
 }
 
-template <class A, class Which, int Taps, int Rows, int Pixels>
-void lanes_tile(const LanesTile<A>& tile, const TileSteps& s) {
-  Vec<A> sum[Rows][Pixels];
+template <class T, class Which, int Taps, int Rows, int Pixels>
+void lanes_tile(const LanesTile<T>& tile, const TileSteps& s) {
+  Vec<Acc<T>> sum[Rows][Pixels];
 #pragma GCC unroll 2
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
     for (int j = 0; j < Pixels; ++j) sum[r][j] = load(tile.bias);
   }
-  for (const TapRow<A>* row = tile.rows; row < tile.rows + tile.row_count; ++row) {
+  for (const TapRow<T>* row = tile.rows; row < tile.rows + tile.row_count; ++row) {
     if (Rows == 1 || (row->weight[0] && row->weight[Rows - 1])) {
-      add_source_row<A, Which, Pixels, Taps, 0, Rows>(sum, *row, tile, s);
+      add_source_row<T, Which, Pixels, Taps, 0, Rows>(sum, *row, tile, s);
     } else if (row->weight[0]) {
-      add_source_row<A, Which, Pixels, Taps, 0, 1>(sum, *row, tile, s);
+      add_source_row<T, Which, Pixels, Taps, 0, 1>(sum, *row, tile, s);
     } else {
-      add_source_row<A, Which, Pixels, Taps, Rows - 1, 1>(sum, *row, tile, s);
+      add_source_row<T, Which, Pixels, Taps, Rows - 1, 1>(sum, *row, tile, s);
     }
   }
 #pragma GCC unroll 2
@@ -88,46 +89,46 @@ void lanes_tile(const LanesTile<A>& tile, const TileSteps& s) {
   }
 }
 
-template <class A>
-using RunTile = void (*)(const LanesTile<A>&, const TileSteps&);
+template <class T>
+using RunTile = void (*)(const LanesTile<T>&, const TileSteps&);
 
-template <class A>
+template <class T>
 struct TilesOf {  // run[rows - 1][pixels - 1]
-  RunTile<A> run[kTileRows][kTilePixels];
+  RunTile<T> run[kTileRows][kTilePixels];
 };
-template <class A, class Which, int Taps, int Rows, int... Number>
-constexpr void list_tiles(RunTile<A>* run, std::integer_sequence<int, Number...>) {
-  ((run[Number] = &lanes_tile<A, Which, Taps, Rows, Number + 1>), ...);
+template <class T, class Which, int Taps, int Rows, int... Number>
+constexpr void list_tiles(RunTile<T>* run, std::integer_sequence<int, Number...>) {
+  ((run[Number] = &lanes_tile<T, Which, Taps, Rows, Number + 1>), ...);
 }
-template <class A, class Which, int Taps>
-const TilesOf<A>* tiles_of() {
-  static constexpr TilesOf<A> all = [] {
+template <class T, class Which, int Taps>
+const TilesOf<T>* tiles_of() {
+  static constexpr TilesOf<T> all = [] {
     using Pixels = std::make_integer_sequence<int, kTilePixels>;
-    TilesOf<A> t = {};
-    list_tiles<A, Which, Taps, 1>(t.run[0], Pixels());
-    if constexpr (kTileRows == 2) list_tiles<A, Which, Taps, 2>(t.run[1], Pixels());
+    TilesOf<T> t = {};
+    list_tiles<T, Which, Taps, 1>(t.run[0], Pixels());
+    if constexpr (kTileRows == 2) list_tiles<T, Which, Taps, 2>(t.run[1], Pixels());
     return t;
   }();
   return &all;
 }
-template <class A, class Which>
-const TilesOf<A>* tiles_of(int64_t taps) {
-  return taps == 3 ? tiles_of<A, Which, 3>() : taps == 5 ? tiles_of<A, Which, 5>() : nullptr;
+template <class T, class Which>
+const TilesOf<T>* tiles_of(int64_t taps) {
+  return taps == 3 ? tiles_of<T, Which, 3>() : taps == 5 ? tiles_of<T, Which, 5>() : nullptr;
 }
 
 // Tiles of the last axis, null where there are none. In a gradient with a stride they depend on the residue
 // of the first pixel.
-template <class A>
-const TilesOf<A>* forward_tiles(int64_t taps, int64_t step) {
-  if (step == 1 && taps == 7) return tiles_of<A, TapForward<1>, 7>();
-  return step == 1   ? tiles_of<A, TapForward<1>>(taps)
-         : step == 2 ? tiles_of<A, TapForward<2>>(taps)
+template <class T>
+const TilesOf<T>* forward_tiles(int64_t taps, int64_t step) {
+  if (step == 1 && taps == 7) return tiles_of<T, TapForward<1>, 7>();
+  return step == 1   ? tiles_of<T, TapForward<1>>(taps)
+         : step == 2 ? tiles_of<T, TapForward<2>>(taps)
                      : nullptr;
 }
-template <class A>
-const TilesOf<A>* backward_tiles(int64_t taps, int64_t step, int64_t residue) {
+template <class T>
+const TilesOf<T>* backward_tiles(int64_t taps, int64_t step, int64_t residue) {
   if (step != 2) return nullptr;
-  return residue == 0 ? tiles_of<A, TapBackward<2, 0>>(taps) : tiles_of<A, TapBackward<2, 1>>(taps);
+  return residue == 0 ? tiles_of<T, TapBackward<2, 0>>(taps) : tiles_of<T, TapBackward<2, 1>>(taps);
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

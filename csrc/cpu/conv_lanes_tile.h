@@ -16,10 +16,10 @@ constexpr int kRunPlanes = CNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
 constexpr int kPlanePixels = 6;                               // with kRunPlanes
 constexpr int kTileRows = CNNEXT_VECTOR_BYTES == 64 ? 2 : 1;  // of conv_lanes_shared_tile.h
 
-template <class A>
+template <class T>
 struct TapRow {  // of taps that are a constant distance apart
-  const A* source;
-  const A* weight[kTileRows];  // for each row of a tile; null where it does not read this source row
+  const T* source;
+  const Acc<T>* weight[kTileRows];  // for each row of a tile; null where it does not read this source row
 };
 
 struct RunSteps {  // in elements, from one to the next
