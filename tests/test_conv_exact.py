@@ -118,7 +118,7 @@ CASES = [
     problem((2, 32, 50), (64, 2, 3), padding=1, groups=16),
     problem((1, 64, 4, 5, 6), (32, 4, 3, 3, 3), padding=1, groups=16),
     # Tiles of two rows of a depthwise kernel and of seven or eight pixels; 3x3, 5x5 and 7x7 with a stride of two.
-    *(problem((2, 17, 9, size), (17, 1, k, k), stride=2, padding=k // 2, groups=17) for k in (3, 5) for size in (8, 15)),
+    *(problem((2, 17, 9, n), (17, 1, k, k), stride=2, padding=k // 2, groups=17) for k in (3, 5) for n in (8, 15)),
     *(problem((1, 16, size, 31), (16, 1, 3, 3), stride=2, padding=p, groups=16) for size in (6, 7) for p in (0, 1, 2)),
     problem((1, 18, 10, 16), (18, 1, 3, 5), stride=(1, 2), padding=(1, 3), groups=18),
     problem((1, 18, 10, 16), (18, 1, 5, 7), stride=(2, 1), padding=(0, 9), groups=18),
