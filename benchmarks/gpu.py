@@ -1,26 +1,28 @@
-"""What benchmarks/gpu.sh measures on a GPU, with torch's kernels (cuDNN, benchmark mode) beside ours.
+"""What benchmarks/gpu.sh measures on a GPU: torch's kernels (cuDNN, benchmark mode) beside ours.
 
     python benchmarks/gpu.py ceilings
-    python benchmarks/gpu.py layers --suite resnet50 --modes bf16 tf32 --json resnet50.json
+    python benchmarks/gpu.py layers --suite resnet50 --modes bf16 tf32 --layouts channels_last --json resnet50.json
+    python benchmarks/gpu.py layers --suite pooling --seconds 120
     python benchmarks/gpu.py networks --batch 64
     python benchmarks/gpu.py cases        # a short list of calls, for compute-sanitizer
 
-Times are medians of GPU events, with the L2 cache cleared before each call; data is random.
+Times are medians of GPU events, each call with its operands out of the L2 cache; data is random. Every result of ours
+is compared with torch's before it is timed; one that differs is marked WRONG and ends the program with status 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,48 +31,59 @@ from torch import Tensor
 import cnnext
 import cnnext.models
 from cnnext import backends, functional
-from cnnext.bench.layers import Layer, suite
+from cnnext.bench.environment import facts
+from cnnext.bench.layer_bench import Tensors, in_layout, kernel_name, our_call, torch_call, weight_fan_in
+from cnnext.bench.layers import LAYOUTS, SUITES, Layer, suite
 
-# How layers are compared: type, layout, whether TF32 is allowed, and a kernel of ours to force.
-MODES: dict[str, tuple[torch.dtype, bool, bool, str | None]] = {
-    "bf16": (torch.bfloat16, True, True, None),
-    "fp16": (torch.float16, True, True, None),
-    "bf16_nchw": (torch.bfloat16, False, True, None),
-    "tf32": (torch.float32, True, True, None),
-    "fp32": (torch.float32, True, False, None),  # as accurate as float32; ours on tensor cores
-    "ffma": (torch.float32, True, False, "direct"),  # multiply-adds alone
-}
-# Depthwise layers of MobileNet-V2 at 224, and ones with large and dilated kernels.
-DEPTHWISE = [(32, 112, 3, 1, 1), (96, 112, 3, 2, 1), (144, 56, 3, 1, 1), (192, 28, 3, 1, 1), (384, 14, 3, 1, 1),
-             (960, 7, 3, 1, 1), (192, 28, 5, 1, 1), (384, 14, 7, 1, 1), (256, 28, 3, 1, 2)]  # fmt: skip
-POOLING_MODES = ("bf16", "bf16_nchw", "tf32")
+DEVICE = torch.device("cuda")
 TIMES = 15
+CONV_OPS = ("conv", "conv_grad_input", "conv_grad_weight")
+POOLING_NETWORKS = ("resnet50", "googlenet", "inception_v3", "mobilenet_v2", "deeplabv3_resnet50")
+
+
+class Mode(NamedTuple):
+    """How a layer is computed. kernel: what of ours is forced in place of tensor cores; tolerance: of the relative
+    L2 difference between torch's result and ours, each rounded to the type."""
+
+    dtype: torch.dtype
+    tolerance: float
+    tf32: bool = False
+    kernel: str | None = None
+
+
+MODES = {
+    "bf16": Mode(torch.bfloat16, 2e-2),
+    "fp16": Mode(torch.float16, 3e-3),
+    "tf32": Mode(torch.float32, 3e-3, tf32=True),
+    "fp32": Mode(torch.float32, 3e-5),  # as accurate as float32, ours on tensor cores
+    "ffma": Mode(torch.float32, 3e-5, kernel="direct"),  # multiply-adds alone
+}
+POOLING_MODES = ("bf16", "fp16", "tf32")  # TF32 is nothing to pooling: float32
 
 
 @contextmanager
-def setting(tf32: bool, kernel: str | None = None) -> Iterator[None]:
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    for op in ("conv", "conv_grad_input", "conv_grad_weight"):
-        cnnext._C.force_kernel(op, kernel, True)
-    try:
+def setting(mode: Mode, force: bool = False) -> Iterator[None]:
+    """torch's and our settings of a mode; `force`: with the mode's kernel."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = mode.tf32
+    with ExitStack() as forced:
+        for op in CONV_OPS if force and mode.kernel else ():
+            forced.enter_context(backends.force_kernel(op, str(mode.kernel), device="cuda"))
         yield
-    finally:
-        for op in ("conv", "conv_grad_input", "conv_grad_weight"):
-            cnnext._C.force_kernel(op, None, True)
 
 
 class Clock:
     """Times calls on the GPU in milliseconds."""
 
     def __init__(self) -> None:
-        self.other_data = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")  # more than any L2 cache holds
+        self.other_data = torch.ones(128 << 20, device=DEVICE)  # 512 MB, more than any L2 cache holds
 
     def __call__(self, run: Callable[[], object], times: int = TIMES) -> float:
         for _ in range(3):
             run()
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(times)]
         for start, end in events:
-            self.other_data.zero_()
+            self.other_data.sum()  # read, not written: nothing waits in the cache to be written back
+            torch.cuda._sleep(500_000)  # the host queues the call meanwhile, so that its time is not the call's
             start.record()
             run()
             end.record()
@@ -79,190 +92,265 @@ class Clock:
 
 
 def ceilings(clock: Clock) -> dict[str, float]:
-    """What this GPU reaches at best: GB/s of a copy, TFLOP/s of matrix products."""
-    source = torch.randn(1 << 28, device="cuda")
+    """What this GPU reaches at best: GB/s read and written by a copy, TFLOP/s of matrix products of random numbers."""
+    source = torch.randn(1 << 28, device=DEVICE)
     target = torch.empty_like(source)
     found = {"copy_gbs": 2 * source.numel() * 4 / clock(lambda: target.copy_(source)) / 1e6}
     size = 8192
-    for name, dtype, tf32 in (
-        ("bf16", torch.bfloat16, True),
-        ("tf32", torch.float32, True),
-        ("fp32", torch.float32, False),
-    ):
-        a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
-        with setting(tf32):
+    for name in ("bf16", "fp16", "tf32", "fp32"):
+        a, b = (torch.randn(size, size, device=DEVICE).to(MODES[name].dtype) for _ in range(2))
+        with setting(MODES[name]):
             found[f"{name}_tflops"] = 2 * size**3 / clock(lambda a=a, b=b: a @ b) / 1e9
     return found
 
 
 def layers_of(name: str, batch: int) -> list[Layer]:
-    if name == "depthwise":
-        return [
-            Layer("conv2d", (batch, c, size, size), (c, 1, k, k), stride=(s, s), padding=(d * (k // 2),) * 2,
-                  dilation=(d, d), groups=c)
-            for c, size, k, s, d in DEPTHWISE
-        ]  # fmt: skip
-    size = 299 if name.startswith("inception") else 224
-    return [use.layer for use in suite(name, batch, size, training=True)]
+    """The distinct convolutions of a network, or of a suite of several; "pooling": all pooling layers."""
+    if name == "pooling":
+        uses = [use for network in POOLING_NETWORKS for use in _suite(network, batch) if not use.layer.is_conv]
+    else:
+        uses = [use for use in _suite(name, batch) if use.layer.is_conv]
+    return list(dict.fromkeys(use.layer for use in uses))
 
 
-def conv_calls(layer: Layer, x: Tensor, w: Tensor, grad: Tensor) -> dict[str, tuple[Any, Any]]:
-    """Torch's call and ours for each direction."""
-    window = (layer.stride, layer.padding, layer.dilation)
-
-    def backward(mask: list[bool]) -> Callable[[], Any]:
-        rest = (*window, False, [0] * layer.dims, layer.groups, mask)
-        return lambda: torch.ops.aten.convolution_backward(grad, x, w, None, *rest)
-
-    ours, parameters = torch.ops.cnnext, (*window, layer.groups)
-    last = w.is_contiguous(memory_format=torch.channels_last)
-    return {
-        "forward": (lambda: F.conv2d(x, w, None, *parameters), lambda: ours.conv(x, w, None, *parameters)),
-        "grad_input": (
-            backward([True, False, False]),
-            lambda: ours.conv_grad_input(grad, w, None, list(x.shape[2:]), *parameters),
-        ),
-        "grad_weight": (
-            backward([False, True, False]),
-            lambda: ours.conv_grad_weight(grad, x, list(w.shape[2:]), *parameters, last),
-        ),
-    }
+def _suite(name: str, batch: int) -> list[Any]:
+    size = cnnext.models.SPECS[name].size if name in cnnext.models.SPECS else 224
+    return suite(name, batch, size, training=batch > 1)  # batch norms refuse single numbers
 
 
-def pool_calls(layer: Layer, x: Tensor) -> dict[str, tuple[Any, Any]]:
-    """Forward as training runs it, and backward."""
-    x.requires_grad_()
-    outputs = [layer.call(library, x) for library in (F, functional)]
-    grad = torch.randn_like(outputs[0])
-    forward = tuple(lambda library=library: layer.call(library, x) for library in (F, functional))
-    backward = tuple(lambda y=y: torch.autograd.grad(y, x, grad, retain_graph=True) for y in outputs)
-    return {"forward": forward, "backward": backward}  # type: ignore[dict-item]
-
-
-def time_layer(clock: Clock, layer: Layer, mode: str) -> Iterator[tuple[str, float, float]]:
-    """Direction, torch's time and ours, in milliseconds."""
-    dtype, last, tf32, kernel = MODES[mode]
-    layout = torch.channels_last if last else torch.contiguous_format
+def operands(layer: Layer, dtype: torch.dtype) -> Tensors:
+    """Random ones, made on the GPU."""
 
     def random(size: tuple[int, ...]) -> Tensor:
-        return torch.randn(size, device="cuda").to(dtype, memory_format=layout)
+        return torch.randn(size, device=DEVICE)
 
-    with setting(tf32, kernel):
-        x = random(layer.input)
-        if layer.is_conv:
-            calls = conv_calls(layer, x, random(layer.weight), random(layer.output()))
-        else:
-            calls = pool_calls(layer, x)
-        for direction, (theirs, ours) in calls.items():
-            yield direction, clock(theirs), clock(ours)
+    weight = bias = None
+    if layer.is_conv:
+        weight = random(layer.weight) / max(1, weight_fan_in(layer)) ** 0.5
+        bias = random((layer.output()[1],)) if layer.bias else None
+    return Tensors(random(layer.input), weight, bias, random(layer.output())).to(dtype, "nchw", DEVICE)
 
 
-def measure_layers(clock: Clock, names: list[str], modes: list[str], batch: int) -> list[dict[str, Any]]:
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """Relative, in the L2 norm."""
+    scale = float(theirs.float().norm())
+    return float((ours.float() - theirs.float()).norm()) / (scale or 1.0)
+
+
+def measure_layer(clock: Clock, layer: Layer, name: str, layouts: list[str]) -> Iterator[dict[str, Any]]:
+    """One row for each layout and direction. Pooling's forward pass is that of training."""
+    mode = MODES[name]
+    plain = operands(layer, mode.dtype)
+    for layout in layouts:
+        tensors = plain.to(mode.dtype, layout, DEVICE)
+        if not layer.is_conv:
+            tensors.input.requires_grad_()
+        for direction in layer.directions:
+            with setting(mode):
+                theirs = torch_call(layer, direction, tensors)
+                result = theirs().detach()
+                torch_ms = clock(theirs)
+                kernel = kernel_name(layer, direction, mode.dtype, layout, DEVICE)
+            force = mode.kernel is not None and kernel.startswith("gemm")
+            with setting(mode, force):
+                ours = our_call(layer, direction, tensors, layout)
+                off = difference(ours().detach(), result)
+                ours_ms = clock(ours)
+            yield {
+                "layer": layer.label(),
+                "mode": name,
+                "layout": layout,
+                "direction": direction,
+                "kernel": mode.kernel if force else kernel,
+                "torch_ms": torch_ms,
+                "ours_ms": ours_ms,
+                "ratio": torch_ms / ours_ms,
+                "tflops": layer.flops() / ours_ms / 1e9,
+                "gbs": layer.bytes(mode.dtype) / ours_ms / 1e6,
+                "difference": off,
+                "right": off <= mode.tolerance,
+            }
+
+
+HEADER = (
+    f"{'layer':<30} {'mode':<5} {'layout':<13} {'direction':<11} {'kernel':<28} {'torch ms':>9} {'ours ms':>9} "
+    f"{'ratio':>6} {'TFLOP/s':>8} {'GB/s':>6}"
+)
+
+
+def line(row: dict[str, Any]) -> str:
+    text = f"{row['layer']:<30} {row['mode']:<5} {row['layout']:<13} {row['direction']:<11} {row['kernel']:<28} "
+    text += f"{row['torch_ms']:9.4f} {row['ours_ms']:9.4f} {row['ratio']:6.2f} {row['tflops']:8.1f} {row['gbs']:6.0f}"
+    return text if row["right"] else f"{text}  WRONG: differs by {row['difference']:.1e}"
+
+
+def measure_layers(
+    clock: Clock, names: list[str], modes: list[str], layouts: list[str], batch: int, until: float
+) -> list[dict[str, Any]]:
+    """Prints and returns a row for each layer, mode, layout and direction. Stops before a layer when time is up."""
     torch.backends.cudnn.benchmark = True
-    rows = []
-    print(f"{'layer':<34} {'mode':<10} {'direction':<12} {'torch ms':>9} {'ours ms':>9}", end="")
-    print(f" {'ratio':>6} {'TFLOP/s':>8} {'GB/s':>7}")
+    rows: list[dict[str, Any]] = []
+    print(HEADER)
     for name in names:
-        try:
-            layers = layers_of(name, batch)
-        except ValueError as error:
-            print(f"{name}: {error}")
-            continue
-        for layer in layers:
+        layers = layers_of(name, batch)
+        for number, layer in enumerate(layers):
+            if time.monotonic() > until:
+                print(
+                    f"time is up: the last {len(layers) - number} of {len(layers)} layers of {name} were not measured"
+                )
+                break
             for mode in modes if layer.is_conv else [mode for mode in modes if mode in POOLING_MODES]:
-                for direction, theirs, ours in time_layer(clock, layer, mode):
-                    work = {"ratio": theirs / ours, "tflops": layer.flops() / ours / 1e9}
-                    work["gbs"] = layer.bytes(MODES[mode][0]) / ours / 1e6
-                    what = {"suite": name, "layer": layer.label(), "mode": mode, "direction": direction}
-                    rows.append({**what, "torch_ms": theirs, "ours_ms": ours, **work})
-                    print(f"{layer.label():<34} {mode:<10} {direction:<12} {theirs:9.4f} {ours:9.4f}", end="")
-                    print(f" {work['ratio']:6.2f} {work['tflops']:8.1f} {work['gbs']:7.0f}")
-    for mode, direction in sorted({(row["mode"], row["direction"]) for row in rows}):
-        ratios = [row["ratio"] for row in rows if (row["mode"], row["direction"]) == (mode, direction)]
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        print(f"{mode} {direction}: {mean:.2f}x torch (geometric mean of {len(ratios)}), least {min(ratios):.2f}x")
+                for row in measure_layer(clock, layer, mode, layouts):
+                    rows.append({"suite": name, "number": number, **row})
+                    print(line(row))
+            torch.cuda.empty_cache()
     return rows
 
 
-def measure_networks(batch: int) -> list[dict[str, Any]]:
-    """Images per second of ResNet-50, trained and run, in bfloat16 and channels last."""
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    """Geometric means of torch's time over ours, by mode and direction: in each layout, and best against best."""
+    groups: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    calls: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        times = (row["torch_ms"], row["ours_ms"])
+        groups.setdefault((row["mode"], row["direction"], row["layout"]), []).append(times)
+        calls.setdefault((row["suite"], row["number"], row["mode"], row["direction"]), []).append(row)
+    for (_, _, mode, direction), found in calls.items():
+        best = min(row["torch_ms"] for row in found), min(row["ours_ms"] for row in found)
+        groups.setdefault((mode, direction, "best layout"), []).append(best)
+    lines = []
+    for (mode, direction, layout), pairs in sorted(groups.items()):
+        ratios = [theirs / ours for theirs, ours in pairs]
+        mean = math.exp(statistics.fmean(map(math.log, ratios)))
+        total = sum(theirs for theirs, _ in pairs) / sum(ours for _, ours in pairs)
+        lines.append(
+            f"{mode:<5} {direction:<11} {layout:<13} {mean:6.2f}x torch (geometric mean of {len(ratios)}), "
+            f"{min(ratios):.2f}x to {max(ratios):.2f}x, all together {total:.2f}x"
+        )
+    return lines
+
+
+def measure_networks(batch: int, until: float) -> list[dict[str, Any]]:
+    """Images per second of ResNet-50, trained and run, in channels last: by autocast to bfloat16, and with TF32."""
     torch.backends.cudnn.benchmark = True
     rows = []
-    x = torch.randn(batch, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
-    target = torch.randint(0, 1000, (batch,), device="cuda")
-    for training in (False, True):
-        for ours in (False, True):
-            model = cnnext.models.build("resnet50").to("cuda", memory_format=torch.channels_last).train(training)
-
-            def step(model: Any = model, training: bool = training) -> None:
-                with torch.autocast("cuda", dtype=torch.bfloat16), torch.set_grad_enabled(training):
-                    output = model(x)
-                    if training:
-                        F.cross_entropy(output, target).backward()
-
-            with backends.flags(enabled=ours):
-                for _ in range(3):
-                    step()
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-                for _ in range(10):
-                    step()
-                torch.cuda.synchronize()
-            rate = 10 * batch / (time.perf_counter() - start)
-            rows.append({"network": "resnet50", "training": training, "ours": ours, "images_per_s": rate})
-            task, whose = "training" if training else "inference", "cnnext" if ours else "torch"
-            print(f"resnet50 {task} by {whose}: {rate:.0f} images/s")
+    x = torch.randn(batch, 3, 224, 224, device=DEVICE).to(memory_format=torch.channels_last)
+    target = torch.randint(0, 1000, (batch,), device=DEVICE)
+    for mode in ("bf16", "tf32"):
+        for training in (False, True):
+            for ours in (False, True):
+                if time.monotonic() > until:
+                    print("time is up: the other networks were not measured")
+                    return rows
+                with setting(MODES[mode]), backends.flags(enabled=ours):
+                    step = network_step(x, target, training, mode == "bf16")
+                    rate = batch / seconds_of(step)
+                found = {"network": "resnet50", "mode": mode, "training": training, "ours": ours, "images_per_s": rate}
+                rows.append(found)
+                task, whose = "training" if training else "inference", "cnnext" if ours else "torch"
+                print(f"resnet50 {mode} {task:<9} by {whose:<6}: {rate:7.0f} images/s, N = {batch}")
     return rows
+
+
+def network_step(x: Tensor, target: Tensor, training: bool, autocast: bool) -> Callable[[], None]:
+    torch.manual_seed(0)
+    model = cnnext.models.build("resnet50").to(DEVICE, memory_format=torch.channels_last).train(training)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def step() -> None:
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=autocast), torch.set_grad_enabled(training):
+            output = model(x)
+            loss = F.cross_entropy(output, target)
+        if training:
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+    return step
+
+
+def seconds_of(step: Callable[[], None]) -> float:
+    """The median of five runs of four steps, after a warm-up."""
+    for _ in range(4):
+        step()
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(4):
+            step()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) / 4)
+    return statistics.median(times)
+
+
+def differentiate(result: Tensor) -> None:
+    result.backward(torch.ones_like(result))
 
 
 def cases() -> None:
-    """Every kernel once or twice, on small shapes: for compute-sanitizer."""
+    """Every kernel at least once, on small shapes: for compute-sanitizer."""
     shapes = [((2, 24, 9, 11), (72, 24, 3, 2), 2, 1, 1), ((2, 64, 8, 8), (64, 1, 3, 3), 1, 1, 64),
-              ((1, 3, 12, 13), (24, 3, 5, 5), 2, 2, 1), ((2, 72, 5, 7), (136, 72, 1, 1), 1, 1, 1)]  # fmt: skip
+              ((2, 16, 9, 9), (16, 1, 5, 5), 2, 2, 16), ((1, 3, 12, 13), (24, 3, 5, 5), 2, 2, 1),
+              ((2, 72, 5, 7), (136, 72, 1, 1), 1, 1, 1)]  # fmt: skip
+    modes = [MODES["bf16"], MODES["fp16"], MODES["tf32"], MODES["fp32"], MODES["ffma"], Mode(torch.float64, 1e-12)]
     for size, weight, stride, padding, groups in shapes:
-        for dtype in (torch.bfloat16, torch.float16, torch.float32):
-            for layout in (torch.channels_last, torch.contiguous_format):
-                x = torch.randn(size, device="cuda").to(dtype, memory_format=layout).requires_grad_()
-                w = torch.randn(weight, device="cuda").to(dtype, memory_format=layout).requires_grad_()
-                b = torch.randn(weight[0], device="cuda").to(dtype).requires_grad_()
-                for tf32 in (True, False):
-                    with setting(tf32):
-                        y = functional.conv2d(x, w, b, stride, padding, 1, groups)
-                        functional.max_pool2d(y, 2, ceil_mode=True).sum().backward()
-                        functional.avg_pool2d(y.detach().requires_grad_(), 3, 2, 1).sum().backward()
-    with setting(False, "direct"):
-        functional.conv2d(x, w, b, stride, padding, 1, groups).sum().backward()
+        for mode in modes:
+            for layout in LAYOUTS:
+                x, w = (in_layout(torch.randn(s, device=DEVICE).to(mode.dtype), layout) for s in (size, weight))
+                x, w = x.requires_grad_(), w.requires_grad_()
+                b = torch.randn(weight[0], device=DEVICE).to(mode.dtype).requires_grad_()
+                with setting(mode, force=True):
+                    y = functional.conv2d(x, w, b, stride, padding, 1, groups)
+                    differentiate(y)
+                    y = y.detach().requires_grad_()
+                    for kernel, step in ((2, 2), (3, 2), (3, 1), (2, 3)):
+                        differentiate(functional.max_pool2d(y, kernel, step, kernel // 2, ceil_mode=True))
+                        differentiate(functional.avg_pool2d(y, kernel, step, kernel // 2))
+                    differentiate(functional.adaptive_avg_pool2d(y, (3, 2)))
+                    pooled, indices = functional.max_pool2d(y.detach(), 2, return_indices=True)
+                    differentiate(functional.max_unpool2d(pooled.requires_grad_(), indices, 2, output_size=y.shape[2:]))
     torch.cuda.synchronize()
     print("cases ran")
 
 
-def main() -> int:
+def driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["ceilings", "layers", "networks", "cases"])
-    parser.add_argument("--suite", nargs="+", default=["resnet50"])
-    parser.add_argument("--modes", nargs="+", default=["bf16", "tf32", "fp32", "bf16_nchw", "ffma"], choices=MODES)
+    networks = [*cnnext.models.names(), *SUITES]
+    parser.add_argument("--suite", nargs="+", default=["resnet50"], choices=networks, metavar="SUITE")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=LAYOUTS)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no layer or network after this long")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    until = time.monotonic() + args.seconds
     if args.what == "cases":
         cases()
         return 0
     results: Any
+    wrong = 0
     if args.what == "ceilings":
         results = ceilings(Clock())
         print("\n".join(f"{name}: {value:.1f}" for name, value in results.items()))
     elif args.what == "layers":
-        results = measure_layers(Clock(), args.suite, args.modes, args.batch)
+        results = measure_layers(Clock(), args.suite, args.modes, args.layouts, args.batch, until)
+        print("\n".join(summary(results)))
+        wrong = sum(not row["right"] for row in results)
+        print(f"{len(results)} results compared with torch's: {wrong or 'none'} wrong")
     else:
-        results = measure_networks(args.batch)
+        results = measure_networks(args.batch, until)
     if args.json:
-        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
-        facts |= {
-            "cudnn": torch.backends.cudnn.version(),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(),
-        }
-        args.json.write_text(json.dumps({"facts": facts, args.what: results}, indent=1))
-    return 0
+        about = {**facts(DEVICE), "driver": driver(), "cuda": torch.version.cuda}
+        about["cudnn"] = torch.backends.cudnn.version()
+        args.json.write_text(json.dumps({"facts": about, "batch": args.batch, args.what: results}, indent=1))
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,33 @@
 #!/usr/bin/env bash
 # Proves and measures the CUDA kernels on the GPU at hand: `benchmarks/gpu.sh [section ...]`.
 #
-# Sections, in this order by default: build test golden sanitize ceilings resnet50 googlenet pooling others networks.
-# Each gets SECTION_S seconds (default 240) and may fail without stopping the others. Writes what it finds under OUT
-# (default benchmarks/results/gpu): JSON, tables and logs, with the device, the driver, versions and the date.
+# Sections, in this order by default: build test golden sanitize (the proof), ceilings networks, and layers of resnet50
+# pooling googlenet mobilenet_v2 inception_v3 deeplabv3_resnet50 grouped. The whole run takes at most LIMIT_S seconds
+# (default 540): a section gets what is left of them, and at most SECTION_S (default 240); layers and networks that do
+# not fit are left out, and the log says which. A section that fails does not stop the others; the last line and the
+# status tell of it. Results, with the device, the driver, versions and the date, go to OUT (default
+# benchmarks/results/gpu): JSON, tables, logs.
 #
 #   PYTHON=python3.12 OUT=/tmp/gpu benchmarks/gpu.sh build test golden sanitize
-#   SECTION_S=400 benchmarks/gpu.sh resnet50
+#   LAYERS="--modes bf16 tf32 --layouts channels_last" benchmarks/gpu.sh build ceilings resnet50 googlenet
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-benchmarks/results/gpu}
+LIMIT_S=${LIMIT_S:-540}
 SECTION_S=${SECTION_S:-240}
+LAYERS=${LAYERS:-} # options for `gpu.py layers`
 sections=("$@")
-((${#sections[@]})) || sections=(build test golden sanitize ceilings resnet50 googlenet pooling others networks)
+((${#sections[@]})) || sections=(build test golden sanitize ceilings networks resnet50 pooling googlenet mobilenet_v2
+  inception_v3 deeplabv3_resnet50 grouped)
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)
+if [ -z "$capability" ]; then
+  echo "nvidia-smi sees no GPU"
+  exit 2
+fi
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability}
 export MAX_JOBS=${MAX_JOBS:-$(nproc)} CNNEXT_CUDA=1 CNNEXT_REQUIRE_GPU=1 PYTHONUNBUFFERED=1
 {
@@ -29,7 +39,7 @@ export MAX_JOBS=${MAX_JOBS:-$(nproc)} CNNEXT_CUDA=1 CNNEXT_REQUIRE_GPU=1 PYTHONU
 
 build() { "$PYTHON" setup.py -q build_ext --inplace; }
 
-run_tests() { "$PYTHON" -m pytest -q -x -p no:cacheprovider tests/test_cuda.py; }
+run_tests() { "$PYTHON" -m pytest -q -x -n 4 -p no:cacheprovider tests/test_cuda.py tests/test_info.py; }
 
 # Single instructions: the GPU must print what the emulator prints.
 golden() {
@@ -42,26 +52,40 @@ golden() {
     diff "$folder/expected.txt" "$OUT/golden.txt" && echo "every instruction does what its emulation does"
 }
 
+# Without torch's cache of memory, or what lies behind a tensor would be memory too.
 sanitize() {
   local tool
   for tool in memcheck racecheck; do
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$PYTHON" benchmarks/gpu.py cases || return 1
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      "$PYTHON" benchmarks/gpu.py cases || return 1
   done
 }
+export -f build run_tests golden sanitize
+export PYTHON OUT capability
 
+: >"$OUT/summary.txt"
+bad=0
 for section in "${sections[@]}"; do
+  seconds=$((LIMIT_S - SECONDS < SECTION_S ? LIMIT_S - SECONDS : SECTION_S))
+  measure="\"\$PYTHON\" benchmarks/gpu.py --json \"\$OUT/$section.json\""
   case $section in
     build | golden | sanitize) command=$section ;;
     test) command=run_tests ;;
-    ceilings | networks) command="$PYTHON benchmarks/gpu.py $section --json $OUT/$section.json" ;;
-    resnet50 | googlenet | pooling) command="$PYTHON benchmarks/gpu.py layers --suite $section --json $OUT/$section.json" ;;
-    others) command="$PYTHON benchmarks/gpu.py layers --suite depthwise inception_v3 mobilenet_v2 deeplabv3_resnet50 --modes bf16 tf32 --json $OUT/others.json" ;;
-    *) echo "there is no section $section" && exit 2 ;;
+    ceilings) command="$measure ceilings" ;;
+    networks) command="$measure networks --seconds $((seconds - 20))" ;; # what is begun must end
+    *) command="$measure layers --suite $section --seconds $((seconds - 20)) $LAYERS" ;;
   esac
   echo "== $section"
   start=$SECONDS
-  export -f build run_tests golden sanitize
-  export PYTHON OUT capability
-  timeout "$SECTION_S" bash -c "$command" 2>&1 | tee "$OUT/$section.log"
-  echo "== $section: $([ "${PIPESTATUS[0]}" = 0 ] && echo passed || echo FAILED), $((SECONDS - start)) s" | tee -a "$OUT/summary.txt"
+  if ((seconds < 30)); then
+    result="NOT RUN, no time was left"
+  elif timeout "$seconds" bash -c "$command" 2>&1 | tee "$OUT/$section.log"; then
+    result="passed, $((SECONDS - start)) s"
+  else
+    result="FAILED, $((SECONDS - start)) s"
+  fi
+  [[ $result == passed* ]] || bad=1
+  echo "== $section: $result" | tee -a "$OUT/summary.txt"
 done
+cat "$OUT/summary.txt"
+exit "$bad"
