@@ -7,14 +7,16 @@ import json
 import os
 import platform
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from . import _C, __version__, _build_info
 
+_CPU = torch.device("cpu")
 _CAPABILITIES = "default, avx2, avx512"  # the values of ATEN_CPU_CAPABILITY on x86
 
 
@@ -36,12 +38,17 @@ def _operators() -> list[str]:
     return sorted(name.removeprefix("cnnext::") for name in names if name.startswith("cnnext::"))
 
 
-def _kernels() -> dict[str, list[str]]:
+def _gpu() -> torch.device | None:
+    """The GPU that is tested: the current one, if there is one and our kernels were built for GPUs."""
+    return torch.device("cuda") if _build_info["cuda"] and torch.cuda.is_available() else None
+
+
+def _kernels(cuda: bool = False) -> dict[str, list[str]]:
     """The candidate kernels of every operator that has some, in the order in which they are tried."""
     kernels = {}
     for name in _operators():
         try:
-            kernels[name] = list(_C.candidates(name))
+            kernels[name] = list(_C.candidates(name, cuda))
         except ValueError:  # an operator that does not choose
             continue
     return kernels
@@ -54,8 +61,16 @@ def _integers(*size: int, channels_last: bool) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last) if channels_last else values
 
 
-def _self_test_cases(channels_last: bool) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
-    """Per operator our call and torch's for the same 2-d problem with stride, padding, dilation and groups."""
+class _Case(NamedTuple):
+    """An operator of ours, its arguments on the CPU, and what torch computes there for the same problem."""
+
+    operator: Callable[..., Any]
+    args: tuple[Any, ...]
+    expected: Callable[[], Any]
+
+
+def _self_test_cases(channels_last: bool) -> dict[str, _Case]:
+    """Per operator a 2-d problem with stride, padding, dilation and groups."""
     ops = torch.ops.cnnext
     x = _integers(2, 4, 9, 8, channels_last=channels_last)
     weight = _integers(6, 2, 3, 2, channels_last=channels_last)
@@ -64,50 +79,55 @@ def _self_test_cases(channels_last: bool) -> dict[str, tuple[Callable[[], Any], 
     grad = _integers(2, 6, 5, 8, channels_last=channels_last)
     pooled, indices = F.max_pool2d(x, 3, 2, 1, return_indices=True)
 
-    def backward(mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(number: int) -> Tensor:
         stride, padding, dilation, groups = window
+        mask = [number == i for i in range(3)]
         return torch.ops.aten.convolution_backward(
             grad, x, weight, [6], stride, padding, dilation, False, [0, 0], groups, mask
-        )
+        )[number]
 
     return {
-        "conv": (lambda: ops.conv(x, weight, bias, *window), lambda: F.conv2d(x, weight, bias, *window)),
-        "conv_grad_input": (
-            lambda: ops.conv_grad_input(grad, weight, None, [9, 8], *window),
-            lambda: backward([True, False, False])[0],
-        ),
-        "conv_grad_weight": (
-            lambda: ops.conv_grad_weight(grad, x, [3, 2], *window),
-            lambda: backward([False, True, False])[1],
-        ),
-        "conv_grad_bias": (lambda: ops.conv_grad_bias(grad), lambda: backward([False, False, True])[2]),
-        "max_pool": (lambda: ops.max_pool(x, [3], [2], [1], [1], True), lambda: F.max_pool2d(x, 3, 2, 1, 1, True)),
-        "max_pool_with_indices": (lambda: ops.max_pool_with_indices(x, [3], [2], [1]), lambda: (pooled, indices)),
-        "adaptive_max_pool": (lambda: ops.adaptive_max_pool(x, [4, 3]), lambda: F.adaptive_max_pool2d(x, [4, 3])),
-        "avg_pool": (lambda: ops.avg_pool(x, [4, 2], [2], [1]), lambda: F.avg_pool2d(x, [4, 2], 2, 1)),
-        "adaptive_avg_pool": (lambda: ops.adaptive_avg_pool(x, [9, 4]), lambda: F.adaptive_avg_pool2d(x, (9, 4))),
-        "max_unpool": (
-            lambda: ops.max_unpool(pooled, indices, [9, 8]),
+        "conv": _Case(ops.conv, (x, weight, bias, *window), lambda: F.conv2d(x, weight, bias, *window)),
+        "conv_grad_input": _Case(ops.conv_grad_input, (grad, weight, None, [9, 8], *window), lambda: backward(0)),
+        "conv_grad_weight": _Case(ops.conv_grad_weight, (grad, x, [3, 2], *window), lambda: backward(1)),
+        "conv_grad_bias": _Case(ops.conv_grad_bias, (grad,), lambda: backward(2)),
+        "max_pool": _Case(ops.max_pool, (x, [3], [2], [1], [1], True), lambda: F.max_pool2d(x, 3, 2, 1, 1, True)),
+        "max_pool_with_indices": _Case(ops.max_pool_with_indices, (x, [3], [2], [1]), lambda: (pooled, indices)),
+        "adaptive_max_pool": _Case(ops.adaptive_max_pool, (x, [4, 3]), lambda: F.adaptive_max_pool2d(x, [4, 3])),
+        "avg_pool": _Case(ops.avg_pool, (x, [4, 2], [2], [1]), lambda: F.avg_pool2d(x, [4, 2], 2, 1)),
+        "adaptive_avg_pool": _Case(ops.adaptive_avg_pool, (x, [9, 4]), lambda: F.adaptive_avg_pool2d(x, (9, 4))),
+        "max_unpool": _Case(
+            ops.max_unpool,
+            (pooled, indices, [9, 8]),
             lambda: F.max_unpool2d(pooled, indices, (3, 3), (2, 2), (1, 1), (9, 8)),
         ),
     }
 
 
-def self_test() -> dict[str, str]:
+def _on(device: torch.device, value: Any) -> Any:
+    """The value with its tensors on the device."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
+
+
+def self_test(device: torch.device | str = "cpu") -> dict[str, str]:
     """Runs each operator on small whole numbers and compares with torch bit by bit.
+
+    Args:
+        device: where our operators run; torch's results come from the CPU.
 
     Returns:
         Per operator "ok", or "FAIL: " and the reason.
     """
+    device = torch.device(device)
     present = set(_operators())
     results: dict[str, str] = {}
     for channels_last in (False, True):
-        for name, (ours, theirs) in _self_test_cases(channels_last).items():
+        for name, case in _self_test_cases(channels_last).items():
             if name not in present or results.get(name, "ok") != "ok":
                 continue
             layout = "channels_last" if channels_last else "contiguous"
             try:
-                got, want = ours(), theirs()
+                got, want = _on(_CPU, case.operator(*_on(device, case.args))), case.expected()
                 pairs = zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]
                 same = all(torch.equal(a, b) for a, b in pairs)
                 results[name] = "ok" if same else f"FAIL: differs from torch ({layout} input)"
@@ -118,6 +138,7 @@ def self_test() -> dict[str, str]:
 
 def collect() -> dict[str, Any]:
     """Everything that `python -m cnnext info` shows, as plain data."""
+    gpu = _gpu()
     return {
         "cnnext": __version__,
         "torch": torch.__version__,
@@ -133,8 +154,10 @@ def collect() -> dict[str, Any]:
         "cuda": _build_info["cuda"],
         "cuda_reason": _build_info["cuda_reason"],
         "cuda_archs": _build_info["cuda_archs"],
+        "gpu": torch.cuda.get_device_name(gpu) if gpu else None,
         "kernels": _kernels(),
         "self_test": self_test(),
+        **({"kernels_gpu": _kernels(cuda=True), "self_test_gpu": self_test(gpu)} if gpu else {}),
     }
 
 
@@ -150,10 +173,16 @@ def _print(info: dict[str, Any]) -> None:
         ("capability", f"{info['capability']} (set ATEN_CPU_CAPABILITY to lower it: {_CAPABILITIES})"),
         ("threads", f"{info['threads']} (as torch: torch.set_num_threads, OMP_NUM_THREADS)"),
         ("CUDA", f"{cuda}: {info['cuda_reason']}"),
+        ("GPU", info["gpu"] or "none that cnnext can use"),
     ]
     for name, value in rows:
         print(f"{name:<12}{value}")
-    for title, table in (("kernels, in the order tried", info["kernels"]), ("self-test", info["self_test"])):
+    tables = {"kernels": "kernels, in the order tried", "self_test": "self-test"}
+    tables |= {"kernels_gpu": "kernels of the GPU", "self_test_gpu": "self-test on the GPU"}
+    for key, title in tables.items():
+        table = info.get(key, {})
+        if not table:
+            continue
         print(f"\n{title}")
         width = max(map(len, table), default=0)
         for name, value in table.items():
@@ -167,4 +196,5 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps(info, indent=2))
     else:
         _print(info)
-    return int(any(result != "ok" for result in info["self_test"].values()))
+    results = [*info["self_test"].values(), *info.get("self_test_gpu", {}).values()]
+    return int(any(result != "ok" for result in results))

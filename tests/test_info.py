@@ -82,12 +82,35 @@ def test_wrong_result_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         raise RuntimeError("no such kernel")
 
     one = torch.ones(1)
-    cases = {"conv": (lambda: 2 * one, lambda: one), "avg_pool": (error, lambda: one)}
+    cases = {"conv": _info._Case(lambda: 2 * one, (), lambda: one), "avg_pool": _info._Case(error, (), lambda: one)}
     monkeypatch.setattr(_info, "_self_test_cases", lambda channels_last: cases)
     assert main(["info"]) == 1
     printed = capsys.readouterr().out
     assert "FAIL: differs from torch (contiguous input)" in printed
     assert "FAIL: RuntimeError: no such kernel" in printed
+
+
+def test_self_test_runs_on_the_device_it_is_given() -> None:
+    """Results of the meta device can not be compared; a GPU's are."""
+    assert all(
+        result.startswith("FAIL: NotImplementedError: Cannot copy") for result in _info.self_test("meta").values()
+    )
+    if torch.cuda.is_available() and cnnext._build_info["cuda"]:
+        assert set(_info.self_test("cuda").values()) == {"ok"}
+
+
+def test_a_gpu_is_tested_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The CPU stands in for the GPU: what is told of it, and that a failure there is one."""
+    monkeypatch.setattr(_info, "_gpu", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert "a GPU" in printed
+    assert "depthwise" in printed[printed.index("kernels of the GPU") : printed.index("self-test on the GPU")]
+    passed = _info.self_test()
+    monkeypatch.setattr(_info, "self_test", lambda device="cpu": passed if device == "cpu" else {"conv": "FAIL: off"})
+    assert main(["info"]) == 1
+    assert "FAIL: off" in capsys.readouterr().out
 
 
 def test_info_needs_no_extras(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
