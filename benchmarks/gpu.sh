@@ -46,10 +46,11 @@ golden() {
   local folder
   folder=$(mktemp -d)
   g++ -std=c++17 -O1 -w -U_FORTIFY_SOURCE -Icsrc -Itests/emulator -x c++ tests/emulator/golden.cu \
-    tests/emulator/emulator.cpp -o "$folder/emulated" &&
+    tests/emulator/{emulator,instructions}.cpp -o "$folder/emulated" &&
     nvcc -std=c++17 -arch="sm_${capability/./}" -Icsrc tests/emulator/golden.cu -o "$folder/on_gpu" &&
     "$folder/emulated" >"$folder/expected.txt" && "$folder/on_gpu" >"$OUT/golden.txt" &&
-    diff "$folder/expected.txt" "$OUT/golden.txt" && echo "every instruction does what its emulation does"
+    [ -s "$OUT/golden.txt" ] && ! grep -Fxv -f "$folder/expected.txt" "$OUT/golden.txt" && # other lines are wrong
+    echo "$(wc -l <"$OUT/golden.txt") instructions do what their emulation does"
 }
 
 # Without torch's cache of memory, or what lies behind a tensor would be memory too.

@@ -30,8 +30,7 @@ FLAGS = ["-std=c++17", "-O3", "--Werror=all-warnings", "-Xptxas=-v,--warn-on-spi
 MEANT = {
     "conv_gemm_sm80": ("HMMA.16816.F32 ", "HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4",
                        "LDSM.16.MT88.4"),
-    "conv_gemm_tf32_sm80": ("HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4"),
-    "conv_gemm_3xtf32_sm80": ("HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4"),
+    "conv_gemm_float_sm80": ("HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4"),
 }  # fmt: skip
 OPERATORS = ("conv", "conv_grad_input", "conv_grad_weight", "conv_grad_bias", "max_pool_with_offsets", "avg_pool",
              "max_pool_grad_input", "adaptive_avg_pool", "max_unpool")  # fmt: skip
@@ -103,9 +102,11 @@ def check_sources(archs: Sequence[str], jobs: int) -> list[str]:
     if nvcc is None:
         return ["nvcc was not found"]
     FOLDER.mkdir(parents=True, exist_ok=True)
-    headers = b"".join(path.read_bytes() for path in sorted((ROOT / "csrc").rglob("*.*h")))
+    headers = b"".join(
+        p.read_bytes() for p in sorted([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc/cuda").glob("*.*h")])
+    )
     tasks = []
-    for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+    for source in [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "tests/emulator/golden.cu"]:
         key = hashlib.sha256(headers + source.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:12]
         tasks += [(source, arch, key) for arch in archs]
     with ThreadPoolExecutor(jobs) as pool:

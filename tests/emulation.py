@@ -47,16 +47,27 @@ def build(fault: tuple[str, str, str] | None = None, in_source: str = "") -> Pat
     return library
 
 
-def golden() -> str:
-    """What the emulated instructions make of fixed numbers."""
+def golden(fault: tuple[str, str] = ("", ""), seed: int = 0) -> str:
+    """What the emulated instructions make of fixed numbers, or the error that they end with.
+
+    Args:
+        fault: a text in golden.cu, and what stands there instead.
+        seed: of the order in which threads run.
+    """
     folder = ROOT / "build" / "emulator"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        sources = [ROOT / "tests/emulator/golden.cu", ROOT / "tests/emulator/emulator.cpp"]
-        objects = [str(_compile(folder, source, ROOT / "csrc")) for source in sources]
+        source = ROOT / "tests/emulator/golden.cu"
+        text = source.read_text()
+        if fault[0]:
+            assert text.count(fault[0]) == 1, f"{fault[0]!r} is not in golden.cu once"
+            source = folder / "faulty_golden.cu"
+            source.write_text(text.replace(*fault))
+        sources = [source, *(ROOT / f"tests/emulator/{name}.cpp" for name in ("emulator", "instructions"))]
+        objects = [str(_compile(folder, path, ROOT / "csrc")) for path in sources]
         _run([*CXX, *objects, "-o", str(folder / "golden")])
-        return subprocess.run([str(folder / "golden")], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([str(folder / "golden"), str(seed)], capture_output=True, text=True).stdout
 
 
 def _compile(folder: Path, source: Path, tree: Path) -> Path:

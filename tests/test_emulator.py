@@ -28,6 +28,16 @@ TILES = [
     problem((1, 3, 12, 13), (24, 3, 5, 5), stride=2, padding=2),
     problem((1, 17, 6, 5), (33, 17, 2, 2)),
 ]
+# Square depthwise kernels, of which columns are computed in strips.
+STRIPS = [
+    problem((2, 5, 19, 21), (5, 1, 3, 3), padding=1, groups=5),
+    problem((1, 3, 13, 18), (3, 1, 3, 3), stride=2, padding=(1, 0), groups=3),
+    problem((1, 3, 23, 17), (3, 1, 3, 3), padding=4, dilation=(4, 3), groups=3),
+    problem((2, 3, 10, 9), (3, 1, 5, 5), padding=(2, 3), groups=3),
+    problem((1, 3, 15, 9), (3, 1, 5, 5), stride=2, padding=2, dilation=(1, 2), groups=3),
+    problem((1, 3, 11, 12), (3, 1, 7, 7), padding=3, groups=3),
+    problem((1, 3, 4, 9, 8), (3, 1, 2, 3, 3), stride=(2, 1, 1), padding=1, groups=3),
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +71,16 @@ def test_convolution(emulator: Emulator, op: str, kernel: str) -> None:
         tries = (run(emulator, op, kernel, conv, operands, expected, *next(ways)) for _ in range(11))
         taken += sum(itertools.islice((taken for taken in tries if taken), 1 if conv in SMALL else 3))
     assert taken > 5
+
+
+@pytest.mark.parametrize("op", OPS[:3])
+@pytest.mark.parametrize("conv", STRIPS, ids=str)
+def test_depthwise(emulator: Emulator, op: str, conv: Conv) -> None:
+    """Every type and layout; the sum in one part and in many."""
+    operands = integers(conv)
+    expected = by_torch(conv, operands)[op]
+    for way in itertools.product(DTYPES, (False, True), (False, True), (0,), (1, 264)):
+        assert run(emulator, op, "depthwise", conv, operands, expected, *way)
 
 
 @pytest.mark.parametrize(
@@ -188,17 +208,46 @@ def test_unpooling(emulator: Emulator, last: bool) -> None:
 
 
 def test_single_instructions() -> None:
-    """What a GPU must print too (benchmarks/gpu.sh golden): seven instructions, four registers of each lane."""
+    """What a GPU must print too (benchmarks/gpu.sh golden): nine instructions, four registers of each lane."""
     lines = dict(line.split(" ", 1) for line in golden().splitlines())
     words = {name: [int(word, 16) for word in text.split()] for name, text in lines.items()}
     assert set(map(len, words.values())) == {128}
-    assert len(words) == 7
+    assert len(words) == 9
     # Lane 5 has row 1, columns 2 and 3 of each matrix, and transposed the rows 2 and 3 of column 1.
     assert words["ldmatrix"][20:24] == [(64 * m + 11) << 16 | 64 * m + 10 for m in range(4)]
     assert words["ldmatrix.trans"][20:24] == [(64 * m + 25) << 16 | 64 * m + 17 for m in range(4)]
     # Lane 31 reads the chunk of lane 0, of which nothing is copied; lane 30 that of lane 1, with one word.
     assert words["cp.async"][124:] == [0, 0, 0, 0]
     assert words["cp.async"][120:124] == [1004, 0, 0, 0]
+    # Seven steps through a ring of two stages, each lane's numbers from four further on.
+    assert words["mbarrier"] == words["cp.async.bulk"][: 4 * 26] + words["mbarrier"][4 * 26 :]
+    assert words["mbarrier"][0] == sum((1000 + 4 * step) * 3 ** (6 - step) for step in range(7))
+    assert golden(seed=7) == golden(seed=8)
+
+
+MBARRIER_FAULTS = {
+    "the wrong parity": ("ptx::mbarrier_wait(full + stage, parity);", "ptx::mbarrier_wait(full + stage, 1 - parity);"),
+    "a missing arrival": ("ptx::mbarrier_arrive(empty + stage);", ""),
+    "one arrival too many": ("full + stage, kBulk ? 1 : kWarp", "full + stage, kBulk ? 1 : kWarp - 1"),
+    "too few bytes expected": (
+        "full + stage, (kWarp - step) * 16);\n        ptx::copy",
+        "full + stage, 16);\n        ptx::copy",
+    ),
+    "no initialisation": ("if (threadIdx.x == 0) {", "if (threadIdx.x > 999) {"),
+}
+
+
+@pytest.mark.parametrize("fault", MBARRIER_FAULTS)
+def test_planted_faults_of_mbarriers_are_caught(fault: str) -> None:
+    """They end in an error that names them or in wrong numbers, never in a hang."""
+    right = golden().splitlines()
+    found = golden(MBARRIER_FAULTS[fault]).splitlines()
+    assert found != right
+    assert found[:7] == right[:7]
+    if fault == "a missing arrival":
+        assert found[-1] == "error: deadlock: 64 threads wait for a phase of an mbarrier that does not end"
+    if fault == "no initialisation":
+        assert found[-1] == "error: an mbarrier is used before its initialisation"
 
 
 FAULTS = {
@@ -213,7 +262,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str) -> None:
     """With a fault in the source every run fails, or gives a wrong result."""
-    faulty = Emulator(build(fault=FAULTS[fault], in_source="conv_gemm_3xtf32_sm80.cu"))
+    faulty = Emulator(build(fault=FAULTS[fault], in_source="conv_gemm_float_sm80.cu"))
     conv = problem((1, 40, 5, 7), (24, 40, 3, 3), padding=1)
     operands = integers(conv)
     expected = by_torch(conv, operands)["conv"].float()
@@ -225,7 +274,7 @@ def test_planted_faults_are_caught(fault: str) -> None:
 
 def test_bank_conflicts_are_counted() -> None:
     """Without the permutation of chunks, rows meet in the same banks."""
-    plain = Emulator(build(("tile_sm80.cuh", "chunk ^ (row >> 1 & 3)", "chunk"), "conv_gemm_3xtf32_sm80.cu"))
+    plain = Emulator(build(("tile_sm80.cuh", "chunk ^ (row >> 1 & 3)", "chunk"), "conv_gemm_float_sm80.cu"))
     conv = problem((1, 16, 5, 7), (24, 16, 1, 1))
     operands = integers(conv)
     result = plain.conv("conv", "gemm_3xtf32_sm80", conv, operands, torch.float32, True, True)

@@ -127,6 +127,40 @@ def test_kernels_of_a_gpu_by_settings() -> None:
         assert cnnext.explain(F.conv2d, x, dense).layers[0].directions[0].kernel != "direct"
 
 
+def conv_of_a_gpu(op: str, size: list[int], weight: list[int], dtype: torch.dtype, last: bool, padding: int = 0) -> str:
+    dims = len(size) - 2
+    geometry = ([1] * dims, [padding] * dims, [1] * dims, size[1] // weight[1])
+    return cnnext._C.explain_conv(op, size, weight, *geometry, dtype, last, 80)["kernel"]
+
+
+def pool_of_a_gpu(op: str, size: list[int], kernel: int, stride: int) -> str:
+    dims = len(size) - 2
+    output = [*size[:2], *((extent - kernel) // stride + 1 for extent in size[2:])]
+    window = [[value] * dims for value in (kernel, stride, 0, 1)]
+    return cnnext._C.explain_pool(op, size, output, *window, torch.float32, False, 80)["kernel"]
+
+
+@pytest.mark.parametrize("op", ["conv", "conv_grad_input", "conv_grad_weight"])
+def test_large_tensors_on_a_gpu(op: str) -> None:
+    """More than 2^31 elements in all; in an image, the kernels that number them in 32 bits give way."""
+    half = torch.bfloat16
+    assert conv_of_a_gpu(op, [1 << 12, 64, 1 << 7, 1 << 7], [64, 64, 3, 3], half, True) == "gemm_sm80"
+    assert conv_of_a_gpu(op, [1, 64, 1 << 13, 1 << 13], [64, 64, 3, 3], half, True) == "direct"
+    assert conv_of_a_gpu(op, [1, 64, 1 << 13, 1 << 13], [64, 1, 3, 3], half, True) == "depthwise"
+    for size, padding in (([1, 1, 1 << 16, 1 << 15], 0), ([1, 1, (1 << 30) + 1], 0), ([1, 1, 8], 1 << 29)):
+        with pytest.raises(RuntimeError, match="no kernel 'for this problem'"):
+            conv_of_a_gpu(op, size, [1, 1, *[3] * (len(size) - 2)], half, False, padding)
+
+
+@pytest.mark.parametrize("op", ["max_pool", "max_pool_with_indices", "avg_pool", "avg_pool_grad_input"])
+def test_large_planes_are_pooled_on_a_gpu(op: str) -> None:
+    """Planes of more than 2^31 pixels too, but not axes of more than 2^30, nor windows of more than 2^31 taps."""
+    assert pool_of_a_gpu(op, [1, 2, 1 << 17, 1 << 16], 3, 2) == "gather"
+    for size, kernel in (([1, 1, (1 << 30) + 1], 2), ([1, 1, 1 << 16, 1 << 16], 1 << 16)):
+        with pytest.raises(RuntimeError, match="no kernel 'for this problem'"):
+            pool_of_a_gpu(op, size, kernel, 2)
+
+
 def test_a_gpu_that_nobody_names() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU to ask")

@@ -125,7 +125,7 @@ conv_gather_gemm_sm80(GemmGather arguments) {
     Pack<T, 2> pair;
     convert(x, &pair.at[0]);
     convert(y, &pair.at[1]);
-    store_pack(result + place(row, column / kChunk<T>) + column % kChunk<T>, pair);
+    store_shared(result + place(row, column / kChunk<T>) + column % kChunk<T>, pair);
   });
   __syncthreads();
   T* destination = static_cast<T*>(g.destination) +

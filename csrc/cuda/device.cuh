@@ -30,6 +30,11 @@
 #else
 #define CNNEXT_SM80 0
 #endif
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define CNNEXT_SM90 1
+#else
+#define CNNEXT_SM90 0
+#endif
 
 namespace cnnext::cuda {
 
@@ -101,11 +106,23 @@ CNNEXT_DEVICE Pack<T, kCount> load_pack(const T* from) {
   return *reinterpret_cast<const Pack<T, kCount>*>(from);
 }
 template <class T, int kCount>
-CNNEXT_DEVICE void store_pack(T* to, const Pack<T, kCount>& values) {
+CNNEXT_DEVICE void store_shared(T* to, const Pack<T, kCount>& values) {
 #if !defined(__CUDACC__)
   emulator::check_access(to, sizeof(T) * kCount);
 #endif
   *reinterpret_cast<Pack<T, kCount>*>(to) = values;
+}
+// To global memory. nvcc splits the store of a struct into words, but not this one.
+template <class T, int kCount>
+CNNEXT_DEVICE void store_pack(T* to, const Pack<T, kCount>& values) {
+#if defined(__CUDACC__)
+  if constexpr (sizeof(values) == 16) {
+    uint4 words;
+    memcpy(&words, &values, 16);
+    return __stwb(reinterpret_cast<uint4*>(to), words);
+  }
+#endif
+  store_shared(to, values);
 }
 
 // Division by a number that the host knows, of dividends below 2^31: a multiplication.

@@ -15,16 +15,23 @@ namespace cnnext::cuda {
 namespace {
 
 template <class Problem>
-const char* accepts(const Problem&) {
-  return nullptr;
-}
-template <class Problem>
 int64_t no_workspace(const Problem&) {
   return 0;
 }
 
+// Positions along an axis are numbered in 32 bits, those in the padding and one step further too.
+constexpr int64_t kMostAxis = int64_t{1} << 30;
+template <class Shape>
+const char* axes_refuse(const Shape& s) {
+  for (const Window& w : s.axis) {
+    if (max_of(w.input + 2 * w.padding, w.output) > kMostAxis) return "an axis of more than 2^30 pixels";
+  }
+  return nullptr;
+}
+
 const char* direct_refuses(const ConvProblem& p) {
   const ConvShape& s = p.shape;
+  if (const char* reason = axes_refuse(s)) return reason;
   if (max_of(s.input_pixels(), s.output_pixels()) > kMostPixels) return "an image of more than 2^31 pixels";
   const int64_t tiles = ceil_div(max_of(s.C_per_group(), s.K_per_group()), 16) * s.groups;
   return tiles > kMostGridYZ ? "more than 65535 groups" : nullptr;
@@ -61,7 +68,8 @@ const char* gemm_refuses_any(const ConvProblem& p) {
   if (kProduct != Product::kHalf && p.dtype != DType::kFloat32) return "for float32";
   if (kProduct == Product::kTf32 && !p.tf32) return "TF32 is not allowed (torch.backends.cudnn.allow_tf32)";
   if (s.groups > 1 && min_of(s.C_per_group(), s.K_per_group()) < 8) return "fewer than 8 channels in a group";
-  if (ceil_div(max_of(s.C_per_group(), s.K_per_group()), 64) * s.groups > kMostGridYZ)
+  if (const char* reason = axes_refuse(s)) return reason;
+  if (ceil_div(max_of(s.C_per_group(), s.K_per_group()), 32) * s.groups > kMostGridYZ)
     return "more than 65535 groups";
   if (max_of(s.C * s.input_pixels(), s.K * s.output_pixels()) > kMostPixels) {
     return "an image of more than 2^31 elements";
@@ -85,12 +93,22 @@ int64_t grad_bias_workspace(const ConvProblem& p) {
   return grad_bias_parts(p) * p.shape.K * accumulator_bytes(p);
 }
 
+const char* grad_bias_refuses(const ConvProblem& p) {
+  return p.shape.K > kMostGridX ? "more than 2^31 channels" : nullptr;
+}
+
+const char* pool_refuses(const PoolProblem& p) {
+  if (const char* reason = axes_refuse(p.shape)) return reason;
+  if (p.shape.C > kMostGridX) return "more than 2^31 channels";
+  return p.shape.taps() > kMostPixels ? "a window of more than 2^31 taps" : nullptr;
+}
 const char* unpool_refuses(const PoolProblem& p) {
   const int64_t pixels = max_of(p.shape.input_pixels(), p.shape.output_pixels());
-  return pixels > kMostPixels ? "a plane of more than 2^31 pixels" : nullptr;
+  if (pixels > kMostPixels) return "a plane of more than 2^31 pixels";
+  return p.shape.C > kMostGridX ? "more than 2^31 channels" : nullptr;
 }
-int64_t unpool_workspace(const PoolProblem& p) {  // an owner for each element
-  return p.shape.N * p.shape.C * p.shape.input_pixels() * 4;
+int64_t unpool_workspace(const PoolProblem& p) {  // an owner for each element of the blocks' planes
+  return unpool_blocks(p) * p.shape.input_pixels() * 4;
 }
 
 const char* const kDirect = "multiply-adds, any shape and type";
@@ -163,14 +181,13 @@ const ConvKernel kConvGradWeight[] = {
     {"direct", kDirect, direct_refuses, direct_workspace, CNNEXT_RUN(run_conv_grad_weight_direct)},
 };
 const ConvKernel kConvGradBias[] = {
-    {"sum", "parts added in order", accepts<ConvProblem>, grad_bias_workspace,
-     CNNEXT_RUN(run_conv_grad_bias)},
+    {"sum", "parts added in order", grad_bias_refuses, grad_bias_workspace, CNNEXT_RUN(run_conv_grad_bias)},
 };
-#define CNNEXT_GATHER(launcher)                                                                \
-  {                                                                                            \
-    {                                                                                          \
-      "gather", kGather, accepts<PoolProblem>, no_workspace<PoolProblem>, CNNEXT_RUN(launcher) \
-    }                                                                                          \
+#define CNNEXT_GATHER(launcher)                                                        \
+  {                                                                                    \
+    {                                                                                  \
+      "gather", kGather, pool_refuses, no_workspace<PoolProblem>, CNNEXT_RUN(launcher) \
+    }                                                                                  \
   }
 const PoolKernel kMaxPool[] = CNNEXT_GATHER(run_max_pool);
 const PoolKernel kMaxPoolWithOffsets[] = CNNEXT_GATHER(run_max_pool_with_offsets);
@@ -179,7 +196,9 @@ const PoolKernel kMaxPoolGradInput[] = CNNEXT_GATHER(run_max_pool_grad_input);
 const PoolKernel kMaxPoolSelect[] = CNNEXT_GATHER(run_max_pool_select);
 const PoolKernel kAvgPool[] = CNNEXT_GATHER(run_avg_pool);
 const PoolKernel kAvgPoolGradInput[] = CNNEXT_GATHER(run_avg_pool_grad_input);
-const PoolKernel kMaxUnpoolGradInput[] = CNNEXT_GATHER(run_max_unpool_grad_input);
+const PoolKernel kMaxUnpoolGradInput[] = {
+    {"gather", kGather, unpool_refuses, no_workspace<PoolProblem>, CNNEXT_RUN(run_max_unpool_grad_input)},
+};
 const PoolKernel kMaxUnpool[] = {
     {"planes", "a block for each plane", unpool_refuses, unpool_workspace, CNNEXT_RUN(run_max_unpool)},
 };

@@ -55,6 +55,12 @@ inline int64_t grad_bias_parts(const ConvProblem& p) {
   return parts_of(all_output_pixels(p), 2048, ceil_div(blocks, 4), p.shape.K * accumulator_bytes(p));
 }
 
+// Blocks of max unpooling, each of which keeps the owners of one plane's elements at a time.
+inline int64_t unpool_blocks(const PoolProblem& p) {
+  const int64_t planes = p.shape.N * p.shape.C, bytes = p.shape.input_pixels() * 4;
+  return max_of(1, min_of(min_of(planes, 8 * blocks_wanted), kMostPartialBytes / bytes));
+}
+
 // Matrix products on tensor cores read channels last: what is laid out otherwise is transposed into the
 // workspace.
 inline int64_t element_bytes(const ConvProblem& p) {

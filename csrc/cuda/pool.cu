@@ -1,5 +1,6 @@
-#include "pool.cuh"
 #include "kernels.h"
+#include "plan.h"
+#include "pool_strip.cuh"
 
 namespace cnnext::cuda {
 namespace {
@@ -10,13 +11,16 @@ PoolArguments arguments(const PoolProblem& p, int pack) {
   for (int i = 0; i < kAxes; ++i) {
     const Window& w = s.axis[i];
     PoolAxis& axis = a.axis[i];
-    axis = {int(w.input),   int(w.output),   int(w.kernel), int(w.stride),
-            int(w.padding), int(w.dilation), s.adaptive[i]};
+    // A step over the whole axis is as good as a longer one.
+    const int64_t whole = w.input + 2 * w.padding;
+    const int64_t stride = min_of(w.stride, whole), dilation = min_of(w.dilation, whole);
+    axis = {int(w.input),   int(w.output), int(w.kernel), int(stride),
+            int(w.padding), int(dilation), s.adaptive[i]};
     axis.by_input = Divisor(w.input);
     axis.by_output = Divisor(w.output);
     axis.by_kernel = Divisor(w.kernel);
-    axis.by_stride = Divisor(w.stride);
-    axis.by_dilation = Divisor(w.dilation);
+    axis.by_stride = Divisor(stride);
+    axis.by_dilation = Divisor(dilation);
   }
   a.channels_last = p.layout == Layout::kChannelsLast;
   a.count_padding = p.count_padding;
@@ -31,11 +35,22 @@ PoolArguments arguments(const PoolProblem& p, int pack) {
   return a;
 }
 
-// Calls run(arguments, grid) for each batch that fits a grid.
+enum class Over { kOutput, kInput };  // what threads compute
+
+// Calls run(arguments, grid) for each batch that fits a grid. strip: rows that a thread computes.
 template <class Run>
-void for_each_batch(const PoolProblem& p, int pack, bool over_input, Run&& run) {
+void for_each_batch(const PoolProblem& p, int pack, int strip, Over over, Run&& run) {
   PoolArguments a = arguments(p, pack);
-  const int64_t blocks = ceil_div(over_input ? a.inputs : a.outputs, kPoolThreads);
+  PoolAxis& h = a.axis[1];
+  const bool over_input = over == Over::kInput;
+  int64_t& items = over_input ? a.inputs : a.outputs;
+  if (strip > 1) {  // of inputs, from the first row of padding
+    const int64_t strips = ceil_div(over_input ? h.input + h.padding : h.output, strip);
+    items = items / (over_input ? h.input : h.output) * strips;
+    (over_input ? h.by_input : h.by_output) = Divisor(strips);
+    a.large = items > kMostGridX - kPoolThreads;
+  }
+  const int64_t blocks = ceil_div(items, kPoolThreads);
   for (; a.first_image < p.shape.N; a.first_image += kMostGridYZ) {
     run(a, Grid{blocks, min_of(kMostGridYZ, p.shape.N - a.first_image)});
   }
@@ -44,13 +59,31 @@ void for_each_batch(const PoolProblem& p, int pack, bool over_input, Run&& run) 
 // Whole vectors of channels where they are neighbours and fill vectors.
 template <class T, class Run>
 void with_pack(const PoolProblem& p, const PoolBuffers& b, Run&& run) {
-  const bool wide = b.offsets && p.wide_offsets();
-  if (!wide && are_aligned(b.input, b.output, b.offsets) && p.layout == Layout::kChannelsLast &&
+  if (are_aligned(b.input, b.output, b.offsets) && p.layout == Layout::kChannelsLast &&
       p.shape.C % kPerVector<T> == 0) {
     run(std::integral_constant<int, kPerVector<T>>());
   } else {
     run(std::integral_constant<int, 1>());
   }
+}
+
+// Calls run with the window that a strip is computed for, if there is a body for it.
+template <class T, class Run>
+void with_window(const PoolProblem& p, Run&& run) {
+  const Window &h = p.shape.axis[1], &w = p.shape.axis[2];
+  const auto is = [&](int64_t kernel, int64_t stride) {
+    const auto fits = [&](int axis, const Window& window) {
+      return window.kernel == kernel && window.stride == stride && window.dilation == 1 &&
+             !p.shape.adaptive[axis];
+    };
+    return fits(1, h) && fits(2, w);
+  };
+  if constexpr (sizeof(T) < 8) {
+    if (is(2, 2)) return run(Square<2, 2>());
+    if (is(3, 1)) return run(Square<3, 1>());
+    if (is(3, 2)) return run(Square<3, 2>());
+  }
+  run(Square<0, 0>());
 }
 
 // Calls run with a tag of the offsets' type.
@@ -80,74 +113,99 @@ const T* as_const(void* pointer) {
   return static_cast<const T*>(pointer);
 }
 
+// Calls run(tag of the type, pack, window, tag of the offsets' type) for the body that fits the problem.
+template <class Run>
+void with_bodies(const PoolProblem& p, const PoolBuffers& b, Run&& run) {
+  with_type(p.dtype, [&](auto* tag) {
+    using T = Pointee<decltype(tag)>;
+    if (b.offsets && p.wide_offsets()) {
+      return run(tag, std::integral_constant<int, 1>(), Square<0, 0>(), static_cast<int32_t*>(nullptr));
+    }
+    with_window<T>(p, [&](auto window) {
+      with_pack<T>(p, b, [&](auto pack) { run(tag, pack, window, static_cast<uint8_t*>(nullptr)); });
+    });
+  });
+}
+
+template <bool kWithOffsets>
+void start_max_pool(const PoolProblem& p, const PoolBuffers& b, const Stream& stream) {
+  with_bodies(p, b, [&](auto* tag, auto pack, auto window, auto* offset) {
+    using T = Pointee<decltype(tag)>;
+    using Offset = Pointee<decltype(offset)>;
+    using Window = decltype(window);
+    const auto start = [&](auto kernel, int strip) {
+      for_each_batch(p, pack, strip, Over::kOutput, [&](const PoolArguments& a, Grid grid) {
+        launch(kernel, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input), as<T>(b.output),
+               as<Offset>(b.offsets));
+      });
+    };
+    if constexpr (Window::kKernel > 0) {
+      start(max_pool_strip<T, pack, Window, kWithOffsets>, kStrip<pack>);
+    } else {
+      start(max_pool<T, pack, Offset, kWithOffsets>, 1);
+    }
+  });
+}
+
 }  // namespace
 
 void run_max_pool(const PoolProblem& p, const PoolBuffers& b, const Stream& stream, char*) {
-  with_type(p.dtype, [&](auto* tag) {
-    using T = Pointee<decltype(tag)>;
-    with_pack<T>(p, b, [&](auto pack) {
-      for_each_batch(p, pack, false, [&](const PoolArguments& a, Grid grid) {
-        launch(max_pool<T, pack, uint8_t, false>, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input),
-               as<T>(b.output), static_cast<uint8_t*>(nullptr));
-      });
-    });
-  });
+  start_max_pool<false>(p, b, stream);
 }
-
 void run_max_pool_with_offsets(const PoolProblem& p, const PoolBuffers& b, const Stream& stream, char*) {
-  with_type(p.dtype, [&](auto* tag) {
-    using T = Pointee<decltype(tag)>;
-    with_offsets(p, [&](auto* offset) {
-      using Offset = Pointee<decltype(offset)>;
-      with_pack<T>(p, b, [&](auto pack) {
-        if constexpr (sizeof(Offset) == 1 || pack == 1) {
-          for_each_batch(p, pack, false, [&](const PoolArguments& a, Grid grid) {
-            launch(max_pool<T, pack, Offset, true>, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input),
-                   as<T>(b.output), as<Offset>(b.offsets));
-          });
-        }
-      });
-    });
-  });
+  start_max_pool<true>(p, b, stream);
 }
 
 void run_max_pool_grad_input(const PoolProblem& p, const PoolBuffers& b, const Stream& stream, char*) {
-  with_type(p.dtype, [&](auto* tag) {
+  with_bodies(p, b, [&](auto* tag, auto pack, auto window, auto* offset) {
     using T = Pointee<decltype(tag)>;
-    with_offsets(p, [&](auto* offset) {
-      using Offset = Pointee<decltype(offset)>;
-      with_pack<T>(p, b, [&](auto pack) {
-        if constexpr (sizeof(Offset) == 1 || pack == 1) {
-          for_each_batch(p, pack, true, [&](const PoolArguments& a, Grid grid) {
-            launch(max_pool_grad_input<T, pack, Offset>, grid, kPoolThreads, 0, stream, a, as<T>(b.input),
-                   as_const<T>(b.output), as_const<Offset>(b.offsets));
-          });
-        }
+    using Offset = Pointee<decltype(offset)>;
+    using Window = decltype(window);
+    const auto start = [&](auto kernel, int strip) {
+      for_each_batch(p, pack, strip, Over::kInput, [&](const PoolArguments& a, Grid grid) {
+        launch(kernel, grid, kPoolThreads, 0, stream, a, as<T>(b.input), as_const<T>(b.output),
+               as_const<Offset>(b.offsets));
       });
-    });
+    };
+    if constexpr (Window::kKernel > 0) {
+      start(max_pool_grad_input_strip<T, pack, Window>, kStrip<pack>);
+    } else {
+      start(max_pool_grad_input<T, pack, Offset>, 1);
+    }
   });
 }
 
 void run_avg_pool(const PoolProblem& p, const PoolBuffers& b, const Stream& stream, char*) {
-  with_type(p.dtype, [&](auto* tag) {
+  with_bodies(p, b, [&](auto* tag, auto pack, auto window, auto*) {
     using T = Pointee<decltype(tag)>;
-    with_pack<T>(p, b, [&](auto pack) {
-      for_each_batch(p, pack, false, [&](const PoolArguments& a, Grid grid) {
-        launch(avg_pool<T, pack>, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input), as<T>(b.output));
+    using Window = decltype(window);
+    const auto start = [&](auto kernel, int strip) {
+      for_each_batch(p, pack, strip, Over::kOutput, [&](const PoolArguments& a, Grid grid) {
+        launch(kernel, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input), as<T>(b.output));
       });
-    });
+    };
+    if constexpr (Window::kKernel > 0) {
+      start(avg_pool_strip<T, pack, Window>, kStrip<pack>);
+    } else {
+      start(avg_pool<T, pack>, 1);
+    }
   });
 }
 
 void run_avg_pool_grad_input(const PoolProblem& p, const PoolBuffers& b, const Stream& stream, char*) {
-  with_type(p.dtype, [&](auto* tag) {
+  with_bodies(p, b, [&](auto* tag, auto pack, auto window, auto*) {
     using T = Pointee<decltype(tag)>;
-    with_pack<T>(p, b, [&](auto pack) {
-      for_each_batch(p, pack, true, [&](const PoolArguments& a, Grid grid) {
-        launch(avg_pool_grad_input<T, pack>, grid, kPoolThreads, 0, stream, a, as<T>(b.input),
-               as_const<T>(b.output));
+    using Window = decltype(window);
+    const auto start = [&](auto kernel, int strip) {
+      for_each_batch(p, pack, strip, Over::kInput, [&](const PoolArguments& a, Grid grid) {
+        launch(kernel, grid, kPoolThreads, 0, stream, a, as<T>(b.input), as_const<T>(b.output));
       });
-    });
+    };
+    if constexpr (Window::kKernel > 0) {
+      start(avg_pool_grad_input_strip<T, pack, Window>, kStrip<pack>);
+    } else {
+      start(avg_pool_grad_input<T, pack>, 1);
+    }
   });
 }
 
@@ -156,7 +214,7 @@ void run_max_pool_select(const PoolProblem& p, const PoolBuffers& b, const Strea
     using T = Pointee<decltype(tag)>;
     with_offsets(p, [&](auto* offset) {
       using Offset = Pointee<decltype(offset)>;
-      for_each_batch(p, 1, false, [&](const PoolArguments& a, Grid grid) {
+      for_each_batch(p, 1, 1, Over::kOutput, [&](const PoolArguments& a, Grid grid) {
         launch(max_pool_select<T, Offset>, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input),
                as<T>(b.output), as_const<Offset>(b.offsets));
       });
@@ -167,7 +225,7 @@ void run_max_pool_select(const PoolProblem& p, const PoolBuffers& b, const Strea
 void run_max_pool_indices(const PoolProblem& p, const PoolBuffers& b, const Stream& stream, char*) {
   with_offsets(p, [&](auto* offset) {
     using Offset = Pointee<decltype(offset)>;
-    for_each_batch(p, 1, false, [&](const PoolArguments& a, Grid grid) {
+    for_each_batch(p, 1, 1, Over::kOutput, [&](const PoolArguments& a, Grid grid) {
       launch(max_pool_indices<Offset>, grid, kPoolThreads, 0, stream, a, as_const<Offset>(b.offsets),
              b.indices);
     });
@@ -178,7 +236,7 @@ void run_max_unpool(const PoolProblem& p, const PoolBuffers& b, const Stream& st
   const PoolShape& s = p.shape;
   with_size(p.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
-    launch(max_unpool<T>, {min_of(s.N * s.C, kMostGridX)}, kPoolThreads, 0, stream, s.N * s.C, int(s.C),
+    launch(max_unpool<T>, {unpool_blocks(p)}, kPoolThreads, 0, stream, s.N * s.C, int(s.C),
            strides_of(p.layout, s.C, s.output_pixels()), strides_of(p.layout, s.C, s.input_pixels()),
            int(s.input_pixels()), int(s.output_pixels()), as_const<T>(b.output),
            static_cast<const int64_t*>(b.indices), as<T>(b.input), reinterpret_cast<int*>(workspace));

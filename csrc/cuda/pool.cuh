@@ -25,8 +25,12 @@ struct PoolAxis {
     return adaptive ? int(int64_t(o) * input / output) : o * stride - padding;
   }
   CNNEXT_DEVICE Taps taps(int o) const {
+    if (!adaptive) return fixed_taps(o);
     const int start = origin(o);
-    if (adaptive) return {start, 0, int(((o + 1) * int64_t(input) + output - 1) / output) - start};
+    return {start, 0, int(((o + 1) * int64_t(input) + output - 1) / output) - start};
+  }
+  CNNEXT_DEVICE Taps fixed_taps(int o) const {  // of windows that are not adaptive
+    const int start = o * stride - padding;
     const int first = start < 0 ? int(by_dilation.quotient(dilation - 1 - start)) : 0;
     const int end = start < input ? int(by_dilation.quotient(input - start + dilation - 1)) : 0;
     const int tap = first < kernel ? first : kernel, most = end < kernel ? end : kernel;
@@ -34,8 +38,11 @@ struct PoolAxis {
   }
   // Taps that an average counts.
   CNNEXT_DEVICE int counted(int o, bool count_padding) const {
-    if (adaptive || !count_padding) return taps(o).count;
-    const int most = input + padding - origin(o);
+    return adaptive ? taps(o).count : fixed_counted(o, count_padding);
+  }
+  CNNEXT_DEVICE int fixed_counted(int o, bool count_padding) const {
+    if (!count_padding) return fixed_taps(o).count;
+    const int most = input + padding - (o * stride - padding);
     return kernel < most ? kernel : most;
   }
   // Windows that may have a tap on input i are [first, end).
@@ -69,9 +76,9 @@ struct PoolArguments {
   int64_t inputs, outputs;  // elements of an image over kPack
   bool large;               // more of them than 32 bits number
 
-  CNNEXT_DEVICE int divisor(int o, int p, int q) const {
-    if (divisor_override != 0) return int(divisor_override);
-    return axis[0].counted(o, count_padding) * axis[1].counted(p, count_padding) *
+  CNNEXT_DEVICE int64_t divisor(int o, int p, int q) const {
+    if (divisor_override != 0) return divisor_override;
+    return int64_t(axis[0].counted(o, count_padding)) * axis[1].counted(p, count_padding) *
            axis[2].counted(q, count_padding);
   }
 };
@@ -264,7 +271,7 @@ max_pool_indices(PoolArguments a, const Offset* offsets, int64_t* indices) {
   indices[to] = (int64_t(pixel[0]) * a.axis[1].input + pixel[1]) * a.axis[2].input + pixel[2];
 }
 
-// Unpooling: a block for each plane, blockIdx.x + first. Of equal indices the last one stays: owner[index]
+// Unpooling: a block takes one plane after the other. Of equal indices the last one stays: owner[index]
 // becomes the largest number of a pooled element with that index. Threads write theirs where a smaller one
 // stands, in turns, until none is left that does; what a turn leaves of several writers is larger than what
 // was there.
@@ -275,7 +282,7 @@ max_unpool(int64_t planes, int C, Strides in, Strides out, int pixels, int poole
   for (int64_t plane = blockIdx.x; plane < planes; plane += gridDim.x) {
     const int64_t from = plane / C * in.image + plane % C * in.channel;
     const int64_t to = plane / C * out.image + plane % C * out.channel;
-    volatile int* owner = owners + plane * pixels;
+    volatile int* owner = owners + int64_t(blockIdx.x) * pixels;
     for (int i = threadIdx.x; i < pixels; i += kPoolThreads) owner[i] = -1;
     bool again = true;
     while (again) {

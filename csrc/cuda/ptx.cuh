@@ -33,6 +33,69 @@ CNNEXT_DEVICE void wait_copies() {
 #endif
 }
 
+// A barrier in shared memory, of which a phase ends when `count` threads have arrived and all bytes that they
+// expect have come. Phases have parities 0, 1, 0, ...
+CNNEXT_DEVICE void mbarrier_init(uint64_t* barrier, int count) {
+#if CNNEXT_SM80
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+#endif
+#if CNNEXT_SM90
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // for bulk copies
+#endif
+}
+CNNEXT_DEVICE void mbarrier_arrive(uint64_t* barrier) {
+#if CNNEXT_SM80
+  asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(shared_address(barrier))
+               : "memory");
+#endif
+}
+// An arrival that waits for this thread's asynchronous copies so far, though the thread does not.
+CNNEXT_DEVICE void mbarrier_arrive_after_copies(uint64_t* barrier) {
+#if CNNEXT_SM80
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+#endif
+}
+// Waits for the end of the phase of that parity which runs or was the last.
+CNNEXT_DEVICE void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+#if CNNEXT_SM80
+  uint32_t done = 0;
+  while (!done) {
+    asm volatile(
+        "{\n"
+        ".reg .pred ended;\n"
+#if CNNEXT_SM90
+        "mbarrier.try_wait.parity.shared.b64 ended, [%1], %2;\n"
+#else
+        "mbarrier.test_wait.parity.shared.b64 ended, [%1], %2;\n"
+#endif
+        "selp.u32 %0, 1, 0, ended;\n"
+        "}"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  }
+#endif
+}
+// Arrives, and lets the phase wait for that many bytes of bulk copies.
+CNNEXT_DEVICE void mbarrier_arrive_expecting(uint64_t* barrier, int bytes) {
+#if CNNEXT_SM90
+  asm volatile("{.reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;}" ::"r"(
+                   shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+#endif
+}
+// Copies aligned chunks of 16 bytes from global to shared memory by one thread; the barrier counts them.
+CNNEXT_DEVICE void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrier) {
+#if CNNEXT_SM90
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+
 // Four matrices of 8 rows of 16 bytes; lane i gives the address of row i % 8 of matrix i / 8. Register m
 // holds of matrix m the 4 bytes at row lane / 4, column lane % 4; transposed, the two 16-bit elements of rows
 // 2 (lane % 4) and the next at column lane / 4.
@@ -77,6 +140,12 @@ CNNEXT_DEVICE void mma(float, float (&c)[4], const uint32_t (&a)[4], const uint3
 }
 #undef CNNEXT_MMA
 
+// The other lane's x, where lanes differ by the bits of `mask`; for all lanes of a warp.
+template <class T>
+CNNEXT_DEVICE T shuffle_xor(T x, int mask) {
+  return __shfl_xor_sync(0xffffffffu, x, mask);
+}
+
 // To the nearest number with a mantissa of 10 bits.
 CNNEXT_DEVICE uint32_t round_to_tf32(uint32_t x) {
   uint32_t rounded = x;
@@ -96,6 +165,18 @@ template <int kGroupsLeft>
 void wait_copies() {
   emulator::wait_copies(kGroupsLeft);
 }
+inline void mbarrier_init(uint64_t* barrier, int count) { emulator::mbarrier_init(barrier, count); }
+inline void mbarrier_arrive(uint64_t* barrier) { emulator::mbarrier_arrive(barrier, 0); }
+inline void mbarrier_arrive_after_copies(uint64_t* barrier) {
+  emulator::mbarrier_arrive_after_copies(barrier);
+}
+inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) { emulator::mbarrier_wait(barrier, parity); }
+inline void mbarrier_arrive_expecting(uint64_t* barrier, int bytes) {
+  emulator::mbarrier_arrive(barrier, bytes);
+}
+inline void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrier) {
+  emulator::copy_bulk(to, from, bytes, barrier);
+}
 template <bool kTransposed>
 void ldmatrix(const void* row, uint32_t (&fragment)[4]) {
   emulator::ldmatrix(row, kTransposed, fragment);
@@ -108,6 +189,10 @@ void mma(T, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
                 : std::is_same_v<T, BFloat16> ? Number::kBFloat16
                                               : Number::kTf32,
                 c, a, b);
+}
+template <class T>
+T shuffle_xor(T x, int mask) {
+  return emulator::shuffle_xor(x, mask);
 }
 inline uint32_t round_to_tf32(uint32_t x) {
   return emulator::bits_of(emulator::round_to_tf32(emulator::float_of(x)));

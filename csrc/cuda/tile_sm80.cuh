@@ -51,7 +51,7 @@ CNNEXT_DEVICE void copy_chunk(T* to, const T* from, int begin, int end, bool ali
   Pack<T, kChunk<T>> chunk;
 #pragma unroll
   for (int i = 0; i < kChunk<T>; ++i) chunk.at[i] = i >= begin && i < end ? from[i] : T();
-  store_pack(to, chunk);
+  store_shared(to, chunk);
 }
 
 template <class T, int kM, int kN, bool kAcrossA, bool kAcrossB, bool kAccurate>

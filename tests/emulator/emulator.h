@@ -3,6 +3,7 @@
 // - the destination of an asynchronous copy is poisoned until it is waited for, shared memory from the start;
 // - vector accesses and asynchronous copies are aligned and stay inside a tensor or the block's shared
 // memory;
+// - mbarriers count arrivals and bytes; a phase that never ends is an error, not a hang;
 // - all threads reach every barrier, all lanes every instruction of a warp: else the launch fails by name.
 // It counts bank conflicts of ldmatrix and of single loads. It knows no memory model and no limits of a GPU.
 #pragma once
@@ -26,6 +27,7 @@ struct Dim {
 };
 
 constexpr int kWarp = 32, kMostShared = 160 * 1024;
+constexpr unsigned char kPoison = 0xff;  // NaN in every type
 
 struct Copy {
   void* to;
@@ -39,7 +41,7 @@ struct Warp {
   int arrived = 0;
 };
 
-enum class State { kReady, kBarrier, kWarp, kDone };
+enum class State { kReady, kBarrier, kWarp, kMbarrier, kDone };
 
 struct Fiber {
   Dim thread;
@@ -60,16 +62,21 @@ extern int64_t bank_conflicts;
 extern unsigned char* shared;
 
 [[noreturn]] void fail(const std::string& message);  // ends the launch
+void note(const std::string& message);               // the same, once the scheduler runs
 void set_seed(unsigned seed);
 unsigned random();
 void add_region(const void* begin, int64_t bytes);
 void clear_regions();
 void check_access(const void* at, int64_t bytes);
 void check_inside(const void* at, int64_t bytes);
+void suspend(State state);  // until the state is woken
+void wake(State state);     // all threads of the block that wait so
 void barrier();
 // Waits for all lanes of the warp; the last one to arrive runs what(the lanes' arguments).
 void together(void (*what)(void**), void* argument);
 void run(Dim grid, int threads, int shared_bytes, const std::function<void()>& body);
+void reset_instructions();  // for a new block
+bool deliver();             // ends one asynchronous copy that an mbarrier counts; false if there is none
 
 template <class... Parameters>
 void launch(void (*kernel)(Parameters...), cuda::Grid grid, int threads, int shared_bytes,
@@ -121,6 +128,11 @@ void commit_copies();
 void wait_copies(int groups_left);
 void ldmatrix(const void* row, bool transposed, uint32_t* fragment);
 uint32_t load_shared(const uint32_t* from);
+void mbarrier_init(void* address, int count);
+void mbarrier_arrive(void* address, int expected_bytes);
+void mbarrier_arrive_after_copies(void* address);
+void mbarrier_wait(void* address, bool parity);
+void copy_bulk(void* to, const void* from, int bytes, void* address);
 enum class Number { kFloat16, kBFloat16, kTf32 };
 void mma(Number number, float* c, const uint32_t* a, const uint32_t* b);
 float shuffle_xor(float x, int mask);

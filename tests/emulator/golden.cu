@@ -1,6 +1,8 @@
 // One instruction at a time, on fixed numbers, printed. Compiled by nvcc for a GPU and by g++ with the
 // emulator: both must print the same. Numbers are such that every sum is exact, whatever its order.
 #include <cstdio>
+#include <cstdlib>
+#include <exception>
 #include <vector>
 
 #include "cuda/ptx.cuh"
@@ -65,6 +67,49 @@ CNNEXT_LAUNCH(kWarp, 1) copy(const uint32_t* from, uint32_t* to) {
   for (int r = 0; r < 4; ++r) to[threadIdx.x * 4 + r] = memory[(31 - threadIdx.x) * 4 + r];
 }
 
+// Two warps and two stages: one copies four numbers a lane, step by step, the other adds them up. `full` and
+// `empty` tell them when. kBulk: one lane copies all of a step.
+constexpr int kSteps = 7, kRing = 2;
+template <bool kBulk>
+CNNEXT_LAUNCH(2 * kWarp, 1)
+ring(const uint32_t* from, uint32_t* to) {
+  auto* memory = shared_memory<uint32_t>();  // [kRing][kWarp * 4]
+  auto* full = reinterpret_cast<uint64_t*>(memory + kRing * kWarp * 4);
+  uint64_t* empty = full + kRing;
+  const int lane = threadIdx.x % kWarp;
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < kRing; ++stage) {
+      ptx::mbarrier_init(full + stage, kBulk ? 1 : kWarp);
+      ptx::mbarrier_init(empty + stage, kWarp);
+    }
+  }
+  __syncthreads();
+  uint32_t sum[4] = {};
+  for (int step = 0; step < kSteps; ++step) {
+    const int stage = step % kRing, parity = step / kRing % 2;
+    uint32_t* place = memory + stage * kWarp * 4;
+    if (threadIdx.x < kWarp) {
+      if (kBulk && lane > 0) continue;                // who waits without arriving can miss a phase
+      ptx::mbarrier_wait(empty + stage, 1 - parity);  // the phase before the first counts as ended
+      if (!kBulk) {
+        ptx::copy_async(place + lane * 4, from + (lane + step) % kWarp * 4, 16);
+        ptx::mbarrier_arrive_after_copies(full + stage);
+      } else {
+        ptx::mbarrier_arrive_expecting(full + stage, (kWarp - step) * 16);
+        ptx::copy_bulk(place, from + step * 4, (kWarp - step) * 16, full + stage);
+      }
+    } else {
+      ptx::mbarrier_wait(full + stage, parity);
+      const int at = kBulk ? lane % (kWarp - step) : lane;
+      for (int r = 0; r < 4; ++r) sum[r] = sum[r] * 3 + place[at * 4 + r];
+      ptx::mbarrier_arrive(empty + stage);
+    }
+  }
+  for (int r = 0; r < 4; ++r) {
+    if (threadIdx.x >= kWarp) to[lane * 4 + r] = sum[r];
+  }
+}
+
 }  // namespace cnnext::cuda
 
 namespace {
@@ -84,9 +129,10 @@ uint32_t* allocate() {
   return memory;
 }
 
-void print(const char* name, void (*kernel)(const uint32_t*, uint32_t*), const uint32_t* from) {
+void print(const char* name, void (*kernel)(const uint32_t*, uint32_t*), const uint32_t* from,
+           int threads = kWarp) {
   uint32_t* to = allocate();
-  launch(kernel, Grid{1}, kWarp, 1024, Stream(), from, to);
+  launch(kernel, Grid{1}, threads, 2048, Stream(), from, to);
   std::vector<uint32_t> words(kWords);
 #if defined(__CUDACC__)
   check(cudaMemcpy(words.data(), to, kWords * 4, cudaMemcpyDeviceToHost));
@@ -98,9 +144,23 @@ void print(const char* name, void (*kernel)(const uint32_t*, uint32_t*), const u
   std::printf("\n");
 }
 
+// Whether this GPU has bulk copies.
+bool is_sm90() {
+#if defined(__CUDACC__)
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+  return major >= 9;
+#else
+  return true;
+#endif
+}
+
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) try {
+#if !defined(__CUDACC__)
+  if (count > 1) cnnext::emulator::set_seed(std::atoi(arguments[1]));
+#endif
   std::vector<uint32_t> numbers(kWords);
   for (int i = 0; i < kWords; ++i) numbers[i] = 1000 + i;
   uint32_t* from = allocate();
@@ -116,4 +176,9 @@ int main() {
   print("mma.tf32", multiply<float>, from);
   print("cvt.rna.tf32", round_numbers, from);
   print("cp.async", copy, from);
+  print("mbarrier", ring<false>, from, 2 * kWarp);
+  if (is_sm90()) print("cp.async.bulk", ring<true>, from, 2 * kWarp);
+} catch (const std::exception& error) {
+  std::printf("error: %s\n", error.what());
+  return 1;
 }
