@@ -18,29 +18,40 @@ void* transposed(const void* from, int64_t matrices, int64_t rows, int64_t colum
   return to;
 }
 
-template <class T, int kM, int kN, bool kAcrossB, bool kAccurate>
+template <class T, int kM, int kN, bool kAcrossB, bool kAccurate, bool kAligned>
 void start(const GemmGather& a, const Stream& stream) {
   using Product = Tile<T, kM, kN, false, kAcrossB, kAccurate>;
   const Grid grid = {ceil_div(most_rows(a.g), kM) * ceil_div(a.g.destination_channels, kN), a.g.groups,
                      a.g.phases};
-  launch(conv_gather_gemm_sm80<T, kM, kN, kAcrossB, kAccurate>, grid, kTileThreads, Product::kBytes, stream,
-         a);
+  launch(conv_gather_gemm_sm80<T, kM, kN, kAcrossB, kAccurate, kAligned>, grid, kTileThreads, Product::kBytes,
+         stream, a);
 }
 
 // The largest tile that still makes a block for most multiprocessors of a large GPU.
-template <class T, bool kAcrossB, bool kAccurate>
+template <class T, bool kAcrossB, bool kAccurate, bool kAligned>
 void gather(const GemmGather& a, const Stream& stream) {
   const ConvGather& g = a.g;
-  const auto blocks = [&](int m, int n) {
-    return ceil_div(most_rows(g), m) * ceil_div(g.destination_channels, n) * g.groups * g.phases;
+  const auto fills = [&](int m, int n) {
+    const int64_t tiles = ceil_div(most_rows(g), m) * ceil_div(g.destination_channels, n);
+    return tiles * g.groups * g.phases >= blocks_wanted / 2;
   };
   if constexpr (!kAccurate) {  // of whose larger tiles the registers do not hold enough
-    if (g.destination_channels > 64 && blocks(128, 128) >= blocks_wanted / 2) {
-      return start<T, 128, 128, kAcrossB, kAccurate>(a, stream);
+    if constexpr (kAligned) {  // the others are few, and bound by their copies
+      if (g.destination_channels > 64 && fills(128, 128)) {
+        return start<T, 128, 128, kAcrossB, kAccurate, kAligned>(a, stream);
+      }
     }
-    if (blocks(128, 64) >= blocks_wanted / 2) return start<T, 128, 64, kAcrossB, kAccurate>(a, stream);
+    if (fills(128, 64)) return start<T, 128, 64, kAcrossB, kAccurate, kAligned>(a, stream);
   }
-  start<T, 64, 64, kAcrossB, kAccurate>(a, stream);
+  start<T, 64, 64, kAcrossB, kAccurate, kAligned>(a, stream);
+}
+template <class T, bool kAcrossB, bool kAccurate>
+void gather(const GemmGather& a, const Stream& stream) {
+  if (a.is_aligned()) {
+    gather<T, kAcrossB, kAccurate, true>(a, stream);
+  } else {
+    gather<T, kAcrossB, kAccurate, false>(a, stream);
+  }
 }
 
 // Sums the last axis' taps as channels.
@@ -105,16 +116,23 @@ void run_grad_weight(const ConvProblem& p, ConvBuffers b, const Stream& stream, 
     a.g.taps /= g.kernel[2];
     a.g.kernel[2] = 1;
   }
-  const auto start = [&](auto side) {
+  const auto start = [&](auto side, auto aligned) {
     constexpr int kSide = decltype(side)::value;
     const Grid grid = {a.g.taps * ceil_div(a.g.C, kSide), ceil_div(a.g.K, kSide) * a.g.groups, a.g.parts};
-    launch(conv_grad_weight_gemm_sm80<T, kSide, kAccurate>, grid, kTileThreads,
+    launch(conv_grad_weight_gemm_sm80<T, kSide, kAccurate, aligned>, grid, kTileThreads,
            Tile<T, kSide, kSide, true, true, kAccurate>::kBytes, stream, a);
   };
+  const auto start_side = [&](auto side) {
+    if (a.is_aligned()) {
+      start(side, std::true_type());
+    } else {
+      start(side, std::false_type());
+    }
+  };
   if constexpr (!kAccurate) {
-    if (gemm_grad_weight_side(p, kAccurate) == 128) start(std::integral_constant<int, 128>());
+    if (gemm_grad_weight_side(p, kAccurate) == 128) start_side(std::integral_constant<int, 128>());
   }
-  if (gemm_grad_weight_side(p, kAccurate) == 64) start(std::integral_constant<int, 64>());
+  if (gemm_grad_weight_side(p, kAccurate) == 64) start_side(std::integral_constant<int, 64>());
   reduce_parts<T>(p, g, b.weight, stream);
 }
 

@@ -9,6 +9,9 @@
 // With few channels the taps of the last axis are folded into them: in a row of an image the inputs of
 // neighbouring taps are neighbours in memory, and so are the weights. What of that reaches over the row's
 // ends is padding.
+//
+// kAligned: all chunks of both operands are aligned and wholly in memory or not at all. Then the loop has no
+// branches on them, and its copies are spread over the multiplications.
 #pragma once
 
 #include "conv_gather.cuh"
@@ -21,6 +24,8 @@ struct GemmGather {
   ConvGather g;
   bool source_aligned, weight_aligned, destination_aligned;  // every chunk of 16 bytes
   int folded_row;  // elements of a row of the source where the last axis is folded, else 0
+
+  bool is_aligned() const { return source_aligned && weight_aligned && folded_row == 0; }
 };
 
 // The chunk's elements [begin, end) that lie in a row of `folded_row` elements which starts `position` before
@@ -30,7 +35,7 @@ CNNEXT_DEVICE void clip_to_row(int64_t position, int folded_row, int* begin, int
   *end = int(min_of(*end, folded_row - position));
 }
 
-template <class T, int kM, int kN, bool kAcrossB, bool kAccurate>
+template <class T, int kM, int kN, bool kAcrossB, bool kAccurate, bool kAligned>
 CNNEXT_LAUNCH(kTileThreads, 2)
 conv_gather_gemm_sm80(GemmGather arguments) {
 #if CNNEXT_SM80
@@ -66,8 +71,9 @@ conv_gather_gemm_sm80(GemmGather arguments) {
       tap_weight = weight + phase.tap(g.kernel, tap[0], tap[1], tap[2]) * g.weight_tap;
 #pragma unroll
       for (int i = 0; i < StageA::kRowsOfThread; ++i) {
-        const int64_t at = arguments.folded_row > 0 ? row[i].source_row(phase, tap[0], tap[1])
-                                                    : row[i].source_pixel(phase, tap[0], tap[1], tap[2]);
+        const int64_t at = !kAligned && arguments.folded_row > 0
+                               ? row[i].source_row(phase, tap[0], tap[1])
+                               : row[i].source_pixel(phase, tap[0], tap[1], tap[2]);
         inside[i] = at >= 0 && first + row_a + i * StageA::kRowsAtOnce < rows;
         pixel[i] =
             source + (inside[i] ? row[i].image * g.source_strides.image + at * g.source_strides.pixel : 0);
@@ -77,12 +83,12 @@ conv_gather_gemm_sm80(GemmGather arguments) {
     for (int i = 0; i < StageA::kRowsOfThread; ++i) {
       int64_t at = channel + chunk_a * kChunk<T>;
       int begin = 0, end = inside[i] ? g.source_channels - int(at) : 0;
-      if (arguments.folded_row > 0) {
+      if (!kAligned && arguments.folded_row > 0) {
         at += phase.axis[2].source_index(row[i].j[2], 0) * g.source_strides.pixel;
         clip_to_row(at, arguments.folded_row, &begin, &end);
       }
       copy_chunk(product.stage_a(stage) + StageA::place(row_a + i * StageA::kRowsAtOnce, chunk_a),
-                 end > 0 ? pixel[i] + at : source, begin, end, arguments.source_aligned);
+                 end > 0 ? pixel[i] + at : source, begin, end, kAligned || arguments.source_aligned);
     }
 #pragma unroll
     for (int i = 0; i < StageB::kRowsOfThread; ++i) {
@@ -93,7 +99,7 @@ conv_gather_gemm_sm80(GemmGather arguments) {
       const int end = ins > 0 && outs > 0 ? (kAcrossB ? outs : ins) : 0;
       const T* from = tap_weight + (kAcrossB ? in * g.weight_source + out : out * g.weight_destination + in);
       copy_chunk(product.stage_b(stage) + StageB::place(row, chunk_b), end > 0 ? from : tap_weight, 0, end,
-                 arguments.weight_aligned);
+                 kAligned || arguments.weight_aligned);
     }
     channel += kDepth<T>;
     if (channel < g.source_channels) return;
@@ -154,11 +160,13 @@ struct GemmGradWeight {
   ConvGradWeight g;
   bool output_aligned, input_aligned;
   int folded_row;
+
+  bool is_aligned() const { return output_aligned && input_aligned && folded_row == 0; }
 };
 
 // grad_weight: both operands lie across the summed index, the pixels of a part. Grid: taps times tiles of
 // input channels; tiles of output channels in all groups; parts.
-template <class T, int kSide, bool kAccurate>
+template <class T, int kSide, bool kAccurate, bool kAligned>
 CNNEXT_LAUNCH(kTileThreads, 2)
 conv_grad_weight_gemm_sm80(GemmGradWeight arguments) {
 #if CNNEXT_SM80
@@ -183,20 +191,20 @@ conv_grad_weight_gemm_sm80(GemmGradWeight arguments) {
       const int k = first_k + chunk * kChunk<T>, k_end = inside ? g.K - k : 0;
       const T* from = grad_output + o.image * g.output_strides.image + o.pixel * g.output_strides.pixel + k;
       copy_chunk(product.stage_a(stage) + Stage::place(row, chunk), k_end > 0 ? from : grad_output, 0, k_end,
-                 arguments.output_aligned);
+                 kAligned || arguments.output_aligned);
       int x, begin = 0;
       const int64_t image_row = pixels.input_row(o, &x);
       int64_t c = first_c + chunk * kChunk<T>;
       int end = inside && image_row >= 0 ? g.C - int(c) : 0;
       c += x * g.input_strides.pixel;
-      if (arguments.folded_row > 0) {
+      if (!kAligned && arguments.folded_row > 0) {
         clip_to_row(c, arguments.folded_row, &begin, &end);
       } else if (unsigned(x) >= unsigned(g.input_extent[2])) {
         end = 0;
       }
       from = input + o.image * g.input_strides.image + image_row * g.input_strides.pixel + c;
       copy_chunk(product.stage_b(stage) + Stage::place(row, chunk), end > 0 ? from : input, begin, end,
-                 arguments.input_aligned);
+                 kAligned || arguments.input_aligned);
     }
   });
 
