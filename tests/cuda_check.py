@@ -26,11 +26,14 @@ FOLDER = ROOT / "build" / "cuda-check"
 ARCHS = ("75", "80", "86", "89", "90a", "100", "120")
 # C++17, as torch up to 2.11 compiles; it must be C++20 as well, as torch since.
 FLAGS = ["-std=c++17", "-O3", "--Werror=all-warnings", "-Xptxas=-v,--warn-on-spills", "-Xcompiler=-Wall"]
-# What the machine code of a source must hold from sm_80 on: tensor cores, asynchronous copies, matrix loads.
+# What the machine code of a source must hold from sm_80 on: tensor cores, asynchronous copies, matrix loads, stores of
+# 16 bytes.
 MEANT = {
     "conv_gemm_sm80": ("HMMA.16816.F32 ", "HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4",
-                       "LDSM.16.MT88.4"),
-    "conv_gemm_float_sm80": ("HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4"),
+                       "LDSM.16.MT88.4", "STG.E.128"),
+    "conv_gemm_float_sm80": ("HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4", "STG.E.128"),
+    "conv_depthwise": ("LDG.E.128", "STG.E.128"),
+    "pool": ("LDG.E.128", "STG.E.128"),
 }  # fmt: skip
 OPERATORS = ("conv", "conv_grad_input", "conv_grad_weight", "conv_grad_bias", "max_pool_with_offsets", "avg_pool",
              "max_pool_grad_input", "adaptive_avg_pool", "max_unpool")  # fmt: skip

@@ -35,14 +35,12 @@ void gather(const GemmGather& a, const Stream& stream) {
     const int64_t tiles = ceil_div(most_rows(g), m) * ceil_div(g.destination_channels, n);
     return tiles * g.groups * g.phases >= blocks_wanted / 2;
   };
-  if constexpr (!kAccurate) {  // of whose larger tiles the registers do not hold enough
-    if constexpr (kAligned) {  // the others are few, and bound by their copies
-      if (g.destination_channels > 64 && fills(128, 128)) {
-        return start<T, 128, 128, kAcrossB, kAccurate, kAligned>(a, stream);
-      }
+  if constexpr (!kAccurate && kAligned) {  // else registers do not hold enough, or copies are the bound
+    if (g.destination_channels > 64 && fills(128, 128)) {
+      return start<T, 128, 128, kAcrossB, kAccurate, kAligned>(a, stream);
     }
-    if (fills(128, 64)) return start<T, 128, 64, kAcrossB, kAccurate, kAligned>(a, stream);
   }
+  if (fills(128, 64)) return start<T, 128, 64, kAcrossB, kAccurate, kAligned>(a, stream);
   start<T, 64, 64, kAcrossB, kAccurate, kAligned>(a, stream);
 }
 template <class T, bool kAcrossB, bool kAccurate>

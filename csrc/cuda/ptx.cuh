@@ -140,6 +140,9 @@ CNNEXT_DEVICE void mma(float, float (&c)[4], const uint32_t (&a)[4], const uint3
 }
 #undef CNNEXT_MMA
 
+// Whether the condition holds for any lane of the warp.
+CNNEXT_DEVICE bool any(bool condition) { return __any_sync(0xffffffffu, condition); }
+
 // The other lane's x, where lanes differ by the bits of `mask`; for all lanes of a warp.
 template <class T>
 CNNEXT_DEVICE T shuffle_xor(T x, int mask) {
@@ -190,6 +193,7 @@ void mma(T, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
                                               : Number::kTf32,
                 c, a, b);
 }
+inline bool any(bool condition) { return emulator::any(condition); }
 template <class T>
 T shuffle_xor(T x, int mask) {
   return emulator::shuffle_xor(x, mask);

@@ -8,8 +8,7 @@
 //
 // T: Float16, BFloat16, or float, multiplied as TF32. kAccurate splits each float into two TF32 numbers and
 // adds the three larger of their four products, a short sum at a time with ordinary additions: tensor cores
-// cut off what they add. An infinity or NaN takes part in the first product alone, or 0 * inf would come of
-// the others.
+// cut off what they add.
 #pragma once
 
 #include "ptx.cuh"
@@ -134,14 +133,9 @@ struct Tile {
         add_accurate(x, y);
       } else {
         if constexpr (std::is_same_v<T, float>) {
-          for (auto& fragment : x) {
-#pragma unroll
-            for (uint32_t& number : fragment) number = ptx::round_to_tf32(number);
-          }
-          for (auto& fragment : y) {
-#pragma unroll
-            for (uint32_t& number : fragment) number = ptx::round_to_tf32(number);
-          }
+          const auto round = [](uint32_t& number) { number = ptx::round_to_tf32(number); };
+          each_number(x, round);
+          each_number(y, round);
         }
 #pragma unroll
         for (int i = 0; i < kTilesM; ++i) {
@@ -152,31 +146,70 @@ struct Tile {
     }
   }
 
-  // x = large + small, both TF32; `finite` is large, or zero where that is infinite or NaN.
-  CNNEXT_DEVICE static void take_apart(uint32_t x, uint32_t* large, uint32_t* small, uint32_t* finite) {
-    const bool is_finite = (x & 0x7f800000u) != 0x7f800000u;
-    *large = x & ~0x1fffu;
-    *finite = is_finite ? *large : 0;
-    *small = is_finite ? ptx::round_to_tf32(ptx::as_bits(ptx::as_float(x) - ptx::as_float(*large))) : 0;
+  // x becomes its larger part, which TF32 holds; returns the smaller one, to be read as TF32: of its bits
+  // only the first are, so that half of the last of them is added.
+  CNNEXT_DEVICE static uint32_t take_apart(uint32_t& x) {
+    const float all = ptx::as_float(x);
+    x &= ~0x1fffu;
+    return ptx::as_bits(all - ptx::as_float(x)) + 0x1000u;
   }
-  CNNEXT_DEVICE void add_accurate(const uint32_t (&x)[kTilesM][4], const uint32_t (&y)[kTilesN][2]) {
+  CNNEXT_DEVICE static bool is_finite(uint32_t x) { return (x & 0x7f800000u) != 0x7f800000u; }
+
+  CNNEXT_DEVICE void add_accurate(uint32_t (&x)[kTilesM][4], uint32_t (&y)[kTilesN][2]) {
+    float zero = 0, zero_too = 0;  // or NaN, if a number is not finite
+    each_number(x, [&](uint32_t& number) { zero += ptx::as_float(number) * 0; });
+    each_number(y, [&](uint32_t& number) { zero_too += ptx::as_float(number) * 0; });
+    if (ptx::any(zero + zero_too != 0)) add_infinities(x, y);
+    uint32_t small_y[kTilesN][2];
+#pragma unroll
+    for (int j = 0; j < kTilesN; ++j) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) small_y[j][r] = take_apart(y[j][r]);
+    }
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
-      uint32_t large_x[4], small_x[4], finite_x[4];
+      uint32_t small_x[4];
 #pragma unroll
-      for (int r = 0; r < 4; ++r) take_apart(x[i][r], &large_x[r], &small_x[r], &finite_x[r]);
+      for (int r = 0; r < 4; ++r) small_x[r] = take_apart(x[i][r]);
 #pragma unroll
       for (int j = 0; j < kTilesN; ++j) {
-        uint32_t large_y[2], small_y[2], finite_y[2];
-#pragma unroll
-        for (int r = 0; r < 2; ++r) take_apart(y[j][r], &large_y[r], &small_y[r], &finite_y[r]);
         float sum[4] = {};
-        ptx::mma(T(), sum, small_x, finite_y);
-        ptx::mma(T(), sum, finite_x, small_y);
-        ptx::mma(T(), sum, large_x, large_y);
+        ptx::mma(T(), sum, small_x, y[j]);
+        ptx::mma(T(), sum, x[i], small_y[j]);
+        ptx::mma(T(), sum, x[i], y[j]);
 #pragma unroll
         for (int e = 0; e < 4; ++e) acc[i][j][e] += sum[e];
       }
+    }
+  }
+  // Adds the sums that are infinite or NaN, by one product, and puts zeros for what makes them so. In three
+  // products zeros would meet infinities that were not there.
+  CNNEXT_DEVICE void add_infinities(uint32_t (&x)[kTilesM][4], uint32_t (&y)[kTilesN][2]) {
+    const auto quiet = [](uint32_t& number) {  // a NaN of the bits that TF32 has
+      if ((number & 0x7fffffffu) > 0x7f800000u) number |= 0x7fc00000u;
+    };
+    each_number(x, quiet);
+    each_number(y, quiet);
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j) {
+        float sum[4] = {};
+        ptx::mma(T(), sum, x[i], y[j]);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) acc[i][j][e] += is_finite(ptx::as_bits(sum[e])) ? 0 : sum[e];
+      }
+    }
+    const auto clear = [](uint32_t& number) { number = is_finite(number) ? number : 0; };
+    each_number(x, clear);
+    each_number(y, clear);
+  }
+  template <int kCount, int kEach, class Body>
+  CNNEXT_DEVICE static void each_number(uint32_t (&fragments)[kCount][kEach], const Body& body) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+#pragma unroll
+      for (int r = 0; r < kEach; ++r) body(fragments[i][r]);
     }
   }
 

@@ -135,6 +135,7 @@ void mbarrier_wait(void* address, bool parity);
 void copy_bulk(void* to, const void* from, int bytes, void* address);
 enum class Number { kFloat16, kBFloat16, kTf32 };
 void mma(Number number, float* c, const uint32_t* a, const uint32_t* b);
+bool any(bool condition);
 float shuffle_xor(float x, int mask);
 double shuffle_xor(double x, int mask);
 inline float round_to_tf32(float x) {  // to nearest, ties away from zero

@@ -244,6 +244,16 @@ void mma(Number number, float* c, const uint32_t* a, const uint32_t* b) {
   Mma mine = {number, c, a, b};
   together(multiply, &mine);
 }
+bool any(bool condition) {
+  together(
+      [](void** lanes) {
+        bool found = false;
+        for (int i = 0; i < kWarp; ++i) found = found || *static_cast<bool*>(lanes[i]);
+        for (int i = 0; i < kWarp; ++i) *static_cast<bool*>(lanes[i]) = found;
+      },
+      &condition);
+  return condition;
+}
 float shuffle_xor(float x, int mask) { return shuffle(x, mask); }
 double shuffle_xor(double x, int mask) { return shuffle(x, mask); }
 
