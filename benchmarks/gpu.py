@@ -144,7 +144,7 @@ def measure_layer(clock: Clock, layer: Layer, name: str, layouts: list[str]) -> 
     for layout in layouts:
         tensors = plain.to(mode.dtype, layout, DEVICE)
         if not layer.is_conv:
-            tensors.input.requires_grad_()
+            tensors.input = tensors.input.detach().requires_grad_()
         for direction in layer.directions:
             with setting(mode):
                 theirs = torch_call(layer, direction, tensors)

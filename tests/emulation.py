@@ -150,7 +150,7 @@ class Emulator:
 
     def pool(
         self, op: str, sizes: Sequence[int], axes: Sequence[Sequence[int]], tensors: Sequence[Tensor | None],
-        dtype: torch.dtype, last: bool, count_padding: bool = True, divisor: int = 0, shift: int = 0,
+        dtype: torch.dtype, last: bool, count_padding: bool = True, divisor: int = 0, shift: int = 0, blocks: int = 264,
     ) -> None:  # fmt: skip
         """One operator of pooling, on tensors (input, output, offsets, indices); it writes those it makes.
 
@@ -163,6 +163,7 @@ class Emulator:
         answer = self.emulator.emulate_pool(
             op.encode(), _longs(flat), (ctypes.c_int * 4)(*flags), _pointers(given),
             _longs([each.numel() * each.element_size() for each in given]), ctypes.c_int64(shift), self._next_seed(),
+            ctypes.c_int64(blocks),
         )  # fmt: skip
         _check(answer)
 

@@ -66,6 +66,9 @@ LARGE = [
     problem((8, 3, 64, 64), (64, 3, 7, 7), stride=2, padding=3),
     problem((4, 96, 20, 20), (96, 96, 3, 3), padding=4, dilation=4),
     problem((4, 64, 33, 31), (64, 1, 5, 5), padding=2, groups=64),
+    problem((4, 48, 28, 30), (48, 1, 3, 3), stride=2, padding=1, groups=48),
+    problem((3, 40, 27, 28), (40, 1, 3, 3), padding=4, dilation=4, groups=40),
+    problem((3, 24, 20, 21), (24, 1, 7, 7), padding=3, groups=24),
     problem((2, 32, 9, 10, 11), (48, 32, 3, 3, 3), padding=1),
 ]
 

@@ -14,10 +14,10 @@ inline int64_t blocks_wanted =
 constexpr int64_t kMostPartPixels = int64_t{1} << 26,
                   kMostPixels = (int64_t{1} << 31) - kMostPartPixels - 1024;
 
-// How many parts the sum over `pixels` is cut into, where `blocks` blocks compute one part: enough for a
-// large GPU, each of at least `least` pixels.
+// How many parts the sum over `pixels` is cut into, where `blocks` blocks compute one part: as many as run at
+// once on a large GPU, each of at least `least` pixels.
 inline int64_t parts_of(int64_t pixels, int64_t least, int64_t blocks, int64_t bytes_of_one) {
-  const int64_t wanted = ceil_div(blocks_wanted, blocks), most = max_of(1, kMostPartialBytes / bytes_of_one);
+  const int64_t wanted = blocks_wanted / blocks, most = max_of(1, kMostPartialBytes / bytes_of_one);
   const int64_t parts = max_of(1, min_of(min_of(wanted, most), pixels / least));
   return max_of(parts, ceil_div(pixels, kMostPartPixels));
 }

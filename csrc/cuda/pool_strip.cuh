@@ -1,8 +1,7 @@
 // Pooling by square windows of the sizes that networks have, without dilation: a thread computes a strip of
 // kStrip neighbours along the height, for kPack channels, so that it reads what their windows share once, and
-// decides once which columns are inside. Neighbouring threads still read neighbours in memory.
-//
-// The same results as by pool.cuh, bit by bit: sums and comparisons run in the same order.
+// decides once which columns are inside. Neighbouring threads still read neighbours in memory. Sums and
+// comparisons run in the order of pool.cuh.
 #pragma once
 
 #include "pool.cuh"
@@ -15,13 +14,13 @@ struct Square {
   static constexpr int kKernel = kKernel_, kStride = kStride_;
 };
 template <int kPack>
-constexpr int kStrip = kPack == 1 ? 4 : 2;  // a multiple of every stride
+constexpr int kStrip = kPack == 1 ? 8 : 2;  // a multiple of every stride
 
 // What an average over a window divides by, given the taps that it counts along the first axis.
 CNNEXT_DEVICE float strip_divisor(const PoolArguments& a, int depth_taps, int p, int q) {
   if (a.divisor_override != 0) return float(a.divisor_override);
-  return float(int64_t(depth_taps) *
-               (a.axis[1].fixed_counted(p, a.count_padding) * a.axis[2].fixed_counted(q, a.count_padding)));
+  return float(depth_taps) * float(a.axis[1].fixed_counted(p, a.count_padding)) *
+         float(a.axis[2].fixed_counted(q, a.count_padding));
 }
 
 // Calls body(input's place, y, x) for the inputs of the item's strip of windows, in order: row y of the
@@ -44,7 +43,7 @@ CNNEXT_DEVICE void each_strip_input(const PoolArguments& a, const PoolItem& item
 }
 
 template <class T, int kPack, class Window, bool kWithOffsets>
-CNNEXT_LAUNCH(kPoolThreads, 4)
+CNNEXT_LAUNCH(kPoolThreads, 3)
 max_pool_strip(PoolArguments a, const T* input, T* output, uint8_t* offsets) {
   constexpr int kRows = kStrip<kPack>, kKernel = Window::kKernel, kStride = Window::kStride;
   const PoolItem item = PoolItem::of<false, kPack>(a);
@@ -78,10 +77,10 @@ max_pool_strip(PoolArguments a, const T* input, T* output, uint8_t* offsets) {
       }
     });
   }
+  int64_t to = item.output_at(a, item.at[0], p, item.at[2]);
 #pragma unroll
-  for (int j = 0; j < kRows; ++j) {
+  for (int j = 0; j < kRows; ++j, to += a.axis[2].output * a.output.pixel) {
     if (p + j >= a.axis[1].output) break;
-    const int64_t to = item.output_at(a, item.at[0], p + j, item.at[2]);
     Pack<T, kPack> result;
     Pack<uint8_t, kPack> taps;
 #pragma unroll
@@ -95,7 +94,7 @@ max_pool_strip(PoolArguments a, const T* input, T* output, uint8_t* offsets) {
 }
 
 template <class T, int kPack, class Window>
-CNNEXT_LAUNCH(kPoolThreads, 4)
+CNNEXT_LAUNCH(kPoolThreads, 3)
 avg_pool_strip(PoolArguments a, const T* input, T* output) {
   constexpr int kRows = kStrip<kPack>, kKernel = Window::kKernel, kStride = Window::kStride;
   const PoolItem item = PoolItem::of<false, kPack>(a);
@@ -116,38 +115,43 @@ avg_pool_strip(PoolArguments a, const T* input, T* output) {
     });
   }
   const int depth_taps = a.axis[0].counted(item.at[0], a.count_padding);
+  int64_t to = item.output_at(a, item.at[0], p, item.at[2]);
 #pragma unroll
-  for (int j = 0; j < kRows; ++j) {
+  for (int j = 0; j < kRows; ++j, to += a.axis[2].output * a.output.pixel) {
     if (p + j >= a.axis[1].output) break;
     const float divisor = strip_divisor(a, depth_taps, p + j, item.at[2]);
     Pack<T, kPack> result;
 #pragma unroll
     for (int i = 0; i < kPack; ++i) convert(sum[j][i] / divisor, &result.at[i]);
-    store_pack(output + item.output_at(a, item.at[0], p + j, item.at[2]), result);
+    store_pack(output + to, result);
   }
 }
 
 // Strips of inputs begin at the first padding, so that the strip's place tells by which taps a window reads
-// its rows: row p of windows has tap r on row i of the strip where i = (p - first_p) * kStride + r. Calls
-// body(output's place, o, p, q, p - first_p, tap of row 0) for each window over the strip.
-template <class Window, int kStrip, class Body>
-CNNEXT_DEVICE void each_strip_window(const PoolArguments& a, const PoolItem& item, const Body& body) {
+// its rows: the windows of row first_p + m have tap r on row m * kStride + r of the strip. Calls
+// body(output's place, m, n, tap of row 0, of_row(o, p)) for each window over the strip, the n-th column
+// before the last.
+template <class Window, int kStrip, class OfRow, class Body>
+CNNEXT_DEVICE void each_strip_window(const PoolArguments& a, const PoolItem& item, const OfRow& of_row,
+                                     const Body& body) {
   constexpr int kKernel = Window::kKernel, kStride = Window::kStride, kMore = (kKernel - 1) / kStride;
-  int first, end;
-  a.axis[0].windows(item.at[0], &first, &end);
+  int first_o, end_o;
+  a.axis[0].windows(item.at[0], &first_o, &end_o);
   const int first_p = item.at[1] * (kStrip / kStride);
   const int right = item.at[2] + a.axis[2].padding, last_q = right / kStride, last_s = right % kStride;
-  for (int o = first; o < end; ++o) {
+  for (int o = first_o; o < end_o; ++o) {
     const int z = a.axis[0].tap(o, item.at[0]);
     if (z < 0) continue;
+    const int64_t first = item.output_at(a, o, first_p, last_q), row = a.axis[2].output * a.output.pixel;
 #pragma unroll
     for (int m = -kMore; m <= (kStrip - 1) / kStride; ++m) {
       if (unsigned(first_p + m) >= unsigned(a.axis[1].output)) continue;
+      const auto value = of_row(o, first_p + m);
 #pragma unroll
       for (int n = kMore; n >= 0; --n) {
         const int q = last_q - n, s = last_s + n * kStride;
         if (s >= kKernel || unsigned(q) >= unsigned(a.axis[2].output)) continue;
-        body(item.output_at(a, o, first_p + m, q), o, first_p + m, q, m, z * kKernel * kKernel + s);
+        body(first + m * row - n * a.output.pixel, m, n, z * kKernel * kKernel + s, value);
       }
     }
   }
@@ -158,24 +162,26 @@ template <class T, int kPack>
 CNNEXT_DEVICE void store_strip(const PoolArguments& a, const PoolItem& item,
                                const Acc<T> (&sum)[kStrip<kPack>][kPack], T* grad_input) {
   const int top = item.at[1] * kStrip<kPack> - a.axis[1].padding;
+  T* to = grad_input + item.input_at(a, item.at[0], top, item.at[2]);
 #pragma unroll
-  for (int j = 0; j < kStrip<kPack>; ++j) {
+  for (int j = 0; j < kStrip<kPack>; ++j, to += a.axis[2].input * a.input.pixel) {
     if (unsigned(top + j) >= unsigned(a.axis[1].input)) continue;
     Pack<T, kPack> result;
 #pragma unroll
     for (int i = 0; i < kPack; ++i) convert(sum[j][i], &result.at[i]);
-    store_pack(grad_input + item.input_at(a, item.at[0], top + j, item.at[2]), result);
+    store_pack(to, result);
   }
 }
 
 template <class T, int kPack, class Window>
-CNNEXT_LAUNCH(kPoolThreads, 4)
+CNNEXT_LAUNCH(kPoolThreads, 3)
 max_pool_grad_input_strip(PoolArguments a, T* grad_input, const T* grad_output, const uint8_t* offsets) {
   constexpr int kRows = kStrip<kPack>;
   const PoolItem item = PoolItem::of<true, kPack>(a);
   if (!item.valid) return;
   Acc<T> sum[kRows][kPack] = {};
-  each_strip_window<Window, kRows>(a, item, [&](int64_t at, int, int, int, int m, int tap) {
+  const auto of_row = [](int, int) { return 0; };
+  each_strip_window<Window, kRows>(a, item, of_row, [&](int64_t at, int m, int, int tap, int) {
     const Pack<uint8_t, kPack> taps = load_pack<uint8_t, kPack>(offsets + at);
     const Pack<T, kPack> grads = load_pack<T, kPack>(grad_output + at);
 #pragma unroll
@@ -192,14 +198,28 @@ max_pool_grad_input_strip(PoolArguments a, T* grad_input, const T* grad_output, 
 }
 
 template <class T, int kPack, class Window>
-CNNEXT_LAUNCH(kPoolThreads, 4)
+CNNEXT_LAUNCH(kPoolThreads, 3)
 avg_pool_grad_input_strip(PoolArguments a, T* grad_input, const T* grad_output) {
   constexpr int kRows = kStrip<kPack>;
   const PoolItem item = PoolItem::of<true, kPack>(a);
   if (!item.valid) return;
   Acc<T> sum[kRows][kPack] = {};
-  each_strip_window<Window, kRows>(a, item, [&](int64_t at, int o, int p, int q, int m, int) {
-    const float share = 1 / strip_divisor(a, a.axis[0].counted(o, a.count_padding), p, q);
+  // An average's share is one of its row's times one of its column's.
+  const bool overridden = a.divisor_override != 0;
+  constexpr int kColumns = (Window::kKernel - 1) / Window::kStride + 1;
+  const int last_q = (item.at[2] + a.axis[2].padding) / Window::kStride;
+  float of_column[kColumns];
+#pragma unroll
+  for (int n = 0; n < kColumns; ++n) {
+    of_column[n] = overridden ? 1.0f : 1.0f / float(a.axis[2].fixed_counted(last_q - n, a.count_padding));
+  }
+  const auto of_row = [&](int o, int p) {
+    if (overridden) return 1.0f / float(a.divisor_override);
+    return 1.0f / (float(a.axis[0].counted(o, a.count_padding)) *
+                   float(a.axis[1].fixed_counted(p, a.count_padding)));
+  };
+  each_strip_window<Window, kRows>(a, item, of_row, [&](int64_t at, int m, int n, int, float share) {
+    share *= of_column[n];
     const Pack<T, kPack> grads = load_pack<T, kPack>(grad_output + at);
 #pragma unroll
     for (int r = 0; r < Window::kKernel; ++r) {

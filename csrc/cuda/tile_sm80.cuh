@@ -122,7 +122,8 @@ struct Tile {
 
   CNNEXT_DEVICE void multiply(int stage) {
     const T *a = stage_a(stage), *b = stage_b(stage);
-#pragma unroll
+    constexpr int kHalves = kAccurate ? 1 : 2;  // unrolled: where each takes long, registers are dearer
+#pragma unroll kHalves
     for (int half = 0; half < 2; ++half) {
       uint32_t x[kTilesM][4], y[kTilesN][2];
 #pragma unroll

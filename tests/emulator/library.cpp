@@ -126,7 +126,9 @@ extern "C" const char* emulate_conv(const char* op, const char* name, const int6
 // sizes: N, C, then input, output, kernel, stride, padding, dilation, adaptive of each axis. flags: dtype,
 // layout, count_padding, divisor_override. Tensors with their bytes: input, output, offsets, indices.
 extern "C" const char* emulate_pool(const char* op, const int64_t* sizes, const int* flags, void** tensors,
-                                    const int64_t* bytes, int64_t shift, unsigned seed) try {
+                                    const int64_t* bytes, int64_t shift, unsigned seed,
+                                    int64_t blocks_wanted) try {
+  cuda::blocks_wanted = blocks_wanted;
   PoolProblem p;
   p.shape.N = sizes[0], p.shape.C = sizes[1];
   for (int a = 0; a < kAxes; ++a) {
