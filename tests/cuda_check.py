@@ -171,6 +171,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("MAX_JOBS", "1")), help="compilers at a time")
     parser.add_argument("--torch", metavar="PYTHON", help="also build the extension with this Python's torch")
     args = parser.parse_args()
+    if args.torch:  # its environment may have the disassembler
+        folders = Path(args.torch).parent.parent.glob("lib/*/site-packages/nvidia/*/bin")
+        os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, folders)])
     wrong = check_sources(args.archs, args.jobs)
     if args.torch:
         wrong += check_extension(args.torch, args.jobs)

@@ -1,0 +1,104 @@
+"""benchmarks/gpu.py and gpu.sh as far as they go without a GPU: suites, arguments, tables, sections."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def gpu() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", ROOT / "benchmarks" / "gpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+NETWORKS = {"resnet50": 23, "googlenet": 50, "inception_v3": 42, "mobilenet_v2": 35, "deeplabv3_resnet50": 30}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_convolutions_of_a_network(gpu: ModuleType, network: str) -> None:
+    layers = gpu.layers_of(network, 64)
+    assert len(layers) >= NETWORKS[network] - 5
+    assert all(layer.is_conv and layer.input[0] == 64 for layer in layers)
+    assert len(set(layers)) == len(layers)
+
+
+def test_all_pooling_is_one_suite(gpu: ModuleType) -> None:
+    kinds = {layer.kind() for layer in gpu.layers_of("pooling", 64)}
+    assert {"max 3x3/2", "max 3x3", "avg 3x3", "avg to 1x1"} <= kinds
+
+
+def row(**fields: Any) -> dict[str, Any]:
+    found = {
+        "suite": "a",
+        "number": 0,
+        "layer": "64→64 3x3 @56",
+        "mode": "bf16",
+        "layout": "nchw",
+        "kernel": "gemm_sm80",
+    }
+    found |= {"direction": "forward", "torch_ms": 1.0, "ours_ms": 0.5, "ratio": 2.0, "tflops": 100.0, "gbs": 1000.0}
+    return {**found, "difference": 1e-3, "right": True, **fields}
+
+
+def test_table(gpu: ModuleType) -> None:
+    assert len(gpu.line(row())) == len(gpu.HEADER)
+    assert gpu.line(row(right=False)).endswith("WRONG: differs by 1.0e-03")
+    rows = [row(), row(layout="channels_last", torch_ms=0.4, ours_ms=0.4), row(number=1, torch_ms=0.5)]
+    means = {
+        line.split("x torch")[0].rsplit(None, 1)[0]: float(line.split("x torch")[0].split()[-1])
+        for line in gpu.summary(rows)
+    }
+    assert [means[key] for key in sorted(means)] == [pytest.approx(x, abs=0.006) for x in (1.0, 1.0, 2**0.5)]
+
+
+def test_modes_cover_float32_in_three_ways(gpu: ModuleType) -> None:
+    singles = {(mode.tf32, mode.kernel) for mode in gpu.MODES.values() if mode.dtype.itemsize == 4}
+    assert singles == {(True, None), (False, None), (False, "direct")}
+
+
+@pytest.mark.parametrize("arguments", [["layers", "--suite", "nothing"], ["layers", "--modes", "fp8"], ["everything"]])
+def test_unknown_arguments(gpu: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        gpu.main(arguments)
+    assert error.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def stub(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_sections_of_the_script(tmp_path: Path) -> None:
+    """Each section runs its command; one that fails, or has no time left, is told of and fails the run."""
+    stub(tmp_path / "nvidia-smi", "echo 9.0")
+    stub(tmp_path / "nvcc", "echo release")
+    stub(tmp_path / "python", 'echo "$@"\ncase "$*" in *googlenet*) exit 1;; esac')
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(tmp_path / "python"), "OUT": str(tmp_path / "out")}
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "ceilings", "resnet50", "googlenet"]
+    done = subprocess.run(command, env={**environ, "LAYERS": "--modes bf16"}, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert (
+        f"gpu.py --json {tmp_path}/out/resnet50.json layers --suite resnet50 --seconds 220 --modes bf16" in done.stdout
+    )
+    summary = (tmp_path / "out" / "summary.txt").read_text().splitlines()
+    assert [each.split(",")[0] for each in summary] == [
+        "== ceilings: passed", "== resnet50: passed", "== googlenet: FAILED",
+    ]  # fmt: skip
+    done = subprocess.run(command[:3], env={**environ, "LIMIT_S": "10"}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "== ceilings: NOT RUN, no time was left" in done.stdout
