@@ -3,7 +3,7 @@
 Warnings are errors. Prints registers, shared memory and spills of each kernel; no kernel may spill. Looks for the
 instructions that are meant in the machine code, where nvdisasm is found (`pip install nvidia-cuda-nvdisasm`). With
 --torch, builds and links the whole extension beside a torch for CUDA, imports it and looks for its operators.
-What was compiled is kept in build/cuda-check, and compiled again only when it or a header has changed.
+What was compiled is kept in build/cuda-check, and compiled again only when it or a header of it has changed.
 """
 
 from __future__ import annotations
@@ -99,18 +99,27 @@ def compile(nvcc: str, source: Path, arch: str, key: str) -> tuple[Path, list[Ke
     return cubin, kernels, ""
 
 
+def with_headers(source: Path, found: tuple[Path, ...] = ()) -> tuple[Path, ...]:
+    """The source and what it includes of the library."""
+    if source in found or not source.exists():
+        return found
+    found = (*found, source)
+    for name in re.findall(r'^#include "(.+)"', source.read_text(), re.MULTILINE):
+        for folder in (source.parent, ROOT / "csrc"):
+            found = with_headers((folder / name).resolve(), found)
+    return found
+
+
 def check_sources(archs: Sequence[str], jobs: int) -> list[str]:
     """Compiles all, prints the table; returns what is wrong."""
     nvcc = find("nvcc")
     if nvcc is None:
         return ["nvcc was not found"]
     FOLDER.mkdir(parents=True, exist_ok=True)
-    headers = b"".join(
-        p.read_bytes() for p in sorted([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc/cuda").glob("*.*h")])
-    )
     tasks = []
     for source in [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "tests/emulator/golden.cu"]:
-        key = hashlib.sha256(headers + source.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:12]
+        text = b"".join(path.read_bytes() for path in with_headers(source))
+        key = hashlib.sha256(text + " ".join(FLAGS).encode()).hexdigest()[:12]
         tasks += [(source, arch, key) for arch in archs]
     with ThreadPoolExecutor(jobs) as pool:
         results = list(pool.map(lambda task: compile(nvcc, *task), tasks))
