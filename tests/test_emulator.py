@@ -33,6 +33,7 @@ STRIPS = [
     problem((2, 5, 19, 21), (5, 1, 3, 3), padding=1, groups=5),
     problem((1, 3, 13, 18), (3, 1, 3, 3), stride=2, padding=(1, 0), groups=3),
     problem((1, 3, 23, 17), (3, 1, 3, 3), padding=4, dilation=(4, 3), groups=3),
+    problem((1, 2, 21, 9), (2, 1, 3, 3), padding=2, dilation=2, groups=2),
     problem((2, 3, 10, 9), (3, 1, 5, 5), padding=(2, 3), groups=3),
     problem((1, 3, 15, 9), (3, 1, 5, 5), stride=2, padding=2, dilation=(1, 2), groups=3),
     problem((1, 3, 11, 12), (3, 1, 7, 7), padding=3, groups=3),

@@ -10,7 +10,7 @@
 
 namespace cnnext::cuda {
 
-constexpr int kStripThreads = 256, kStripRows = 4;
+constexpr int kStripThreads = 256, kStripRows = 8;
 
 // The strips of all images, numbered; in an image the columns are the fastest.
 struct Strips {
