@@ -60,6 +60,11 @@ struct MaxPoolGradRows {
         const int64_t at = ((group.plane * d.output + o) * h.output + group.height) * w.output;
         const Tap* const* phase = begin + (group.depth - o * d.stride) * h.stride * w.stride;
         const int64_t rows = min_of(h.stride, h.input - group.height * h.stride);
+        if (halves && at + round_up(w.output, L / 2) + L <= outputs &&
+            memory_end - to >= rows * w.input + L) {
+          for (int64_t f = 0; f < rows; ++f, to += w.input) half_row(phase[f * 2], at, to);
+          continue;
+        }
         for (int64_t f = 0; f < rows; ++f, to += w.input, phase += w.stride) {
           input_row(phase, at, w.input, to, memory_end - to);
         }
@@ -96,6 +101,9 @@ struct MaxPoolGradRows {
       }
     }
     begin[d.stride * h.stride * w.stride] = next;
+    const bool apart = d.stride == d.kernel && h.stride == h.kernel && w.stride == 2 && w.kernel == 2;
+    halves = apart && d.padding == 0 && h.padding == 0 && w.padding == 0 && w.dilation == 1 &&
+             h.dilation == 1 && d.dilation == 1;
   }
 
   // `width` inputs, of which the first reads around output `at`. `phase` has the taps of the column phases.
@@ -128,6 +136,18 @@ struct MaxPoolGradRows {
           }
         }
       }
+    }
+  }
+
+  // A row of inputs, in pairs of which each belongs to one window alone: half a vector of outputs, each in
+  // two lanes. Writes up to a vector beyond the row.
+  __attribute__((always_inline)) void half_row(const Tap* tap, int64_t at, T* to) const {
+    const OffsetVec<A> lane = lane_numbers<A>(1);
+    const OffsetVec<A> key = (lane & 1) + broadcast_offset<A>(tap->offset);
+    for (int64_t q = 0; q < w.output; q += L / 2, at += L / 2, to += L) {
+      const Vec<A> grad = load(grad_output + at), offset = bit_cast<Vec<A>>(widen_offsets(offsets + at, A{}));
+      const auto match = bit_cast<OffsetVec<A>>(choose_lanes<A>(offset, offset, lane >> 1)) == key;
+      store(to, match ? choose_lanes<A>(grad, grad, lane >> 1) : Vec<A>{});
     }
   }
 
@@ -167,6 +187,7 @@ struct MaxPoolGradRows {
   const Tap** begin;  // [phases + 1]
   Tap* taps;
   int64_t lowest = 0, highest = 0;  // shift
+  bool halves = false;              // two inputs of a row for each output, and no other's
 };
 
 CNNEXT_INLINE const char* refuses_max_grad_rows(const PoolProblem& p) {
