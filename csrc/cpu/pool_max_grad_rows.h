@@ -1,11 +1,11 @@
 // The gradient of max pooling in channels first: grad_output and offsets [N, C, O, P, Q], grad_input
 // [N, C, D, H, W], vectors along the rows.
 //
-// Input positions fall into `stride` phases in each axis (grad_input_phase): in one of them, tap after tap
-// reads consecutive outputs for consecutive inputs, and adds those gradients whose offset is the tap. Where
-// stride * output >= input in each axis, no bounds are needed between rows and planes: a read that leaves its
-// row finds a window of a neighbouring one, whose same tap is at least the whole input away and thus outside,
-// where no offset points. Each input is written once.
+// Rows have a stride of one or two. Input positions fall into `stride` phases in each axis
+// (grad_input_phase): in one of them, tap after tap reads consecutive outputs for consecutive inputs, and
+// adds those gradients whose offset is the tap. Where stride * output >= input in each axis, no bounds are
+// needed between rows and planes: a read that leaves its row finds a window of a neighbouring one, whose same
+// tap is at least the whole input away and thus outside, where no offset points. Each input is written once.
 #pragma once
 
 #include "pool_row.h"
@@ -117,7 +117,7 @@ struct MaxPoolGradRows {
           store_part(to + x + u * L, sum[u], room - x - u * L);
         }
       }
-    } else if (w.stride == 2) {
+    } else {
       for (int64_t x = 0; x < width; x += 2 * L) {
         Vec<A> even[1] = {}, odd[1] = {}, low, high;
         gather<1>(phase, at + x / 2, even);
@@ -125,16 +125,6 @@ struct MaxPoolGradRows {
         interleave<A>(even[0], odd[0], low, high);
         store_part(to + x, low, room - x);
         if (x + L < width) store_part(to + x + L, high, room - x - L);
-      }
-    } else {
-      for (int64_t f = 0; f < min_of(w.stride, width); ++f) {
-        for (int64_t j = 0; f + j * w.stride < width; j += L) {
-          Vec<A> sum[1] = {};
-          gather<1>(phase + f, at + j, sum);
-          for (int64_t i = 0; i < L && f + (j + i) * w.stride < width; ++i) {
-            store_one(to + f + (j + i) * w.stride, sum[0][i]);
-          }
-        }
       }
     }
   }
@@ -194,6 +184,7 @@ CNNEXT_INLINE const char* refuses_max_grad_rows(const PoolProblem& p) {
   constexpr int64_t kMostReaders = kLanes<float> * 3 / 2;
   if (p.layout != Layout::kChannelsFirst) return "channels last";
   if (p.wide_offsets()) return "more than 256 taps";
+  if (p.shape.axis[2].stride > 2) return "few inputs of a row belong to one phase";
   int64_t readers = 1;
   for (int a = 0; a < kAxes; ++a) {
     const Window& w = p.shape.axis[a];
