@@ -135,47 +135,74 @@ CNNEXT_INLINE int64_t source_row(const Gather& g, const Pixel& p, int64_t m0, in
   return inside ? i0 * g.axis[1].source + i1 : -1;
 }
 
+// Copies `count` runs of `size` elements, step by step; may write a vector where a run is shorter.
+template <class T>
+CNNEXT_INLINE void copy_runs(const T* from, int64_t from_step, Acc<T>* to, int64_t to_step, int64_t size,
+                             int64_t count) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  if (size <= L) {
+    for (; count > 0; --count, from += from_step, to += to_step) store(to, load(from));
+  } else if (size <= 2 * L) {
+    for (; count > 0; --count, from += from_step, to += to_step) {
+      store(to, load(from));
+      store(to + size - L, load(from + size - L));
+    }
+  } else {
+    for (; count > 0; --count, from += from_step, to += to_step) copy_run(from, to, size);
+  }
+}
+
 // to[pixel][column], for a source with channels last. Where the taps of the last axis read neighbours, all
-// their channels are one run in memory.
+// their channels are one run in memory. Each row of `to` has room for a vector behind its last column.
 template <class T>
 void pack_pixels(const T* source, Strides s, const Gather& g, Range pixels, Range columns, Acc<T>* to,
                  int64_t stride) {
-  const bool neighbours = g.axis[2].offset_step == 1 && s.pixel == g.channels;
-  const int64_t run_taps = neighbours ? g.axis[2].taps : 1, run = run_taps * g.channels;
-  const int64_t width = g.axis[2].source, first_run = columns.begin / run;
-  const int64_t runs_per_row = g.axis[2].taps / run_taps;
-  const int64_t first_m2 = first_run % runs_per_row;
-  const int64_t first_m1 = first_run / runs_per_row % g.axis[1].taps;
-  const int64_t first_m0 = first_run / runs_per_row / g.axis[1].taps;
+  constexpr int64_t L = kLanes<Acc<T>>;
+  const PhaseAxis& w = g.axis[2];
+  const bool neighbours = w.offset_step == 1 && s.pixel == g.channels;
+  const int64_t run_taps = neighbours ? w.taps : 1, run = run_taps * g.channels;
+  const int64_t runs_per_row = w.taps / run_taps;
+  const int64_t source_pixels = g.axis[0].source * g.axis[1].source * w.source;
   Pixel p = pixel_at(g, pixels.begin);
-  for (int64_t n = pixels.size(); n > 0; --n, to += stride, advance(g, p, 1)) {
-    int64_t m0 = first_m0, m1 = first_m1, m2 = first_m2;
-    const T* image = source + p.image * s.image;
-    int64_t first = g.axis[2].source_index(p.j[2], m2);  // and the part of the run that is not padding:
-    int64_t inside = clamp(-first, 0, run_taps) * g.channels,
-            outside = clamp(width - first, 0, run_taps) * g.channels;
-    for (int64_t at = first_run * run; at < columns.end; at += run) {
-      const int64_t begin = max_of(columns.begin - at, 0), end = min_of(columns.end - at, run);
-      Acc<T>* out = to + (at - columns.begin);
-      const int64_t row = source_row(g, p, m0, m1);
-      if (row < 0) {
-        fill_zero(out + begin, end - begin);
-      } else {
-        const int64_t low = clamp(inside, begin, end), high = clamp(outside, low, end);
-        fill_zero(out + begin, low - begin);
-        copy_run(image + (row * width + first) * s.pixel + low, out + low, high - low);
-        fill_zero(out + high, end - high);
+  for (int64_t at = 0; at < pixels.size();) {  // a row of pixels at a time
+    const int64_t count = min_of(pixels.size() - at, w.count - p.j[2]);
+    for (int64_t r = columns.begin / run; r * run < columns.end; ++r) {
+      const Range part = {max_of(columns.begin - r * run, 0), min_of(columns.end - r * run, run)};
+      const int64_t m = r / runs_per_row;
+      const int64_t row = source_row(g, p, m / g.axis[1].taps, m % g.axis[1].taps);
+      const int64_t first = w.source_index(p.j[2], r % runs_per_row);
+      Acc<T>* out = to + at * stride + r * run + part.begin - columns.begin;
+      // Pixels in [low, high) read the whole run, without leaving the plane if a vector is read instead.
+      int64_t low = count, high = count;
+      if (row >= 0) {
+        int64_t last = w.source - run_taps;
+        if (part.size() < L) {
+          const int64_t behind = ceil_div(max_of(part.begin + L - g.channels, 0), s.pixel);
+          last = min_of(last, source_pixels - 1 - behind - row * w.source);
+        }
+        low = clamp(ceil_div(max_of(-first, 0), w.source_step), 0, count);
+        high = last < first ? low : clamp((last - first) / w.source_step + 1, low, count);
       }
-      if (++m2 == runs_per_row) {
-        m2 = 0;
-        if (++m1 == g.axis[1].taps) m1 = 0, ++m0;
-      }
-      if (runs_per_row > 1) {
-        first = g.axis[2].source_index(p.j[2], m2);
-        inside = first < 0 ? run : 0;
-        outside = first < width ? run : 0;
-      }
+      const T* from = source + p.image * s.image + (row * w.source + first) * s.pixel;
+      const auto at_border = [&](int64_t n) {
+        Acc<T>* border = out + n * stride - part.begin;
+        int64_t begin = part.end, end = part.end;  // what is not padding
+        if (row >= 0) {
+          const int64_t position = first + n * w.source_step;
+          begin = clamp(clamp(-position, 0, run_taps) * g.channels, part.begin, part.end);
+          end = clamp(clamp(w.source - position, 0, run_taps) * g.channels, begin, part.end);
+        }
+        fill_zero(border + part.begin, begin - part.begin);
+        if (begin < end) copy_run(from + n * w.source_step * s.pixel + begin, border + begin, end - begin);
+        fill_zero(border + end, part.end - end);
+      };
+      for (int64_t n = 0; n < low; ++n) at_border(n);
+      copy_runs(from + low * w.source_step * s.pixel + part.begin, w.source_step * s.pixel,
+                out + low * stride, stride, part.size(), high - low);
+      for (int64_t n = high; n < count; ++n) at_border(n);
     }
+    at += count;
+    advance(g, p, count);
   }
 }
 
