@@ -27,6 +27,12 @@ struct Gather {
   int64_t pixels() const { return images * axis[0].count * axis[1].count * axis[2].count; }
   int64_t taps() const { return axis[0].taps * axis[1].taps * axis[2].taps; }
   int64_t depth() const { return taps() * channels; }
+  bool covers_destination() const {  // so that pixels are numbered as in the destination
+    bool all = true;
+    for (int a = 0; a < kAxes; ++a)
+      all &= axis[a].start == 0 && axis[a].step == 1 && axis[a].count == extent[a];
+    return all;
+  }
 };
 
 constexpr PhaseAxis kUnitAxis = {0, 1, 1, 1, 1, 1, 0, 1, 0, 1};

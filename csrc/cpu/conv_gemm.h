@@ -7,7 +7,8 @@
 // Channels last: pixels are the rows of a tile and output channels its vectors (weights packed as columns).
 // Channels first: output channels are the rows (weights packed as rows) and pixels the vectors.
 // A task is a block of pixels times a block of channels; its sums stay in the thread's scratch memory in the
-// cache until they are complete. Each element is summed in the same order whatever the tasks and threads.
+// cache until the last block of the depth, whose tiles write them to the destination where these are whole.
+// Each element is summed in the same order whatever the tasks and threads.
 // Weights are packed once for all tasks, or, where all pixels are one block, by the task that uses them.
 #pragma once
 
@@ -156,20 +157,34 @@ struct Gemm {
                           A* packing) const {
     const T* from = source + group * g.channels * phases.source.channel;
     const int64_t depth_blocks = ceil_div(g.depth(), kDepth);
+    const bool in_order = g.covers_destination();
     if (depth_blocks == 0) fill_zero(sums, round_up(channels.size(), kWide) * pixels.size());
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
       const Range depth = block(d, kDepth, g.depth());
+      const bool last = d + 1 >= depth_blocks;
       if (depth.size() > 0) pack_pixels(from, phases.source, g, pixels, depth, gathered, kDepthStride);
       for (Range panel = {channels.begin, 0}; panel.begin < channels.end; panel.begin += kWide) {
         panel.end = min_of(panel.begin + kWide, channels.end);
         A* c = sums + (panel.begin - channels.begin) * pixels.size();
+        const bool direct = last && depth.size() > 0 && in_order && fills_tiles<A>(panel.size());
         if (depth.size() > 0) {
           if (cut.packs_in_task) pack_weight_panel(phases, g, weight, group, panel, depth, packing);
           const A* b =
               cut.packs_in_task ? packing : columns_of(g, group, panel.begin / kWide) + depth.begin * kWide;
-          tile_column<A, kDepthStride, 1>(pixels.size(), depth.size(), panel.size(), gathered, b, c, d > 0);
+          const auto multiply = [&](auto out) {
+            tile_column<kDepthStride, 1, kWide>(pixels.size(), depth.size(), panel.size(), gathered, b, out);
+          };
+          if (direct) {
+            const int64_t first = group * phases.channels + panel.begin;
+            A add[kWide];
+            if (bias) copy_run(bias + first, add, panel.size());
+            T* to = destination + pixels.begin * phases.destination.pixel + first;
+            multiply(TileOutput<T>{to, phases.destination.pixel, d > 0 ? c : nullptr, bias ? add : nullptr});
+          } else {
+            multiply(TileSums<A>{c, d > 0});
+          }
         }
-        if (d + 1 >= depth_blocks) store_pixels(g, group, pixels, panel, c);
+        if (last && !direct) store_pixels(g, group, pixels, panel, c);
       }
     }
   }
@@ -195,11 +210,13 @@ struct Gemm {
   void channels_by_pixels(const Gather& g, int64_t group, Range pixels, Range channels, A* gathered, A* sums,
                           A* packing) const {
     const T* from = source + group * g.channels * phases.source.channel;
-    const int64_t panel_sums = channels.size() * kWide;
+    const int64_t panel_sums = channels.size() * kWide, depth_blocks = ceil_div(g.depth(), kDepth);
+    const bool in_order = g.covers_destination();
+    const int64_t image_pixels = g.pixels() / g.images;
     if (g.depth() == 0) fill_zero(sums, ceil_div(pixels.size(), kWide) * panel_sums);
-    for (int64_t d = 0; d * kDepth < g.depth(); ++d) {
+    for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
       const Range depth = block(d, kDepth, g.depth());
-      for (int64_t panel = 0; panel * kWide < pixels.size(); ++panel) {
+      for (int64_t panel = 0; depth.size() > 0 && panel * kWide < pixels.size(); ++panel) {
         const int64_t begin = pixels.begin + panel * kWide;
         const Range wide = {begin, min_of(begin + kWide, pixels.end)};
         A* b = gathered + panel * kWide * kDepth;
@@ -209,14 +226,26 @@ struct Gemm {
       if (cut.packs_in_task) pack_weight_rows(g, group, d, channels, packing);
       const A* rows = cut.packs_in_task ? packing : rows_of(g, group, d) + channels.begin * kDepthStride;
       for (int64_t panel = 0; panel * kWide < pixels.size(); ++panel) {
-        tile_column<A, kDepthStride, 1>(channels.size(), depth.size(), pixels.size() - panel * kWide, rows,
-                                        gathered + panel * kWide * kDepth, sums + panel * panel_sums, d > 0);
+        const int64_t begin = pixels.begin + panel * kWide;
+        const Range wide = {begin, min_of(begin + kWide, pixels.end)};
+        const int64_t image = begin / image_pixels, pixel = begin % image_pixels;
+        const bool direct = d + 1 == depth_blocks && in_order && fills_tiles<A>(wide.size()) &&
+                            pixel + wide.size() <= image_pixels;
+        A* c = sums + panel * panel_sums;
+        const auto multiply = [&](auto out) {
+          tile_column<kDepthStride, 1, kWide>(channels.size(), depth.size(), wide.size(), rows,
+                                              gathered + panel * kWide * kDepth, out);
+        };
+        if (direct) {
+          const int64_t first = group * phases.channels + channels.begin;
+          T* to = destination + image * phases.destination.image + first * phases.destination.channel + pixel;
+          multiply(TileOutput<T>{to, phases.destination.channel, d > 0 ? c : nullptr, nullptr,
+                                 bias ? bias + first : nullptr});
+        } else {
+          if (depth.size() > 0) multiply(TileSums<A>{c, d > 0});
+          if (d + 1 >= depth_blocks) store_columns(g, group, wide, channels, c);
+        }
       }
-    }
-    for (int64_t panel = 0; panel * kWide < pixels.size(); ++panel) {
-      const int64_t begin = pixels.begin + panel * kWide;
-      store_columns(g, group, {begin, min_of(begin + kWide, pixels.end)}, channels,
-                    sums + panel * panel_sums);
     }
   }
 

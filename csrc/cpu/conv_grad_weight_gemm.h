@@ -76,15 +76,16 @@ struct GradWeightGemm {
       A* sums = splits > 1 ? partial + task * kSums : packed + kRowsSize + kColsSize;
       const Range pixels = block(task % splits, split_pixels, g.pixels());
       if (pixels.size() == 0) fill_zero(sums, kSums);
-      for (int64_t begin = pixels.begin; begin < pixels.end; begin += kDepth) {
-        const Range part = {begin, min_of(begin + kDepth, pixels.end)};
+      for (Range part = {pixels.begin, 0}; part.begin < pixels.end; part.begin = part.end) {
+        part.end = min_of(part.begin + kDepth, pixels.end);
+        const bool add = part.begin > pixels.begin, store = splits == 1 && part.end == pixels.end;
         if (last) {
-          add_rows_by_taps(task / splits, part, packed, packed + kRowsSize, sums, begin > pixels.begin);
+          add_rows_by_taps(task / splits, part, packed, packed + kRowsSize, sums, add, store);
         } else {
-          add_taps_by_columns(task / splits, part, packed, packed + kRowsSize, sums, begin > pixels.begin);
+          add_taps_by_columns(task / splits, part, packed, packed + kRowsSize, sums, add);
+          if (store) store_weight(task, sums);
         }
       }
-      if (splits == 1) store_weight(task, sums);
     });
     if (splits == 1) return;
     parallel(blocks, [&](int64_t b, int) {
@@ -102,21 +103,39 @@ struct GradWeightGemm {
   int64_t group_of(int64_t b) const { return b / row_blocks / col_blocks; }
   const T* input_of(int64_t b) const { return input + group_of(b) * g.channels * in.channel; }
   const T* grad_of(int64_t b) const { return grad_output + group_of(b) * outputs.channels * out.channel; }
+  T* weight_of(int64_t b) const { return grad_weight + group_of(b) * outputs.channels * w.k; }
 
-  // sums[panel][row][kWide] += over at most kDepth pixels. Channels last.
-  void add_rows_by_taps(int64_t b, Range pixels, A* packed_rows, A* packed_cols, A* sums, bool add) const {
+  // sums[panel][row][kWide] += over at most kDepth pixels, written to the weight to finish. Channels last.
+  void add_rows_by_taps(int64_t b, Range pixels, A* packed_rows, A* packed_cols, A* sums, bool add,
+                        bool finish) const {
     const Range k = rows_of(b), taps = cols_of(b);
     // Channels last: pixels of all images are one matrix [pixel][K].
     transpose_block(grad_of(b) + pixels.begin * out.pixel + k.begin, out.pixel, pixels.size(), k.size(),
                     [&](int64_t j) { return packed_rows + j * kDepthStride; });
-    for (int64_t first = 0; first < taps.size(); first += kGradCols) {
-      const Range part = {taps.begin + first, min_of(taps.begin + first + kGradCols, taps.end)};
+    for (Range part = {taps.begin, 0}; part.begin < taps.end; part.begin = part.end) {
+      part.end = min_of(part.begin + kGradCols, taps.end);
       pack_pixels(input_of(b), in, g, pixels, part, packed_cols, kColsStride);
-      multiply(k.size(), pixels.size(), part.size(), packed_rows, packed_cols, sums + first * row_block, add);
+      for (Range panel = {part.begin, 0}; panel.begin < part.end; panel.begin = panel.end) {
+        panel.end = min_of(panel.begin + kWide, part.end);
+        A* c = sums + (panel.begin - taps.begin) * row_block;
+        const auto multiply = [&](auto output) {
+          tile_column<kDepthStride, 1, kColsStride>(k.size(), pixels.size(), panel.size(), packed_rows,
+                                                    packed_cols + panel.begin - part.begin, output);
+        };
+        const int64_t tap = panel.begin / g.channels, channel = panel.begin % g.channels;
+        const bool whole = w.c == 1 && fills_tiles<A>(panel.size()) && channel + panel.size() <= g.channels;
+        if (finish && whole) {
+          T* to = weight_of(b) + k.begin * w.k + tap * w.tap + channel;
+          multiply(TileOutput<T>{to, w.k, add ? c : nullptr});
+        } else {
+          multiply(TileSums<A>{c, add});
+          if (finish) store_rows(b, panel, c);
+        }
+      }
     }
   }
 
-  // The same, channels first.
+  // The sums of all columns, channels first.
   void add_taps_by_columns(int64_t b, Range pixels, A* packed_rows, A* packed_cols, A* sums, bool add) const {
     const Range taps = rows_of(b), k = cols_of(b);
     pack_columns(input_of(b), in, g, pixels, taps, order, packed_rows, kDepthStride);
@@ -126,41 +145,38 @@ struct GradWeightGemm {
         transpose_block(grad_of(b) + image * out.image + channel * out.channel + pixel, out.channel, count,
                         length, [&](int64_t i) { return packed_cols + (at + i) * kColsStride; });
       });
-      multiply(taps.size(), pixels.size(), count, packed_rows, packed_cols, sums + first * row_block, add);
-    }
-  }
-
-  void multiply(int64_t height, int64_t depth, int64_t width, const A* a, const A* b, A* sums,
-                bool add) const {
-    for (int64_t col = 0; col < width; col += kWide) {
-      tile_column<A, kDepthStride, 1, kColsStride>(height, depth, width - col, a, b + col,
-                                                   sums + col * row_block, add);
+      for (int64_t col = 0; col < count; col += kWide) {
+        tile_column<kDepthStride, 1, kColsStride>(taps.size(), pixels.size(), count - col, packed_rows,
+                                                  packed_cols + col,
+                                                  TileSums<A>{sums + (first + col) * row_block, add});
+      }
     }
   }
 
   void store_weight(int64_t b, const A* sums) const {
-    T* to = grad_weight + group_of(b) * outputs.channels * w.k;
-    if (last) {
-      store_rows(rows_of(b), cols_of(b), sums, to);
-    } else {
-      store_columns(cols_of(b), rows_of(b), sums, to);
+    const Range taps = cols_of(b);
+    if (!last) return store_columns(b, sums);
+    for (Range panel = {taps.begin, 0}; panel.begin < taps.end; panel.begin = panel.end) {
+      panel.end = min_of(panel.begin + kWide, taps.end);
+      store_rows(b, panel, sums + (panel.begin - taps.begin) * row_block);
     }
   }
 
-  // Rows are output channels: for each of them runs of (tap, c), as far as panels and taps go.
-  void store_rows(Range k, Range taps, const A* sums, T* to) const {
+  // A panel, sums[k][kWide]: for each output channel runs of (tap, c), as far as the tap goes.
+  void store_rows(int64_t b, Range panel, const A* sums) const {
+    const Range k = rows_of(b);
     for (int64_t i = 0; i < k.size(); ++i) {
-      for (int64_t at = taps.begin; at < taps.end;) {
-        const int64_t tap = at / g.channels, c = at % g.channels, col = at - taps.begin;
-        const int64_t count = min_of(min_of(g.channels - c, taps.end - at), kWide - col % kWide);
-        const A* from = sums + (col / kWide * row_block + i) * kWide + col % kWide;
-        T* out = to + (k.begin + i) * w.k + tap * w.tap + c * w.c;
+      for (int64_t at = panel.begin; at < panel.end;) {
+        const int64_t tap = at / g.channels, c = at % g.channels;
+        const int64_t count = min_of(g.channels - c, panel.end - at);
+        const A* from = sums + i * kWide + at - panel.begin;
+        T* to = weight_of(b) + (k.begin + i) * w.k + tap * w.tap + c * w.c;
         for (int64_t n = 0; n < count; n += kLanes<A>) {
           const int64_t some = min_of(kLanes<A>, count - n);
           if (w.c == 1 && some == kLanes<A>) {
-            store(out + n, load(from + n));
+            store(to + n, load(from + n));
           } else {
-            for (int64_t lane = 0; lane < some; ++lane) store_one(out + (n + lane) * w.c, from[n + lane]);
+            for (int64_t lane = 0; lane < some; ++lane) store_one(to + (n + lane) * w.c, from[n + lane]);
           }
         }
         at += count;
@@ -169,8 +185,10 @@ struct GradWeightGemm {
   }
 
   // Rows are (tap, c) in the order of the weight: turned to rows of output channels.
-  void store_columns(Range k, Range taps, const A* sums, T* to) const {
+  void store_columns(int64_t b, const A* sums) const {
     constexpr int64_t L = kLanes<A>;
+    const Range taps = rows_of(b), k = cols_of(b);
+    T* to = weight_of(b);
     for (int64_t col = 0; col < k.size(); col += L) {
       const A* from = sums + col / kWide * kWide * row_block + col % kWide;
       const int64_t count = min_of(L, k.size() - col);

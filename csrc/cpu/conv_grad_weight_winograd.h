@@ -116,8 +116,8 @@ struct GradWeightWinograd {
     const int64_t rows = k_of(b).size(), cols = c_of(b).size();
     for (int n = 0; n < kProducts; ++n, outputs += kPlane, inputs += kPlane, sums += k_block * c_block) {
       for (int64_t col = 0; col < cols; col += kWide) {
-        tile_column<A, 1, kGradStride, kGradStride>(rows, tiles, cols - col, outputs, inputs + col,
-                                                    sums + col * k_block, add);
+        tile_column<1, kGradStride, kGradStride>(rows, tiles, cols - col, outputs, inputs + col,
+                                                 TileSums<A>{sums + col * k_block, add});
       }
     }
   }

@@ -124,7 +124,8 @@ struct Winograd {
       const A* b = shared ? transformed(group, panel, c) : weights;
       if (!shared) transform_weights(group, panel, c, weights + kProducts * kChunk * kWide, weights, kChunk);
       for (int64_t n = 0; n < kProducts; ++n) {
-        tile_column<A, kChunkStride, 1>(tiles, depth, cols, patches, b, products + n * tiles * kWide, c > 0);
+        tile_column<kChunkStride, 1, kWide>(tiles, depth, cols, patches, b,
+                                            TileSums<A>{products + n * tiles * kWide, c > 0});
         patches += plane;
         b += (shared ? phases.source_channels : kChunk) * kWide;
       }

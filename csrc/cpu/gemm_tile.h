@@ -1,9 +1,9 @@
-// The innermost product of every dense kernel: c[rows][kCols] (+)= a[rows][depth] * b[depth][kCols].
+// The innermost product of every dense kernel: a[rows][depth] * b[depth][kCols].
 //
-// All strides are compile-time constants, so each address is one register and a displacement. a is read one
-// element at a time and broadcast, b by whole vectors; the rows x kVectors sums stay in registers (14 x 2 of
-// 32 with AVX-512, 6 x 2 of 16 otherwise). A block's sum starts from zero and is then added to c: short
-// chains round less.
+// All strides of a and b are compile-time constants, so each address is one register and a displacement. a is
+// read one element at a time and broadcast, b by whole vectors; the rows x kVectors sums stay in registers
+// (14 x 2 of 32 with AVX-512, 6 x 2 of 16 otherwise). A block's sum starts from zero and is then added to the
+// sums so far: short chains round less.
 #pragma once
 
 #include "vec.h"
@@ -20,8 +20,54 @@ constexpr int64_t kBlockRows = 112 / kRows * kRows;
 template <class A>
 constexpr int64_t kCols = kVectors * kLanes<A>;
 
-template <class A, int Rows, int Vectors, int64_t RowStride, int64_t DepthStride, int64_t ColumnStride>
-void tile(int64_t depth, const A* a, const A* b, A* c, bool add) {
+// Where a product goes: c[rows][kCols] = or += the product,
+template <class A>
+struct TileSums {
+  A* c;
+  bool add;
+
+  TileSums from_row(int64_t r) const { return {c + r * kCols<A>, add}; }
+  __attribute__((always_inline)) void fetch(int, int) const {}
+  __attribute__((always_inline)) void put(int r, int v, Vec<A> sum) const {
+    A* out = c + r * kCols<A> + v * kLanes<A>;
+    store(out, add ? load(out) + sum : sum);
+  }
+};
+
+// or to rows `stride` apart in the tensor, with all that is still to be added; null adds nothing.
+template <class T>
+struct TileOutput {
+  T* to;
+  int64_t stride;
+  const Acc<T>* sums;              // the sums so far, [rows][kCols]
+  const Acc<T>* column = nullptr;  // [kCols], the same for each row
+  const T* row = nullptr;          // [rows], the same for each column
+
+  TileOutput from_row(int64_t r) const {
+    return {to + r * stride, stride, sums ? sums + r * kCols<Acc<T>> : nullptr, column,
+            row ? row + r : nullptr};
+  }
+  // The line that is going to be overwritten: it may be far away.
+  __attribute__((always_inline)) void fetch(int r, int v) const {
+    __builtin_prefetch(to + r * stride + v * kLanes<Acc<T>>, 1);
+  }
+  __attribute__((always_inline)) void put(int r, int v, Vec<Acc<T>> sum) const {
+    constexpr int64_t L = kLanes<Acc<T>>;
+    if (sums) sum = load(sums + r * kCols<Acc<T>> + v * L) + sum;
+    if (column) sum += load(column + v * L);
+    if (row) sum += load_one(row + r);
+    store(to + r * stride + v * L, sum);
+  }
+};
+
+template <class A, class Out, int Rows, int Vectors, int64_t RowStride, int64_t DepthStride,
+          int64_t ColumnStride>
+void tile(int64_t depth, const A* a, const A* b, Out out) {
+#pragma GCC unroll 14
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) out.fetch(r, v);
+  }
   Vec<A> sum[Rows][Vectors] = {};
   for (int64_t d = 0; d < depth; ++d, a += DepthStride, b += ColumnStride) {
     Vec<A> y[Vectors];
@@ -37,38 +83,43 @@ void tile(int64_t depth, const A* a, const A* b, A* c, bool add) {
 #pragma GCC unroll 14
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) {
-      A* out = c + r * kCols<A> + v * kLanes<A>;
-      store(out, add ? load(out) + sum[r][v] : sum[r][v]);
-    }
+    for (int v = 0; v < Vectors; ++v) out.put(r, v, sum[r][v]);
   }
 }
 
-template <class A>
-using Tile = void (*)(int64_t depth, const A* a, const A* b, A* c, bool add);
+template <class A, class Out>
+using Tile = void (*)(int64_t depth, const A* a, const A* b, Out out);
 
 // The tile for a number of rows in [1, kRows], one vector wide where `narrow`.
-template <class A, int64_t RowStride, int64_t DepthStride, int64_t ColumnStride, int Rows = kRows>
-Tile<A> tile_of(int64_t rows, bool narrow) {
+template <class A, class Out, int64_t RowStride, int64_t DepthStride, int64_t ColumnStride, int Rows = kRows>
+Tile<A, Out> tile_of(int64_t rows, bool narrow) {
   if (rows == Rows) {
-    return narrow ? &tile<A, Rows, 1, RowStride, DepthStride, ColumnStride>
-                  : &tile<A, Rows, kVectors, RowStride, DepthStride, ColumnStride>;
+    return narrow ? &tile<A, Out, Rows, 1, RowStride, DepthStride, ColumnStride>
+                  : &tile<A, Out, Rows, kVectors, RowStride, DepthStride, ColumnStride>;
   }
-  if constexpr (Rows > 1) return tile_of<A, RowStride, DepthStride, ColumnStride, Rows - 1>(rows, narrow);
+  if constexpr (Rows > 1) {
+    return tile_of<A, Out, RowStride, DepthStride, ColumnStride, Rows - 1>(rows, narrow);
+  }
   return nullptr;
 }
 
-// c[rows][kCols] (+)= a[rows][depth] * b[depth][cols]: a column of tiles of almost equal height. Element
-// (row, d) of a is at row * RowStride + d * DepthStride, row d of b at d * ColumnStride.
-template <class A, int64_t RowStride, int64_t DepthStride, int64_t ColumnStride = kCols<A>>
-void tile_column(int64_t rows, int64_t depth, int64_t cols, const A* a, const A* b, A* c, bool add) {
+// The product a[rows][depth] * b[depth][cols]: a column of tiles of almost equal height, whole vectors wide.
+// Element (row, d) of a is at row * RowStride + d * DepthStride, row d of b at d * ColumnStride.
+template <int64_t RowStride, int64_t DepthStride, int64_t ColumnStride, class A, class Out>
+void tile_column(int64_t rows, int64_t depth, int64_t cols, const A* a, const A* b, Out out) {
   const bool narrow = cols <= kLanes<A>;
   for (int64_t tiles = ceil_div(rows, kRows), row = 0; tiles > 0; --tiles) {
     const int64_t height = ceil_div(rows - row, tiles);
-    const Tile<A> run = tile_of<A, RowStride, DepthStride, ColumnStride>(height, narrow);
-    run(depth, a + row * RowStride, b, c + row * kCols<A>, add);
+    const auto run = tile_of<A, Out, RowStride, DepthStride, ColumnStride>(height, narrow);
+    run(depth, a + row * RowStride, b, out.from_row(row));
     row += height;
   }
+}
+
+// Whether a column of tiles of this width may go to where only `cols` elements are to be written.
+template <class A>
+CNNEXT_INLINE bool fills_tiles(int64_t cols) {
+  return cols == kCols<A> || cols == kLanes<A>;
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA
