@@ -49,14 +49,22 @@ struct GradWeightGemm {
     order = last || w.tap != 1 ? ColumnOrder{g.channels, 1} : ColumnOrder{1, g.taps()};
     rows = last ? outputs.channels : g.depth();
     cols = last ? g.depth() : outputs.channels;
+    const int64_t most_splits = max_of(1, ceil_div(g.pixels(), kDepth) / 4);
     row_blocks = ceil_div(rows, kGradRows);
+    row_block = ceil_div(rows, row_blocks);
     // Few rows take more columns: the factor that is the rows is packed again for each block of columns.
-    row_block = min_of(kGradRows, rows);
-    col_block = min_of(kSums / row_block / kGradCols * kGradCols, round_up(cols, kGradCols));
+    const int64_t most_cols = kSums / row_block / kGradCols * kGradCols;
+    col_blocks = ceil_div(cols, most_cols);
+    // Where the pixels are too few to be split, the blocks are.
+    while (shape.groups * row_blocks * col_blocks * most_splits < 4 && rows * cols > kGradRows * kWide) {
+      ++(2 * ceil_div(rows, row_blocks) > ceil_div(cols, col_blocks) ? row_blocks : col_blocks);
+    }
+    row_block = ceil_div(rows, row_blocks);
+    col_block = round_up(ceil_div(cols, col_blocks), kWide);
     col_blocks = ceil_div(cols, col_block);
     blocks = shape.groups * row_blocks * col_blocks;
-    const int64_t pixel_blocks = ceil_div(g.pixels(), kDepth);
-    splits = max_of(1, min_of(kGradTasks / blocks, pixel_blocks / 4));
+    splits = clamp(kGradTasks / blocks, 1, most_splits);
+    sums_size = round_up(row_block * col_block, 64);
     split_pixels = ceil_div(g.pixels(), splits);
     scratch = reinterpret_cast<A*>(workspace);
     partial = scratch + p.threads * kScratch;
@@ -66,16 +74,16 @@ struct GradWeightGemm {
 
   static int64_t workspace(const ConvProblem& p) {
     const GradWeightGemm self(p, {}, nullptr);
-    const int64_t partials = self.splits > 1 ? self.blocks * self.splits * kSums : 0;
+    const int64_t partials = self.splits > 1 ? self.blocks * self.splits * self.sums_size : 0;
     return (p.threads * kScratch + partials) * sizeof(A);
   }
 
   void run(const Parallel& parallel) const {
     parallel(blocks * splits, [&](int64_t task, int thread) {
       A* packed = scratch + thread * kScratch;
-      A* sums = splits > 1 ? partial + task * kSums : packed + kRowsSize + kColsSize;
+      A* sums = splits > 1 ? partial + task * sums_size : packed + kRowsSize + kColsSize;
       const Range pixels = block(task % splits, split_pixels, g.pixels());
-      if (pixels.size() == 0) fill_zero(sums, kSums);
+      if (pixels.size() == 0) fill_zero(sums, sums_size);
       for (Range part = {pixels.begin, 0}; part.begin < pixels.end; part.begin = part.end) {
         part.end = min_of(part.begin + kDepth, pixels.end);
         const bool add = part.begin > pixels.begin, store = splits == 1 && part.end == pixels.end;
@@ -89,16 +97,16 @@ struct GradWeightGemm {
     });
     if (splits == 1) return;
     parallel(blocks, [&](int64_t b, int) {
-      A* total = partial + b * splits * kSums;
+      A* total = partial + b * splits * sums_size;
       for (int64_t split = 1; split < splits; ++split) {
-        const A* part = total + split * kSums;
-        for (int64_t i = 0; i < kSums; i += kLanes<A>) store(total + i, load(total + i) + load(part + i));
+        const A* part = total + split * sums_size;
+        for (int64_t i = 0; i < sums_size; i += kLanes<A>) store(total + i, load(total + i) + load(part + i));
       }
       store_weight(b, total);
     });
   }
 
-  Range rows_of(int64_t b) const { return block(b % row_blocks, kGradRows, rows); }
+  Range rows_of(int64_t b) const { return block(b % row_blocks, row_block, rows); }
   Range cols_of(int64_t b) const { return block(b / row_blocks % col_blocks, col_block, cols); }
   int64_t group_of(int64_t b) const { return b / row_blocks / col_blocks; }
   const T* input_of(int64_t b) const { return input + group_of(b) * g.channels * in.channel; }
@@ -212,7 +220,7 @@ struct GradWeightGemm {
   WeightStrides w;
   Gather g, outputs;  // of the input, and of the gradient itself
   ColumnOrder order;  // of (tap, c)
-  int64_t rows, cols, row_block, col_block, row_blocks, col_blocks, blocks, splits, split_pixels;
+  int64_t rows, cols, row_block, col_block, row_blocks, col_blocks, blocks, splits, split_pixels, sums_size;
   A *scratch, *partial;
 };
 
