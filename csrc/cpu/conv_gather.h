@@ -224,10 +224,37 @@ CNNEXT_INLINE Range channels_in(Range columns, ColumnOrder order, int64_t tap, i
           min_of(channels, ceil_div(max_of(columns.end - first, 0), order.channel))};
 }
 
+// Every second element: from[0], from[2], ... for a vector. The last one read is the last one wanted.
+template <class T, int... Lane>
+CNNEXT_INLINE Vec<Acc<T>> load_even(const T* from, std::integer_sequence<int, Lane...>) {
+  constexpr int L = kLanes<Acc<T>>;
+  return __builtin_shufflevector(load(from), load(from + L - 1),
+                                 (Lane < L / 2 ? 2 * Lane : L + 2 * (Lane - L / 2) + 1)...);
+}
+
+// to[i] = from[i * step]. Where there is room on both sides, a short run is read and written as a vector.
+template <class T>
+CNNEXT_INLINE void copy_strided(const T* from, int64_t step, Acc<T>* to, int64_t count, bool room) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  if (step > 2 || (count < L && !room)) {
+    for (int64_t i = 0; i < count; ++i) to[i] = load_one(from + i * step);
+  } else if (step == 1) {
+    if (count < L) return store(to, load(from));
+    copy_run(from, to, count);
+  } else {
+    const auto copy = [&](int64_t i) {
+      store(to + i, load_even(from + 2 * i, std::make_integer_sequence<int, int(L)>()));
+    };
+    for (int64_t i = 0; i + L <= count; i += L) copy(i);
+    if (count % L != 0) copy(max_of(count - L, 0));
+  }
+}
+
 // to[column][pixel], for a source with channels first: runs along the last axis.
 template <class T>
 void pack_columns(const T* source, Strides s, const Gather& g, Range pixels, Range columns, ColumnOrder order,
                   Acc<T>* to, int64_t stride) {
+  constexpr int64_t L = kLanes<Acc<T>>;
   const int64_t width = g.axis[2].source, step = g.axis[2].source_step, taps = g.taps();
   Pixel p = pixel_at(g, pixels.begin);
   for (int64_t at = 0; at < pixels.size();) {
@@ -239,16 +266,17 @@ void pack_columns(const T* source, Strides s, const Gather& g, Range pixels, Ran
       const int64_t low = row < 0 ? count : clamp(ceil_div(max_of(-first, 0), step), 0, count);
       const int64_t high = row < 0 ? count : clamp(ceil_div(max_of(width - first, 0), step), low, count);
       const Range channels = channels_in(columns, order, tap, g.channels);
-      const T* from = source + p.image * s.image + row * width + first + low * step;
+      const int64_t position = row * width + first + low * step;
+      const T* from = source + p.image * s.image + position;
       Acc<T>* out = to + (tap * order.tap - columns.begin) * stride + at;
+      // A vector may be written where that is the place of the next runs, and read up to the last channel's
+      // end.
+      const bool room = at + low + L <= pixels.size();
+      const int64_t last = position + 2 * L <= s.channel ? g.channels : g.channels - 1;
       for (int64_t c = channels.begin; c < channels.end; ++c) {
         Acc<T>* run = out + c * order.channel * stride;
         fill_zero(run, low);
-        if (step == 1) {
-          copy_run(from + c * s.channel, run + low, high - low);
-        } else {
-          for (int64_t q = low; q < high; ++q) run[q] = load_one(from + c * s.channel + (q - low) * step);
-        }
+        copy_strided(from + c * s.channel, step, run + low, high - low, room && c < last);
         fill_zero(run + high, count - high);
       }
       for (int a = kAxes - 1; a >= 0 && ++m.j[a] == g.axis[a].taps; --a) m.j[a] = 0;

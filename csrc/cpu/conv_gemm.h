@@ -20,7 +20,8 @@ constexpr int64_t kMaxPanels = 16;     // columns of tiles in a task, channels l
 constexpr int64_t kPixelPanels = 4;    // the same, channels first
 constexpr int64_t kMaxChannels = 512;  // rows of a task, channels first
 
-// How the work is cut. Blocks of channels get smaller until there are a few tasks for each thread.
+// How the work is cut. Each block of channels packs the pixels again: there are no more than balance the
+// threads.
 template <class A>
 struct Cut {
   Cut(const Phases& phases, const ConvProblem& p) : last(p.layout == Layout::kChannelsLast) {
@@ -30,8 +31,8 @@ struct Cut {
     pixel_blocks = ceil_div(pixels, pixel_block);
     packs_in_task = pixel_blocks == 1 && (!last || depth_in_parts(phases));
     const int64_t unit = last ? kCols<A> : kRows, most = last ? kMaxPanels * unit : kMaxChannels;
-    const int64_t others = pixel_blocks * phases.size() * p.shape.groups;
-    const int64_t wanted = min_of(ceil_div(4 * p.threads, others), ceil_div(phases.channels, unit));
+    const int64_t wanted =
+        blocks_for(p.threads, pixel_blocks * p.shape.groups, ceil_div(phases.channels, unit));
     channel_block = min_of(most, round_up(ceil_div(phases.channels, wanted), unit));
     channel_blocks = ceil_div(phases.channels, channel_block);
     panels = ceil_div(phases.channels, kCols<A>);

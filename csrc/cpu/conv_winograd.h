@@ -39,12 +39,8 @@ struct Winograd {
     const int64_t all_products = groups * panels * kProducts * phases.source_channels * kWide;
     shared = tile_blocks > 2 && all_products * int64_t(sizeof(A)) <= kSharedBytes;
     weights_size = shared ? all_products : 0;
-    panel_blocks = 1;  // each of them transforms the patches again: no more than balances the threads
-    const int64_t enough = 4 * p.threads;
-    while (panel_blocks < min_of(panels, enough) && tile_blocks * groups * panel_blocks < enough &&
-           tile_blocks * groups * panel_blocks % p.threads != 0) {
-      ++panel_blocks;
-    }
+    // Each block of panels transforms the patches again.
+    panel_blocks = blocks_for(p.threads, tile_blocks * groups, panels);
     task_panels = ceil_div(panels, panel_blocks);
     plane = odd_lines(block_tiles * kChunkStride);
     scratch_patches = chunks * kProducts * plane;
