@@ -158,7 +158,8 @@ def test_any(conv: Conv, dtype: torch.dtype, last: bool, weight_last: bool, bias
 @pytest.mark.parametrize(("op", "kernel"), KERNELS)
 @pytest.mark.parametrize("last", [False, True])
 def test_the_table_reaches_every_kernel(op: str, kernel: str, last: bool) -> None:
-    if kernel == "group_tiles" and not last:
+    if kernel in ("gemm_bf16", "group_tiles") and not last:
         pytest.skip("takes channels last")
-    taken = (forced(op, kernel, conv, integers(conv).to(torch.float32, last, last)) is not None for conv in CASES[1:])
+    dtype = torch.bfloat16 if kernel == "gemm_bf16" else torch.float32
+    taken = (forced(op, kernel, conv, integers(conv).to(dtype, last, last)) is not None for conv in CASES[1:])
     assert any(taken)

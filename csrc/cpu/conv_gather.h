@@ -84,12 +84,12 @@ CNNEXT_INLINE void fill_zero(A* to, int64_t count) {
   if (count > 0) __builtin_memset(to, 0, count * sizeof(A));
 }
 
-template <class T>
-CNNEXT_INLINE void copy_run(const T* from, Acc<T>* to, int64_t count) {
-  constexpr int64_t L = kLanes<Acc<T>>;
+template <class From, class A>
+CNNEXT_INLINE void copy_run(From from, A* to, int64_t count) {
+  constexpr int64_t L = kLanes<A>;
   if (count >= L) {
     for (int64_t i = 0; i + L <= count; i += L) store(to + i, load(from + i));
-    store(to + count - L, load(from + count - L));
+    store(to + count - L, load(from + (count - L)));
   } else {
     for (int64_t i = 0; i < count; ++i) to[i] = load_one(from + i);
   }
@@ -110,26 +110,27 @@ CNNEXT_INLINE void store_some(T* to, Vec<Acc<T>> v, int64_t count) {
 }
 
 // The transpose of a block: row(j)[i] = from[i * stride + j], for i < rows and j < columns.
-template <class T, class Row>
-CNNEXT_INLINE void transpose_block(const T* from, int64_t stride, int64_t rows, int64_t columns, Row&& row) {
-  constexpr int64_t L = kLanes<Acc<T>>;
+template <class From, class Row>
+CNNEXT_INLINE void transpose_block(From from, int64_t stride, int64_t rows, int64_t columns, Row&& row) {
+  using A = Acc<Pointee<decltype(row(0))>>;
+  constexpr int64_t L = kLanes<A>;
   int64_t i = 0;
-  for (; i + L <= rows; i += L, from += L * stride) {
+  for (; i + L <= rows; i += L, from = from + L * stride) {
     int64_t j = 0;
     for (; j + L <= columns; j += L) {
-      Vec<Acc<T>> x[L];
+      Vec<A> x[L];
 #pragma GCC unroll 16
-      for (int64_t n = 0; n < L; ++n) x[n] = load(from + n * stride + j);
-      transpose<Acc<T>>(x);
+      for (int64_t n = 0; n < L; ++n) x[n] = load(from + (n * stride + j));
+      transpose<A>(x);
 #pragma GCC unroll 16
       for (int64_t n = 0; n < L; ++n) store(row(j + n) + i, x[n]);
     }
     for (; j < columns; ++j) {
-      auto* out = row(j) + i;
-      for (int64_t n = 0; n < L; ++n) store_one(out + n, load_one(from + n * stride + j));
+      const auto out = row(j) + i;
+      for (int64_t n = 0; n < L; ++n) store_one(out + n, load_one(from + (n * stride + j)));
     }
   }
-  for (; i < rows; ++i, from += stride) {
+  for (; i < rows; ++i, from = from + stride) {
     for (int64_t j = 0; j < columns; ++j) store_one(row(j) + i, load_one(from + j));
   }
 }

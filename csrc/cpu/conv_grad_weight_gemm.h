@@ -18,7 +18,9 @@ constexpr int64_t kGradRows = 2 * kBlockRows;
 constexpr int64_t kGradPanels = 4;  // columns packed at a time, in panels
 constexpr int64_t kGradTasks = 16;  // splits are made until there are this many tasks
 
-template <class T>
+// T is the type of the tensors; their products are those of numbers or of pairs of pixels in bfloat16,
+// channels last.
+template <class T, Product P = Product::kNumbers>
 struct GradWeightGemm {
   using A = Acc<T>;
   static constexpr int64_t kWide = kCols<A>, kGradCols = kGradPanels * kWide;
@@ -117,28 +119,58 @@ struct GradWeightGemm {
   void add_rows_by_taps(int64_t b, Range pixels, A* packed_rows, A* packed_cols, A* sums, bool add,
                         bool finish) const {
     const Range k = rows_of(b), taps = cols_of(b);
-    // Channels last: pixels of all images are one matrix [pixel][K].
-    transpose_block(grad_of(b) + pixels.begin * out.pixel + k.begin, out.pixel, pixels.size(), k.size(),
-                    [&](int64_t j) { return packed_rows + j * kDepthStride; });
+    const int64_t depth = pack_rows(b, pixels, k, packed_rows);
     for (Range part = {taps.begin, 0}; part.begin < taps.end; part.begin = part.end) {
       part.end = min_of(part.begin + kGradCols, taps.end);
       pack_pixels(input_of(b), in, g, pixels, part, packed_cols, kColsStride);
+      if constexpr (P == Product::kPairs) pair_rows(packed_cols, pixels.size(), part.size());
       for (Range panel = {part.begin, 0}; panel.begin < part.end; panel.begin = panel.end) {
         panel.end = min_of(panel.begin + kWide, part.end);
         A* c = sums + (panel.begin - taps.begin) * row_block;
         const auto multiply = [&](auto output) {
-          tile_column<kDepthStride, 1, kColsStride>(k.size(), pixels.size(), panel.size(), packed_rows,
-                                                    packed_cols + panel.begin - part.begin, output);
+          tile_column<kDepthStride, 1, kColsStride, P>(k.size(), depth, panel.size(), packed_rows,
+                                                       packed_cols + panel.begin - part.begin, output);
         };
         const int64_t tap = panel.begin / g.channels, channel = panel.begin % g.channels;
         const bool whole = w.c == 1 && fills_tiles<A>(panel.size()) && channel + panel.size() <= g.channels;
         if (finish && whole) {
           T* to = weight_of(b) + k.begin * w.k + tap * w.tap + channel;
-          multiply(TileOutput<T>{to, w.k, add ? c : nullptr});
+          multiply(TileOutput<T, P>{to, w.k, add ? c : nullptr});
         } else {
           multiply(TileSums<A>{c, add});
           if (finish) store_rows(b, panel, c);
         }
+      }
+    }
+  }
+
+  // to[k][pixel], or pairs of pixels; returns their number. Channels last: pixels of all images are one
+  // matrix [pixel][K].
+  int64_t pack_rows(int64_t b, Range pixels, Range k, A* to) const {
+    const T* from = grad_of(b) + pixels.begin * out.pixel + k.begin;
+    const auto row = [&](int64_t j) { return to + j * kDepthStride; };
+    if constexpr (P == Product::kPairs) {
+      const int64_t pairs = pixels.size() / 2;
+      transpose_block(BFloat16Pairs{from, out.pixel}, 2 * out.pixel, pairs, k.size(), row);
+      if (pixels.size() % 2 == 0) return pairs;
+      for (int64_t j = 0; j < k.size(); ++j) {
+        row(j)[pairs] = bit_cast<float>(uint32_t(from[2 * pairs * out.pixel + j].bits));
+      }
+      return pairs + 1;
+    } else {
+      transpose_block(from, out.pixel, pixels.size(), k.size(), row);
+      return pixels.size();
+    }
+  }
+
+  // Each two rows of bfloat16, as float, become one of pairs; an odd one's partner is zero.
+  static void pair_rows(float* packed, int64_t count, int64_t size) {
+    for (int64_t i = 0; i < count; i += 2) {
+      const float *first = packed + i * kColsStride, *second = first + kColsStride;
+      for (int64_t j = 0; j < size; j += kLanes<float>) {
+        UintVec bits = bit_cast<UintVec>(load(first + j)) >> 16;
+        if (i + 1 < count) bits |= bit_cast<UintVec>(load(second + j));
+        store(packed + i / 2 * kColsStride + j, bit_cast<Vec<float>>(bits));
       }
     }
   }
@@ -234,6 +266,20 @@ constexpr ConvKernel kConvGradWeightGemm = {
     [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
       with_type(p.dtype,
                 [&](auto* tag) { GradWeightGemm<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
+    }};
+
+inline const char* pairs_grad_weight_refuses(const ConvProblem& p) {
+  if (p.dtype != DType::kBFloat16) return "takes bfloat16";
+  if (!has_pair_products()) return "this processor has no AVX512_BF16";
+  return p.layout == Layout::kChannelsLast ? nullptr : "takes channels last";
+}
+
+constexpr ConvKernel kPairsGradWeightGemm = {
+    "gemm_bf16", "blocked implicit matrix product over pairs of pixels in bfloat16",
+    pairs_grad_weight_refuses,
+    [](const ConvProblem& p) { return GradWeightGemm<BFloat16, Product::kPairs>::workspace(p); },
+    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
+      GradWeightGemm<BFloat16, Product::kPairs>(p, b, workspace).run(parallel);
     }};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

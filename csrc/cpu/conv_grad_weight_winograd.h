@@ -10,6 +10,7 @@
 // the result.
 #pragma once
 
+#include "conv_grad_weight_gemm.h"
 #include "conv_phases.h"
 #include "winograd_tiles.h"
 
@@ -171,7 +172,8 @@ inline const char* winograd_grad_weight_refuses(const ConvProblem& p) {
   const double c_blocks = double(ceil_div(phases.source_channels, kGradChannels));
   const double products = tiles * kProducts * C * K / lanes + 60 * C * K / lanes;
   const double transforms = tiles * (250 * C * k_blocks + 200 * K * c_blocks) / lanes;
-  const double direct = double(phases.at(0).pixels()) * 9 * C * K / lanes;
+  const double rate = pairs_grad_weight_refuses(p) ? 1 : 1.8;  // of the direct sum's products
+  const double direct = double(phases.at(0).pixels()) * 9 * C * K / lanes / rate;
   return 1.2 * (products + transforms) < direct ? nullptr : "its transforms would cost more than they save";
 }
 

@@ -32,6 +32,21 @@ struct Phases {
     }
   }
 
+  // Two neighbouring source channels become one element. A gradient's weights have them apart: see
+  // pack_weight_panel.
+  void pair_channels() {
+    source_channels /= 2;
+    source.image /= 2;
+    source.pixel /= 2;
+    if (gradient) {
+      weight_source *= 2;
+    } else {
+      weight_group /= 2;
+      weight_channel /= 2;
+      weight_tap /= 2;
+    }
+  }
+
   int64_t size() const { return count[0] * count[1] * count[2]; }
   int64_t max_depth() const { return max_taps * source_channels; }
   int64_t total_slots() const { return slots[0] * slots[1] * slots[2]; }
@@ -100,6 +115,20 @@ void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, i
   const T* from = weight + group * phases.weight_group + channels.begin * phases.weight_channel;
   const auto row = [&](int64_t m, int64_t c) { return to + (m * g.channels + c - depth.begin) * kWide; };
   const int64_t taps = g.taps();
+  if constexpr (std::is_same_v<T, BFloat16Pair>) {
+    if (phases.gradient) {  // the two of a pair are apart, the channels are neighbours
+      const auto numbers = reinterpret_cast<const BFloat16*>(weight) + group * phases.weight_group;
+      for (int64_t m = 0; m < taps; ++m) {
+        const Range source = channels_in(depth, taps_outside(g), m, g.channels);
+        const BFloat16* tap = numbers + phases.weight_offset(g, m) + channels.begin;
+        for (int64_t c = source.begin; c < source.end; ++c) {
+          const BFloat16Pairs pairs = {tap + c * phases.weight_source, phases.weight_source / 2};
+          copy_run(pairs, row(m, c), channels.size());
+        }
+      }
+      return;
+    }
+  }
   if (phases.weight_channel == 1) {  // the channels are neighbours in memory
     for (int64_t m = 0; m < taps; ++m) {
       const T* tap = from + phases.weight_offset(g, m);

@@ -9,7 +9,7 @@
 // never reach memory.
 #pragma once
 
-#include "conv_phases.h"
+#include "conv_gemm.h"
 #include "winograd_tiles.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -205,7 +205,8 @@ const char* winograd_refuses(const ConvProblem& p) {
   const double lanes = double(kLanes<float>), vectors_of_K = double(ceil_div(phases.channels, kLanes<float>));
   const double products = tiles * kProducts * C * vectors_of_K;
   const double transforms = tiles * (250 * C / lanes + 220 * vectors_of_K) + 130 * C * vectors_of_K;
-  const double direct = double(phases.at(0).pixels() / p.shape.N) * 9 * C * vectors_of_K;
+  const double rate = pairs_refuse<Gradient>(p) ? 1 : 2;  // of the direct sum's products
+  const double direct = double(phases.at(0).pixels() / p.shape.N) * 9 * C * vectors_of_K / rate;
   return 1.15 * (products + transforms) < direct ? nullptr : "its transforms would cost more than they save";
 }
 

@@ -20,6 +20,9 @@ constexpr int64_t kBlockRows = 112 / kRows * kRows;
 template <class A>
 constexpr int64_t kCols = kVectors * kLanes<A>;
 
+// How elements of a and b are multiplied: as numbers, or as pairs of bfloat16.
+enum class Product { kNumbers, kPairs };
+
 // Where a product goes: c[rows][kCols] = or += the product,
 template <class A>
 struct TileSums {
@@ -35,7 +38,7 @@ struct TileSums {
 };
 
 // or to rows `stride` apart in the tensor, with all that is still to be added; null adds nothing.
-template <class T>
+template <class T, Product P = Product::kNumbers>
 struct TileOutput {
   T* to;
   int64_t stride;
@@ -56,11 +59,15 @@ struct TileOutput {
     if (sums) sum = load(sums + r * kCols<Acc<T>> + v * L) + sum;
     if (column) sum += load(column + v * L);
     if (row) sum += load_one(row + r);
-    store(to + r * stride + v * L, sum);
+    if constexpr (P == Product::kPairs) {
+      store_rounded(to + r * stride + v * L, sum);
+    } else {
+      store(to + r * stride + v * L, sum);
+    }
   }
 };
 
-template <class A, class Out, int Rows, int Vectors, int64_t RowStride, int64_t DepthStride,
+template <Product P, class A, class Out, int Rows, int Vectors, int64_t RowStride, int64_t DepthStride,
           int64_t ColumnStride>
 void tile(int64_t depth, const A* a, const A* b, Out out) {
 #pragma GCC unroll 14
@@ -77,7 +84,13 @@ void tile(int64_t depth, const A* a, const A* b, Out out) {
     for (int r = 0; r < Rows; ++r) {
       const Vec<A> x = broadcast(a[r * RowStride]);
 #pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) sum[r][v] += x * y[v];
+      for (int v = 0; v < Vectors; ++v) {
+        if constexpr (P == Product::kPairs) {
+          sum[r][v] = add_pair_products(sum[r][v], x, y[v]);
+        } else {
+          sum[r][v] += x * y[v];
+        }
+      }
     }
   }
 #pragma GCC unroll 14
@@ -91,26 +104,28 @@ template <class A, class Out>
 using Tile = void (*)(int64_t depth, const A* a, const A* b, Out out);
 
 // The tile for a number of rows in [1, kRows], one vector wide where `narrow`.
-template <class A, class Out, int64_t RowStride, int64_t DepthStride, int64_t ColumnStride, int Rows = kRows>
+template <Product P, class A, class Out, int64_t RowStride, int64_t DepthStride, int64_t ColumnStride,
+          int Rows = kRows>
 Tile<A, Out> tile_of(int64_t rows, bool narrow) {
   if (rows == Rows) {
-    return narrow ? &tile<A, Out, Rows, 1, RowStride, DepthStride, ColumnStride>
-                  : &tile<A, Out, Rows, kVectors, RowStride, DepthStride, ColumnStride>;
+    return narrow ? &tile<P, A, Out, Rows, 1, RowStride, DepthStride, ColumnStride>
+                  : &tile<P, A, Out, Rows, kVectors, RowStride, DepthStride, ColumnStride>;
   }
   if constexpr (Rows > 1) {
-    return tile_of<A, Out, RowStride, DepthStride, ColumnStride, Rows - 1>(rows, narrow);
+    return tile_of<P, A, Out, RowStride, DepthStride, ColumnStride, Rows - 1>(rows, narrow);
   }
   return nullptr;
 }
 
 // The product a[rows][depth] * b[depth][cols]: a column of tiles of almost equal height, whole vectors wide.
 // Element (row, d) of a is at row * RowStride + d * DepthStride, row d of b at d * ColumnStride.
-template <int64_t RowStride, int64_t DepthStride, int64_t ColumnStride, class A, class Out>
+template <int64_t RowStride, int64_t DepthStride, int64_t ColumnStride, Product P = Product::kNumbers,
+          class A, class Out>
 void tile_column(int64_t rows, int64_t depth, int64_t cols, const A* a, const A* b, Out out) {
   const bool narrow = cols <= kLanes<A>;
   for (int64_t tiles = ceil_div(rows, kRows), row = 0; tiles > 0; --tiles) {
     const int64_t height = ceil_div(rows - row, tiles);
-    const auto run = tile_of<A, Out, RowStride, DepthStride, ColumnStride>(height, narrow);
+    const auto run = tile_of<P, A, Out, RowStride, DepthStride, ColumnStride>(height, narrow);
     run(depth, a + row * RowStride, b, out.from_row(row));
     row += height;
   }

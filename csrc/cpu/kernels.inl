@@ -27,13 +27,13 @@ CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
 }
 
 const Kernels& kernels() {
-  static const ConvKernel conv[] = {kConvDepthwise, kConvGroupTiles, kConvGrouped,
-                                    kConvWinograd,  kConvGemm,       kConvReference};
-  static const ConvKernel conv_grad_input[] = {kConvGradInputDepthwise, kConvGradInputGroupTiles,
-                                               kConvGradInputGrouped,   kConvGradInputWinograd,
-                                               kConvGradInputGemm,      kConvGradInputReference};
+  static const ConvKernel conv[] = {kConvDepthwise,    kConvGroupTiles, kConvGrouped,  kConvWinograd,
+                                    kPairsGemm<false>, kConvGemm,       kConvReference};
+  static const ConvKernel conv_grad_input[] = {
+      kConvGradInputDepthwise, kConvGradInputGroupTiles, kConvGradInputGrouped,  kConvGradInputWinograd,
+      kPairsGemm<true>,        kConvGradInputGemm,       kConvGradInputReference};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kConvGradWeightGroupTiles,
-                                                kConvGradWeightGrouped,   kConvGradWeightWinograd,
+                                                kConvGradWeightGrouped,   kConvGradWeightWinograd,  kPairsGradWeightGemm,
                                                 kConvGradWeightGemm,      kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
   static const PoolKernel max_pool[] = {kMaxPoolChannelsLast, kMaxPoolPlane, kMaxPoolRows, kMaxPoolReference};

@@ -124,6 +124,46 @@ CNNEXT_INLINE void store_one(Float16* p, float x) {
   p->bits = static_cast<uint16_t>(float_to_float16<uint32_t>(x));
 }
 
+// Two bfloat16 as one element, carried in the bits of a float: neighbours in memory,
+struct BFloat16Pair {
+  BFloat16 first, second;
+};
+CNNEXT_INLINE Vec<float> load(const BFloat16Pair* p) { return load_unaligned<Vec<float>>(p); }
+CNNEXT_INLINE float load_one(const BFloat16Pair* p) { return bit_cast<float>(*p); }
+
+// or at a distance.
+struct BFloat16Pairs {
+  const BFloat16* first;
+  int64_t distance;
+  BFloat16Pairs operator+(int64_t n) const { return {first + n, distance}; }
+};
+CNNEXT_INLINE Vec<float> load(BFloat16Pairs p) {
+  return bit_cast<Vec<float>>(load_bits(p.first) | load_bits(p.first + p.distance) << 16);
+}
+CNNEXT_INLINE float load_one(BFloat16Pairs p) {
+  return bit_cast<float>(uint32_t(p.first->bits) | uint32_t(p.first[p.distance].bits) << 16);
+}
+
+#if CNNEXT_VECTOR_BYTES == 64
+// sum + the first of x times the first of y + the second of x times the second of y. In assembly, because not
+// every processor with AVX-512 has the instruction (AVX512_BF16): ask has_pair_products().
+CNNEXT_INLINE Vec<float> add_pair_products(Vec<float> sum, Vec<float> x, Vec<float> y) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y));
+  return sum;
+}
+// Rounds to nearest even, by the same processors.
+CNNEXT_INLINE void store_rounded(BFloat16* p, Vec<float> v) {
+  VecOf<uint16_t, kLanes<float>>::type bits;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(v));
+  store_unaligned(p, bits);
+}
+CNNEXT_INLINE bool has_pair_products() { return __builtin_cpu_supports("avx512bf16"); }
+#else
+CNNEXT_INLINE void store_rounded(BFloat16* p, Vec<float> v) { store(p, v); }
+CNNEXT_INLINE Vec<float> add_pair_products(Vec<float> sum, Vec<float>, Vec<float>) { return sum; }
+CNNEXT_INLINE bool has_pair_products() { return false; }
+#endif
+
 template <class A, int Distance, bool High, int... Lane>
 CNNEXT_INLINE Vec<A> exchange(Vec<A> x, Vec<A> y, std::integer_sequence<int, Lane...>) {
   constexpr int L = kLanes<A>;
