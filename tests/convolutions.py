@@ -18,7 +18,10 @@ from cnnext import backends
 OPS = ("conv", "conv_grad_input", "conv_grad_weight", "conv_grad_bias")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # one spatial axis has no such format
-KERNELS = [(op, kernel) for op in OPS for kernel in backends.kernels(op)]
+HAS_BFLOAT16_PRODUCTS = backends.cpu_capability() == "avx512" and torch.cpu._is_avx512_bf16_supported()
+KERNELS = [
+    (op, kernel) for op in OPS for kernel in backends.kernels(op) if kernel != "gemm_bf16" or HAS_BFLOAT16_PRODUCTS
+]
 INEXACT = ("winograd",)  # kernels that compute with other numbers than the products of the definition
 
 Ints = int | Sequence[int]
