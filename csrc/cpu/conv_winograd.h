@@ -16,6 +16,7 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int64_t kChunk = 64;  // source channels summed at a time
 constexpr int64_t kChunkStride = kChunk + 16;
+constexpr int64_t kRawChannels = 64;       // of weights, packed at a time before they are transformed
 constexpr int64_t kMaxTiles = 64;          // in a block
 constexpr int64_t kSharedBytes = 8 << 20;  // transformed weights up to this size are made once for all tasks
 
@@ -38,13 +39,14 @@ struct Winograd {
     block_tiles = ceil_div(grid.size(), tile_blocks);
     const int64_t all_products = groups * panels * kProducts * phases.source_channels * kWide;
     shared = tile_blocks > 2 && all_products * int64_t(sizeof(A)) <= kSharedBytes;
-    weights_size = shared ? all_products : 0;
+    weights_plane = odd_lines((shared ? phases.source_channels : kChunk) * kWide);
+    weights_size = shared ? groups * panels * kProducts * weights_plane : 0;
     // Each block of panels transforms the patches again.
     panel_blocks = blocks_for(p.threads, tile_blocks * groups, panels);
     task_panels = ceil_div(panels, panel_blocks);
     plane = odd_lines(block_tiles * kChunkStride);
     scratch_patches = chunks * kProducts * plane;
-    scratch_weights = (9 + (shared ? 0 : kProducts)) * kChunk * kWide;
+    scratch_weights = 9 * kChunk * kWide + (shared ? 0 : kProducts * weights_plane);
     scratch_size = round_up(scratch_patches + scratch_weights + kProducts * block_tiles * kWide, 64) + 64;
     packed = reinterpret_cast<A*>(workspace);
     scratch = packed + round_up(weights_size, 64);
@@ -60,7 +62,7 @@ struct Winograd {
       parallel(groups * panels, [&](int64_t task, int thread) {
         for (int64_t c = 0; c < phases.source_channels; c += kChunk) {
           transform_weights(task / panels, task % panels, c, scratch + thread * scratch_size,
-                            transformed(task / panels, task % panels, c), phases.source_channels);
+                            transformed(task / panels, task % panels, c));
         }
       });
     }
@@ -81,21 +83,29 @@ struct Winograd {
   }
 
   A* transformed(int64_t group, int64_t panel, int64_t c) const {
-    return packed + (group * panels + panel) * kProducts * phases.source_channels * kWide + c * kWide;
+    return packed + (group * panels + panel) * kProducts * weights_plane + c * kWide;
   }
 
-  // to[product][to_channels][kWide] for a chunk of source channels; `raw` is scratch memory.
-  void transform_weights(int64_t group, int64_t panel, int64_t c, A* raw, A* to, int64_t to_channels) const {
+  // to[product][channel][kWide], products `weights_plane` apart, for a chunk of source channels; `raw` is scratch
+  // memory.
+  void transform_weights(int64_t group, int64_t panel, int64_t c, A* raw, A* to) const {
     Gather chunk = grid.g;
     chunk.channels = min_of(kChunk, phases.source_channels - c);
     pack_weight_panel(phases, chunk, weight + c * phases.weight_source, group,
                       block(panel, kWide, phases.channels), {0, chunk.depth()}, raw);
     for (int64_t i = 0; i < chunk.channels * kWide; i += L) {
-      Vec<A> g[9], half[kPatch * 3], u[kProducts];
+      Vec<A> g[9], half[kPatch * 3];
+#pragma GCC unroll 9
       for (int tap = 0; tap < 9; ++tap) g[tap] = load(raw + tap * chunk.channels * kWide + i);
+#pragma GCC unroll 3
       for (int s = 0; s < 3; ++s) weight_transform<A>(g + s, 3, half + s, 3);
-      for (int r = 0; r < kPatch; ++r) weight_transform<A>(half + r * 3, 1, u + r * kPatch, 1);
-      for (int n = 0; n < kProducts; ++n) store(to + n * to_channels * kWide + i, u[n]);
+#pragma GCC unroll 6
+      for (int r = 0; r < kPatch; ++r) {
+        Vec<A> u[kPatch];
+        weight_transform<A>(half + r * 3, 1, u, 1);
+#pragma GCC unroll 6
+        for (int n = 0; n < kPatch; ++n) store(to + (r * kPatch + n) * weights_plane + i, u[n]);
+      }
     }
   }
 
@@ -118,12 +128,12 @@ struct Winograd {
     for (int64_t c = 0; c < phases.source_channels; c += kChunk) {
       const int64_t depth = min_of(kChunk, phases.source_channels - c);
       const A* b = shared ? transformed(group, panel, c) : weights;
-      if (!shared) transform_weights(group, panel, c, weights + kProducts * kChunk * kWide, weights, kChunk);
+      if (!shared) transform_weights(group, panel, c, weights + kProducts * weights_plane, weights);
       for (int64_t n = 0; n < kProducts; ++n) {
         tile_column<kChunkStride, 1, kWide>(tiles, depth, cols, patches, b,
                                             TileSums<A>{products + n * tiles * kWide, c > 0});
         patches += plane;
-        b += (shared ? phases.source_channels : kChunk) * kWide;
+        b += weights_plane;
       }
     }
   }
@@ -179,7 +189,7 @@ struct Winograd {
   T* destination;
   int64_t chunks, panels, tile_blocks, block_tiles, task_panels, panel_blocks, plane;
   bool shared;
-  int64_t weights_size, scratch_patches, scratch_weights, scratch_size;  // in elements
+  int64_t weights_plane, weights_size, scratch_patches, scratch_weights, scratch_size;  // in elements
   A *packed, *scratch;
 };
 
