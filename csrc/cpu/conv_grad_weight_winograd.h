@@ -43,8 +43,9 @@ struct GradWeightWinograd {
     const int64_t chunks = ceil_div(grid.size(), kGradTiles);
     splits = max_of(1, min_of(kWinogradTasks / blocks, chunks / 2));
     split_tiles = ceil_div(grid.size(), splits);
-    sums_size = kProducts * k_block * c_block;
-    result_size = 9 * k_block * c_block;
+    block_plane = odd_lines(k_block * c_block);
+    sums_size = kProducts * block_plane;
+    result_size = 9 * block_plane;
     scratch = reinterpret_cast<A*>(workspace);
     scratch_size = 2 * kFactor + round_up(sums_size + result_size, 64) + 16;
     partial = scratch + p.threads * scratch_size;
@@ -112,10 +113,10 @@ struct GradWeightWinograd {
     });
   }
 
-  // sums[product][panel][k][kWide]
+  // sums[product][panel][k][kWide], products `block_plane` apart
   void add_products(int64_t b, int64_t tiles, const A* outputs, const A* inputs, A* sums, bool add) const {
     const int64_t rows = k_of(b).size(), cols = c_of(b).size();
-    for (int n = 0; n < kProducts; ++n, outputs += kPlane, inputs += kPlane, sums += k_block * c_block) {
+    for (int n = 0; n < kProducts; ++n, outputs += kPlane, inputs += kPlane, sums += block_plane) {
       for (int64_t col = 0; col < cols; col += kWide) {
         tile_column<1, kGradStride, kGradStride>(rows, tiles, cols - col, outputs, inputs + col,
                                                  TileSums<A>{sums + col * k_block, add});
@@ -123,31 +124,52 @@ struct GradWeightWinograd {
     }
   }
 
-  // result[tap][panel][k][kWide]
+  // result[tap][panel][k][kWide], taps `block_plane` apart
   void transform_back(int64_t b, const A* sums, A* result) const {
-    const int64_t rows = k_of(b).size(), size = k_block * c_block;
+    const int64_t rows = k_of(b).size();
     for (int64_t col = 0; col < c_of(b).size(); col += kWide) {
       for (int64_t i = col * k_block; i < col * k_block + rows * kWide; i += L) {
-        Vec<A> m[kProducts], half[3 * kPatch], g[9];
-        for (int n = 0; n < kProducts; ++n) m[n] = load(sums + n * size + i);
-        for (int j = 0; j < kPatch; ++j) grad_weight_transform<A>(m + j, kPatch, half + j, kPatch);
-        for (int r = 0; r < 3; ++r) grad_weight_transform<A>(half + r * kPatch, 1, g + r * 3, 1);
-        for (int tap = 0; tap < 9; ++tap) store(result + tap * size + i, g[tap]);
+        Vec<A> half[3 * kPatch];
+#pragma GCC unroll 6
+        for (int j = 0; j < kPatch; ++j) {
+          Vec<A> m[kPatch];
+#pragma GCC unroll 6
+          for (int n = 0; n < kPatch; ++n) m[n] = load(sums + (n * kPatch + j) * block_plane + i);
+          grad_weight_transform<A>(m, 1, half + j, kPatch);
+        }
+#pragma GCC unroll 3
+        for (int r = 0; r < 3; ++r) {
+          Vec<A> g[3];
+          grad_weight_transform<A>(half + r * kPatch, 1, g, 1);
+#pragma GCC unroll 3
+          for (int n = 0; n < 3; ++n) store(result + (r * 3 + n) * block_plane + i, g[n]);
+        }
       }
     }
   }
 
   void store_weight(int64_t b, const A* result) const {
     const Range k = k_of(b), c = c_of(b);
-    for (int64_t i = 0; i < k.size(); ++i) {
-      T* to = grad_weight + group_of(b) * phases.weight_group + (k.begin + i) * phases.weight_channel;
-      for (int64_t j = 0; j < c.size(); j += kWide) {
-        const int64_t count = min_of(kWide, c.size() - j);
-        for (int tap = 0; tap < 9; ++tap) {
-          const A* from = result + tap * k_block * c_block + j * k_block + i * kWide;
-          T* out = to + tap * phases.weight_tap + (c.begin + j) * phases.weight_source;
-          for (int64_t lane = 0; lane < count; ++lane)
-            store_one(out + lane * phases.weight_source, from[lane]);
+    T* to = grad_weight + group_of(b) * phases.weight_group + k.begin * phases.weight_channel +
+            c.begin * phases.weight_source;
+    for (int64_t i = 0; i < k.size(); ++i, to += phases.weight_channel) {
+      for (int64_t j = 0; j < c.size(); j += L) {
+        const A* from = result + j / kWide * kWide * k_block + i * kWide + j % kWide;
+        const int64_t count = min_of(L, c.size() - j);
+        T* out = to + j * phases.weight_source;
+        Vec<A> g[L > 9 ? L : 9] = {};
+        for (int tap = 0; tap < 9; ++tap) g[tap] = load(from + tap * block_plane);
+        if (phases.weight_source == 1) {
+          for (int tap = 0; tap < 9; ++tap) store_some(out + tap * phases.weight_tap, g[tap], count);
+        } else if (L > 9) {  // taps are neighbours
+          transpose<A>(g);
+          for (int64_t n = 0; n + 1 < count; ++n)
+            store(out + 9 * n, g[n]);  // the next one overwrites the end
+          store_some(out + 9 * (count - 1), g[count - 1], 9);
+        } else {
+          for (int tap = 0; tap < 9; ++tap) {
+            for (int64_t n = 0; n < count; ++n) store_one(out + 9 * n + tap, g[tap][n]);
+          }
         }
       }
     }
@@ -157,7 +179,7 @@ struct GradWeightWinograd {
   TileGrid grid;
   const T *input, *grad_output;
   T* grad_weight;
-  int64_t k_blocks, c_blocks, k_block, c_block, blocks, splits, split_tiles;
+  int64_t k_blocks, c_blocks, k_block, c_block, block_plane, blocks, splits, split_tiles;
   int64_t sums_size, result_size, scratch_size;  // in elements
   A *scratch, *partial;
 };

@@ -45,9 +45,10 @@ struct Winograd {
     panel_blocks = blocks_for(p.threads, tile_blocks * groups, panels);
     task_panels = ceil_div(panels, panel_blocks);
     plane = odd_lines(block_tiles * kChunkStride);
+    products_plane = odd_lines(block_tiles * kWide);
     scratch_patches = chunks * kProducts * plane;
     scratch_weights = 9 * kChunk * kWide + (shared ? 0 : kProducts * weights_plane);
-    scratch_size = round_up(scratch_patches + scratch_weights + kProducts * block_tiles * kWide, 64) + 64;
+    scratch_size = round_up(scratch_patches + scratch_weights + kProducts * products_plane, 64) + 64;
     packed = reinterpret_cast<A*>(workspace);
     scratch = packed + round_up(weights_size, 64);
   }
@@ -86,8 +87,8 @@ struct Winograd {
     return packed + (group * panels + panel) * kProducts * weights_plane + c * kWide;
   }
 
-  // to[product][channel][kWide], products `weights_plane` apart, for a chunk of source channels; `raw` is scratch
-  // memory.
+  // to[product][channel][kWide], products `weights_plane` apart, for a chunk of source channels; `raw` is
+  // scratch memory.
   void transform_weights(int64_t group, int64_t panel, int64_t c, A* raw, A* to) const {
     Gather chunk = grid.g;
     chunk.channels = min_of(kChunk, phases.source_channels - c);
@@ -121,7 +122,7 @@ struct Winograd {
     });
   }
 
-  // products[product][tile][kWide] = patches * weights, summed over all chunks.
+  // products[product][tile][kWide] = patches * weights, summed over all chunks; `products_plane` apart.
   void multiply(int64_t group, int64_t tiles, int64_t panel, const A* patches, A* weights,
                 A* products) const {
     const int64_t cols = min_of(kWide, phases.channels - panel * kWide);
@@ -131,7 +132,7 @@ struct Winograd {
       if (!shared) transform_weights(group, panel, c, weights + kProducts * weights_plane, weights);
       for (int64_t n = 0; n < kProducts; ++n) {
         tile_column<kChunkStride, 1, kWide>(tiles, depth, cols, patches, b,
-                                            TileSums<A>{products + n * tiles * kWide, c > 0});
+                                            TileSums<A>{products + n * products_plane, c > 0});
         patches += plane;
         b += weights_plane;
       }
@@ -151,7 +152,7 @@ struct Winograd {
       T* to = destination + tile.image * phases.destination.image + first * phases.destination.channel;
       for (int64_t k = 0; k < channels.size(); k += L) {
         Vec<A> m[kProducts], half[kOutputs * kPatch], y[kOutputs * kOutputs];
-        for (int n = 0; n < kProducts; ++n) m[n] = load(products + (n * tiles.size() + t) * kWide + k);
+        for (int n = 0; n < kProducts; ++n) m[n] = load(products + n * products_plane + t * kWide + k);
         for (int j = 0; j < kPatch; ++j) output_transform<A>(m + j, kPatch, half + j, kPatch);
         for (int i = 0; i < kOutputs; ++i) output_transform<A>(half + i * kPatch, 1, y + i * kOutputs, 1);
         for (int n = 0; n < kOutputs * kOutputs; ++n) y[n] += load(add + k);
@@ -187,7 +188,7 @@ struct Winograd {
   int64_t groups;
   const T *source, *weight, *bias;
   T* destination;
-  int64_t chunks, panels, tile_blocks, block_tiles, task_panels, panel_blocks, plane;
+  int64_t chunks, panels, tile_blocks, block_tiles, task_panels, panel_blocks, plane, products_plane;
   bool shared;
   int64_t weights_plane, weights_size, scratch_patches, scratch_weights, scratch_size;  // in elements
   A *packed, *scratch;
