@@ -19,7 +19,8 @@ namespace cnnext::cpu::CNNEXT_ISA {
 constexpr int64_t kGradChannels = 128;               // output and input channels of a task
 constexpr int64_t kGradStride = kGradChannels + 16;  // of a tile's transform, off the powers of two
 constexpr int64_t kGradTiles = 64;                   // tiles transformed at a time
-constexpr int64_t kWinogradTasks = 16;               // splits are made until there are this many tasks
+constexpr int64_t kFewTiles = 32;       // up to which their products are not kept for all channels
+constexpr int64_t kWinogradTasks = 16;  // splits are made until there are this many tasks
 
 template <class T>
 struct GradWeightWinograd {
@@ -43,6 +44,7 @@ struct GradWeightWinograd {
     const int64_t chunks = ceil_div(grid.size(), kGradTiles);
     splits = max_of(1, min_of(kWinogradTasks / blocks, chunks / 2));
     split_tiles = ceil_div(grid.size(), splits);
+    few_tiles = grid.size() <= kFewTiles;
     block_plane = odd_lines(k_block * c_block);
     sums_size = kProducts * block_plane;
     result_size = 9 * block_plane;
@@ -64,13 +66,13 @@ struct GradWeightWinograd {
       A* sums = inputs + kFactor;
       A* result = splits > 1 ? partial + task * result_size : sums + sums_size;
       const Range tiles = block(task % splits, split_tiles, grid.size());
-      if (tiles.size() == 0) fill_zero(sums, sums_size);
-      for (int64_t begin = tiles.begin; begin < tiles.end; begin += kGradTiles) {
-        const Range chunk = {begin, min_of(begin + kGradTiles, tiles.end)};
-        transform_factors(task / splits, chunk, outputs, inputs);
-        add_products(task / splits, chunk.size(), outputs, inputs, sums, begin > tiles.begin);
+      if (few_tiles) {
+        transform_factors(task, tiles, outputs, inputs);
+        multiply_few(task, tiles.size(), outputs, inputs, sums, result);
+      } else {
+        multiply_many(task / splits, tiles, outputs, inputs, sums);
+        transform_back(task / splits, sums, result);
       }
-      transform_back(task / splits, sums, result);
       if (splits == 1) store_weight(task, result);
     });
     if (splits == 1) return;
@@ -113,37 +115,68 @@ struct GradWeightWinograd {
     });
   }
 
-  // sums[product][panel][k][kWide], products `block_plane` apart
-  void add_products(int64_t b, int64_t tiles, const A* outputs, const A* inputs, A* sums, bool add) const {
+  // One of the products, [k][c] = sum over tiles, for rows from k and a panel of columns from c.
+  void multiply(int n, Range k, int64_t c, int64_t cols, int64_t tiles, const A* outputs, const A* inputs,
+                TileSums<A> sums) const {
+    tile_column<1, kGradStride, kGradStride>(k.size(), tiles, cols - c, outputs + n * kPlane + k.begin,
+                                             inputs + n * kPlane + c, sums);
+  }
+
+  // sums[product][panel][k][kWide], products `block_plane` apart, over all chunks of the tiles.
+  void multiply_many(int64_t b, Range tiles, A* outputs, A* inputs, A* sums) const {
     const int64_t rows = k_of(b).size(), cols = c_of(b).size();
-    for (int n = 0; n < kProducts; ++n, outputs += kPlane, inputs += kPlane, sums += block_plane) {
-      for (int64_t col = 0; col < cols; col += kWide) {
-        tile_column<1, kGradStride, kGradStride>(rows, tiles, cols - col, outputs, inputs + col,
-                                                 TileSums<A>{sums + col * k_block, add});
+    if (tiles.size() == 0) fill_zero(sums, sums_size);
+    for (int64_t begin = tiles.begin; begin < tiles.end; begin += kGradTiles) {
+      const Range chunk = {begin, min_of(begin + kGradTiles, tiles.end)};
+      transform_factors(b, chunk, outputs, inputs);
+      for (int n = 0; n < kProducts; ++n) {
+        for (int64_t c = 0; c < cols; c += kWide) {
+          multiply(n, {0, rows}, c, cols, chunk.size(), outputs, inputs,
+                   {sums + n * block_plane + c * k_block, begin > tiles.begin});
+        }
+      }
+    }
+  }
+  void transform_back(int64_t b, const A* sums, A* result) const {
+    for (int64_t c = 0; c < c_of(b).size(); c += kWide) {
+      transform_panel(k_of(b).size(), sums + c * k_block, block_plane, result + c * k_block);
+    }
+  }
+
+  // Few tiles are little work for each sum: a few rows at a time are transformed back while they are in the
+  // first-level cache.
+  void multiply_few(int64_t b, int64_t tiles, const A* outputs, const A* inputs, A* sums, A* result) const {
+    constexpr int64_t plane = kRows * kWide + 16;
+    const int64_t rows = k_of(b).size(), cols = c_of(b).size();
+    for (int64_t c = 0; c < cols; c += kWide) {
+      for (Range k = {0, 0}; k.begin < rows; k.begin = k.end) {
+        k.end = min_of(k.begin + kRows, rows);
+        for (int n = 0; n < kProducts; ++n) {
+          multiply(n, k, c, cols, tiles, outputs, inputs, {sums + n * plane, false});
+        }
+        transform_panel(k.size(), sums, plane, result + c * k_block + k.begin * kWide);
       }
     }
   }
 
-  // result[tap][panel][k][kWide], taps `block_plane` apart
-  void transform_back(int64_t b, const A* sums, A* result) const {
-    const int64_t rows = k_of(b).size();
-    for (int64_t col = 0; col < c_of(b).size(); col += kWide) {
-      for (int64_t i = col * k_block; i < col * k_block + rows * kWide; i += L) {
-        Vec<A> half[3 * kPatch];
+  // result[tap][row][kWide], taps `block_plane` apart, from sums[product][row][kWide], products `plane`
+  // apart.
+  void transform_panel(int64_t rows, const A* sums, int64_t plane, A* result) const {
+    for (int64_t i = 0; i < rows * kWide; i += L) {
+      Vec<A> half[3 * kPatch];
 #pragma GCC unroll 6
-        for (int j = 0; j < kPatch; ++j) {
-          Vec<A> m[kPatch];
+      for (int j = 0; j < kPatch; ++j) {
+        Vec<A> m[kPatch];
 #pragma GCC unroll 6
-          for (int n = 0; n < kPatch; ++n) m[n] = load(sums + (n * kPatch + j) * block_plane + i);
-          grad_weight_transform<A>(m, 1, half + j, kPatch);
-        }
+        for (int n = 0; n < kPatch; ++n) m[n] = load(sums + (n * kPatch + j) * plane + i);
+        grad_weight_transform<A>(m, 1, half + j, kPatch);
+      }
 #pragma GCC unroll 3
-        for (int r = 0; r < 3; ++r) {
-          Vec<A> g[3];
-          grad_weight_transform<A>(half + r * kPatch, 1, g, 1);
+      for (int r = 0; r < 3; ++r) {
+        Vec<A> g[3];
+        grad_weight_transform<A>(half + r * kPatch, 1, g, 1);
 #pragma GCC unroll 3
-          for (int n = 0; n < 3; ++n) store(result + (r * 3 + n) * block_plane + i, g[n]);
-        }
+        for (int n = 0; n < 3; ++n) store(result + (r * 3 + n) * block_plane + i, g[n]);
       }
     }
   }
@@ -153,15 +186,22 @@ struct GradWeightWinograd {
     T* to = grad_weight + group_of(b) * phases.weight_group + k.begin * phases.weight_channel +
             c.begin * phases.weight_source;
     for (int64_t i = 0; i < k.size(); ++i, to += phases.weight_channel) {
-      for (int64_t j = 0; j < c.size(); j += L) {
-        const A* from = result + j / kWide * kWide * k_block + i * kWide + j % kWide;
+      const auto at = [&](int64_t j) { return result + j / kWide * kWide * k_block + i * kWide + j % kWide; };
+      if (phases.weight_source == 1) {
+        for (int tap = 0; tap < 9; ++tap) {
+          T* out = to + tap * phases.weight_tap;
+          for (int64_t j = 0; j < c.size(); j += L) {
+            store_some(out + j, load(at(j) + tap * block_plane), min_of(L, c.size() - j));
+          }
+        }
+        continue;
+      }
+      for (int64_t j = 0; j < c.size(); j += L) {  // taps are neighbours
         const int64_t count = min_of(L, c.size() - j);
-        T* out = to + j * phases.weight_source;
+        T* out = to + 9 * j;
         Vec<A> g[L > 9 ? L : 9] = {};
-        for (int tap = 0; tap < 9; ++tap) g[tap] = load(from + tap * block_plane);
-        if (phases.weight_source == 1) {
-          for (int tap = 0; tap < 9; ++tap) store_some(out + tap * phases.weight_tap, g[tap], count);
-        } else if (L > 9) {  // taps are neighbours
+        for (int tap = 0; tap < 9; ++tap) g[tap] = load(at(j) + tap * block_plane);
+        if (L > 9) {
           transpose<A>(g);
           for (int64_t n = 0; n + 1 < count; ++n)
             store(out + 9 * n, g[n]);  // the next one overwrites the end
@@ -181,6 +221,7 @@ struct GradWeightWinograd {
   T* grad_weight;
   int64_t k_blocks, c_blocks, k_block, c_block, block_plane, blocks, splits, split_tiles;
   int64_t sums_size, result_size, scratch_size;  // in elements
+  bool few_tiles;
   A *scratch, *partial;
 };
 
