@@ -27,7 +27,8 @@ struct GradWeightWinograd {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>, kWide = kCols<A>;
   static constexpr int64_t kPlane = kGradTiles * kGradStride + 16;
-  static constexpr int64_t kFactor = kProducts * kPlane;  // elements of a transformed factor
+  static constexpr int64_t kFewPlane = kRows * kWide + 16;  // sums of a few rows
+  static constexpr int64_t kFactor = kProducts * kPlane;    // elements of a transformed factor
 
   GradWeightWinograd(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : phases(p, false),
@@ -46,7 +47,7 @@ struct GradWeightWinograd {
     split_tiles = ceil_div(grid.size(), splits);
     few_tiles = grid.size() <= kFewTiles;
     block_plane = odd_lines(k_block * c_block);
-    sums_size = kProducts * block_plane;
+    sums_size = kProducts * (few_tiles ? kFewPlane : block_plane);
     result_size = 9 * block_plane;
     scratch = reinterpret_cast<A*>(workspace);
     scratch_size = 2 * kFactor + round_up(sums_size + result_size, 64) + 16;
@@ -146,15 +147,14 @@ struct GradWeightWinograd {
   // Few tiles are little work for each sum: a few rows at a time are transformed back while they are in the
   // first-level cache.
   void multiply_few(int64_t b, int64_t tiles, const A* outputs, const A* inputs, A* sums, A* result) const {
-    constexpr int64_t plane = kRows * kWide + 16;
     const int64_t rows = k_of(b).size(), cols = c_of(b).size();
     for (int64_t c = 0; c < cols; c += kWide) {
       for (Range k = {0, 0}; k.begin < rows; k.begin = k.end) {
         k.end = min_of(k.begin + kRows, rows);
         for (int n = 0; n < kProducts; ++n) {
-          multiply(n, k, c, cols, tiles, outputs, inputs, {sums + n * plane, false});
+          multiply(n, k, c, cols, tiles, outputs, inputs, {sums + n * kFewPlane, false});
         }
-        transform_panel(k.size(), sums, plane, result + c * k_block + k.begin * kWide);
+        transform_panel(k.size(), sums, kFewPlane, result + c * k_block + k.begin * kWide);
       }
     }
   }
