@@ -105,6 +105,46 @@ CNNEXT_INLINE int64_t blocks_for(int64_t threads, int64_t others, int64_t most) 
 // The sums of a phase run over its taps, and for each tap over the source channels.
 CNNEXT_INLINE ColumnOrder taps_outside(const Gather& g) { return {g.channels, 1}; }
 
+// The weight's tap that is the gather's m-th, for all taps of a small kernel; weight_offset is slow.
+template <class A>
+struct SmallKernel {
+  SmallKernel(const Phases& phases, const Gather& g)
+      : taps(g.taps()), fits(phases.shape.taps() <= kLanes<A>) {
+    for (int64_t m = 0; fits && m < taps; ++m) tap[m] = phases.weight_offset(g, m) / phases.weight_tap;
+  }
+  int64_t taps;
+  bool fits;  // the taps of one filter, neighbours in memory, are at most a vector
+  int64_t tap[kLanes<A>];
+};
+
+// row(m)[i] = tap m of filter i: all taps of a filter are neighbours, and so are the filters. There are
+// `size` elements in memory.
+template <class T, class Row>
+CNNEXT_INLINE void transpose_taps(const Phases& phases, const Gather& g, const SmallKernel<Acc<T>>& kernel,
+                                  const T* from, int64_t count, int64_t size, Row&& row) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  const int64_t all = phases.weight_channel;
+  int64_t i = 0;
+  if (kernel.fits) {
+    Acc<T>* rows[L] = {};  // of the filter's taps; a phase may have some of them only
+    for (int64_t m = 0; m < kernel.taps; ++m) rows[kernel.tap[m]] = row(m);
+    for (; i + L <= count && (i + L - 1) * all + L <= size; i += L) {
+      Vec<Acc<T>> x[L];
+#pragma GCC unroll 16
+      for (int64_t n = 0; n < L; ++n) x[n] = load(from + (i + n) * all);
+      transpose<Acc<T>>(x);
+#pragma GCC unroll 16
+      for (int64_t tap = 0; tap < L; ++tap) {
+        if (rows[tap]) store(rows[tap] + i, x[tap]);
+      }
+    }
+  }
+  for (int64_t m = 0; i < count && m < g.taps(); ++m) {
+    const T* tap = from + phases.weight_offset(g, m);
+    for (int64_t n = i; n < count; ++n) row(m)[n] = load_one(tap + n * all);
+  }
+}
+
 // Weights of kCols channels: to[tap, source channel][kCols] for a range of that depth, zero beyond the last
 // channel. The range is the whole depth where taps are neighbours in memory (see depth_in_parts).
 template <class T>
@@ -146,13 +186,11 @@ void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, i
     transpose_block(from, phases.weight_channel, channels.size(), g.channels * taps,
                     [&](int64_t j) { return row(j % taps, j / taps); });
   } else {  // a gradient: channels and taps are neighbours
+    const SmallKernel<Acc<T>> kernel(phases, g);
     for (int64_t c = 0; c < g.channels; ++c) {
       const T* block = from + c * phases.weight_source;
-      for (int64_t m = 0; m < taps; ++m) {
-        const T* w = block + phases.weight_offset(g, m);
-        Acc<T>* out = row(m, c);
-        for (int64_t k = 0; k < channels.size(); ++k) out[k] = load_one(w + k * phases.weight_channel);
-      }
+      const int64_t behind = (g.channels - c) * phases.weight_source - channels.begin * phases.weight_channel;
+      transpose_taps(phases, g, kernel, block, channels.size(), behind, [&](int64_t m) { return row(m, c); });
     }
   }
 }
