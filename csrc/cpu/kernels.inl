@@ -32,9 +32,9 @@ const Kernels& kernels() {
   static const ConvKernel conv_grad_input[] = {
       kConvGradInputDepthwise, kConvGradInputGroupTiles, kConvGradInputGrouped,  kConvGradInputWinograd,
       kPairsGemm<true>,        kConvGradInputGemm,       kConvGradInputReference};
-  static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kConvGradWeightGroupTiles,
-                                                kConvGradWeightGrouped,   kConvGradWeightWinograd,  kPairsGradWeightGemm,
-                                                kConvGradWeightGemm,      kConvGradWeightReference};
+  static const ConvKernel conv_grad_weight[] = {
+      kConvGradWeightDepthwise, kConvGradWeightGroupTiles, kConvGradWeightGrouped,  kConvGradWeightWinograd,
+      kPairsGradWeightGemm,     kConvGradWeightGemm,       kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
   static const PoolKernel max_pool[] = {kMaxPoolChannelsLast, kMaxPoolPlane, kMaxPoolRows, kMaxPoolReference};
   static const PoolKernel max_pool_with_offsets[] = {kMaxPoolOffsetsChannelsLast, kMaxPoolOffsetsPlane,
