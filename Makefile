@@ -17,7 +17,7 @@ CXX_FILES := $(filter %.h %.inl %.cpp %.cu %.cuh,$(SOURCES) $(wildcard tests/emu
 # Stamps carry the environment's name: the library is built for the torch of one environment.
 STAMP := build/stamp-$(subst /,_,$(VENV))
 
-.PHONY: help build test bench info docs pictures lint format sanitize cuda-check clean
+.PHONY: help build test bench bench-layers info docs pictures lint format sanitize cuda-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,6 +40,14 @@ test: $(STAMP)  ## run the tests
 
 bench: $(STAMP)  ## run ResNet-50 and GoogLeNet beside torch (BENCH="--mode infer" passes options)
 	$(BIN)/python -m cnnext bench $(BENCH)
+
+# About half an hour; SUITES="resnet50" BATCHES=1 for a part.
+SUITES ?= resnet18 resnet50 googlenet inception_v3 vgg16 yolo_v1
+BATCHES ?= 1 16
+bench-layers: $(STAMP)  ## run each distinct layer of many networks beside torch (SUITES, BATCHES choose)
+	for n in $(BATCHES); do \
+	  $(BIN)/python benchmarks/layers.py --suite $(SUITES) --batch $$n --json benchmarks/results/layers_n$$n.json || exit; \
+	done
 
 info: $(STAMP)  ## describe the installation and test it
 	$(BIN)/python -m cnnext info
