@@ -25,9 +25,11 @@ def main(file: str, model: str | None = None) -> None:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         sys.exit("no Chromium was found")
+    data = json.loads(Path(file).read_text())
+    model = model or data["networks"][0]["model"]  # layers of several would lie on each other
     with tempfile.TemporaryDirectory() as folder:
         html, picture = Path(folder, "report.html"), Path(folder, "report.png")
-        html.write_text(page.render(json.loads(Path(file).read_text()), model), encoding="utf-8")
+        html.write_text(page.render(data, model), encoding="utf-8")
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=1"]
         options += ["--blink-settings=preferredColorScheme=1", f"--window-size={WIDTH},{HEIGHT}"]
         subprocess.run([browser, *options, f"--screenshot={picture}", html.as_uri()], check=True, capture_output=True)
