@@ -26,7 +26,7 @@ def main(file: str, model: str | None = None) -> None:
     if browser is None:
         sys.exit("no Chromium was found")
     data = json.loads(Path(file).read_text())
-    model = model or data["networks"][0]["model"]  # layers of several would lie on each other
+    model = model or next((network["model"] for network in data["networks"]), None)  # layers of several overlap
     with tempfile.TemporaryDirectory() as folder:
         html, picture = Path(folder, "report.html"), Path(folder, "report.png")
         html.write_text(page.render(data, model), encoding="utf-8")
