@@ -270,14 +270,14 @@ void pack_columns(const T* source, Strides s, const Gather& g, Range pixels, Ran
       const int64_t position = row * width + first + low * step;
       const T* from = source + p.image * s.image + position;
       Acc<T>* out = to + (tap * order.tap - columns.begin) * stride + at;
-      // A vector may be written where that is the place of the next runs, and read up to the last channel's
-      // end.
+      // A vector may be written where the next runs will be, and read up to the end of the last channel.
       const bool room = at + low + L <= pixels.size();
-      const int64_t last = position + 2 * L <= s.channel ? g.channels : g.channels - 1;
+      const int64_t behind = g.channels * s.channel - position - 2 * L;
+      const int64_t last = room && behind >= 0 ? behind / s.channel + 1 : 0;
       for (int64_t c = channels.begin; c < channels.end; ++c) {
         Acc<T>* run = out + c * order.channel * stride;
         fill_zero(run, low);
-        copy_strided(from + c * s.channel, step, run + low, high - low, room && c < last);
+        if (low < high) copy_strided(from + c * s.channel, step, run + low, high - low, c < last);
         fill_zero(run + high, count - high);
       }
       for (int a = kAxes - 1; a >= 0 && ++m.j[a] == g.axis[a].taps; --a) m.j[a] = 0;
