@@ -9,9 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pooling import DTYPES, TABLE, Pool, adaptive, avg_pool, forced, layout, max_pool
-from torch import Tensor
+from torch import Tensor, library
 from torch.autograd import gradcheck, gradgradcheck
-from torch.library import opcheck
 
 from cnnext import backends
 
@@ -130,31 +129,31 @@ def test_unpool_derivatives_and_errors(size: tuple[int, ...]) -> None:
 @usual
 def test_opcheck(pool: Pool) -> None:
     x = distinct(pool.input)
-    opcheck(getattr(ops, pool.op).default, (x.requires_grad_(), *pool.args))
+    library.opcheck(getattr(ops, pool.op).default, (x.requires_grad_(), *pool.args))
     flags = {"channels_last": pool.dims > 1}
     if not pool.is_max:
         grad = torch.randn(pool.by_cnnext(x).shape, dtype=torch.float64).requires_grad_()
         op = getattr(ops, f"{pool.op}_grad_input").default
         args = () if "adaptive" in pool.op else pool.args
-        opcheck(op, (grad, pool.input[2:], *args), flags)
+        library.opcheck(op, (grad, pool.input[2:], *args), flags)
         return
     for suffix in ("with_indices", "with_offsets"):
         source = x.detach().requires_grad_(suffix == "with_indices")
-        opcheck(getattr(ops, f"{pool.op}_{suffix}").default, (source, *pool.args))
+        library.opcheck(getattr(ops, f"{pool.op}_{suffix}").default, (source, *pool.args))
     output, offsets = getattr(ops, f"{pool.op}_with_offsets")(x.detach(), *pool.args)
     windows = ([], [], [], []) if "adaptive" in pool.op else pool.args[:4]
     grad = torch.randn_like(output).requires_grad_()
-    opcheck(ops.max_pool_grad_input.default, (grad, offsets, pool.input[2:], *windows), flags)
-    opcheck(ops.max_pool_select.default, (x, offsets, *windows))
-    opcheck(ops.max_pool_indices.default, (offsets, pool.input[2:], *windows))
+    library.opcheck(ops.max_pool_grad_input.default, (grad, offsets, pool.input[2:], *windows), flags)
+    library.opcheck(ops.max_pool_select.default, (x, offsets, *windows))
+    library.opcheck(ops.max_pool_indices.default, (offsets, pool.input[2:], *windows))
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_opcheck_unpool() -> None:
     pooled, indices = ops.max_pool_with_indices(torch.randn(2, 3, 6, 8), [2])
-    opcheck(ops.max_unpool.default, (pooled.requires_grad_(), indices, [6, 8]))
+    library.opcheck(ops.max_unpool.default, (pooled.requires_grad_(), indices, [6, 8]))
     grad = torch.randn(2, 3, 6, 8).requires_grad_()
-    opcheck(ops.max_unpool_grad_input.default, (grad, indices), {"channels_last": True})
+    library.opcheck(ops.max_unpool_grad_input.default, (grad, indices), {"channels_last": True})
 
 
 def _call(pool: Pool) -> Callable[[Tensor], Tensor]:

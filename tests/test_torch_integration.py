@@ -13,8 +13,7 @@ import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from calls import CALLS, SPATIAL, Call
-from torch import Tensor
-from torch.library import opcheck
+from torch import Tensor, library
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -69,9 +68,9 @@ PUBLIC += (
 @pytest.mark.parametrize("name", PUBLIC)
 def test_opcheck(name: str, d: int) -> None:
     args = samples(d)[name]
-    opcheck(getattr(ops, name).default, args)
+    library.opcheck(getattr(ops, name).default, args)
     detached = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
-    opcheck(getattr(ops, name).default, detached)
+    library.opcheck(getattr(ops, name).default, detached)
 
 
 def test_every_public_operator_is_checked() -> None:
@@ -125,10 +124,10 @@ def test_forward_mode(call: Call) -> None:
     tensors = [each.detach() for each in call.tensors()]
     tangents = [torch.randn_like(each) for each in tensors]
     found = []
-    for library in (functional, F):
+    for namespace in (functional, F):
         with fwAD.dual_level():
             duals = [fwAD.make_dual(*pair) for pair in zip(tensors, tangents, strict=True)]
-            found.append(fwAD.unpack_dual(call.run(library, duals)).tangent)
+            found.append(fwAD.unpack_dual(call.run(namespace, duals)).tangent)
     assert found[0] is not None
     torch.testing.assert_close(found[0], found[1])
 
@@ -152,9 +151,9 @@ def test_autocast(call: Call, dtype: torch.dtype) -> None:
     tensors = [each.to(dtype) if each.is_floating_point() else each for each in call.tensors(torch.float32)]
     tensors = [each.detach().requires_grad_(each.is_floating_point()) for each in tensors]
     outputs, gradients = [], []
-    for library in (functional, F):
+    for namespace in (functional, F):
         with torch.autocast("cpu", torch.bfloat16):
-            output = call.run(library, tensors)
+            output = call.run(namespace, tensors)
         first = output if isinstance(output, Tensor) else output[0]
         outputs.append(first)
         gradients.append(torch.autograd.grad(first.float().sum(), [each for each in tensors if each.requires_grad]))
