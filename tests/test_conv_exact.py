@@ -82,6 +82,23 @@ CASES = [
     problem((1, 32, 17, 18), (32, 32, 3, 3), padding=2, dilation=2),
     problem((1, 16, 23, 22), (16, 16, 3, 3), padding=(2, 3), dilation=(2, 3)),
     problem((1, 48, 16, 16), (96, 16, 3, 3), padding=1, groups=3),
+    # The same along one axis, by blocks of taps, and with a stride: each of its tiles, ragged blocks, few channels whose
+    # blocks are summed together.
+    problem((2, 64, 9, 17), (64, 64, 1, 7), padding=(0, 3)),
+    problem((1, 80, 17, 10), (48, 80, 7, 1), padding=(5, 0)),
+    problem((2, 96, 8, 9), (96, 96, 1, 3), padding=(0, 1)),
+    problem((1, 100, 9, 8), (64, 100, 3, 1), padding=(2, 0)),
+    problem((1, 64, 6, 40), (64, 64, 1, 5), padding=(1, 4), dilation=(1, 3)),
+    problem((2, 96, 200), (96, 96, 3), padding=1),
+    problem((1, 35, 19, 20), (50, 35, 5, 5), padding=2),
+    problem((1, 10, 20, 21), (64, 10, 5, 5), padding=4),
+    problem((1, 16, 20, 19), (48, 16, 7, 7), padding=3),
+    problem((1, 64, 16, 17), (64, 64, 4, 4)),
+    problem((1, 64, 21, 20), (64, 64, 2, 2), padding=(0, 1)),
+    problem((1, 32, 31, 30), (48, 32, 4, 4), stride=2, padding=1),
+    problem((1, 32, 31, 30), (48, 32, 5, 5), stride=2, padding=2),
+    problem((1, 32, 41, 40), (48, 32, 7, 7), stride=(3, 2), padding=(3, 2)),
+    problem((1, 64, 25, 30), (64, 64, 2, 7), stride=(2, 1), padding=(0, 3)),
     # Groups, depthwise, depthwise with a multiplier, one output channel per group.
     problem((2, 4, 7, 7), (6, 2, 3, 3), padding=1, groups=2),
     problem((1, 96, 5, 5), (66, 32, 3, 3), padding=1, groups=3),

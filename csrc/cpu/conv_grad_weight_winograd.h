@@ -1,18 +1,15 @@
-// Gradient of a stride-1 3x3 convolution with respect to the weight, by the adjoint of Winograd's F(4x4,
-// 3x3):
+// Gradient of a convolution with respect to the weight, by the adjoint of Winograd's minimal filtering:
 //   grad_weight = G^T [ sum over tiles of (A grad_output A^T) . (B^T input B) ] G
-// with the same tiles and transforms as the forward convolution, and 36 products of 16 outputs instead of
-// 144.
+// with the same tiles, blocks of taps and transforms as the forward convolution.
 //
-// A task is a block of output channels times a block of input channels times a split of the tiles; for each
-// kChunk tiles it transforms both factors and adds 36 products of matrices [k][tile] * [tile][c] to its sums.
-// The number of splits depends on the shape alone and their results are added in order: threads do not change
-// the result.
+// A task is a block of output channels times a block of taps and of input channels times a split of the
+// tiles; for each kGradTiles tiles it transforms both factors and adds matrix products [k][tile] * [tile][c]
+// to its sums. The number of splits depends on the shape alone and their results are added in order: threads
+// do not change the result.
 #pragma once
 
 #include "conv_grad_weight_gemm.h"
-#include "conv_phases.h"
-#include "winograd_tiles.h"
+#include "winograd_choice.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -22,9 +19,12 @@ constexpr int64_t kGradTiles = 64;                   // tiles transformed at a t
 constexpr int64_t kFewTiles = 32;       // up to which their products are not kept for all channels
 constexpr int64_t kWinogradTasks = 16;  // splits are made until there are this many tasks
 
-template <class T>
+template <class T, class Tile>
 struct GradWeightWinograd {
   using A = Acc<T>;
+  using H = typename Tile::H;
+  using W = typename Tile::W;
+  static constexpr int kProducts = Tile::kProducts, kTaps = Tile::kTaps;
   static constexpr int64_t L = kLanes<A>, kWide = kCols<A>;
   static constexpr int64_t kPlane = kGradTiles * kGradStride + 16;
   static constexpr int64_t kFewPlane = kRows * kWide + 16;  // sums of a few rows
@@ -32,7 +32,8 @@ struct GradWeightWinograd {
 
   GradWeightWinograd(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : phases(p, false),
-        grid(phases.at(0)),
+        taps(phases.at(0), Tile::kTapsOf),
+        grid(phases.at(0), H::kOutputs, W::kOutputs),
         input(static_cast<const T*>(b.input)),
         grad_output(static_cast<const T*>(b.output)),
         grad_weight(static_cast<T*>(b.weight)) {
@@ -41,14 +42,14 @@ struct GradWeightWinograd {
     k_block = ceil_div(phases.channels, k_blocks);
     c_block = round_up(ceil_div(phases.source_channels, c_blocks), kWide);
     c_blocks = ceil_div(phases.source_channels, c_block);
-    blocks = p.shape.groups * k_blocks * c_blocks;
+    blocks = p.shape.groups * k_blocks * taps.size() * c_blocks;
     const int64_t chunks = ceil_div(grid.size(), kGradTiles);
     splits = max_of(1, min_of(kWinogradTasks / blocks, chunks / 2));
     split_tiles = ceil_div(grid.size(), splits);
     few_tiles = grid.size() <= kFewTiles;
     block_plane = odd_lines(k_block * c_block);
     sums_size = kProducts * (few_tiles ? kFewPlane : block_plane);
-    result_size = 9 * block_plane;
+    result_size = kTaps * block_plane;
     scratch = reinterpret_cast<A*>(workspace);
     scratch_size = 2 * kFactor + round_up(sums_size + result_size, 64) + 16;
     partial = scratch + p.threads * scratch_size;
@@ -87,32 +88,31 @@ struct GradWeightWinograd {
     });
   }
 
-  int64_t group_of(int64_t b) const { return b / c_blocks / k_blocks; }
-  Range k_of(int64_t b) const { return block(b / c_blocks % k_blocks, k_block, phases.channels); }
+  int64_t group_of(int64_t b) const { return b / c_blocks / taps.size() / k_blocks; }
+  Range k_of(int64_t b) const {
+    return block(b / c_blocks / taps.size() % k_blocks, k_block, phases.channels);
+  }
+  Gather taps_of(int64_t b) const { return taps.at(b / c_blocks % taps.size()); }
   Range c_of(int64_t b) const { return block(b % c_blocks, c_block, phases.source_channels); }
 
   // outputs[product][tile][k] and inputs[product][tile][c]
   void transform_factors(int64_t b, Range tiles, A* outputs, A* inputs) const {
-    const PhaseAxis *h = grid.g.axis + 1, *w = grid.g.axis + 2;
     const Range k = k_of(b), c = c_of(b);
-    const int64_t in_first[2] = {h->offset, w->offset}, in_extent[2] = {h->source, w->source};
     const T* in = input + group_of(b) * phases.source_channels * phases.source.channel;
-    const TileReader<T, kPatch> read_input(grid, in, phases.source, in_first, in_extent);
+    const TileReader<T, H::kPatch, W::kPatch> read_input{grid, TilePlane::source(grid, taps_of(b)), in,
+                                                         phases.source};
     read_input(tiles, c, [&](int64_t t, int64_t channel, const Vec<A>* d, int64_t step) {
-      transform_patch<A>(d, step, inputs + (t - tiles.begin) * kGradStride + channel - c.begin, kPlane);
+      A* to = inputs + (t - tiles.begin) * kGradStride + channel - c.begin;
+      transform_tile<A, Transform::kInput, Tile>([&](int i, int j) { return d[i * step + j]; },
+                                                 [&](int n, Vec<A> v) { store(to + n * kPlane, v); });
     });
-    const int64_t out_first[2] = {0, 0}, out_extent[2] = {h->count, w->count};
     const T* out = grad_output + group_of(b) * phases.channels * phases.destination.channel;
-    const TileReader<T, kOutputs> read_output(grid, out, phases.destination, out_first, out_extent);
+    const TileReader<T, H::kOutputs, W::kOutputs> read_output{grid, TilePlane::destination(grid), out,
+                                                              phases.destination};
     read_output(tiles, k, [&](int64_t t, int64_t channel, const Vec<A>* d, int64_t step) {
       A* to = outputs + (t - tiles.begin) * kGradStride + channel - k.begin;
-      Vec<A> v[kPatch * kOutputs];
-      for (int j = 0; j < kOutputs; ++j) gradient_transform<A>(d + j, step, v + j, kOutputs);
-      for (int i = 0; i < kPatch; ++i) {
-        Vec<A> row[kPatch];
-        gradient_transform<A>(v + i * kOutputs, 1, row, 1);
-        for (int j = 0; j < kPatch; ++j) store(to + (i * kPatch + j) * kPlane, row[j]);
-      }
+      transform_tile<A, Transform::kGradOutput, Tile>([&](int i, int j) { return d[i * step + j]; },
+                                                      [&](int n, Vec<A> v) { store(to + n * kPlane, v); });
     });
   }
 
@@ -163,59 +163,59 @@ struct GradWeightWinograd {
   // apart.
   void transform_panel(int64_t rows, const A* sums, int64_t plane, A* result) const {
     for (int64_t i = 0; i < rows * kWide; i += L) {
-      Vec<A> half[3 * kPatch];
-#pragma GCC unroll 6
-      for (int j = 0; j < kPatch; ++j) {
-        Vec<A> m[kPatch];
-#pragma GCC unroll 6
-        for (int n = 0; n < kPatch; ++n) m[n] = load(sums + (n * kPatch + j) * plane + i);
-        grad_weight_transform<A>(m, 1, half + j, kPatch);
-      }
-#pragma GCC unroll 3
-      for (int r = 0; r < 3; ++r) {
-        Vec<A> g[3];
-        grad_weight_transform<A>(half + r * kPatch, 1, g, 1);
-#pragma GCC unroll 3
-        for (int n = 0; n < 3; ++n) store(result + (r * 3 + n) * block_plane + i, g[n]);
-      }
+      transform_tile<A, Transform::kGradWeight, Tile>(
+          [&](int r, int j) { return load(sums + (r * W::kPatch + j) * plane + i); },
+          [&](int n, Vec<A> g) { store(result + n * block_plane + i, g); });
     }
   }
 
   void store_weight(int64_t b, const A* result) const {
     const Range k = k_of(b), c = c_of(b);
+    const Gather part = taps_of(b);
     T* to = grad_weight + group_of(b) * phases.weight_group + k.begin * phases.weight_channel +
             c.begin * phases.weight_source;
+    const bool whole_filters = phases.weight_source == kTaps && part.taps() == kTaps && kTaps <= L;
+    int64_t offset[kTaps], plane[kTaps];
+    for (int64_t tap = 0; tap < part.taps(); ++tap) {
+      offset[tap] = phases.weight_offset(part, tap);
+      plane[tap] = (tap / part.axis[2].taps * W::kTaps + tap % part.axis[2].taps) * block_plane;
+    }
     for (int64_t i = 0; i < k.size(); ++i, to += phases.weight_channel) {
       const auto at = [&](int64_t j) { return result + j / kWide * kWide * k_block + i * kWide + j % kWide; };
-      if (phases.weight_source == 1) {
-        for (int tap = 0; tap < 9; ++tap) {
-          T* out = to + tap * phases.weight_tap;
-          for (int64_t j = 0; j < c.size(); j += L) {
-            store_some(out + j, load(at(j) + tap * block_plane), min_of(L, c.size() - j));
-          }
-        }
+      if (whole_filters) {
+        store_filters(c.size(), at, to);
         continue;
       }
-      for (int64_t j = 0; j < c.size(); j += L) {  // taps are neighbours
-        const int64_t count = min_of(L, c.size() - j);
-        T* out = to + 9 * j;
-        Vec<A> g[L > 9 ? L : 9] = {};
-        for (int tap = 0; tap < 9; ++tap) g[tap] = load(at(j) + tap * block_plane);
-        if (L > 9) {
-          transpose<A>(g);
-          for (int64_t n = 0; n + 1 < count; ++n)
-            store(out + 9 * n, g[n]);  // the next one overwrites the end
-          store_some(out + 9 * (count - 1), g[count - 1], 9);
-        } else {
-          for (int tap = 0; tap < 9; ++tap) {
-            for (int64_t n = 0; n < count; ++n) store_one(out + 9 * n + tap, g[tap][n]);
+      for (int64_t tap = 0; tap < part.taps(); ++tap) {
+        T* out = to + offset[tap];
+        if (phases.weight_source == 1) {
+          for (int64_t j = 0; j < c.size(); j += L) {
+            store_some(out + j, load(at(j) + plane[tap]), min_of(L, c.size() - j));
           }
+        } else {
+          for (int64_t j = 0; j < c.size(); ++j) store_one(out + j * phases.weight_source, at(j)[plane[tap]]);
         }
       }
     }
   }
 
+  // Filters of `count` input channels whose taps are neighbours in memory: each overwrites the end of the one
+  // before.
+  template <class At>
+  void store_filters(int64_t count, At&& at, T* to) const {
+    for (int64_t j = 0; j < count; j += L, to += kTaps * L) {
+      const int64_t filters = min_of(L, count - j);
+      Vec<A> g[max_of(L, kTaps)] = {};
+      for (int tap = 0; tap < kTaps; ++tap) g[tap] = load(at(j) + tap * block_plane);
+      transpose<A>(g);
+      int64_t n = 0;
+      for (; kTaps * (filters - n) >= L; ++n) store(to + kTaps * n, g[n]);
+      for (; n < filters; ++n) store_some(to + kTaps * n, g[n], kTaps * (filters - n));
+    }
+  }
+
   Phases phases;
+  TapBlocks taps;
   TileGrid grid;
   const T *input, *grad_output;
   T* grad_weight;
@@ -225,32 +225,52 @@ struct GradWeightWinograd {
   A *scratch, *partial;
 };
 
-inline const char* winograd_grad_weight_refuses(const ConvProblem& p) {
-  if (const char* reason = winograd_excludes(p)) return reason;
-  const Phases phases(p, false);
-  const TileGrid grid(phases.at(0));
-  const double C = double(phases.source_channels), K = double(phases.channels), tiles = double(grid.size());
-  const double lanes = double(kLanes<float>);
+template <class Tile>
+WinogradCost grad_weight_cost(const Phases& phases) {
+  const Gather g = phases.at(0);
+  const double lanes = double(kLanes<float>), C = double(phases.source_channels), K = double(phases.channels);
+  const double blocks = double(TapBlocks(g, Tile::kTapsOf).size());
+  const double tiles = double(TileGrid(g, Tile::H::kOutputs, Tile::W::kOutputs).size());
   const double k_blocks = double(ceil_div(phases.channels, kGradChannels));
   const double c_blocks = double(ceil_div(phases.source_channels, kGradChannels));
-  const double products = tiles * kProducts * C * K / lanes + 60 * C * K / lanes;
-  const double transforms = tiles * (250 * C * k_blocks + 200 * K * c_blocks) / lanes;
+  const double weights = (Tile::kProducts + 2.5 * Tile::kTaps) * blocks * C * K / lanes;
+  const double factors = 12 * Tile::kProducts * blocks * tiles * (C * k_blocks + K * c_blocks) / lanes;
+  return {tiles * Tile::kProducts * blocks * C * K / lanes, weights + factors};
+}
+template <class Visit>
+void with_grad_weight_tile(const ConvProblem& p, Visit&& visit) {
+  const Phases phases(p, false);
+  const auto cost = [&](auto tile) { return grad_weight_cost<decltype(tile)>(phases); };
+  with_cheapest_tile(p, phases.at(0), cost, visit);
+}
+
+inline const char* winograd_grad_weight_refuses(const ConvProblem& p) {
+  if (const char* reason = winograd_excludes(p, false)) return reason;
+  const Phases phases(p, false);
+  const Gather g = phases.at(0);
+  const double products = double(phases.source_channels) * double(phases.channels) / double(kLanes<float>);
   const double rate = pairs_grad_weight_refuses(p) ? 1 : 1.8;  // of the direct sum's products
-  const double direct = double(phases.at(0).pixels()) * 9 * C * K / lanes / rate;
-  return 1.2 * (products + transforms) < direct ? nullptr : "its transforms would cost more than they save";
+  const double direct = double(g.pixels()) * double(g.taps()) * products / rate;
+  const char* reason = "its tiles do not have this kernel's shape";
+  with_grad_weight_tile(p, [&](auto*, auto tile) {
+    const bool pays = grad_weight_cost<decltype(tile)>(phases).total() < direct;
+    reason = pays ? nullptr : "its transforms would cost more than they save";
+  });
+  return reason;
 }
 
 constexpr ConvKernel kConvGradWeightWinograd = {
-    "winograd", "a quarter of the multiplications, by F(4x4, 3x3)", winograd_grad_weight_refuses,
+    "winograd", kWinogradSummary, winograd_grad_weight_refuses,
     [](const ConvProblem& p) {
       int64_t bytes = 0;
-      with_type(p.dtype,
-                [&](auto* tag) { bytes = GradWeightWinograd<Pointee<decltype(tag)>>::workspace(p); });
+      with_grad_weight_tile(p, [&](auto* type, auto tile) {
+        bytes = GradWeightWinograd<Pointee<decltype(type)>, decltype(tile)>::workspace(p);
+      });
       return bytes;
     },
     [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      with_type(p.dtype, [&](auto* tag) {
-        GradWeightWinograd<Pointee<decltype(tag)>>(p, b, workspace).run(parallel);
+      with_grad_weight_tile(p, [&](auto* type, auto tile) {
+        GradWeightWinograd<Pointee<decltype(type)>, decltype(tile)>(p, b, workspace).run(parallel);
       });
     }};
 

@@ -182,14 +182,15 @@ void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, i
       transpose_block(from + phases.weight_offset(g, m) + source.begin, phases.weight_channel,
                       channels.size(), source.size(), [&](int64_t c) { return row(m, source.begin + c); });
     }
-  } else if (!phases.gradient && phases.weight_tap == 1) {  // source channels and taps are
+  } else if (!phases.gradient && taps == phases.shape.taps()) {  // source channels and taps are
     transpose_block(from, phases.weight_channel, channels.size(), g.channels * taps,
                     [&](int64_t j) { return row(j % taps, j / taps); });
-  } else {  // a gradient: channels and taps are neighbours
+  } else {  // taps are, and a gradient's channels; some of them may be wanted only
     const SmallKernel<Acc<T>> kernel(phases, g);
+    const int64_t ends = phases.gradient ? -channels.begin : channels.size() - 1;  // where the last one does
     for (int64_t c = 0; c < g.channels; ++c) {
       const T* block = from + c * phases.weight_source;
-      const int64_t behind = (g.channels - c) * phases.weight_source - channels.begin * phases.weight_channel;
+      const int64_t behind = (g.channels - c) * phases.weight_source + ends * phases.weight_channel;
       transpose_taps(phases, g, kernel, block, channels.size(), behind, [&](int64_t m) { return row(m, c); });
     }
   }

@@ -1,53 +1,82 @@
-// Stride-1 3x3 convolution, forward and gradient with respect to the input, by Winograd's F(4x4, 3x3): a
-// quarter of the multiplications (winograd_transforms.h has the algorithm and its points).
+// Convolution, forward and gradient with respect to the input, by Winograd's minimal filtering: a quarter of
+// the multiplications for 3x3, about half along one axis or with a stride (winograd_transforms.h has the
+// algorithm and its points).
 //
-// The destination is cut into tiles of 4x4 pixels; with dilation, each residue of the position is a grid of
-// its own. A task is a block of tiles times a range of channels. It transforms the tiles' patches for all
-// source channels once (V, private to the thread), then for each panel of kCols channels sums 36 small matrix
-// products and transforms them back. Weights are transformed for all tasks beforehand where many blocks of
-// tiles use them and they fit the cache, else in each task as it goes, in blocks of kChunk channels: they
-// never reach memory.
+// The destination is cut into tiles. A task is a block of tiles times a range of channels. It transforms the
+// tiles' patches for all source channels once (V, private to the thread), then for each panel of kCols
+// channels sums a small matrix product for each element of a patch and transforms them back. Weights are
+// transformed for all tasks beforehand where many blocks of tiles use them and they fit the cache, else in
+// each task as it goes, a chunk at a time: they never reach memory.
 #pragma once
 
 #include "conv_gemm.h"
-#include "winograd_tiles.h"
+#include "winograd_choice.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-constexpr int64_t kChunk = 64;  // source channels summed at a time
+constexpr int64_t kChunk = 64;  // source channels, or channels times blocks of taps, summed at a time
 constexpr int64_t kChunkStride = kChunk + 16;
-constexpr int64_t kRawChannels = 64;       // of weights, packed at a time before they are transformed
-constexpr int64_t kMaxTiles = 64;          // in a block
 constexpr int64_t kSharedBytes = 8 << 20;  // transformed weights up to this size are made once for all tasks
 
-template <class T>
+// The depth of the matrix products, (block of taps, source channel), in chunks: of many blocks where there
+// are few channels, else of the channels of one block.
+struct WinogradDepth {
+  WinogradDepth(int64_t tap_blocks, int64_t source_channels)
+      : blocks(tap_blocks),
+        channels(source_channels),
+        whole(blocks * channels <= kChunk),
+        per_block(whole ? 1 : ceil_div(channels, kChunk)) {}
+  int64_t total() const { return blocks * channels; }
+  int64_t chunks() const { return whole ? 1 : blocks * per_block; }
+  Range blocks_of(int64_t chunk) const {
+    return whole ? Range{0, blocks} : Range{chunk / per_block, chunk / per_block + 1};
+  }
+  Range channels_of(int64_t chunk) const {
+    return whole ? Range{0, channels} : block(chunk % per_block, kChunk, channels);
+  }
+  int64_t size_of(int64_t chunk) const { return blocks_of(chunk).size() * channels_of(chunk).size(); }
+  int64_t before(int64_t chunk) const { return blocks_of(chunk).begin * channels + channels_of(chunk).begin; }
+
+  int64_t blocks, channels;
+  bool whole;
+  int64_t per_block;
+};
+
+template <class T, class Tile>
 struct Winograd {
   using A = Acc<T>;
+  using H = typename Tile::H;
+  using W = typename Tile::W;
   static constexpr int64_t L = kLanes<A>, kWide = kCols<A>;
+  static constexpr int kProducts = Tile::kProducts;
+  static constexpr int64_t kMaxTiles = kProducts == kPoints * kPoints ? 64 : 192;  // in a block
+  static constexpr int64_t kMaxPatches = 64 * 512 * kPoints * kPoints;             // elements of its patches
 
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : phases(p, gradient),
-        grid(phases.at(0)),
+        taps(phases.at(0), Tile::kTapsOf),
+        grid(phases.at(0), H::kOutputs, W::kOutputs),
+        depth(taps.size(), phases.source_channels),
         groups(p.shape.groups),
         source(static_cast<const T*>(gradient ? b.output : b.input)),
         weight(static_cast<const T*>(b.weight)),
         bias(static_cast<const T*>(b.bias)),
         destination(static_cast<T*>(gradient ? b.input : b.output)) {
-    chunks = ceil_div(phases.source_channels, kChunk);
     panels = ceil_div(phases.channels, kWide);
-    tile_blocks = ceil_div(grid.size(), kMaxTiles);
+    const int64_t most_tiles = clamp(kMaxPatches / (kProducts * depth.total()), kRows, kMaxTiles);
+    tile_blocks = ceil_div(grid.size(), most_tiles);
     block_tiles = ceil_div(grid.size(), tile_blocks);
-    const int64_t all_products = groups * panels * kProducts * phases.source_channels * kWide;
-    shared = tile_blocks > 2 && all_products * int64_t(sizeof(A)) <= kSharedBytes;
-    weights_plane = odd_lines((shared ? phases.source_channels : kChunk) * kWide);
+    const int64_t all_weights = groups * panels * kProducts * depth.total() * kWide;
+    shared = tile_blocks > 2 && all_weights * int64_t(sizeof(A)) <= kSharedBytes;
+    weights_plane = odd_lines((shared ? depth.total() : kChunk) * kWide);
     weights_size = shared ? groups * panels * kProducts * weights_plane : 0;
     // Each block of panels transforms the patches again.
     panel_blocks = blocks_for(p.threads, tile_blocks * groups, panels);
     task_panels = ceil_div(panels, panel_blocks);
     plane = odd_lines(block_tiles * kChunkStride);
     products_plane = odd_lines(block_tiles * kWide);
-    scratch_patches = chunks * kProducts * plane;
-    scratch_weights = 9 * kChunk * kWide + (shared ? 0 : kProducts * weights_plane);
+    scratch_patches = depth.chunks() * kProducts * plane;
+    scratch_weights = (Tile::kTaps + 1) * kChunk * kWide + (shared ? 0 : kProducts * weights_plane);
     scratch_size = round_up(scratch_patches + scratch_weights + kProducts * products_plane, 64) + 64;
     packed = reinterpret_cast<A*>(workspace);
     scratch = packed + round_up(weights_size, 64);
@@ -61,9 +90,9 @@ struct Winograd {
   void run(const Parallel& parallel) const {
     if (shared) {
       parallel(groups * panels, [&](int64_t task, int thread) {
-        for (int64_t c = 0; c < phases.source_channels; c += kChunk) {
-          transform_weights(task / panels, task % panels, c, scratch + thread * scratch_size,
-                            transformed(task / panels, task % panels, c));
+        for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
+          transform_weights(task / panels, task % panels, chunk, scratch + thread * scratch_size,
+                            transformed(task / panels, task % panels, chunk));
         }
       });
     }
@@ -75,7 +104,9 @@ struct Winograd {
       A* patches = scratch + thread * scratch_size;
       A* weights = patches + scratch_patches;
       A* products = weights + scratch_weights;
-      transform_patches(group, tiles, patches);
+      for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
+        transform_patches(group, tiles, chunk, patches + chunk * kProducts * plane);
+      }
       for (int64_t panel = part.begin; panel < part.end; ++panel) {
         multiply(group, tiles.size(), panel, patches, weights, products);
         store_tiles(group, tiles, panel, products);
@@ -83,56 +114,60 @@ struct Winograd {
     });
   }
 
-  A* transformed(int64_t group, int64_t panel, int64_t c) const {
-    return packed + (group * panels + panel) * kProducts * weights_plane + c * kWide;
+  A* transformed(int64_t group, int64_t panel, int64_t chunk) const {
+    return packed + (group * panels + panel) * kProducts * weights_plane + depth.before(chunk) * kWide;
   }
 
-  // to[product][channel][kWide], products `weights_plane` apart, for a chunk of source channels; `raw` is
-  // scratch memory.
-  void transform_weights(int64_t group, int64_t panel, int64_t c, A* raw, A* to) const {
-    Gather chunk = grid.g;
-    chunk.channels = min_of(kChunk, phases.source_channels - c);
-    pack_weight_panel(phases, chunk, weight + c * phases.weight_source, group,
-                      block(panel, kWide, phases.channels), {0, chunk.depth()}, raw);
-    for (int64_t i = 0; i < chunk.channels * kWide; i += L) {
-      Vec<A> g[9], half[kPatch * 3];
-#pragma GCC unroll 9
-      for (int tap = 0; tap < 9; ++tap) g[tap] = load(raw + tap * chunk.channels * kWide + i);
-#pragma GCC unroll 3
-      for (int s = 0; s < 3; ++s) weight_transform<A>(g + s, 3, half + s, 3);
-#pragma GCC unroll 6
-      for (int r = 0; r < kPatch; ++r) {
-        Vec<A> u[kPatch];
-        weight_transform<A>(half + r * 3, 1, u, 1);
-#pragma GCC unroll 6
-        for (int n = 0; n < kPatch; ++n) store(to + (r * kPatch + n) * weights_plane + i, u[n]);
+  // to[product][block of taps, source channel][kWide], products `weights_plane` apart; `raw` is scratch
+  // memory.
+  void transform_weights(int64_t group, int64_t panel, int64_t chunk, A* raw, A* to) const {
+    const Range channels = depth.channels_of(chunk), blocks = depth.blocks_of(chunk);
+    A* zeros = raw + Tile::kTaps * kChunk * kWide;
+    fill_zero(zeros, taps.size() > 1 ? channels.size() * kWide : 0);
+    for (int64_t index = blocks.begin; index < blocks.end; ++index, to += channels.size() * kWide) {
+      Gather part = taps.at(index);
+      part.channels = channels.size();
+      pack_weight_panel(phases, part, weight + channels.begin * phases.weight_source, group,
+                        block(panel, kWide, phases.channels), {0, part.depth()}, raw);
+      const A* tap[Tile::kTaps];  // a block at the end of the kernel may have fewer
+      const int64_t height = part.axis[1].taps, width = part.axis[2].taps, size = channels.size() * kWide;
+      for (int n = 0; n < Tile::kTaps; ++n) {
+        const int h = n / W::kTaps, w = n % W::kTaps;
+        tap[n] = h < height && w < width ? raw + (h * width + w) * size : zeros;
+      }
+      for (int64_t i = 0; i < size; i += L) {
+        transform_tile<A, Transform::kWeight, Tile>(
+            [&](int h, int w) { return load(tap[h * W::kTaps + w] + i); },
+            [&](int n, Vec<A> u) { store(to + n * weights_plane + i, u); });
       }
     }
   }
 
-  // patches[chunk][product][tile][kChunkStride], `plane` apart
-  void transform_patches(int64_t group, Range tiles, A* patches) const {
-    const PhaseAxis *h = grid.g.axis + 1, *w = grid.g.axis + 2;
-    const int64_t offset[2] = {h->offset, w->offset}, extent[2] = {h->source, w->source};
+  // patches[product][tile][kChunkStride], `plane` apart
+  void transform_patches(int64_t group, Range tiles, int64_t chunk, A* patches) const {
+    const Range channels = depth.channels_of(chunk), blocks = depth.blocks_of(chunk);
     const T* from = source + group * phases.source_channels * phases.source.channel;
-    const TileReader<T, kPatch> read(grid, from, phases.source, offset, extent);
-    read(tiles, {0, phases.source_channels}, [&](int64_t t, int64_t c, const Vec<A>* d, int64_t step) {
-      A* to = patches + c / kChunk * kProducts * plane + (t - tiles.begin) * kChunkStride + c % kChunk;
-      transform_patch<A>(d, step, to, plane);
-    });
+    for (int64_t index = blocks.begin; index < blocks.end; ++index, patches += channels.size()) {
+      const TileReader<T, H::kPatch, W::kPatch> read{grid, TilePlane::source(grid, taps.at(index)), from,
+                                                     phases.source};
+      read(tiles, channels, [&](int64_t t, int64_t c, const Vec<A>* d, int64_t step) {
+        A* to = patches + (t - tiles.begin) * kChunkStride + c - channels.begin;
+        transform_tile<A, Transform::kInput, Tile>([&](int i, int j) { return d[i * step + j]; },
+                                                   [&](int n, Vec<A> v) { store(to + n * plane, v); });
+      });
+    }
   }
 
   // products[product][tile][kWide] = patches * weights, summed over all chunks; `products_plane` apart.
   void multiply(int64_t group, int64_t tiles, int64_t panel, const A* patches, A* weights,
                 A* products) const {
     const int64_t cols = min_of(kWide, phases.channels - panel * kWide);
-    for (int64_t c = 0; c < phases.source_channels; c += kChunk) {
-      const int64_t depth = min_of(kChunk, phases.source_channels - c);
-      const A* b = shared ? transformed(group, panel, c) : weights;
-      if (!shared) transform_weights(group, panel, c, weights + kProducts * weights_plane, weights);
+    for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
+      const A* b = shared ? transformed(group, panel, chunk) : weights;
+      if (!shared) transform_weights(group, panel, chunk, weights + kProducts * weights_plane, weights);
       for (int64_t n = 0; n < kProducts; ++n) {
-        tile_column<kChunkStride, 1, kWide>(tiles, depth, cols, patches, b,
-                                            TileSums<A>{products + n * products_plane, c > 0});
+        tile_column<kChunkStride, 1, kWide>(tiles, depth.size_of(chunk), cols, patches, b,
+                                            TileSums<A>{products + n * products_plane, chunk > 0});
         patches += plane;
         b += weights_plane;
       }
@@ -140,41 +175,49 @@ struct Winograd {
   }
 
   void store_tiles(int64_t group, Range tiles, int64_t panel, const A* products) const {
+    // Pixels of a tile; a row takes kRow of them, so that it lies in one vector after they are transposed.
+    constexpr int kRow = W::kOutputs == 1 ? 1 : W::kOutputs == 2 ? 2 : W::kOutputs <= 4 ? 4 : 8;
+    constexpr int64_t kPadded = round_up(H::kOutputs * kRow, L);
     const Range channels = block(panel, kWide, phases.channels);
     const int64_t first = group * phases.channels + channels.begin;
-    const int64_t offset[2] = {0, 0}, extent[2] = {grid.g.extent[1], grid.g.extent[2]};
+    const TilePlane target = TilePlane::destination(grid);
     A add[kWide] = {};
     if (bias) copy_run(bias + first, add, channels.size());
-    for (int64_t t = 0; t < tiles.size(); ++t) {
-      const TileGrid::Tile tile = grid.at(tiles.begin + t);
-      int64_t pixel[kOutputs * kOutputs];
-      grid.for_each(tile, kOutputs, offset, extent, [&](int n, int64_t at) { pixel[n] = at; });
+    TileGrid::Tile tile = grid.at(tiles.begin);
+    for (int64_t t = 0; t < tiles.size(); ++t, grid.advance(tile)) {
+      int64_t pixel[Tile::kOutputs];
+      target.pixels<H::kOutputs, W::kOutputs>(tile, pixel);
       T* to = destination + tile.image * phases.destination.image + first * phases.destination.channel;
       for (int64_t k = 0; k < channels.size(); k += L) {
-        Vec<A> m[kProducts], half[kOutputs * kPatch], y[kOutputs * kOutputs];
-        for (int n = 0; n < kProducts; ++n) m[n] = load(products + n * products_plane + t * kWide + k);
-        for (int j = 0; j < kPatch; ++j) output_transform<A>(m + j, kPatch, half + j, kPatch);
-        for (int i = 0; i < kOutputs; ++i) output_transform<A>(half + i * kPatch, 1, y + i * kOutputs, 1);
-        for (int n = 0; n < kOutputs * kOutputs; ++n) y[n] += load(add + k);
+        const A* m = products + t * kWide + k;
+        Vec<A> y[kPadded] = {};
+        transform_tile<A, Transform::kOutput, Tile>(
+            [&](int i, int j) { return load(m + (i * W::kPatch + j) * products_plane); },
+            [&](int n, Vec<A> sum) { y[n / W::kOutputs * kRow + n % W::kOutputs] = sum + load(add + k); });
         T* out = to + k * phases.destination.channel;
         const int64_t count = min_of(L, channels.size() - k);
         if (phases.destination.channel == 1) {
-          for (int n = 0; n < kOutputs * kOutputs; ++n) {
-            if (pixel[n] >= 0) store_some(out + pixel[n] * phases.destination.pixel, y[n], count);
+          for (int n = 0; n < Tile::kOutputs; ++n) {
+            const Vec<A> value = y[n / W::kOutputs * kRow + n % W::kOutputs];
+            if (pixel[n] >= 0) store_some(out + pixel[n] * phases.destination.pixel, value, count);
           }
         } else {
-          for (int n = 0; n < kOutputs * kOutputs; n += L) transpose<A>(y + n);  // y[n + channel][pixel - n]
-          const bool whole = pixel[kOutputs * kOutputs - 1] >= 0 && grid.residues[1] == 1;
+          for (int64_t n = 0; n < kPadded; n += L) transpose<A>(y + n);  // y[n + channel][pixel - n]
+          const bool whole = pixel[Tile::kOutputs - 1] >= 0 && grid.residues[1] == 1;
           for (int64_t lane = 0; lane < count; ++lane) {
             T* channel = out + lane * phases.destination.channel;
-            for (int n = 0; n < kOutputs * kOutputs; n += kOutputs) {
+            for (int i = 0; i < H::kOutputs; ++i) {
+              const int64_t* row = pixel + i * W::kOutputs;
+              const int n = i * kRow;
               const auto values = reinterpret_cast<const A*>(y + n / L * L + lane) + n % L;
-              if (std::is_same_v<T, A> && whole) {
-                __builtin_memcpy(channel + pixel[n], values, kOutputs * sizeof(A));
+              if (std::is_same_v<T, A> && kRow <= L && whole) {
+                __builtin_memcpy(channel + row[0], values, W::kOutputs * sizeof(A));
                 continue;
               }
-              for (int j = 0; j < kOutputs; ++j) {
-                if (pixel[n + j] >= 0) store_one(channel + pixel[n + j], values[j]);
+              for (int j = 0; j < W::kOutputs; ++j) {
+                const int at = n + j;
+                const auto value = reinterpret_cast<const A*>(y + at / L * L + lane) + at % L;
+                if (row[j] >= 0) store_one(channel + row[j], *value);
               }
             }
           }
@@ -184,60 +227,36 @@ struct Winograd {
   }
 
   Phases phases;
+  TapBlocks taps;
   TileGrid grid;
+  WinogradDepth depth;
   int64_t groups;
   const T *source, *weight, *bias;
   T* destination;
-  int64_t chunks, panels, tile_blocks, block_tiles, task_panels, panel_blocks, plane, products_plane;
+  int64_t panels, tile_blocks, block_tiles, task_panels, panel_blocks, plane, products_plane;
   bool shared;
   int64_t weights_plane, weights_size, scratch_patches, scratch_weights, scratch_size;  // in elements
   A *packed, *scratch;
 };
 
-// Why the algorithm does not apply at all, or null.
-inline const char* winograd_excludes(const ConvProblem& p) {
-  const Window &d = p.shape.axis[0], &h = p.shape.axis[1], &w = p.shape.axis[2];
-  if (!p.winograd) return "turned off by cnnext.backends.winograd";
-  if (p.dtype == DType::kFloat64) return "float64 keeps to direct sums";
-  if (d.kernel != 1 || d.output != 1 || d.input != 1) return "takes two spatial axes";
-  if (h.kernel != 3 || w.kernel != 3) return "takes 3x3 kernels";
-  if (h.stride != 1 || w.stride != 1) return "takes stride 1";
-  return nullptr;
-}
-
-// Cycles of a vector unit for one image, counted roughly: products and transforms against the direct sum. The
-// choice does not depend on the batch, so that an image's result does not either.
-template <bool Gradient>
-const char* winograd_refuses(const ConvProblem& p) {
-  if (const char* reason = winograd_excludes(p)) return reason;
-  const Phases phases(p, Gradient);
-  const TileGrid grid(phases.at(0));
-  const double C = double(phases.source_channels), tiles = double(grid.per_image());
-  const double lanes = double(kLanes<float>), vectors_of_K = double(ceil_div(phases.channels, kLanes<float>));
-  const double products = tiles * kProducts * C * vectors_of_K;
-  const double transforms = tiles * (250 * C / lanes + 220 * vectors_of_K) + 130 * C * vectors_of_K;
-  const double rate = pairs_refuse<Gradient>(p) ? 1 : 2;  // of the direct sum's products
-  const double direct = double(phases.at(0).pixels() / p.shape.N) * 9 * C * vectors_of_K / rate;
-  return 1.15 * (products + transforms) < direct ? nullptr : "its transforms would cost more than they save";
-}
-
 template <bool Gradient>
 int64_t winograd_workspace(const ConvProblem& p) {
   int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) { bytes = Winograd<Pointee<decltype(tag)>>::workspace(p, Gradient); });
+  with_tile<Gradient>(p, [&](auto* type, auto tile) {
+    bytes = Winograd<Pointee<decltype(type)>, decltype(tile)>::workspace(p, Gradient);
+  });
   return bytes;
 }
 template <bool Gradient>
 void winograd_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { Winograd<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
+  with_tile<Gradient>(p, [&](auto* type, auto tile) {
+    Winograd<Pointee<decltype(type)>, decltype(tile)>(p, Gradient, b, workspace).run(parallel);
+  });
 }
 
-constexpr ConvKernel kConvWinograd = {"winograd", "a quarter of the multiplications, by F(4x4, 3x3)",
-                                      winograd_refuses<false>, winograd_workspace<false>,
-                                      winograd_run<false>};
-constexpr ConvKernel kConvGradInputWinograd = {"winograd", "a quarter of the multiplications, by F(4x4, 3x3)",
-                                               winograd_refuses<true>, winograd_workspace<true>,
-                                               winograd_run<true>};
+constexpr ConvKernel kConvWinograd = {"winograd", kWinogradSummary, winograd_refuses<false>,
+                                      winograd_workspace<false>, winograd_run<false>};
+constexpr ConvKernel kConvGradInputWinograd = {"winograd", kWinogradSummary, winograd_refuses<true>,
+                                               winograd_workspace<true>, winograd_run<true>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

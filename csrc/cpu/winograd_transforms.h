@@ -1,103 +1,140 @@
-// The transforms of Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308): 16 outputs
-// of a 3x3 convolution from a patch of 6x6 inputs by 36 products instead of 144.
+// The transforms of Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308). Along an axis, F(m, r)
+// makes m outputs of a filter of r taps from six inputs by six products instead of m * r, for every m + r =
+// 7; along both axes of a plane the savings multiply: F(4x4, 3x3) takes 36 products instead of 144.
 //
-// The interpolation points are 0, +-2/3, +-3/2 and infinity: products of the transforms then stay near one,
-// and the error is less than half of that with the usual 0, +-1, +-2. (2/3 * 3/2 = 1 saves multiplications as
-// well.) With a, b the two points, V = B^T d B, U = G g G^T, Y = A^T (U . V) A.
+// With the six points 0, +-a, +-b and infinity, inputs are interpolated (B^T), filters evaluated (G) and the
+// products evaluated again (A^T): V = B^T d B, U = G g G^T, Y = A^T (U . V) A. The points are 2/3 and 3/2:
+// products of the transforms then stay near one, and the error is less than half of that with the usual 1
+// and 2. An axis without a filter (one tap) keeps its pixels.
 #pragma once
 
 #include "vec.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-constexpr int kOutputs = 4, kPatch = 6, kProducts = kPatch * kPatch;
+constexpr int kPoints = 6;
+constexpr double kPointA = 2.0 / 3, kPointB = 1.5;
 
-template <class A>
-struct Points {
-  static constexpr A a = A(2.0 / 3), b = A(1.5), a2 = A(4.0 / 9), b2 = A(2.25), a3 = A(8.0 / 27),
-                     b3 = A(3.375);
-  static constexpr A sum = A(4.0 / 9 + 2.25);                         // a^2 + b^2
-  static constexpr A ga = A(1 / (2 * (4.0 / 9) * (4.0 / 9 - 2.25)));  // 1 / (2 a^2 (a^2 - b^2))
-  static constexpr A gb = A(1 / (2 * 2.25 * (2.25 - 4.0 / 9)));
+constexpr double power(double x, int exponent) { return exponent == 0 ? 1 : x * power(x, exponent - 1); }
+
+// What makes G and B^T inverse to each other: 1 / (2 p^2 (p^2 - q^2)) for the pair +-p, where +-q is the
+// other.
+constexpr double pair_scale(double p, double q) {
+  return 1 / (2 * power(p, 2) * (power(p, 2) - power(q, 2)));
+}
+
+// One axis of a tile: a filter of that many taps.
+template <int Taps>
+struct TileAxis {
+  static constexpr int kTaps = Taps;
+  static constexpr int kOutputs = Taps == 1 ? 1 : kPoints + 1 - Taps;
+  static constexpr int kPatch = Taps == 1 ? 1 : kPoints;
 };
 
 // B^T: six inputs to six.
 template <class A>
-CNNEXT_INLINE void input_transform(const Vec<A>* d, int64_t from_step, Vec<A>* v, int64_t to_step) {
-  using P = Points<A>;
-  const Vec<A> d0 = d[0], d1 = d[from_step], d2 = d[2 * from_step], d3 = d[3 * from_step],
-               d4 = d[4 * from_step], d5 = d[5 * from_step];
-  const Vec<A> even_a = d4 - P::b2 * d2, odd_a = d3 - P::b2 * d1;
-  const Vec<A> even_b = d4 - P::a2 * d2, odd_b = d3 - P::a2 * d1;
-  v[0] = d0 - P::sum * d2 + d4;
-  v[to_step] = even_a + P::a * odd_a;
-  v[2 * to_step] = even_a - P::a * odd_a;
-  v[3 * to_step] = even_b + P::b * odd_b;
-  v[4 * to_step] = even_b - P::b * odd_b;
-  v[5 * to_step] = d1 - P::sum * d3 + d5;
+CNNEXT_INLINE void interpolate(const Vec<A>* d, Vec<A>* v, int64_t step) {
+  constexpr A a = A(kPointA), b = A(kPointB), a2 = A(kPointA * kPointA), b2 = A(kPointB * kPointB),
+              sum = A(kPointA * kPointA + kPointB * kPointB);
+  const Vec<A> even_a = d[4] - b2 * d[2], odd_a = d[3] - b2 * d[1];
+  const Vec<A> even_b = d[4] - a2 * d[2], odd_b = d[3] - a2 * d[1];
+  v[0] = d[0] - sum * d[2] + d[4];
+  v[step] = even_a + a * odd_a;
+  v[2 * step] = even_a - a * odd_a;
+  v[3 * step] = even_b + b * odd_b;
+  v[4 * step] = even_b - b * odd_b;
+  v[5 * step] = d[1] - sum * d[3] + d[5];
 }
 
-// A patch d[row * step + column] to its 36 transforms, `plane` apart.
-template <class A>
-CNNEXT_INLINE void transform_patch(const Vec<A>* d, int64_t step, A* to, int64_t plane) {
-  Vec<A> v[kProducts];
-  for (int j = 0; j < kPatch; ++j) input_transform<A>(d + j, step, v + j, kPatch);
-  for (int i = 0; i < kPatch; ++i) {
-    Vec<A> row[kPatch];
-    input_transform<A>(v + i * kPatch, 1, row, 1);
-    for (int j = 0; j < kPatch; ++j) store(to + (i * kPatch + j) * plane, row[j]);
+// The polynomial with N coefficients at the six points, each pair's values times its scale if Scaled.
+template <class A, int N, bool Scaled>
+CNNEXT_INLINE void evaluate(const Vec<A>* x, Vec<A>* v, int64_t step) {
+  constexpr double scale_a = Scaled ? pair_scale(kPointA, kPointB) : 1;
+  constexpr double scale_b = Scaled ? pair_scale(kPointB, kPointA) : 1;
+  Vec<A> a[2] = {}, b[2] = {};  // of the even powers, of the odd ones
+#pragma GCC unroll 6
+  for (int j = 0; j < N; ++j) {
+    a[j % 2] += A(scale_a * power(kPointA, j)) * x[j];
+    b[j % 2] += A(scale_b * power(kPointB, j)) * x[j];
+  }
+  v[0] = x[0];
+  v[step] = a[0] + a[1];
+  v[2 * step] = a[0] - a[1];
+  v[3 * step] = b[0] + b[1];
+  v[4 * step] = b[0] - b[1];
+  v[5 * step] = x[N - 1];
+}
+
+// The transpose of evaluate: six values to N.
+template <class A, int N, bool Scaled>
+CNNEXT_INLINE void accumulate(const Vec<A>* m, Vec<A>* y, int64_t step) {
+  constexpr double scale_a = Scaled ? pair_scale(kPointA, kPointB) : 1;
+  constexpr double scale_b = Scaled ? pair_scale(kPointB, kPointA) : 1;
+  const Vec<A> a[2] = {m[1] + m[2], m[1] - m[2]}, b[2] = {m[3] + m[4], m[3] - m[4]};
+#pragma GCC unroll 6
+  for (int j = 0; j < N; ++j) {
+    Vec<A> sum = A(scale_a * power(kPointA, j)) * a[j % 2] + A(scale_b * power(kPointB, j)) * b[j % 2];
+    if (j == 0) sum += m[0];
+    if (j == N - 1) sum += m[5];
+    y[j * step] = sum;
   }
 }
 
-// G: three weights to six.
-template <class A>
-CNNEXT_INLINE void weight_transform(const Vec<A>* g, int64_t from_step, Vec<A>* u, int64_t to_step) {
-  using P = Points<A>;
-  const Vec<A> g0 = g[0], g1 = g[from_step], g2 = g[2 * from_step];
-  const Vec<A> even_a = P::ga * g0 + (P::ga * P::a2) * g2, even_b = P::gb * g0 + (P::gb * P::b2) * g2;
-  u[0] = g0;
-  u[to_step] = even_a + (P::ga * P::a) * g1;
-  u[2 * to_step] = even_a - (P::ga * P::a) * g1;
-  u[3 * to_step] = even_b + (P::gb * P::b) * g1;
-  u[4 * to_step] = even_b - (P::gb * P::b) * g1;
-  u[5 * to_step] = g2;
+enum class Transform { kInput, kWeight, kOutput, kGradOutput, kGradWeight };
+
+template <Transform Which, class Axis>
+constexpr int kFrom = Which == Transform::kWeight       ? Axis::kTaps
+                      : Which == Transform::kGradOutput ? Axis::kOutputs
+                                                        : Axis::kPatch;
+template <Transform Which, class Axis>
+constexpr int kTo = Which == Transform::kOutput       ? Axis::kOutputs
+                    : Which == Transform::kGradWeight ? Axis::kTaps
+                                                      : Axis::kPatch;
+
+template <class A, Transform Which, class Axis>
+CNNEXT_INLINE void transform_axis(const Vec<A>* from, Vec<A>* to, int64_t step) {
+  if constexpr (Axis::kTaps == 1) {
+    to[0] = from[0];
+  } else if constexpr (Which == Transform::kInput) {
+    interpolate<A>(from, to, step);
+  } else if constexpr (Which == Transform::kWeight || Which == Transform::kGradOutput) {
+    evaluate<A, kFrom<Which, Axis>, Which == Transform::kWeight>(from, to, step);
+  } else {
+    accumulate<A, kTo<Which, Axis>, Which == Transform::kGradWeight>(from, to, step);
+  }
 }
 
-// A^T: six products to four outputs.
-template <class A>
-CNNEXT_INLINE void output_transform(const Vec<A>* m, int64_t from_step, Vec<A>* y, int64_t to_step) {
-  using P = Points<A>;
-  const Vec<A> m1 = m[from_step], m2 = m[2 * from_step], m3 = m[3 * from_step], m4 = m[4 * from_step];
-  const Vec<A> even_a = m1 + m2, odd_a = m1 - m2, even_b = m3 + m4, odd_b = m3 - m4;
-  y[0] = m[0] + (even_a + even_b);
-  y[to_step] = P::a * odd_a + P::b * odd_b;
-  y[2 * to_step] = P::a2 * even_a + P::b2 * even_b;
-  y[3 * to_step] = P::a3 * odd_a + P::b3 * odd_b + m[5 * from_step];
+// Both axes of a tile: get(row, column) is an element, put(n, value) is called for each result, rows first.
+template <class A, Transform Which, class Tile, class Get, class Put>
+CNNEXT_INLINE void transform_tile(Get&& get, Put&& put) {
+  using H = typename Tile::H;
+  using W = typename Tile::W;
+  constexpr int kRows = kFrom<Which, H>, kColumns = kFrom<Which, W>;
+  Vec<A> half[kTo<Which, H> * kColumns];
+#pragma GCC unroll 6
+  for (int j = 0; j < kColumns; ++j) {
+    Vec<A> column[kRows];
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; ++i) column[i] = get(i, j);
+    transform_axis<A, Which, H>(column, half + j, kColumns);
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kTo<Which, H>; ++i) {
+    Vec<A> row[kTo<Which, W>];
+    transform_axis<A, Which, W>(half + i * kColumns, row, 1);
+#pragma GCC unroll 6
+    for (int j = 0; j < kTo<Which, W>; ++j) put(i * kTo<Which, W> + j, row[j]);
+  }
 }
 
-// The transposes, for the gradient of the weight: A takes four output gradients to six, G^T six products to
-// three.
-template <class A>
-CNNEXT_INLINE void gradient_transform(const Vec<A>* y, int64_t from_step, Vec<A>* v, int64_t to_step) {
-  using P = Points<A>;
-  const Vec<A> y0 = y[0], y1 = y[from_step], y2 = y[2 * from_step], y3 = y[3 * from_step];
-  const Vec<A> even_a = y0 + P::a2 * y2, odd_a = P::a * y1 + P::a3 * y3;
-  const Vec<A> even_b = y0 + P::b2 * y2, odd_b = P::b * y1 + P::b3 * y3;
-  v[0] = y0;
-  v[to_step] = even_a + odd_a;
-  v[2 * to_step] = even_a - odd_a;
-  v[3 * to_step] = even_b + odd_b;
-  v[4 * to_step] = even_b - odd_b;
-  v[5 * to_step] = y3;
-}
-template <class A>
-CNNEXT_INLINE void grad_weight_transform(const Vec<A>* m, int64_t from_step, Vec<A>* g, int64_t to_step) {
-  using P = Points<A>;
-  const Vec<A> m1 = m[from_step], m2 = m[2 * from_step], m3 = m[3 * from_step], m4 = m[4 * from_step];
-  const Vec<A> even_a = P::ga * (m1 + m2), even_b = P::gb * (m3 + m4);
-  g[0] = m[0] + (even_a + even_b);
-  g[to_step] = (P::ga * P::a) * (m1 - m2) + (P::gb * P::b) * (m3 - m4);
-  g[2 * to_step] = P::a2 * even_a + P::b2 * even_b + m[5 * from_step];
-}
+// A tile of a plane, for filters of these numbers of taps.
+template <int TapsH, int TapsW>
+struct WinogradTile {
+  using H = TileAxis<TapsH>;
+  using W = TileAxis<TapsW>;
+  static constexpr int64_t kTapsOf[2] = {TapsH, TapsW};
+  static constexpr int kTaps = TapsH * TapsW, kProducts = H::kPatch * W::kPatch,
+                       kOutputs = H::kOutputs * W::kOutputs;
+};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -1,0 +1,114 @@
+// Whether Winograd's algorithm pays for a problem, and with which tiles.
+#pragma once
+
+#include "conv_gemm.h"
+#include "winograd_tiles.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+constexpr const char* kWinogradSummary = "few multiplications by Winograd's minimal filtering";
+
+// Calls visit(tile) for every tile there is. 16-bit types, whose direct products are cheaper, have one.
+template <class T, class Visit>
+CNNEXT_INLINE void for_each_tile(Visit&& visit) {
+  visit(WinogradTile<3, 3>());
+  if constexpr (std::is_same_v<T, float>) {
+    visit(WinogradTile<2, 2>());
+    visit(WinogradTile<4, 4>());
+    visit(WinogradTile<1, 3>());
+    visit(WinogradTile<1, 4>());
+    visit(WinogradTile<3, 1>());
+    visit(WinogradTile<4, 1>());
+  }
+}
+
+// Whether the tile filters along the axes that the kernel filters along, and along no other.
+template <class Tile>
+CNNEXT_INLINE bool filters_alike(const Gather& g) {
+  bool alike = true;
+  for (int a = 0; a < 2; ++a) {
+    const bool filter = g.axis[a + 1].taps > g.axis[a + 1].source_step;
+    alike &= filter == (Tile::kTapsOf[a] > 1);
+  }
+  return alike;
+}
+
+// Cycles of a vector unit, counted roughly.
+struct WinogradCost {
+  double products, transforms;
+  double total() const { return 1.15 * (products + transforms); }
+};
+
+// For one image: the choice does not depend on the batch, so that an image's result does not either.
+template <class Tile>
+WinogradCost conv_cost(const Phases& phases) {
+  const Gather g = phases.at(0);
+  const double C = double(phases.source_channels), K = double(ceil_div(phases.channels, kLanes<float>));
+  const double vectors_of_C = double(ceil_div(phases.source_channels, kLanes<float>));
+  const double blocks = double(TapBlocks(g, Tile::kTapsOf).size());
+  const double tiles = double(TileGrid(g, Tile::H::kOutputs, Tile::W::kOutputs).per_image());
+  const double weights = 3.6 * blocks * C * K, patches = 15 * tiles * blocks * vectors_of_C,
+               sums = 15 * tiles * K;
+  return {tiles * Tile::kProducts * blocks * C * K, Tile::kProducts * (weights + patches + sums)};
+}
+
+// Calls visit(type, tile) with the cheapest tile.
+template <class Cost, class Visit>
+void with_cheapest_tile(const ConvProblem& p, const Gather& g, Cost&& cost, Visit&& visit) {
+  with_type(p.dtype, [&](auto* type) {
+    using T = Pointee<decltype(type)>;
+    if constexpr (!std::is_same_v<T, double>) {
+      double least = 0;
+      int best = -1, number = 0;
+      for_each_tile<T>([&](auto tile) {
+        if (filters_alike<decltype(tile)>(g)) {
+          const double total = cost(tile).total();
+          if (best < 0 || total < least) best = number, least = total;
+        }
+        ++number;
+      });
+      number = 0;
+      for_each_tile<T>([&](auto tile) {
+        if (number++ == best) visit(type, tile);
+      });
+    }
+  });
+}
+template <bool Gradient, class Visit>
+void with_tile(const ConvProblem& p, Visit&& visit) {
+  const Phases phases(p, Gradient);
+  const auto cost = [&](auto tile) { return conv_cost<decltype(tile)>(phases); };
+  with_cheapest_tile(p, phases.at(0), cost, visit);
+}
+
+// Why the algorithm does not apply at all, or null.
+inline const char* winograd_excludes(const ConvProblem& p, bool gradient) {
+  const Window& d = p.shape.axis[0];
+  if (!p.winograd) return "turned off by cnnext.backends.winograd";
+  if (p.dtype == DType::kFloat64) return "float64 keeps to direct sums";
+  if (d.kernel != 1 || d.output != 1 || d.input != 1) return "takes two spatial axes";
+  for (int a = 1; a < kAxes; ++a) {
+    const Window& w = p.shape.axis[a];
+    if (gradient && w.stride != 1) return "takes gradients of stride 1";
+    if (w.stride != 1 && w.dilation != 1) return "takes a stride or a dilation";
+  }
+  return nullptr;
+}
+
+template <bool Gradient>
+const char* winograd_refuses(const ConvProblem& p) {
+  if (const char* reason = winograd_excludes(p, Gradient)) return reason;
+  const Phases phases(p, Gradient);
+  const Gather g = phases.at(0);
+  const double products = double(phases.source_channels) * double(ceil_div(phases.channels, kLanes<float>));
+  const double rate = pairs_refuse<Gradient>(p) ? 1 : 2;  // of the direct sum's products
+  const double direct = double(g.pixels() / p.shape.N) * double(g.taps()) * products / rate;
+  const char* reason = "its tiles do not have this kernel's shape";
+  with_tile<Gradient>(p, [&](auto*, auto tile) {
+    const bool pays = conv_cost<decltype(tile)>(phases).total() < direct;
+    reason = pays ? nullptr : "its transforms would cost more than they save";
+  });
+  return reason;
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
