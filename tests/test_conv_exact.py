@@ -82,8 +82,8 @@ CASES = [
     problem((1, 32, 17, 18), (32, 32, 3, 3), padding=2, dilation=2),
     problem((1, 16, 23, 22), (16, 16, 3, 3), padding=(2, 3), dilation=(2, 3)),
     problem((1, 48, 16, 16), (96, 16, 3, 3), padding=1, groups=3),
-    # The same along one axis, by blocks of taps, and with a stride: each of its tiles, ragged blocks, few channels whose
-    # blocks are summed together.
+    # The same along one axis, by blocks of taps, and with a stride: each of its tiles, ragged blocks, few channels
+    # whose blocks are summed together.
     problem((2, 64, 9, 17), (64, 64, 1, 7), padding=(0, 3)),
     problem((1, 80, 17, 10), (48, 80, 7, 1), padding=(5, 0)),
     problem((2, 96, 8, 9), (96, 96, 1, 3), padding=(0, 1)),
