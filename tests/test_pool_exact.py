@@ -7,7 +7,7 @@ import torch
 from convolutions import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from pooling import DTYPES, TABLE, Pool, forced, layout, pools
+from pooling import DTYPES, TABLE, Pool, adaptive, avg_pool, forced, layout, max_pool, pools
 from torch import Tensor
 
 from cnnext import backends
@@ -57,6 +57,31 @@ def check(pool: Pool, dtype: torch.dtype, last: bool) -> None:
 @pytest.mark.parametrize("pool", TABLE, ids=str)
 def test_table(pool: Pool) -> None:
     for dtype in DTYPES:
+        for last in (False, True)[: 1 + (pool.dims > 1)]:
+            check(pool, dtype, last)
+
+
+SQUARES = [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1), (5, 1, 2), (9, 1, 4)]
+MANY_PLANES = [
+    *(
+        max_pool((2, 35, *size), *windows, 1, ceil)
+        for windows in SQUARES
+        for size in ((7, 7), (28, 30), (37, 41))
+        for ceil in ((False, True) if windows[1] > 1 else (False,))
+    ),
+    max_pool((5, 3, 1300), 3, 2, 1),
+    max_pool((2, 40, 5, 8, 12), 2),
+    adaptive("max_pool", (3, 90, 33, 33), 7),
+    adaptive("avg_pool", (3, 90, 33, 33), 7),
+    adaptive("avg_pool", (2, 300, 4, 4), 4),
+    avg_pool((2, 135, 14, 14), 5, 3),
+]
+
+
+@pytest.mark.parametrize("pool", MANY_PLANES, ids=str)
+def test_many_planes(pool: Pool) -> None:
+    """Kernels work on several planes and on long runs of rows at once: here are many, and some that are left over."""
+    for dtype in (torch.float32, torch.bfloat16):
         for last in (False, True)[: 1 + (pool.dims > 1)]:
             check(pool, dtype, last)
 

@@ -12,6 +12,9 @@
 #include "conv_lanes_list.h"
 #include "conv_grad_bias.h"
 #include "pool_channels_last.h"
+#include "pool_channels_last_grad.h"
+#include "pool_lanes.h"
+#include "pool_separable.h"
 #include "pool_rows.h"
 #include "pool_avg_grad_rows.h"
 #include "pool_plane.h"
@@ -36,16 +39,22 @@ const Kernels& kernels() {
       kConvGradWeightDepthwise, kConvGradWeightGroupTiles, kConvGradWeightGrouped,  kConvGradWeightWinograd,
       kPairsGradWeightGemm,     kConvGradWeightGemm,       kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
-  static const PoolKernel max_pool[] = {kMaxPoolChannelsLast, kMaxPoolPlane, kMaxPoolRows, kMaxPoolReference};
-  static const PoolKernel max_pool_with_offsets[] = {kMaxPoolOffsetsChannelsLast, kMaxPoolOffsetsPlane,
-                                                     kMaxPoolOffsetsRows, kMaxPoolOffsetsReference};
+  static const PoolKernel max_pool[] = {kMaxPoolSeparable,      kMaxPoolChannelsLast, kMaxPoolPlane,
+                                        kMaxPoolSeparableLanes, kMaxPoolLanes,        kMaxPoolRows,
+                                        kMaxPoolReference};
+  static const PoolKernel max_pool_with_offsets[] = {
+      kMaxPoolOffsetsSeparable,      kMaxPoolOffsetsChannelsLast, kMaxPoolOffsetsPlane,
+      kMaxPoolOffsetsSeparableLanes, kMaxPoolOffsetsLanes,        kMaxPoolOffsetsRows,
+      kMaxPoolOffsetsReference};
   static const PoolKernel max_pool_indices[] = {kMaxPoolIndices};
   static const PoolKernel max_pool_grad_input[] = {kMaxPoolGradChannelsLast, kMaxPoolGradRows,
                                                    kMaxPoolGradScatter, kMaxPoolGradReference};
   static const PoolKernel max_pool_select[] = {kMaxPoolSelect};
-  static const PoolKernel avg_pool[] = {kAvgPoolChannelsLast, kAvgPoolPlane, kAvgPoolRows, kAvgPoolReference};
+  static const PoolKernel avg_pool[] = {kAvgPoolChannelsLast, kAvgPoolPlane, kAvgPoolLanes, kAvgPoolRows,
+                                        kAvgPoolReference};
   static const PoolKernel avg_pool_grad_input[] = {kAvgPoolGradChannelsLast, kAvgPoolGradPlane,
-                                                   kAvgPoolGradRows, kAvgPoolGradReference};
+                                                   kAvgPoolGradLanes, kAvgPoolGradRows,
+                                                   kAvgPoolGradReference};
   static const PoolKernel max_unpool[] = {kMaxUnpool};
   static const PoolKernel max_unpool_grad_input[] = {kMaxUnpoolGrad};
   static const Kernels table = {CNNEXT_CAPABILITY,

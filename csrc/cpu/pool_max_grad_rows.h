@@ -1,213 +1,240 @@
-// The gradient of max pooling in channels first: grad_output and offsets [N, C, O, P, Q], grad_input
-// [N, C, D, H, W], vectors along the rows.
+// The gradient of max pooling in channels first: grad_output and offsets [N, C, P, Q], grad_input [N, C, H,
+// W], vectors along the rows.
 //
-// Rows have a stride of one or two. Input positions fall into `stride` phases in each axis
-// (grad_input_phase): in one of them, tap after tap reads consecutive outputs for consecutive inputs, and
-// adds those gradients whose offset is the tap. Where stride * output >= input in each axis, no bounds are
-// needed between rows and planes: a read that leaves its row finds a window of a neighbouring one, whose same
-// tap is at least the whole input away and thus outside, where no offset points. Each input is written once.
+// For each column tap, the gradients whose offset names that tap are added up over the rows of windows that
+// reach over an input row, output beneath output; an input is then the sum of one such number for each column
+// tap, some places to the left or to the right. `stride` input rows share what they read, and each input is
+// written once.
+//
+// There is an output for each `stride` x `stride` inputs, so rows and planes follow each other as one run:
+// what stands beyond the end of a row has no tap on its inputs, and no offset leads there.
 #pragma once
 
 #include "pool_row.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-template <class T>
+// Windows along an axis, known to the compiler: kTaps taps, kStride apart, the first of which lies kPadding
+// before the axis. Tap t of output j + shift(t) reads input j * kStride + phase(t).
+template <int kTaps_, int kStride_, int kPadding_>
+struct FixedWindow {
+  static constexpr int kTaps = kTaps_, kStride = kStride_, kPadding = kPadding_;
+  static constexpr int phase(int t) { return (t - kPadding + kStride * kPadding) % kStride; }
+  static constexpr int shift(int t) { return (phase(t) - (t - kPadding)) / kStride; }
+  static bool fits(const Window& w) {
+    return w.kernel == kTaps && w.stride == kStride && w.padding == kPadding && w.dilation == 1 &&
+           w.output == ceil_div(w.input, kStride);
+  }
+};
+
+template <class T, class Rows, class Columns>
 struct MaxPoolGradRows {
   using A = Acc<T>;
-  static constexpr int64_t L = kLanes<A>, kUnroll = 4;
+  static constexpr int64_t L = kLanes<A>;
+  static constexpr int kFirst = Rows::shift(Rows::kTaps - 1), kLast = Rows::shift(0);  // shifts of rows
+  static constexpr int kRows = Rows::kStride, kStride = Columns::kStride;
 
-  struct Tap {
-    int64_t shift;  // from an input's place in its phase to the output that it reads
-    int64_t offset;
+  struct Sums {  // of gradients, for each of `stride` rows and each column tap
+    Vec<A> of[kRows][Columns::kTaps];
+  };
+  struct Run {  // of outputs, from the first row over the inputs on
+    const T* grad;
+    const uint8_t* offsets;
+  };
+  struct Local {  // of one thread
+    T* grad;      // copies of outputs
+    uint8_t* offsets;
+    T* rows[2];  // of inputs
   };
 
   MaxPoolGradRows(const PoolProblem& p, const PoolBuffers& b, char* workspace)
-      : shape(p.shape),
-        d(p.shape.axis[0]),
-        h(p.shape.axis[1]),
-        w(p.shape.axis[2]),
-        outputs(shape.N * shape.C * shape.output_pixels()),
+      : input(p.shape.axis[2].input),
+        input_height(p.shape.axis[1].input),
+        width(p.shape.axis[2].output),
+        height(p.shape.axis[1].output),
+        all_rows(p.shape.N * p.shape.C * p.shape.axis[0].output * height),
+        run_rows(max_of(1, kOutputs / width)),
         grad_output(static_cast<const T*>(b.output)),
         offsets(static_cast<const uint8_t*>(b.offsets)),
-        grad_input(static_cast<T*>(b.input)) {
-    shared.base = workspace;
-    begin = shared.take<const Tap*>(d.stride * h.stride * w.stride + 1);
-    taps = shared.take<Tap>(shape.taps());
+        grad_input(static_cast<T*>(b.input)),
+        workspace(workspace) {
+    for (int t = 0; t < Rows::kTaps * Columns::kTaps; ++t) keys[t] = OffsetMatch<A>::key(t);
+    ScratchLayout scratch;
+    local(scratch);
+    local_bytes = scratch.bytes;
   }
 
-  void run(const Parallel& parallel) {
-    fill_taps();
-    constexpr int64_t kInputsPerTask = 1 << 14;
-    const int64_t inputs = shape.N * shape.C * shape.input_pixels();
-    if (d.stride * h.stride * w.stride == 1 && inputs == outputs) {  // all rows are one
-      parallel(ceil_div(inputs, kInputsPerTask), [&](int64_t task, int) {
-        const int64_t first = task * kInputsPerTask, count = min_of(kInputsPerTask, inputs - first);
-        input_row(begin, first, count, grad_input + first, count);
-      });
-      return;
-    }
-    // A group of `stride` rows, one of each phase, lies around a row of the output.
-    const int64_t groups = ceil_div(h.input, h.stride), all = shape.N * shape.C * d.input * groups;
-    const int64_t per_task = max_of(1, kInputsPerTask / (h.stride * w.input));
-    parallel(ceil_div(all, per_task), [&](int64_t task, int) {
-      RowPosition group(task * per_task, d.input, groups);
-      const int64_t end = min_of(all, (task + 1) * per_task);
-      T* to = grad_input + first_input(group.number, groups);
-      const T* memory_end = grad_input + first_input(end, groups);
-      for (; group.number < end; group.next(d.input, groups)) {
-        const int64_t o = d.stride == 1 ? group.depth : group.depth / d.stride;
-        const int64_t at = ((group.plane * d.output + o) * h.output + group.height) * w.output;
-        const Tap* const* phase = begin + (group.depth - o * d.stride) * h.stride * w.stride;
-        const int64_t rows = min_of(h.stride, h.input - group.height * h.stride);
-        if (halves && at + round_up(w.output, L / 2) + L <= outputs &&
-            memory_end - to >= rows * w.input + L) {
-          for (int64_t f = 0; f < rows; ++f, to += w.input) half_row(phase[f * 2], at, to);
-          continue;
-        }
-        for (int64_t f = 0; f < rows; ++f, to += w.input, phase += w.stride) {
-          input_row(phase, at, w.input, to, memory_end - to);
-        }
+  void run(const Parallel& parallel) const {
+    const int64_t runs = ceil_div(all_rows, run_rows);
+    const int64_t per_task = max_of(1, (1 << 14) / (kRows * kStride * run_rows * width));
+    parallel(ceil_div(runs, per_task), [&](int64_t task, int thread) {
+      ScratchLayout scratch{workspace + thread * local_bytes};
+      const Local l = local(scratch);
+      for (int64_t n = task * per_task; n < min_of(runs, (task + 1) * per_task); ++n) {
+        input_rows(l, n * run_rows, min_of(run_rows, all_rows - n * run_rows));
       }
     });
   }
 
-  ScratchLayout shared;
+  int64_t local_bytes;
 
  private:
-  int64_t first_input(int64_t group, int64_t groups) const {
-    return (group / groups * h.input + group % groups * h.stride) * w.input;
+  static constexpr int64_t kOutputs = 1 << 9;  // of a run: what is kept of it stays in the innermost cache
+
+  Local local(ScratchLayout& scratch) const {
+    const int64_t copied = (run_rows + kLast - kFirst) * width + L, stored = kStride * (run_rows * width + L);
+    Local l;
+    l.grad = scratch.take<T>(copied);
+    l.offsets = scratch.take<uint8_t>(copied);
+    for (int f = 0; f < kRows; ++f) l.rows[f] = scratch.take<T>(stored);
+    return l;
   }
 
-  // The taps of each phase, in the order of the outputs.
-  void fill_taps() {
-    Tap* next = taps;
-    for (int64_t f = 0; f < d.stride * h.stride * w.stride; ++f) {
-      begin[f] = next;
-      const PhaseAxis z = grad_input_phase(d, f / w.stride / h.stride),
-                      y = grad_input_phase(h, f / w.stride % h.stride), x = grad_input_phase(w, f % w.stride);
-      for (int64_t i = 0; i < z.taps; ++i) {
-        for (int64_t j = 0; j < y.taps; ++j) {
-          for (int64_t k = 0; k < x.taps; ++k) {
-            *next = {
-                (z.source_index(0, i) * h.output + y.source_index(0, j)) * w.output + x.source_index(0, k),
-                ((z.tap + i * z.tap_step) * h.kernel + y.tap + j * y.tap_step) * w.kernel + x.tap +
-                    k * x.tap_step};
-            lowest = min_of(lowest, next->shift);
-            highest = max_of(highest, next->shift);
-            ++next;
-          }
+  // The inputs beneath `count` rows of outputs, which are numbered through all planes.
+  void input_rows(const Local& l, int64_t first, int64_t count) const {
+    const Run from = find(l, (first + kFirst) * width, (count + kLast - kFirst) * width + L);
+    if (kStride == 1) return store_run(from, count * width, grad_input + first * width, nullptr);
+    store_run(from, count * width, l.rows[0], l.rows[kRows - 1]);
+    T* to = grad_input + (first / height * input_height + first % height * kRows) * input;
+    for (int64_t r = 0, y = first % height; r < count; ++r, y = y + 1 < height ? y + 1 : 0) {
+      for (int f = 0; f < kRows && y * kRows + f < input_height; ++f, to += input) {
+        const T* row = l.rows[f] + r * kStride * width;
+        if (r + 1 < count && input >= L / 2) {  // what is written beyond the row is written again later
+          for (int64_t x = 0; x < input; x += L) store_unaligned(to + x, load_unaligned<Stored<T>>(row + x));
+        } else {
+          copy_row(to, row, input);
         }
       }
     }
-    begin[d.stride * h.stride * w.stride] = next;
-    const bool apart = d.stride == d.kernel && h.stride == h.kernel && w.stride == 2 && w.kernel == 2;
-    halves = apart && d.padding == 0 && h.padding == 0 && w.padding == 0 && w.dilation == 1 &&
-             h.dilation == 1 && d.dilation == 1;
   }
 
-  // `width` inputs, of which the first reads around output `at`. `phase` has the taps of the column phases.
-  // Whole vectors may be written up to `room` elements.
-  void input_row(const Tap* const* phase, int64_t at, int64_t width, T* to, int64_t room) const {
-    if (w.stride == 1) {
-      for (int64_t x = 0; x < width; x += kUnroll * L) {
-        Vec<A> sum[kUnroll] = {};
-        gather<kUnroll>(phase, at + x, sum);
-        for (int64_t u = 0; u < kUnroll && x + u * L < width; ++u) {
-          store_part(to + x + u * L, sum[u], room - x - u * L);
+  // Outputs where they are; at the beginning and the end of the tensor a copy, with zeros around it.
+  Run find(const Local& l, int64_t begin, int64_t count) const {
+    const int64_t outputs = all_rows * width, first = max_of(begin, 0), end = min_of(begin + count, outputs);
+    if (begin >= 0 && begin + count <= outputs) return {grad_output + begin, offsets + begin};
+    __builtin_memset(l.grad, 0, count * sizeof(T));
+    __builtin_memcpy(l.grad + first - begin, grad_output + first, (end - first) * sizeof(T));
+    __builtin_memcpy(l.offsets + first - begin, offsets + first, end - first);
+    return {l.grad, l.offsets};
+  }
+
+  // The inputs beneath a run of `count` outputs, in one or two rows without end. With a stride whole vectors
+  // are stored.
+  void store_run(Run from, int64_t count, T* to, T* to2) const {
+    constexpr auto kTaps = std::make_integer_sequence<int, Columns::kTaps>();
+    Sums before = {}, here = sum_outputs(from), after;
+    for (int64_t q = 0; q < count; q += L, to += kStride * L, to2 += kStride * L) {
+      from = {from.grad + L, from.offsets + L};
+      after = q + L < count ? sum_outputs(from) : Sums{};
+      const int64_t room = kStride == 1 ? count - q : L;
+      store_inputs(before.of[0], here.of[0], after.of[0], to, room, kTaps);
+      if constexpr (kRows == 2) store_inputs(before.of[1], here.of[1], after.of[1], to2, room, kTaps);
+      before = here;
+      here = after;
+    }
+  }
+
+  // Of L outputs, sums over the rows.
+  __attribute__((always_inline)) Sums sum_outputs(Run from) const {
+    Sums sums;
+#pragma GCC unroll 8
+    for (int s = kFirst; s <= kLast; ++s, from.grad += width, from.offsets += width) {
+      const OffsetMatch<A> match(from.offsets);
+      const Vec<A> value = load(from.grad);
+#pragma GCC unroll 8
+      for (int y = 0; y < Rows::kTaps; ++y) {
+        if (Rows::shift(y) != s) continue;
+        const bool first = y + kRows >= Rows::kTaps;  // of the taps that read the row
+#pragma GCC unroll 8
+        for (int x = 0; x < Columns::kTaps; ++x) {
+          Vec<A>& sum = sums.of[Rows::phase(y)][x];
+          const auto& key = keys[y * Columns::kTaps + x];
+          sum = first ? match.pick(key, value) : match.add(sum, key, value);
         }
       }
+    }
+    return sums;
+  }
+
+  template <int... kTap>
+  __attribute__((always_inline)) static void store_inputs(const Vec<A>* before, const Vec<A>* here,
+                                                          const Vec<A>* after, T* to, int64_t room,
+                                                          std::integer_sequence<int, kTap...>) {
+    Vec<A> phase[kStride] = {};
+    ((phase[Columns::phase(kTap)] += shifted<Columns::shift(kTap)>(before[kTap], here[kTap], after[kTap])),
+     ...);
+    if constexpr (kStride == 2) interleave<A>(phase[0], phase[1], phase[0], phase[1]);
+    store_part(to, phase[0], room);
+    if constexpr (kStride == 2) store(to + L, phase[1]);
+  }
+
+  // The lanes `kBy` places after those of `here`.
+  template <int kBy>
+  __attribute__((always_inline)) static Vec<A> shifted(Vec<A> before, Vec<A> here, Vec<A> after) {
+    if constexpr (kBy == 0) {
+      return here;
+    } else if constexpr (kBy > 0) {
+      return slide_lanes<A, kBy>(here, after);
     } else {
-      for (int64_t x = 0; x < width; x += 2 * L) {
-        Vec<A> even[1] = {}, odd[1] = {}, low, high;
-        gather<1>(phase, at + x / 2, even);
-        gather<1>(phase + 1, at + x / 2, odd);
-        interleave<A>(even[0], odd[0], low, high);
-        store_part(to + x, low, room - x);
-        if (x + L < width) store_part(to + x + L, high, room - x - L);
-      }
+      return slide_lanes<A, int(L) + kBy>(before, here);
     }
   }
 
-  // A row of inputs, in pairs of which each belongs to one window alone: half a vector of outputs, each in
-  // two lanes. Writes up to a vector beyond the row.
-  __attribute__((always_inline)) void half_row(const Tap* tap, int64_t at, T* to) const {
-    const OffsetVec<A> lane = lane_numbers<A>(1);
-    const OffsetVec<A> key = (lane & 1) + broadcast_offset<A>(tap->offset);
-    for (int64_t q = 0; q < w.output; q += L / 2, at += L / 2, to += L) {
-      const Vec<A> grad = load(grad_output + at), offset = bit_cast<Vec<A>>(widen_offsets(offsets + at, A{}));
-      const auto match = bit_cast<OffsetVec<A>>(choose_lanes<A>(offset, offset, lane >> 1)) == key;
-      store(to, match ? choose_lanes<A>(grad, grad, lane >> 1) : Vec<A>{});
-    }
-  }
-
-  template <int kVectors>
-  void gather(const Tap* const* phase, int64_t at, Vec<A>* sum) const {
-    if (at + lowest < 0 || at + highest + kVectors * L > outputs)
-      return gather_at_end<kVectors>(phase, at, sum);
-    for (const Tap* t = phase[0]; t != phase[1]; ++t) {
-      const OffsetKey<A> key(t->offset);
-      const int64_t from = at + t->shift;
-#pragma GCC unroll 4
-      for (int u = 0; u < kVectors; ++u) {
-        sum[u] = key.add_where_equal(sum[u], offsets + from + u * L, grad_output + from + u * L);
-      }
-    }
-  }
-
-  // Near the first or the last element of the tensor.
-  template <int kVectors>
-  void gather_at_end(const Tap* const* phase, int64_t at, Vec<A>* sum) const {
-    for (const Tap* t = phase[0]; t != phase[1]; ++t) {
-      for (int64_t i = 0; i < kVectors * L; ++i) {
-        const int64_t from = at + t->shift + i;
-        if (from >= 0 && from < outputs && offsets[from] == t->offset) {
-          sum[i / L][i % L] += load_one(grad_output + from);
-        }
-      }
-    }
-  }
-
-  const PoolShape& shape;
-  const Window &d, &h, &w;
-  int64_t outputs;
+  int64_t input, input_height;  // extents
+  int64_t width, height;        // of the outputs
+  int64_t all_rows, run_rows;   // rows of outputs in all, and of those worked on at once
   const T* grad_output;
   const uint8_t* offsets;
   T* grad_input;
-  const Tap** begin;  // [phases + 1]
-  Tap* taps;
-  int64_t lowest = 0, highest = 0;  // shift
-  bool halves = false;              // two inputs of a row for each output, and no other's
+  char* workspace;
+  typename OffsetMatch<A>::Key keys[Rows::kTaps * Columns::kTaps];
 };
 
-CNNEXT_INLINE const char* refuses_max_grad_rows(const PoolProblem& p) {
-  constexpr int64_t kMostReaders = kLanes<float> * 3 / 2;
-  if (p.layout != Layout::kChannelsFirst) return "channels last";
-  if (p.wide_offsets()) return "more than 256 taps";
-  if (p.shape.axis[2].stride > 2) return "few inputs of a row belong to one phase";
-  int64_t readers = 1;
-  for (int a = 0; a < kAxes; ++a) {
-    const Window& w = p.shape.axis[a];
-    if (p.shape.adaptive[a]) return "windows of several sizes";
-    if (w.stride * w.output < w.input) return "inputs after the last window";
-    for (int64_t o = 0; o < w.output; ++o) {
-      if (p.shape.span(a, o).count == 0) return "windows in the padding";
+// run(rows, columns) if there is a kernel for these windows.
+template <class Run>
+bool with_fixed_windows(const PoolShape& shape, const Run& run) {
+  const auto is = [&](auto columns) {
+    const FixedWindow<1, 1, 0> one;
+    if (shape.adaptive[1] || shape.adaptive[2] || !one.fits(shape.axis[0]) || !columns.fits(shape.axis[2])) {
+      return false;
     }
-    readers *= p.shape.windows_over_input(a);
-  }
-  return readers > kMostReaders ? "many windows over an input" : nullptr;
+    if (columns.fits(shape.axis[1])) {
+      run(columns, columns);
+    } else if (one.fits(shape.axis[1])) {
+      run(one, columns);
+    } else {
+      return false;
+    }
+    return true;
+  };
+  return is(FixedWindow<2, 2, 0>()) || is(FixedWindow<3, 2, 0>()) || is(FixedWindow<3, 2, 1>()) ||
+         is(FixedWindow<3, 1, 1>()) || is(FixedWindow<5, 1, 2>());
 }
 
+CNNEXT_INLINE const char* refuses_max_grad_rows(const PoolProblem& p) {
+  if (p.layout != Layout::kChannelsFirst) return "channels last";
+  return with_fixed_windows(p.shape, [](auto, auto) {}) ? nullptr : "unusual windows";
+}
+
+template <class Run>
+void with_max_grad_rows(const PoolProblem& p, const PoolBuffers& b, char* workspace, const Run& run) {
+  with_type(p.dtype, [&](auto* tag) {
+    with_fixed_windows(p.shape, [&](auto rows, auto columns) {
+      run(MaxPoolGradRows<Pointee<decltype(tag)>, decltype(rows), decltype(columns)>(p, b, workspace));
+    });
+  });
+}
 CNNEXT_INLINE int64_t max_grad_rows_workspace(const PoolProblem& p) {
-  return MaxPoolGradRows<float>(p, {}, nullptr).shared.bytes;
+  int64_t bytes = 0;
+  with_max_grad_rows(p, {}, nullptr, [&](const auto& kernel) { bytes = p.threads * kernel.local_bytes; });
+  return bytes;
 }
 CNNEXT_INLINE void run_max_grad_rows(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
                                      char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { MaxPoolGradRows<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
+  with_max_grad_rows(p, b, workspace, [&](const auto& kernel) { kernel.run(parallel); });
 }
 
-constexpr PoolKernel kMaxPoolGradRows = {"rows", "tap after tap, vectors along the rows",
+constexpr PoolKernel kMaxPoolGradRows = {"rows", "column taps in turn, vectors along the rows",
                                          refuses_max_grad_rows, max_grad_rows_workspace, run_max_grad_rows};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

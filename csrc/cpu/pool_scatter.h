@@ -1,110 +1,195 @@
 // The gradient of max pooling, scattered window after window to the inputs that the offsets tell, for windows
 // so many or so placed that gathering would read too much.
 //
-// A task owns planes (channels first) or a block of channels of an image (channels last). Neighbouring
-// windows often have the same maximum, and each addition waits for the one before it: several planes take
-// turns.
+// A task owns planes (channels first) or a block of channels of an image (channels last). Vectors of windows
+// find their inputs, one by one they are added there. Neighbouring windows often have the same maximum, and
+// each addition waits for the one before it: several planes take turns.
 #pragma once
 
 #include "pool_lookup.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-constexpr int64_t kScatterPlanes = 4, kScatterChannels = 16;
+constexpr int64_t kScatterPlanes = 4;
 
-CNNEXT_INLINE int64_t scatter_width(const PoolProblem& p) {  // planes, or channels
-  return p.layout == Layout::kChannelsLast ? min_of(p.shape.C, kScatterChannels)
-                                           : min_of(p.shape.N * p.shape.C, kScatterPlanes);
-}
+// The step from a window's origin to the input of one of its taps, vectors of them.
+template <class A, class O>
+struct TapSteps {
+  using V = OffsetVec<A>;
+  static constexpr int32_t kFar = 1 << 30;
 
-// Adds the gradients of windows to those of their inputs, in `width` planes or channels (kWidth if known).
-// From window to window and from plane to plane they are these steps of elements apart.
-template <int kWidth, class T, class O>
-void scatter_windows(const OffsetTable<O>& table, const T* grad_output, const O* offsets, Strides out,
-                     int64_t width, Acc<T>* sums, Strides in) {
-  const auto pixels = static_cast<uint64_t>(table.shape.input_pixels());
-  const int64_t P = table.shape.axis[1].output, Q = table.shape.axis[2].output;
-  const int64_t* column = table.origin[2];
-  for (int64_t row = 0; row < table.shape.axis[0].output * P; ++row) {
-    const int64_t window = table.window(row / P, row % P);
-    for (int64_t q = 0; q < Q; ++q, grad_output += out.pixel, offsets += out.pixel) {
-      const int64_t origin = window + column[q];
-#pragma GCC unroll 4
-      for (int64_t c = 0; c < (kWidth ? kWidth : width); ++c) {
-        const auto pixel = static_cast<uint64_t>(origin + table.offset_delta(offsets[c * out.channel]));
-        if (pixel < pixels)
-          sums[pixel * in.pixel + c * in.channel] += load_one(grad_output + c * out.channel);
+  explicit TapSteps(const OffsetTable<O>& table)
+      : table(table), taps(broadcast_offset<A>(table.shape.taps())) {
+    const Window &d = table.shape.axis[0], &h = table.shape.axis[1], &w = table.shape.axis[2];
+    deep = d.kernel > 1;
+    per_row = reciprocal(w.kernel);
+    per_depth = reciprocal(h.kernel * w.kernel);
+    step = broadcast_offset<A>(w.dilation);
+    row = broadcast_offset<A>(h.dilation * w.input - w.kernel * w.dilation);
+    depth = broadcast_offset<A>((d.dilation * h.input - h.kernel * h.dilation) * w.input);
+  }
+
+  // Far outside of the plane where the offset is none of the window.
+  V operator()(const O* offsets, int64_t count) const {
+    V steps = {};
+    if constexpr (sizeof(O) == 1) {
+      const V tap = load_offsets_part<A>(offsets, count);
+      steps = tap * step + ((tap * per_row) >> kShift) * row;
+      if (deep) steps += ((tap * per_depth) >> kShift) * depth;
+      return tap < taps ? steps : V{} - kFar;
+    } else {
+      for (int64_t i = 0; i < min_of(count, kLanes<A>); ++i) {
+        const int64_t delta = table.offset_delta(offsets[i]);
+        steps[i] = static_cast<Offset<A>>(delta == kNowhere ? -kFar : delta);
       }
+      return steps;
     }
   }
-}
+
+ private:
+  // A tap is below 2^8: multiplied by this and shifted, it is divided.
+  static constexpr int kShift = 16;
+  static V reciprocal(int64_t divisor) {
+    return broadcast_offset<A>(((1 << kShift) + divisor - 1) / divisor);
+  }
+
+  const OffsetTable<O>& table;
+  bool deep;
+  V taps, per_row, per_depth, step, row, depth;
+};
 
 template <class T, class O>
 struct MaxPoolGradScatter {
   using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>, kChunk = 16 * L;
+
+  struct Parts {  // of the gradient, and the inputs that they go to
+    Offset<A> at[kScatterPlanes][kChunk];
+    A value[kScatterPlanes][kChunk];
+  };
 
   MaxPoolGradScatter(const PoolProblem& p, const PoolBuffers& b, char* workspace)
       : problem(p),
         shape(p.shape),
         last(p.layout == Layout::kChannelsLast),
-        width(scatter_width(p)),
+        width(last ? min_of(shape.C, L) : min_of(shape.N * shape.C, kScatterPlanes)),
         pixels(shape.input_pixels()),
+        windows(shape.output_pixels()),
         buffers(b),
         table(shape, workspace) {
+    shared = table.scratch;
+    origin = shared.take<Offset<A>>(windows + L);
     sums_bytes = round_up(pixels * width * sizeof(A), kAlignment);
   }
 
-  int64_t workspace_bytes() const { return table.scratch.bytes + problem.threads * sums_bytes; }
+  int64_t workspace_bytes() const { return shared.bytes + problem.threads * sums_bytes; }
 
   void run(const Parallel& parallel) const {
     table.fill(true);
+    const int64_t P = shape.axis[1].output, Q = shape.axis[2].output;
+    for (int64_t i = 0; i < windows + L; ++i) {
+      const int64_t at = i < windows ? table.window(i / Q / P, i / Q % P) + table.origin[2][i % Q] : kNowhere;
+      origin[i] = static_cast<Offset<A>>(at > pixels ? -2 * kFar : at);
+    }
     const int64_t images = last ? shape.N : 1;  // channels first, all planes are one image
     const int64_t channels = last ? shape.C : shape.N * shape.C;
     const int64_t blocks = ceil_div(channels, width), parts = images * blocks;
-    const int64_t per_task = max_of(1, (1 << 14) / max_of(1, (pixels + shape.output_pixels()) * width));
+    const int64_t per_task = max_of(1, (1 << 14) / max_of(1, (pixels + windows) * width));
     parallel(ceil_div(parts, per_task), [&](int64_t task, int thread) {
-      A* scratch = reinterpret_cast<A*>(table.scratch.base + table.scratch.bytes + thread * sums_bytes);
+      A* scratch = reinterpret_cast<A*>(shared.base + shared.bytes + thread * sums_bytes);
       for (int64_t part = task * per_task; part < min_of(parts, (task + 1) * per_task); ++part) {
-        const int64_t c = part % blocks * width;
-        channel_block(part / blocks, c, min_of(width, channels - c), scratch);
+        const int64_t c = part % blocks * width, count = min_of(width, channels - c);
+        last ? channels_of_image(part / blocks, c, count, scratch) : planes_from(c, count, scratch);
       }
     });
   }
 
  private:
-  void channel_block(int64_t n, int64_t c, int64_t count, A* scratch) const {
-    const Strides in = strides_of(problem.layout, shape.C, pixels);
-    const Strides out = strides_of(problem.layout, shape.C, shape.output_pixels());
-    const int64_t from = n * out.image + c * out.channel;
-    T* grad_input = static_cast<T*>(buffers.input) + n * in.image + c * in.channel;
+  static constexpr int32_t kFar = TapSteps<A, O>::kFar;
+
+  // Inputs of L windows, of which `count` exist; the gradient of one that leads nowhere is zero.
+  __attribute__((always_inline)) void find(const TapSteps<A, O>& steps, OffsetVec<A> origins, int64_t from,
+                                           int64_t count, Offset<A>* at, A* value) const {
+    const OffsetVec<A> to = origins + steps(offsets() + from, count);
+    const auto inside = (to >= 0) & (to < static_cast<Offset<A>>(pixels));
+    const Vec<A> grad = load_part(static_cast<const T*>(buffers.output) + from, count);
+    store_unaligned(at, inside ? to : OffsetVec<A>{});
+    store(value, inside ? grad : Vec<A>{});
+  }
+  const O* offsets() const { return static_cast<const O*>(buffers.offsets); }
+
+  void planes_from(int64_t plane, int64_t count, A* scratch) const {
+    T* grad_input = static_cast<T*>(buffers.input) + plane * pixels;
     // Planes of the accumulation type are their own scratch memory.
-    const bool in_place = std::is_same_v<T, A> && !last;
-    A* sums = in_place ? reinterpret_cast<A*>(grad_input) : scratch;
-    const Strides sums_step = strides_of(problem.layout, count, pixels);
-    const T* grad_output = static_cast<const T*>(buffers.output) + from;
-    const O* offsets = static_cast<const O*>(buffers.offsets) + from;
+    A* sums = std::is_same_v<T, A> ? reinterpret_cast<A*>(grad_input) : scratch;
     __builtin_memset(sums, 0, pixels * count * sizeof(A));
-    if (!last && count == kScatterPlanes) {
-      scatter_windows<kScatterPlanes>(table, grad_output, offsets, out, count, sums, sums_step);
-    } else {
-      scatter_windows<0>(table, grad_output, offsets, out, count, sums, sums_step);
-    }
-    if (in_place) return;
-    for (int64_t i = 0; i < pixels; ++i) {
-      for (int64_t k = 0; k < count; ++k) {
-        store_one(grad_input + i * in.pixel + k * in.channel,
-                  sums[i * sums_step.pixel + k * sums_step.channel]);
+    const TapSteps<A, O> steps(table);
+    alignas(kAlignment) Parts parts;
+    for (int64_t begin = 0; begin < windows; begin += kChunk) {
+      const int64_t end = min_of(windows, begin + kChunk);
+      for (int64_t c = 0; c < count; ++c) {
+        for (int64_t i = begin; i < end; i += L) {
+          const int64_t from = (plane + c) * windows + i;
+          find(steps, load_unaligned<OffsetVec<A>>(origin + i), from, shape.N * shape.C * windows - from,
+               parts.at[c] + i - begin, parts.value[c] + i - begin);
+        }
+      }
+      if (count == kScatterPlanes) {
+        for (int64_t i = 0; i < end - begin; ++i) {
+#pragma GCC unroll 8
+          for (int64_t c = 0; c < kScatterPlanes; ++c) sums[c * pixels + parts.at[c][i]] += parts.value[c][i];
+        }
+      } else {
+        for (int64_t i = 0; i < end - begin; ++i) {
+          for (int64_t c = 0; c < count; ++c) sums[c * pixels + parts.at[c][i]] += parts.value[c][i];
+        }
       }
     }
+    if (std::is_same_v<T, A>) return;
+    for (int64_t i = 0; i < pixels * count; i += L)
+      store_part(grad_input + i, load(sums + i), pixels * count - i);
+  }
+
+  void channels_of_image(int64_t n, int64_t c, int64_t count, A* sums) const {
+    __builtin_memset(sums, 0, pixels * count * sizeof(A));
+    const TapSteps<A, O> steps(table);
+    constexpr int64_t kWindows = 16;
+    alignas(kAlignment) Offset<A> at[kWindows * L];
+    alignas(kAlignment) A value[kWindows * L];
+    for (int64_t begin = 0; begin < windows; begin += kWindows) {
+      const int64_t found = min_of(kWindows, windows - begin);
+      for (int64_t i = 0; i < found; ++i) {
+        find(steps, broadcast_offset<A>(origin[begin + i]), (n * windows + begin + i) * shape.C + c, count,
+             at + i * L, value + i * L);
+      }
+      for (int64_t i = 0; i < found; ++i) {
+        if (count == L) {
+#pragma GCC unroll 16
+          for (int64_t k = 0; k < L; ++k) sums[at[i * L + k] * L + k] += value[i * L + k];
+        } else {
+          for (int64_t k = 0; k < count; ++k) sums[at[i * L + k] * count + k] += value[i * L + k];
+        }
+      }
+    }
+    T* to = static_cast<T*>(buffers.input) + n * pixels * shape.C + c;
+    for (int64_t i = 0; i < pixels; ++i, to += shape.C)
+      store_part(to, load_part(sums + i * count, count), count);
   }
 
   const PoolProblem& problem;
   const PoolShape& shape;
   bool last;
-  int64_t width, pixels, sums_bytes;
+  int64_t width;  // planes, or channels
+  int64_t pixels, windows, sums_bytes;
   const PoolBuffers& buffers;
   OffsetTable<O> table;
+  ScratchLayout shared;
+  Offset<A>* origin;  // [windows + L], input of tap 0
 };
+
+CNNEXT_INLINE const char* refuses_scatter(const PoolProblem& p) {
+  return p.shape.input_pixels() < 1 << 29 ? nullptr : "huge planes";
+}
 
 template <class Run>
 void with_max_grad_scatter(const PoolProblem& p, const PoolBuffers& b, char* workspace, Run&& run) {
@@ -124,7 +209,7 @@ CNNEXT_INLINE void run_max_grad_scatter(const PoolProblem& p, const PoolBuffers&
   with_max_grad_scatter(p, b, workspace, [&](const auto& kernel) { kernel.run(parallel); });
 }
 
-constexpr PoolKernel kMaxPoolGradScatter = {"scatter", "window after window", accepts_every_pool,
+constexpr PoolKernel kMaxPoolGradScatter = {"scatter", "window after window", refuses_scatter,
                                             max_grad_scatter_workspace, run_max_grad_scatter};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

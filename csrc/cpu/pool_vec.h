@@ -87,26 +87,43 @@ CNNEXT_INLINE void narrow_offsets(int32_t* p, OffsetVec<double> v) {
   store_unaligned(p, __builtin_convertvector(v, typename VecOf<int32_t, kLanes<double>>::type));
 }
 
-// Adds the values whose offset is one number.
+// Lane numbers 0, 1, 2, ... times `step`.
 template <class A>
-struct OffsetKey {
-  explicit OffsetKey(int64_t offset) : lanes(broadcast_offset<A>(offset)) {}
-  template <class T>
-  Vec<A> add_where_equal(Vec<A> sum, const uint8_t* offsets, const T* values) const {
-    return sum + (widen_offsets(offsets, A{}) == lanes ? load(values) : Vec<A>{});
-  }
+CNNEXT_INLINE OffsetVec<A> lane_numbers(Offset<A> step) {
+  OffsetVec<A> v = {};
+  for (int64_t i = 0; i < kLanes<A>; ++i) v[i] = static_cast<Offset<A>>(i) * step;
+  return v;
+}
+
+// Window offsets to be compared with one number in all lanes, its key.
+template <class A>
+struct OffsetMatch {
+  using Key = OffsetVec<A>;
+  static Key key(int64_t offset) { return broadcast_offset<A>(offset); }
+
+  explicit OffsetMatch(const uint8_t* offsets) : lanes(widen_offsets(offsets, A{})) {}
+  // The value, or zero, where the offset is another.
+  Vec<A> pick(const Key& key, Vec<A> value) const { return lanes == key ? value : Vec<A>{}; }
+  Vec<A> add(Vec<A> sum, const Key& key, Vec<A> value) const { return sum + pick(key, value); }
+
   OffsetVec<A> lanes;
 };
 #if CNNEXT_VECTOR_BYTES == 64
 template <>
-struct OffsetKey<float> {  // bytes are compared as they are
-  explicit OffsetKey(int64_t offset) : bytes(_mm_set1_epi8(static_cast<char>(offset))) {}
-  template <class T>
-  Vec<float> add_where_equal(Vec<float> sum, const uint8_t* offsets, const T* values) const {
-    const __m128i at = _mm_loadu_si128(reinterpret_cast<const __m128i*>(offsets));
-    return (Vec<float>)_mm512_mask_add_ps((__m512)sum, _mm_cmpeq_epi8_mask(at, bytes), (__m512)sum,
-                                          (__m512)load(values));
+struct OffsetMatch<float> {  // bytes are compared as they are
+  using Key = __m128i;
+  static Key key(int64_t offset) { return _mm_set1_epi8(static_cast<char>(offset)); }
+
+  explicit OffsetMatch(const uint8_t* offsets)
+      : bytes(_mm_loadu_si128(reinterpret_cast<const __m128i*>(offsets))) {}
+  Vec<float> pick(const Key& key, Vec<float> value) const {
+    return (Vec<float>)_mm512_maskz_mov_ps(_mm_cmpeq_epi8_mask(bytes, key), (__m512)value);
   }
+  Vec<float> add(Vec<float> sum, const Key& key, Vec<float> value) const {
+    return (Vec<float>)_mm512_mask_add_ps((__m512)sum, _mm_cmpeq_epi8_mask(bytes, key), (__m512)sum,
+                                          (__m512)value);
+  }
+
   __m128i bytes;
 };
 #endif
@@ -120,12 +137,28 @@ CNNEXT_INLINE Vec<Acc<T>> load_part(const T* p, int64_t count) {
   for (int64_t i = 0; i < count; ++i) part[i] = p[i];
   return load(part);
 }
+// Fewer elements than a vector has.
+template <class T>
+CNNEXT_INLINE void copy_few(T* to, const T* from, int64_t count) {
+#pragma GCC unroll 4
+  for (int64_t n = kLanes<Acc<T>> / 2; n > 0; n /= 2) {
+    if (!(count & n)) continue;
+    __builtin_memcpy(to, from, n * sizeof(T));
+    to += n;
+    from += n;
+  }
+}
 template <class T>
 CNNEXT_INLINE void store_part(T* p, Vec<Acc<T>> v, int64_t count) {
   if (count >= kLanes<Acc<T>>) return store(p, v);
+#if CNNEXT_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float>) {
+    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+  }
+#endif
   T part[kLanes<Acc<T>>];
   store(part, v);
-  for (int64_t i = 0; i < count; ++i) p[i] = part[i];
+  copy_few(p, part, count);
 }
 template <class A, class O>
 CNNEXT_INLINE OffsetVec<A> load_offsets_part(const O* p, int64_t count) {
@@ -138,14 +171,6 @@ template <class A, class O>
 CNNEXT_INLINE void store_offsets_part(O* p, OffsetVec<A> v, int64_t count) {
   if (count >= kLanes<A>) return narrow_offsets(p, v);
   for (int64_t i = 0; i < count; ++i) p[i] = static_cast<O>(v[i]);
-}
-
-// Lane numbers 0, 1, 2, ... times `step`.
-template <class A>
-CNNEXT_INLINE OffsetVec<A> lane_numbers(Offset<A> step) {
-  OffsetVec<A> v = {};
-  for (int64_t i = 0; i < kLanes<A>; ++i) v[i] = static_cast<Offset<A>>(i) * step;
-  return v;
 }
 
 // Lanes of the pair (a, b), 2 L lanes long, chosen by number.
@@ -179,6 +204,40 @@ CNNEXT_INLINE void interleave(Vec<A> even, Vec<A> odd, Vec<A>& a, Vec<A>& b) {
 template <class A>
 CNNEXT_INLINE Vec<A> rotate_lanes(Vec<A> v, Offset<A> by) {
   return choose_lanes<A>(v, v, (lane_numbers<A>(1) + by) & static_cast<Offset<A>>(kLanes<A> - 1));
+}
+
+template <class A, int kBy, int... Lane>
+CNNEXT_INLINE Vec<A> slide_lanes(Vec<A> a, Vec<A> b, std::integer_sequence<int, Lane...>) {
+  return __builtin_shufflevector(a, b, (Lane + kBy)...);
+}
+// Of the pair (a, b) the L lanes from kBy on.
+template <class A, int kBy>
+CNNEXT_INLINE Vec<A> slide_lanes(Vec<A> a, Vec<A> b) {
+  return slide_lanes<A, kBy>(a, b, std::make_integer_sequence<int, kLanes<A>>());
+}
+// A vector of elements as they are in memory.
+template <class T>
+struct StoredOf {
+  using type = typename VecOf<T, kLanes<Acc<T>>>::type;
+};
+template <>
+struct StoredOf<BFloat16> {
+  using type = ShortVec;
+};
+template <>
+struct StoredOf<Float16> {
+  using type = ShortVec;
+};
+template <class T>
+using Stored = typename StoredOf<T>::type;
+
+template <class T>
+CNNEXT_INLINE void copy_row(T* to, const T* from, int64_t count) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  if (count < L) return copy_few(to, from, count);
+  int64_t i = 0;
+  for (; i + L <= count; i += L) store_unaligned(to + i, load_unaligned<Stored<T>>(from + i));
+  store_unaligned(to + count - L, load_unaligned<Stored<T>>(from + count - L));
 }
 
 template <class A, int64_t L>

@@ -1,0 +1,225 @@
+// Gradients of pooling in channels last: grad_output [N, O, P, Q, C], grad_input [N, D, H, W, C], vectors
+// over the channels. Each input gathers from the windows over it, in their order, and is written once.
+#pragma once
+
+#include "pool_channels_last.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+// O is the type of the stored offsets, or void for an average.
+template <class T, class O>
+struct PoolGradChannelsLast {
+  using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>;
+  static constexpr bool kAverage = std::is_void_v<O>;
+
+  struct Row {        // of windows over an input row
+    int64_t output;   // number of its first output
+    Offset<A> tap;    // the number of the first tap that reads the input row
+    int64_t divisor;  // its part in that of an average
+  };
+
+  PoolGradChannelsLast(const PoolProblem& p, const PoolBuffers& b, char* workspace)
+      : problem(p),
+        shape(p.shape),
+        C(p.shape.C),
+        grad_output(static_cast<const T*>(b.output)),
+        grad_input(static_cast<T*>(b.input)),
+        offsets(static_cast<const O*>(b.offsets)) {
+    scratch.base = workspace;
+    for (int a = 0; a < kAxes; ++a) {
+      axis[a].lay_out(shape, a, true, scratch);
+      if (kAverage) divisor[a] = scratch.take<int64_t>(shape.axis[a].output);
+      if (kAverage) common[a] = scratch.take<int64_t>(shape.axis[a].input);
+    }
+    most_rows = round_up(shape.windows_over_input(0) * shape.windows_over_input(1), kAlignment);
+    rows = scratch.take<Row>(p.threads * most_rows);
+  }
+
+  static constexpr bool kStoresOffsets = false;
+
+  void prepare() const {
+    for (int a = 0; a < kAxes; ++a) {
+      axis[a].fill(shape, a);
+      if (kAverage) fill_divisors(a);
+    }
+  }
+  void set_buffers(const PoolBuffers& b) {
+    grad_output = static_cast<const T*>(b.output);
+    grad_input = static_cast<T*>(b.input);
+    offsets = static_cast<const O*>(b.offsets);
+  }
+  void all_rows(int thread) const {
+    const Window &d = shape.axis[0], &h = shape.axis[1];
+    for (RowPosition row(0, d.input, h.input); row.plane < shape.N; row.next(d.input, h.input)) {
+      input_row(row, rows + thread * most_rows, 0, C);
+    }
+  }
+
+  void run(const Parallel& parallel) const {
+    prepare();
+    int64_t readers = 1;
+    for (int a = 0; a < kAxes; ++a) readers *= shape.windows_over_input(a);
+    const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
+    const ChannelsLastTasks tasks(shape.N * d.input * h.input, w.input, C, readers);
+    parallel(tasks.count(), [&](int64_t task, int thread) {
+      const int64_t c_begin = task % tasks.channel_blocks() * tasks.channels_per_task;
+      const int64_t c_end = min_of(C, c_begin + tasks.channels_per_task);
+      const int64_t first = task / tasks.channel_blocks() * tasks.rows_per_task;
+      const int64_t end = min_of(first + tasks.rows_per_task, tasks.rows);
+      for (RowPosition row(first, d.input, h.input); row.number < end; row.next(d.input, h.input)) {
+        input_row(row, rows + thread * most_rows, c_begin, c_end);
+      }
+    });
+  }
+
+  // The divisors of windows along an axis, and for each input the one that all windows over it have, or else
+  // 0.
+  void fill_divisors(int a) const {
+    const Window& w = shape.axis[a];
+    for (int64_t o = 0; o < w.output; ++o) {
+      divisor[a][o] = !problem.divisor_override ? shape.counted_taps(a, o, problem.count_padding)
+                      : a == 0                  ? problem.divisor_override
+                                                : 1;
+    }
+    for (int64_t i = 0; i < w.input; ++i) {
+      common[a][i] =
+          axis[a].begin[i] == axis[a].begin[i + 1] ? 1 : divisor[a][axis[a].reader[axis[a].begin[i]].output];
+      for (int64_t r = axis[a].begin[i]; r < axis[a].begin[i + 1]; ++r) {
+        if (divisor[a][axis[a].reader[r].output] != common[a][i]) common[a][i] = 0;
+      }
+    }
+  }
+
+  // One input pixel.
+  struct Pixel {
+    const PoolGradChannelsLast& pool;
+    const Row *rows, *rows_end;
+    const Reader *readers, *readers_end;  // along the last axis
+    int64_t at;                           // input element
+    A divide_by;                          // common to all windows, or 0
+    A multiply_by;                        // the same by its reciprocal, where that is exact, or 0
+
+    template <int V, bool kPart>
+    __attribute__((always_inline)) void run(int64_t c, int64_t count) const {
+      Vec<A> sum[V] = {};
+      for (const Row* row = rows; row != rows_end; ++row) {
+        for (const Reader* reader = readers; reader != readers_end; ++reader) {
+          const int64_t from = (row->output + reader->output) * pool.C + c;
+          const auto tap = static_cast<Offset<A>>(row->tap + reader->tap);
+          for (int v = 0; v < V; ++v) {
+            const T* source = pool.grad_output + from + v * L;
+            Vec<A> grad = kPart ? load_part(source, count) : load(source);
+            if constexpr (std::is_same_v<O, uint8_t> && !kPart) {
+              const OffsetMatch<A> match(pool.offsets + from + v * L);
+              sum[v] = match.add(sum[v], OffsetMatch<A>::key(tap), grad);
+            } else if constexpr (!kAverage) {
+              const OffsetVec<A> offset = kPart ? load_offsets_part<A>(pool.offsets + from, count)
+                                                : widen_offsets(pool.offsets + from + v * L, A{});
+              sum[v] = offset == tap ? sum[v] + grad : sum[v];
+            } else {
+              if (divide_by == A(0)) {
+                grad /= broadcast<A>(static_cast<A>(row->divisor * pool.divisor[2][reader->output]));
+              }
+              sum[v] += grad;
+            }
+          }
+        }
+      }
+      for (int v = 0; v < V; ++v) {
+        if (kAverage && multiply_by != A(0)) {
+          sum[v] *= broadcast<A>(multiply_by);
+        } else if (kAverage && divide_by != A(0)) {
+          sum[v] /= broadcast<A>(divide_by);
+        }
+        store_part(pool.grad_input + at + c + v * L, sum[v], kPart ? count : L);
+      }
+    }
+  };
+
+  void input_row(const RowPosition& at, Row* rows, int64_t c_begin, int64_t c_end) const {
+    const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
+    Row* end = rows;
+    for (int64_t i = axis[0].begin[at.depth]; i < axis[0].begin[at.depth + 1]; ++i) {
+      for (int64_t j = axis[1].begin[at.height]; j < axis[1].begin[at.height + 1]; ++j) {
+        const Reader o = axis[0].reader[i], p = axis[1].reader[j];
+        *end++ = {((at.plane * d.output + o.output) * h.output + p.output) * w.output,
+                  static_cast<Offset<A>>((o.tap * h.kernel + p.tap) * w.kernel),
+                  kAverage ? divisor[0][o.output] * divisor[1][p.output] : 1};
+      }
+    }
+    const int64_t over_rows = kAverage ? common[0][at.depth] * common[1][at.height] : 1;
+    for (int64_t x = 0; x < w.input; ++x) {
+      // Where all windows divide by the same number, the sum is divided once, or multiplied, which takes a
+      // tenth.
+      const int64_t count = kAverage ? over_rows * common[2][x] : 1;
+      const bool exact = count > 0 && (count & (count - 1)) == 0;
+      const Pixel pixel = {*this,
+                           rows,
+                           end,
+                           axis[2].reader + axis[2].begin[x],
+                           axis[2].reader + axis[2].begin[x + 1],
+                           (at.number * w.input + x) * C,
+                           static_cast<A>(count),
+                           exact ? A(1) / static_cast<A>(count) : A(0)};
+      each_channel_block<A, CNNEXT_VECTOR_BYTES == 64 ? 8 : 4>(c_begin, c_end, pixel);
+    }
+  }
+
+  const PoolProblem& problem;
+  const PoolShape& shape;
+  int64_t C;
+  const T* grad_output;
+  T* grad_input;
+  const O* offsets;
+  ScratchLayout scratch;
+  AxisTable axis[kAxes];
+  int64_t *divisor[kAxes] = {}, *common[kAxes] = {};
+  int64_t most_rows;  // room for each thread
+  Row* rows;
+};
+
+template <bool kAverage, class Run>
+void with_grad_channels_last(const PoolProblem& p, const PoolBuffers& b, char* workspace, const Run& run) {
+  with_type(p.dtype, [&](auto* tag) {
+    using T = Pointee<decltype(tag)>;
+    if constexpr (kAverage) {
+      run(PoolGradChannelsLast<T, void>(p, b, workspace));
+    } else if (p.wide_offsets()) {
+      run(PoolGradChannelsLast<T, int32_t>(p, b, workspace));
+    } else {
+      run(PoolGradChannelsLast<T, uint8_t>(p, b, workspace));
+    }
+  });
+}
+template <bool kAverage>
+void run_grad_channels_last(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
+                            char* workspace) {
+  with_grad_channels_last<kAverage>(p, b, workspace, [&](const auto& kernel) { kernel.run(parallel); });
+}
+
+template <bool kAverage>
+int64_t grad_channels_last_workspace(const PoolProblem& p) {
+  int64_t bytes = 0;
+  with_grad_channels_last<kAverage>(p, {}, nullptr,
+                                    [&](const auto& kernel) { bytes = kernel.scratch.bytes; });
+  return bytes;
+}
+
+// Gathering reads an output for each input under its window: with large, dense windows scattering reads less.
+CNNEXT_INLINE const char* refuses_max_grad_channels_last(const PoolProblem& p) {
+  constexpr int64_t kMostReaders = CNNEXT_VECTOR_BYTES > 16 ? kLanes<float> / 2 + 8 : 1;
+  if (p.layout != Layout::kChannelsLast) return "channels first";
+  int64_t readers = 1;
+  for (int a = 0; a < kAxes; ++a) readers *= p.shape.windows_over_input(a);
+  return readers > kMostReaders ? "many windows over an input" : nullptr;
+}
+
+constexpr PoolKernel kMaxPoolGradChannelsLast = {
+    "channels_last", kChannelsLastSummary, refuses_max_grad_channels_last,
+    grad_channels_last_workspace<false>, run_grad_channels_last<false>};
+constexpr PoolKernel kAvgPoolGradChannelsLast = {"channels_last", kChannelsLastSummary, needs_channels_last,
+                                                 grad_channels_last_workspace<true>,
+                                                 run_grad_channels_last<true>};
+
+}  // namespace cnnext::cpu::CNNEXT_ISA

@@ -1,0 +1,183 @@
+// Pooling in channels first by the kernels of channels last, vectors over planes: some planes are transposed
+// into a tile [pixels, planes], pooled there, and transposed back. For any windows, where such a tile fits
+// the cache. Each element is shuffled a few times instead of once for each tap, whatever the windows are.
+#pragma once
+
+#include "pool_channels_last_grad.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+// From planes in memory, `count` of them, to a tile of `lanes` planes, in which the last one is repeated.
+template <class T>
+void planes_to_tile(const T* planes, int64_t pixels, int64_t count, const T* memory_end, Acc<T>* tile,
+                    int64_t lanes) {
+  using A = Acc<T>;
+  constexpr int64_t L = kLanes<A>;
+  for (int64_t c = 0; c < lanes; c += L) {
+    for (int64_t p = 0; p < pixels; p += L) {
+      Vec<A> x[L];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < L; ++i) {
+        const T* from = planes + min_of(c + i, count - 1) * pixels + p;
+        x[i] = load_part(from, memory_end - from);
+      }
+      transpose<A>(x);
+      A* to = tile + p * lanes + c;
+      for (int64_t i = 0; i < min_of(L, pixels - p); ++i) store(to + i * lanes, x[i]);
+    }
+  }
+}
+template <class T>
+void tile_to_planes(const Acc<T>* tile, int64_t lanes, T* planes, int64_t pixels, int64_t count) {
+  using A = Acc<T>;
+  constexpr int64_t L = kLanes<A>;
+  for (int64_t c = 0; c < count; c += L) {
+    for (int64_t p = 0; p < pixels; p += L) {
+      Vec<A> x[L];
+      const A* from = tile + p * lanes + c;
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < L; ++i) x[i] = load(from + min_of(i, pixels - p - 1) * lanes);
+      transpose<A>(x);
+      T* to = planes + c * pixels + p;
+      for (int64_t i = 0; i < min_of(L, count - c); ++i) store_part(to + i * pixels, x[i], pixels - p);
+    }
+  }
+}
+
+CNNEXT_INLINE int64_t largest_plane(const PoolShape& shape) {
+  return max_of(shape.input_pixels(), shape.output_pixels());
+}
+CNNEXT_INLINE int64_t tile_lanes(const PoolShape& shape, int64_t element_size) {
+  constexpr int64_t kTileBytes = 1 << 18, kTasks = 4, kMostVectors = 4;
+  const int64_t L = CNNEXT_VECTOR_BYTES / element_size;
+  const int64_t fit = kTileBytes / (largest_plane(shape) * element_size), share = shape.N * shape.C / kTasks;
+  return max_of(1, min_of(kMostVectors, min_of(fit, share) / L)) * L;
+}
+
+// Pool is a kernel of channels last for elements of type Acc<T>, forward or (kGrad) of the gradient.
+template <class T, class Pool, bool kGrad>
+struct PoolLanes {
+  using A = Acc<T>;
+
+  PoolLanes(const PoolProblem& p, const PoolBuffers& b, char* workspace)
+      : problem(on_tiles(p)),
+        buffers(b),
+        planes(p.shape.N * p.shape.C),
+        input_pixels(p.shape.input_pixels()),
+        output_pixels(p.shape.output_pixels()),
+        lanes(problem.shape.C),
+        offset_bytes(!Pool::kStoresOffsets ? 0
+                     : p.wide_offsets()    ? 4
+                                           : 1),
+        pool(problem, {}, workspace) {
+    ScratchLayout scratch;
+    local(scratch);
+    local_bytes = scratch.bytes;
+  }
+
+  int64_t workspace_bytes() const { return pool.scratch.bytes + problem.threads * local_bytes; }
+
+  void run(const Parallel& parallel) {
+    pool.prepare();
+    parallel(ceil_div(planes, lanes), [&](int64_t task, int thread) {
+      ScratchLayout scratch{pool.scratch.base + pool.scratch.bytes + thread * local_bytes};
+      const Tiles tiles = local(scratch);
+      const int64_t first = task * lanes, count = min_of(lanes, planes - first);
+      T *input = static_cast<T*>(buffers.input), *output = static_cast<T*>(buffers.output);
+      Pool on_tile = pool;
+      on_tile.set_buffers({tiles.input, tiles.output, tiles.offsets});
+      if constexpr (kGrad) {
+        planes_to_tile<T>(output + first * output_pixels, output_pixels, count,
+                          output + planes * output_pixels, tiles.output, lanes);
+      } else {
+        planes_to_tile<T>(input + first * input_pixels, input_pixels, count, input + planes * input_pixels,
+                          tiles.input, lanes);
+      }
+      on_tile.all_rows(thread);
+      if constexpr (kGrad) {
+        tile_to_planes<T>(tiles.input, lanes, input + first * input_pixels, input_pixels, count);
+      } else {
+        tile_to_planes<T>(tiles.output, lanes, output + first * output_pixels, output_pixels, count);
+        if (offset_bytes == 1) store_offsets(static_cast<uint8_t*>(tiles.offsets), first, count);
+        if (offset_bytes == 4) store_offsets(static_cast<int32_t*>(tiles.offsets), first, count);
+      }
+    });
+  }
+
+ private:
+  struct Tiles {
+    A *input, *output;
+    void* offsets;
+  };
+  Tiles local(ScratchLayout& scratch) const {
+    return {scratch.take<A>(input_pixels * lanes), scratch.take<A>(output_pixels * lanes),
+            scratch.take<char>(output_pixels * lanes * offset_bytes)};
+  }
+
+  static PoolProblem on_tiles(PoolProblem p) {
+    p.shape.C = tile_lanes(p.shape, sizeof(A));
+    p.shape.N = 1;
+    p.dtype = sizeof(A) == sizeof(double) ? DType::kFloat64 : DType::kFloat32;
+    p.layout = Layout::kChannelsLast;
+    return p;
+  }
+
+  template <class O>
+  void store_offsets(const O* tile, int64_t first, int64_t count) const {
+    O* to = static_cast<O*>(buffers.offsets) + first * output_pixels;
+    for (int64_t c = 0; c < count; ++c) {
+      for (int64_t p = 0; p < output_pixels; ++p) *to++ = tile[p * lanes + c];
+    }
+  }
+
+  const PoolProblem problem;
+  const PoolBuffers& buffers;
+  int64_t planes, input_pixels, output_pixels, lanes, offset_bytes, local_bytes;
+  Pool pool;
+};
+
+CNNEXT_INLINE const char* refuses_lanes(const PoolProblem& p) {
+  const int64_t most_bytes = p.shape.axis[0].input > 1 ? 1 << 20 : 1 << 19;
+  if (p.layout != Layout::kChannelsFirst) return "channels last";
+  return largest_plane(p.shape) * CNNEXT_VECTOR_BYTES > most_bytes ? "large planes" : nullptr;
+}
+
+template <class Pool, class Run>
+void with_lanes(const PoolProblem& p, const PoolBuffers& b, char* workspace, const Run& run) {
+  with_type(p.dtype, [&](auto* tag) {
+    using T = Pointee<decltype(tag)>;
+    PoolLanes<T, typename Pool::template In<Acc<T>>, Pool::kGrad> kernel(p, b, workspace);
+    run(kernel);
+  });
+}
+template <class Pool>
+int64_t lanes_workspace(const PoolProblem& p) {
+  int64_t bytes = 0;
+  with_lanes<Pool>(p, {}, nullptr, [&](auto& kernel) { bytes = kernel.workspace_bytes(); });
+  return bytes;
+}
+template <class Pool>
+void run_lanes(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
+  with_lanes<Pool>(p, b, workspace, [&](auto& kernel) { kernel.run(parallel); });
+}
+
+template <PoolMode mode>
+struct ForwardInLanes {
+  template <class A>
+  using In = PoolChannelsLast<A, mode>;
+  static constexpr bool kGrad = false;
+};
+struct AvgGradInLanes {
+  template <class A>
+  using In = PoolGradChannelsLast<A, void>;
+  static constexpr bool kGrad = true;
+};
+template <class Pool>
+constexpr PoolKernel kPoolLanes = {"lanes", "vectors over planes", refuses_lanes, lanes_workspace<Pool>,
+                                   run_lanes<Pool>};
+constexpr PoolKernel kMaxPoolLanes = kPoolLanes<ForwardInLanes<PoolMode::kMax>>;
+constexpr PoolKernel kMaxPoolOffsetsLanes = kPoolLanes<ForwardInLanes<PoolMode::kMaxOffsets>>;
+constexpr PoolKernel kAvgPoolLanes = kPoolLanes<ForwardInLanes<PoolMode::kAverage>>;
+constexpr PoolKernel kAvgPoolGradLanes = kPoolLanes<AvgGradInLanes>;
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
