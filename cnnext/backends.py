@@ -136,10 +136,10 @@ winograd = _Switch(
     _C.set_winograd,
     """Whether convolutions may be computed by Winograd's minimal filtering where it pays; on by default.
 
-    It takes a quarter of the multiplications for 3x3 kernels and about half for 1x7 or 3x1. Its results round differently
-    from a direct sum: relative errors are about 1e-6 in float32 where those of a direct sum are a few 1e-7, and an
-    infinity or NaN in the input also reaches the other outputs of its tile. Turned off, every convolution is a direct
-    sum.
+    It takes a quarter of the multiplications for 3x3 kernels and about half for 1x7 or 3x1. Its results round
+    differently from a direct sum: relative errors are about 1e-6 in float32 where those of a direct sum are a few 1e-7,
+    and an infinity or NaN in the input also reaches the other outputs of its tile. Turned off, every convolution is a
+    direct sum.
 
     Example:
         >>> import cnnext
