@@ -19,6 +19,7 @@ void planes_to_tile(const T* planes, int64_t pixels, int64_t count, const T* mem
 #pragma GCC unroll 16
       for (int64_t i = 0; i < L; ++i) {
         const T* from = planes + min_of(c + i, count - 1) * pixels + p;
+        __builtin_prefetch(from + lanes * pixels, 0, 2);  // the next tile's
         x[i] = load_part(from, memory_end - from);
       }
       transpose<A>(x);
@@ -39,7 +40,10 @@ void tile_to_planes(const Acc<T>* tile, int64_t lanes, T* planes, int64_t pixels
       for (int64_t i = 0; i < L; ++i) x[i] = load(from + min_of(i, pixels - p - 1) * lanes);
       transpose<A>(x);
       T* to = planes + c * pixels + p;
-      for (int64_t i = 0; i < min_of(L, count - c); ++i) store_part(to + i * pixels, x[i], pixels - p);
+      for (int64_t i = 0; i < min_of(L, count - c); ++i) {
+        __builtin_prefetch(to + (lanes + i) * pixels, 1, 2);  // the next tile's
+        store_part(to + i * pixels, x[i], pixels - p);
+      }
     }
   }
 }
@@ -139,6 +143,9 @@ struct PoolLanes {
 CNNEXT_INLINE const char* refuses_lanes(const PoolProblem& p) {
   const int64_t most_bytes = p.shape.axis[0].input > 1 ? 1 << 20 : 1 << 19;
   if (p.layout != Layout::kChannelsFirst) return "channels last";
+  const bool one_row = p.shape.axis[0].input * p.shape.axis[1].input == 1 && !p.shape.adaptive[2];
+  if (one_row && p.shape.axis[2].output >= 4 * kLanes<float> && p.shape.axis[2].stride <= 2)
+    return "long rows";
   return largest_plane(p.shape) * CNNEXT_VECTOR_BYTES > most_bytes ? "large planes" : nullptr;
 }
 
