@@ -20,7 +20,10 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # one spatial axis has no such format
 HAS_BFLOAT16_PRODUCTS = backends.cpu_capability() == "avx512" and torch.cpu._is_avx512_bf16_supported()
 KERNELS = [
-    (op, kernel) for op in OPS for kernel in backends.kernels(op) if kernel != "gemm_bf16" or HAS_BFLOAT16_PRODUCTS
+    (op, kernel)
+    for op in OPS
+    for kernel in backends.kernels(op)
+    if not kernel.endswith("_bf16") or HAS_BFLOAT16_PRODUCTS
 ]
 INEXACT = ("winograd",)  # kernels that compute with other numbers than the products of the definition
 

@@ -216,12 +216,14 @@ def test_not_finite(value: float, name: str, last: bool) -> None:
 @pytest.mark.parametrize("kernel", [kernel for op, kernel in KERNELS if op == "conv" and kernel not in INEXACT])
 def test_padding_is_no_value(kernel: str) -> None:
     """Where the padding is read beside a NaN of the input, only the windows that hold the NaN show it."""
-    channels, groups = {"depthwise": (8, 8), "grouped": (16, 8), "group_tiles": (64, 4)}.get(kernel, (2, 1))
+    channels, groups = {"depthwise": (8, 8), "grouped": (16, 8), "group_tiles": (64, 4)}.get(
+        kernel.removesuffix("_bf16"), (2, 1)
+    )
     weight = (2 * channels, channels // groups, 3, 3)
     conv = problem((1, channels, 5, 5), weight, padding=2, dilation=(1, 2), groups=groups)
     t = integers(conv)
     t.input[0, 1, 0, 4] = float("nan")
-    dtype = torch.bfloat16 if kernel == "gemm_bf16" else torch.float64
+    dtype = torch.bfloat16 if kernel.endswith("_bf16") else torch.float64
     result = forced("conv", kernel, conv, t.to(dtype, last=True, weight_last=True))
     assert torch.equal(result.isnan(), by_torch(conv, t)["conv"].isnan())
     assert 0 < result.isnan().sum() < result.numel() / 2

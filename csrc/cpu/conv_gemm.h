@@ -12,7 +12,8 @@
 // Weights are packed once for all tasks, or, where all pixels are one block, by the task that uses them.
 #pragma once
 
-#include "conv_phases.h"
+#include "conv_in_channels_last.h"
+#include "conv_regions.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -24,12 +25,13 @@ constexpr int64_t kMaxChannels = 512;  // rows of a task, channels first
 // threads.
 template <class A>
 struct Cut {
-  Cut(const Phases& phases, const ConvProblem& p) : last(p.layout == Layout::kChannelsLast) {
-    const int64_t pixels = phases.at(0).pixels();
+  Cut(const Regions& regions, const ConvProblem& p) : last(p.layout == Layout::kChannelsLast) {
+    const Phases& phases = regions.phases;
+    const int64_t pixels = regions.most_pixels();
     pixel_block = last ? kBlockRows : kPixelPanels * kCols<A>;
     if (pixels <= 2 * pixel_block) pixel_block = max_of(pixel_block, round_up(pixels, kCols<A>));
     pixel_blocks = ceil_div(pixels, pixel_block);
-    packs_in_task = pixel_blocks == 1 && (!last || depth_in_parts(phases));
+    packs_in_task = pixel_blocks == 1 && !regions.cut && (!last || depth_in_parts(phases));
     const int64_t unit = last ? kCols<A> : kRows, most = last ? kMaxPanels * unit : kMaxChannels;
     const int64_t wanted =
         blocks_for(p.threads, pixel_blocks * p.shape.groups, ceil_div(phases.channels, unit));
@@ -60,7 +62,8 @@ struct Gemm {
 
   Gemm(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : phases(phases_of(p, gradient)),
-        cut(phases, p),
+        regions(phases, p.layout),
+        cut(regions, p),
         source(static_cast<const S*>(gradient ? b.output : b.input)),
         weight(static_cast<const S*>(b.weight)),
         bias(static_cast<const T*>(b.bias)),
@@ -76,31 +79,54 @@ struct Gemm {
 
   static int64_t workspace(const ConvProblem& p, bool gradient) {
     const Phases phases = phases_of(p, gradient);
-    const Cut<A> cut(phases, p);
+    const Cut<A> cut(Regions(phases, p.layout), p);
     return (round_up(phases.total_slots() * cut.slot_size, 64) + p.threads * cut.scratch_size) * sizeof(A);
   }
 
   void run(const Parallel& parallel) const {
     const int64_t groups = phases.shape.groups;
     if (!cut.packs_in_task) pack_weights(parallel);
-    // Phases differ in their number of taps: tasks of all of them follow each other, so that threads get
+    // Regions differ in their number of taps: tasks of all of them follow each other, so that threads get
     // alike.
-    parallel(phases.size() * groups * cut.pixel_blocks * cut.channel_blocks, [&](int64_t task, int thread) {
-      const Gather g = phases.at(task % phases.size());
-      task /= phases.size();
+    parallel(regions.size() * groups * cut.pixel_blocks * cut.channel_blocks, [&](int64_t task, int thread) {
+      const Region r = regions.at(task % regions.size());
+      task /= regions.size();
       const Range channels = block(task % cut.channel_blocks, cut.channel_block, phases.channels);
       task /= cut.channel_blocks;
-      const Range pixels = block(task % cut.pixel_blocks, cut.pixel_block, g.pixels());
+      const Range pixels = block(task % cut.pixel_blocks, block_of(r.g.pixels()), r.g.pixels());
       if (pixels.size() == 0) return;
       A* gathered = scratch + thread * cut.scratch_size;
       A* sums = gathered + cut.scratch_gathered;
       const int64_t group = task / cut.pixel_blocks;
       if (cut.last) {
-        pixels_by_channels(g, group, pixels, channels, gathered, sums, sums + cut.scratch_sums);
+        pixels_by_channels(r, group, pixels, channels, gathered, sums, sums + cut.scratch_sums);
       } else {
-        channels_by_pixels(g, group, pixels, channels, gathered, sums, sums + cut.scratch_sums);
+        channels_by_pixels(r.g, group, pixels, channels, gathered, sums, sums + cut.scratch_sums);
       }
     });
+  }
+
+  // Blocks of a region's pixels are of one size, if it is not the only one.
+  int64_t block_of(int64_t pixels) const {
+    return regions.cut ? ceil_div(pixels, max_of(1, ceil_div(pixels, cut.pixel_block))) : cut.pixel_block;
+  }
+
+  // A block of a region's depth. Where a region has some taps only, a block is of one tap.
+  struct Depth : Range {
+    int64_t packed;  // where its weights are, in all the phase's depth
+  };
+  Depth depth_block(const Region& r, int64_t d) const {
+    if (!regions.cut || r.g.taps() == 0) {
+      const Range depth = block(d, kDepth, r.g.depth());
+      return {depth, depth.begin};
+    }
+    const int64_t blocks = ceil_div(r.g.channels, kDepth), tap = r.tap(d / blocks);
+    const Range c = block(d % blocks, kDepth, r.g.channels);
+    const int64_t first = d / blocks * r.g.channels;
+    return {{first + c.begin, first + c.end}, tap * r.g.channels + c.begin};
+  }
+  int64_t depth_blocks(const Region& r) const {
+    return regions.cut ? r.g.taps() * ceil_div(r.g.channels, kDepth) : ceil_div(r.g.depth(), kDepth);
   }
 
   void pack_weights(const Parallel& parallel) const {
@@ -162,14 +188,15 @@ struct Gemm {
   }
 
   // `packing` is scratch memory for weights, where they are packed by the task.
-  void pixels_by_channels(const Gather& g, int64_t group, Range pixels, Range channels, A* gathered, A* sums,
+  void pixels_by_channels(const Region& r, int64_t group, Range pixels, Range channels, A* gathered, A* sums,
                           A* packing) const {
+    const Gather& g = r.g;
     const S* from = source + group * g.channels * phases.source.channel;
-    const int64_t depth_blocks = ceil_div(g.depth(), kDepth);
+    const int64_t depth_blocks = this->depth_blocks(r);
     const bool in_order = g.covers_destination();
     if (depth_blocks == 0) fill_zero(sums, round_up(channels.size(), kWide) * pixels.size());
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
-      const Range depth = block(d, kDepth, g.depth());
+      const Depth depth = depth_block(r, d);
       const bool last = d + 1 >= depth_blocks;
       if (depth.size() > 0) pack_pixels(from, phases.source, g, pixels, depth, gathered, kDepthStride);
       for (Range panel = {channels.begin, 0}; panel.begin < channels.end; panel.begin += kWide) {
@@ -179,7 +206,7 @@ struct Gemm {
         if (depth.size() > 0) {
           if (cut.packs_in_task) pack_weight_panel(phases, g, weight, group, panel, depth, packing);
           const A* b =
-              cut.packs_in_task ? packing : columns_of(g, group, panel.begin / kWide) + depth.begin * kWide;
+              cut.packs_in_task ? packing : columns_of(g, group, panel.begin / kWide) + depth.packed * kWide;
           const auto multiply = [&](auto out) {
             tile_column<kDepthStride, 1, kWide, kProduct>(pixels.size(), depth.size(), panel.size(), gathered,
                                                           b, out);
@@ -278,6 +305,7 @@ struct Gemm {
   }
 
   Phases phases;
+  Regions regions;
   Cut<A> cut;
   const S *source, *weight;
   const T* bias;
@@ -285,14 +313,25 @@ struct Gemm {
   A *packed, *scratch;
 };
 
+// Whether the destination is cut into regions: this is done in channels last.
+template <bool Gradient>
+bool turns_to_regions(const ConvProblem& p) {
+  return p.layout == Layout::kChannelsFirst && Regions(Phases(p, Gradient), Layout::kChannelsLast).cut;
+}
+
 template <bool Gradient>
 int64_t gemm_workspace(const ConvProblem& p) {
+  if (turns_to_regions<Gradient>(p)) return in_channels_last(p, Gradient, gemm_workspace<Gradient>).bytes;
   int64_t bytes = 0;
   with_type(p.dtype, [&](auto* tag) { bytes = Gemm<Pointee<decltype(tag)>>::workspace(p, Gradient); });
   return bytes;
 }
 template <bool Gradient>
 void gemm_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
+  if (turns_to_regions<Gradient>(p)) {
+    return in_channels_last(p, Gradient, gemm_workspace<Gradient>)
+        .run(b, parallel, workspace, gemm_run<Gradient>);
+  }
   with_type(p.dtype,
             [&](auto* tag) { Gemm<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
 }

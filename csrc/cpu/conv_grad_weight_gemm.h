@@ -9,7 +9,7 @@
 // not change the result.
 #pragma once
 
-#include "conv_gather.h"
+#include "conv_in_channels_last.h"
 #include "gemm_tile.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -46,8 +46,10 @@ struct GradWeightGemm {
     g.images = outputs.images = shape.N;
     g.channels = shape.C_per_group();
     outputs.channels = shape.K_per_group();
-    g = joined(g);
-    outputs = joined(outputs);
+    cut = last && P == Product::kNumbers && g.channels % kGradCols == 0 &&
+          4 * products() < 3 * g.taps() * g.pixels();
+    if (!cut) g = joined(g);
+    if (!cut) outputs = joined(outputs);
     order = last || w.tap != 1 ? ColumnOrder{g.channels, 1} : ColumnOrder{1, g.taps()};
     rows = last ? outputs.channels : g.depth();
     cols = last ? g.depth() : outputs.channels;
@@ -56,9 +58,10 @@ struct GradWeightGemm {
     row_block = ceil_div(rows, row_blocks);
     // Few rows take more columns: the factor that is the rows is packed again for each block of columns.
     const int64_t most_cols = kSums / row_block / kGradCols * kGradCols;
-    col_blocks = ceil_div(cols, most_cols);
+    col_blocks = ceil_div(cols, cut ? kGradCols : most_cols);
     // Where the pixels are too few to be split, the blocks are.
-    while (shape.groups * row_blocks * col_blocks * most_splits < 4 && rows * cols > kGradRows * kWide) {
+    while (!cut && shape.groups * row_blocks * col_blocks * most_splits < 4 &&
+           rows * cols > kGradRows * kWide) {
       ++(2 * ceil_div(rows, row_blocks) > ceil_div(cols, col_blocks) ? row_blocks : col_blocks);
     }
     row_block = ceil_div(rows, row_blocks);
@@ -67,12 +70,22 @@ struct GradWeightGemm {
     blocks = shape.groups * row_blocks * col_blocks;
     splits = clamp(kGradTasks / blocks, 1, most_splits);
     sums_size = round_up(row_block * col_block, 64);
-    split_pixels = ceil_div(g.pixels(), splits);
     scratch = reinterpret_cast<A*>(workspace);
     partial = scratch + p.threads * kScratch;
   }
 
   static constexpr int64_t kScratch = kRowsSize + kColsSize + kSums;
+
+  // Pairs of a tap and a pixel for which the tap lies inside of the input.
+  int64_t products() const {
+    int64_t product = shape.N;
+    for (const PhaseAxis& x : g.axis) {
+      int64_t sum = 0;
+      for (int64_t m = 0; m < x.taps; ++m) sum += positions_inside(x, m).size();
+      product *= sum;
+    }
+    return product;
+  }
 
   static int64_t workspace(const ConvProblem& p) {
     const GradWeightGemm self(p, {}, nullptr);
@@ -84,13 +97,17 @@ struct GradWeightGemm {
     parallel(blocks * splits, [&](int64_t task, int thread) {
       A* packed = scratch + thread * kScratch;
       A* sums = splits > 1 ? partial + task * sums_size : packed + kRowsSize + kColsSize;
-      const Range pixels = block(task % splits, split_pixels, g.pixels());
-      if (pixels.size() == 0) fill_zero(sums, sums_size);
+      const Factors f = factors_of(task / splits);
+      const Range pixels = block(task % splits, ceil_div(f.g.pixels(), splits), f.g.pixels());
+      if (pixels.size() == 0) {
+        fill_zero(sums, sums_size);
+        if (splits == 1) store_weight(task, sums);
+      }
       for (Range part = {pixels.begin, 0}; part.begin < pixels.end; part.begin = part.end) {
         part.end = min_of(part.begin + kDepth, pixels.end);
         const bool add = part.begin > pixels.begin, store = splits == 1 && part.end == pixels.end;
         if (last) {
-          add_rows_by_taps(task / splits, part, packed, packed + kRowsSize, sums, add, store);
+          add_rows_by_taps(task / splits, f, part, packed, packed + kRowsSize, sums, add, store);
         } else {
           add_taps_by_columns(task / splits, part, packed, packed + kRowsSize, sums, add);
           if (store) store_weight(task, sums);
@@ -115,14 +132,39 @@ struct GradWeightGemm {
   const T* grad_of(int64_t b) const { return grad_output + group_of(b) * outputs.channels * out.channel; }
   T* weight_of(int64_t b) const { return grad_weight + group_of(b) * outputs.channels * w.k; }
 
+  // The factors of a block. Where they are cut, its columns are of one tap, and its pixels those for which
+  // this tap lies inside of the input.
+  struct Factors {
+    Gather g, outputs;
+    int64_t first;  // of the columns of all taps
+  };
+  Factors factors_of(int64_t b) const {
+    Factors f = {g, outputs, 0};
+    if (!cut) return f;
+    int64_t tap = cols_of(b).begin / g.channels;
+    f.first = tap * g.channels;
+    for (int a = kAxes - 1; a >= 0; --a) {
+      PhaseAxis &x = f.g.axis[a], &o = f.outputs.axis[a];
+      const int64_t m = tap % x.taps;
+      tap /= x.taps;
+      const Range inside = positions_inside(x, m);
+      x.offset = x.source_index(inside.begin, m);
+      x.start = o.start = o.offset = inside.begin;
+      x.count = o.count = inside.size();
+      x.taps = 1;
+    }
+    return f;
+  }
   // sums[panel][row][kWide] += over at most kDepth pixels, written to the weight to finish. Channels last.
-  void add_rows_by_taps(int64_t b, Range pixels, A* packed_rows, A* packed_cols, A* sums, bool add,
-                        bool finish) const {
+  void add_rows_by_taps(int64_t b, const Factors& f, Range pixels, A* packed_rows, A* packed_cols, A* sums,
+                        bool add, bool finish) const {
     const Range k = rows_of(b), taps = cols_of(b);
-    const int64_t depth = pack_rows(b, pixels, k, packed_rows);
+    const int64_t depth =
+        cut ? pack_cut_rows(b, f, pixels, k, packed_cols, packed_rows) : pack_rows(b, pixels, k, packed_rows);
     for (Range part = {taps.begin, 0}; part.begin < taps.end; part.begin = part.end) {
       part.end = min_of(part.begin + kGradCols, taps.end);
-      pack_pixels(input_of(b), in, g, pixels, part, packed_cols, kColsStride);
+      pack_pixels(input_of(b), in, f.g, pixels, {part.begin - f.first, part.end - f.first}, packed_cols,
+                  kColsStride);
       if constexpr (P == Product::kPairs) pair_rows(packed_cols, pixels.size(), part.size());
       for (Range panel = {part.begin, 0}; panel.begin < part.end; panel.begin = panel.end) {
         panel.end = min_of(panel.begin + kWide, part.end);
@@ -161,6 +203,17 @@ struct GradWeightGemm {
       transpose_block(from, out.pixel, pixels.size(), k.size(), row);
       return pixels.size();
     }
+  }
+
+  // The same for the pixels of one tap, which are copied first.
+  int64_t pack_cut_rows(int64_t b, const Factors& f, Range pixels, Range k, A* copy, A* to) const {
+    for (Range part = {k.begin, 0}; part.begin < k.end; part.begin = part.end) {
+      part.end = min_of(part.begin + kGradCols, k.end);
+      pack_pixels(grad_of(b), out, f.outputs, pixels, part, copy, kColsStride);
+      transpose_block(copy, kColsStride, pixels.size(), part.size(),
+                      [&](int64_t j) { return to + (part.begin - k.begin + j) * kDepthStride; });
+    }
+    return pixels.size();
   }
 
   // Each two rows of bfloat16, as float, become one of pairs; an odd one's partner is zero.
@@ -252,21 +305,38 @@ struct GradWeightGemm {
   WeightStrides w;
   Gather g, outputs;  // of the input, and of the gradient itself
   ColumnOrder order;  // of (tap, c)
-  int64_t rows, cols, row_block, col_block, row_blocks, col_blocks, blocks, splits, split_pixels, sums_size;
+  bool cut;           // products with the padding are left out, see factors_of
+  int64_t rows, cols, row_block, col_block, row_blocks, col_blocks, blocks, splits, sums_size;
   A *scratch, *partial;
 };
 
-constexpr ConvKernel kConvGradWeightGemm = {
-    "gemm", "blocked implicit matrix product over pixels", accepts_all,
-    [](const ConvProblem& p) {
-      int64_t bytes = 0;
-      with_type(p.dtype, [&](auto* tag) { bytes = GradWeightGemm<Pointee<decltype(tag)>>::workspace(p); });
-      return bytes;
-    },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      with_type(p.dtype,
-                [&](auto* tag) { GradWeightGemm<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
-    }};
+// Whether products with the padding are left out: this is done in channels last.
+inline bool turns_to_cut(ConvProblem p) {
+  if (p.layout == Layout::kChannelsLast) return false;
+  p.layout = Layout::kChannelsLast;
+  bool cut = false;
+  with_type(p.dtype, [&](auto* tag) { cut = GradWeightGemm<Pointee<decltype(tag)>>(p, {}, nullptr).cut; });
+  return cut;
+}
+
+inline int64_t grad_weight_gemm_workspace(const ConvProblem& p) {
+  if (turns_to_cut(p)) return InChannelsLast(p, ConvOp::kGradWeight, grad_weight_gemm_workspace).bytes;
+  int64_t bytes = 0;
+  with_type(p.dtype, [&](auto* tag) { bytes = GradWeightGemm<Pointee<decltype(tag)>>::workspace(p); });
+  return bytes;
+}
+inline void grad_weight_gemm(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
+                             char* workspace) {
+  if (turns_to_cut(p)) {
+    const InChannelsLast turned(p, ConvOp::kGradWeight, grad_weight_gemm_workspace);
+    return turned.run(b, parallel, workspace, grad_weight_gemm);
+  }
+  with_type(p.dtype,
+            [&](auto* tag) { GradWeightGemm<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
+}
+
+constexpr ConvKernel kConvGradWeightGemm = {"gemm", "blocked implicit matrix product over pixels",
+                                            accepts_all, grad_weight_gemm_workspace, grad_weight_gemm};
 
 inline const char* pairs_grad_weight_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";

@@ -1,14 +1,16 @@
-// Convolution of groups as wide as one or two vectors, and its gradient with respect to the input, in
-// channels last: a tile of pixels for each group,
+// Convolution of groups as wide as one or two vectors, and its gradient with respect to the input: a tile of
+// pixels for each group,
 //   destination[pixel, channel] = bias[channel] + sum over (tap, source channel) of source * weight
 // where source elements are broadcast and destination channels are the lanes.
 //
 // A task copies its group's channels of some source rows into scratch memory, where pixels are close to each
 // other and zeros stand for the columns in the padding; pixels that a stride separates are put side by side.
+// Channels first are turned to channels last as they are copied, and the results back.
 // Rows of taps in the padding are left out. Two spatial axes at most. Each element is summed in one order.
 #pragma once
 
-#include "conv_phases.h"
+#include "conv_group_rows.h"
+#include "conv_winograd.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -19,23 +21,29 @@ struct GroupTap {
 
 // Some taps' sums of Rows pixels, `depth` source channels a tap, on top of the bias or, if that is null, of
 // what is there. Pixels are Pixel elements apart in the source.
-template <class T, int Rows, int Vectors, int64_t Pixel>
+template <Product P, class T, class V, int Rows, int Vectors, int64_t Pixel>
 void group_tile(const GroupTap<Acc<T>>* tap, int64_t taps, int64_t at, int64_t depth, const Acc<T>* bias,
                 T* to, int64_t to_pixel) {
   using A = Acc<T>;
-  constexpr int64_t L = kLanes<A>;
-  Vec<A> sum[Rows][Vectors] = {};
+  constexpr int64_t L = sizeof(V) / sizeof(A);
+  V sum[Rows][Vectors] = {};
   for (; taps > 0; --taps, ++tap) {
     const A *a = tap->source + at * Pixel, *b = tap->weight;
     for (int64_t d = 0; d < depth; ++d, ++a, b += kCols<A>) {
-      Vec<A> y[Vectors];
+      V y[Vectors];
 #pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) y[v] = load(b + v * L);
+      for (int v = 0; v < Vectors; ++v) y[v] = load_unaligned<V>(b + v * L);
 #pragma GCC unroll 14
       for (int r = 0; r < Rows; ++r) {
-        const Vec<A> x = broadcast(a[r * Pixel]);
+        const V x = a[r * Pixel] - V{};
 #pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) sum[r][v] += x * y[v];
+        for (int v = 0; v < Vectors; ++v) {
+          if constexpr (P == Product::kPairs) {
+            sum[r][v] = add_pair_products(sum[r][v], x, y[v]);
+          } else {
+            sum[r][v] += x * y[v];
+          }
+        }
       }
     }
   }
@@ -44,7 +52,13 @@ void group_tile(const GroupTap<Acc<T>>* tap, int64_t taps, int64_t at, int64_t d
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
       T* out = to + r * to_pixel + v * L;
-      store(out, (bias ? load(bias + v * L) : load(out)) + sum[r][v]);
+      if constexpr (P == Product::kPairs) {
+        store_rounded(out, load_unaligned<V>(bias + v * L) + sum[r][v]);
+      } else if constexpr (std::is_same_v<T, A>) {
+        store(out, load_unaligned<V>(bias ? bias + v * L : out) + sum[r][v]);
+      } else {
+        store(out, (bias ? load(bias + v * L) : load(out)) + sum[r][v]);
+      }
     }
   }
 }
@@ -52,64 +66,30 @@ void group_tile(const GroupTap<Acc<T>>* tap, int64_t taps, int64_t at, int64_t d
 template <class T>
 using RunGroupTile = void (*)(const GroupTap<Acc<T>>*, int64_t, int64_t, int64_t, const Acc<T>*, T*, int64_t);
 
-template <class T, int Vectors, int64_t Pixel, int Rows = kRows>
+template <Product P, class T, int Vectors, int64_t Pixel, class V = Vec<Acc<T>>, int Rows = kRows>
 RunGroupTile<T> group_tile_of(int64_t rows) {
-  if (rows == Rows) return &group_tile<T, Rows, Vectors, Pixel>;
-  if constexpr (Rows > 1) return group_tile_of<T, Vectors, Pixel, Rows - 1>(rows);
+  if (rows == Rows) return &group_tile<P, T, V, Rows, Vectors, Pixel>;
+  if constexpr (Rows > 1) return group_tile_of<P, T, Vectors, Pixel, V, Rows - 1>(rows);
   return nullptr;
 }
 
-// The rows of one group's source, side by side: columns of each residue of the stride, padded with zeros.
-struct GroupRows {
-  GroupRows(const ConvShape& shape, bool gradient) : step(gradient ? 1 : shape.axis[2].stride) {
-    const Window& w = shape.axis[2];
-    low = high = 0;
-    for (int64_t r = 0; r < (gradient ? min_of(w.stride, w.input) : 1); ++r) {
-      const PhaseAxis x = gradient ? grad_input_phase(w, r) : forward_phase(w);
-      if (x.taps == 0 || x.count == 0) continue;
-      low = min_of(low, x.source_index(0, 0));
-      high = max_of(high, x.source_index(x.count - 1, x.taps - 1) + 1);
-    }
-    of_residue = ceil_div(high - low, step);
-  }
-  int64_t size() const { return of_residue * step; }
-  int64_t at(int64_t column) const { return (column - low) % step * of_residue + (column - low) / step; }
-  int64_t step, low, high, of_residue;  // columns
-};
+constexpr int64_t kHalfGroup = kLanes<float> / 2;  // channels, for which pairs have tiles of half a vector
 
-// S channels of some rows of `width` columns to to[row][column][pixel]. What lies `next` elements further is
-// fetched for the next copy.
-template <class T>
-void copy_group_rows(const T* source, int64_t step, int64_t width, Range rows, const GroupRows& row,
-                     int64_t S, int64_t pixel, int64_t next, Acc<T>* to) {
-  for (int64_t i = rows.begin; i < rows.end; ++i) {
-    const T* from = source + i * width * step;
-    for (int64_t residue = 0; residue < row.step; ++residue) {
-      int64_t c = row.low + residue;
-      for (int64_t n = 0; n < row.of_residue; ++n, c += row.step, to += pixel) {
-        if (c < 0 || c >= width) {
-          fill_zero(to, pixel);
-          continue;
-        }
-        copy_run(from + c * step, to, S);
-        for (int64_t k = 0; k < S; k += kAlignment / int64_t(sizeof(T)))
-          __builtin_prefetch(from + c * step + next + k, 0, 2);
-      }
-    }
-  }
-}
-
-template <class T>
+// T is the type of the tensors, E that of the elements which are multiplied: T, or pairs of channels in
+// channels last.
+template <class T, class E = T>
 struct GroupTiles {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
+  static constexpr Product kProduct = std::is_same_v<E, T> ? Product::kNumbers : Product::kPairs;
   static constexpr int64_t kBoxElements = (96 << 10) / sizeof(A);  // of scratch memory, where rows are short
   static constexpr int64_t kFewTasks = 16;
   static constexpr int64_t kChain = 160;  // products summed before they are added to memory, for accuracy
 
   GroupTiles(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
-      : phases(p, gradient),
+      : phases(phases_of(p, gradient)),
         shape(p.shape),
+        channels_last(p.layout == Layout::kChannelsLast),
         row(shape, gradient),
         S(phases.source_channels),
         D(phases.channels),
@@ -118,8 +98,8 @@ struct GroupTiles {
         height(gradient ? shape.axis[1].output : shape.axis[1].input),
         to_width(gradient ? shape.axis[2].input : shape.axis[2].output),
         to_height(gradient ? shape.axis[1].input : shape.axis[1].output),
-        source(static_cast<const T*>(gradient ? b.output : b.input)),
-        weight(static_cast<const T*>(b.weight)),
+        source(static_cast<const E*>(gradient ? b.output : b.input)),
+        weight(static_cast<const E*>(b.weight)),
         bias(static_cast<const T*>(b.bias)),
         destination(static_cast<T*>(gradient ? b.input : b.output)) {
     panels = ceil_div(D, kCols<A>);
@@ -129,15 +109,23 @@ struct GroupTiles {
       band = ceil_div(band, 2);
     }
     scratch_size = source_rows(band) * row.size() * pixel;
-    panel_size = phases.max_taps * S * kCols<A>;
+    panel_size = shape.taps() * S * kCols<A>;
     const auto take = [&](int64_t bytes) {
       char* at = workspace + bytes_taken;
       bytes_taken += round_up(bytes, kAlignment);
       return at;
     };
-    packed = reinterpret_cast<A*>(take(phases.size() * shape.groups * panels * panel_size * sizeof(A)));
+    packed = reinterpret_cast<A*>(take(shape.groups * panels * panel_size * sizeof(A)));
     scratch = reinterpret_cast<A*>(take(p.threads * scratch_size * sizeof(A)));
     lists = reinterpret_cast<GroupTap<A>*>(take(p.threads * phases.max_taps * sizeof(GroupTap<A>)));
+    results_size = channels_last ? 0 : round_up(band * to_width * D, 64);
+    results = reinterpret_cast<T*>(take(p.threads * results_size * sizeof(T)));
+  }
+
+  static Phases phases_of(const ConvProblem& p, bool gradient) {
+    Phases all(p, gradient);
+    if (kProduct == Product::kPairs) all.pair_channels();
+    return all;
   }
 
   int64_t source_rows(int64_t rows) const {  // at most, that so many rows read
@@ -148,20 +136,19 @@ struct GroupTiles {
   }
 
   void run(const Parallel& parallel) const {
-    parallel(phases.size() * shape.groups, [&](int64_t task, int) {
-      const Gather g = phase(task / shape.groups);
-      const int64_t group = task % shape.groups;
-      if (g.depth() == 0) return;
-      for (int64_t n = 0; n < panels; ++n) {
-        pack_weight_panel(phases, g, weight, group, block(n, kCols<A>, D), {0, g.depth()},
-                          panel(task / shape.groups, group, n));
-      }
+    Gather kernel = phase(0);  // with all taps
+    for (int a = 1; a < kAxes; ++a) kernel.axis[a] = {0, 1, 1, 1, 1, shape.axis[a].kernel, 0, 1, 0, 1};
+    parallel(shape.groups * panels, [&](int64_t task, int) {
+      const int64_t group = task / panels, n = task % panels;
+      pack_weight_panel(phases, kernel, weight, group, block(n, kCols<A>, D), {0, kernel.depth()},
+                        panel(group, n));
     });
     const int64_t bands = ceil_div(to_height, band);
     parallel(shape.N * bands * shape.groups, [&](int64_t task, int thread) {
       const int64_t group = task % shape.groups, image = task / shape.groups / bands;
       compute(image, group, block(task / shape.groups % bands, band, to_height),
-              scratch + thread * scratch_size, lists + thread * phases.max_taps);
+              scratch + thread * scratch_size, lists + thread * phases.max_taps,
+              results + thread * results_size);
     });
   }
 
@@ -174,12 +161,14 @@ struct GroupTiles {
     }
     return g;
   }
-  A* panel(int64_t phase, int64_t group, int64_t n) const {
-    return packed + ((phase * shape.groups + group) * panels + n) * panel_size;
-  }
+  A* panel(int64_t group, int64_t n) const { return packed + (group * panels + n) * panel_size; }
 
-  void compute(int64_t image, int64_t group, Range rows, A* box, GroupTap<A>* taps) const {
+  void compute(int64_t image, int64_t group, Range rows, A* box, GroupTap<A>* taps, T* result) const {
     const Range read = copy_rows(image, group, rows, box);
+    T* first = destination + image * phases.destination.image + group * D * phases.destination.channel +
+               rows.begin * to_width * phases.destination.pixel;
+    if (channels_last) result = first;
+    const int64_t pixel_step = channels_last ? phases.destination.pixel : D;
     for (int64_t f = 0; f < phases.size(); ++f) {
       const Gather g = phase(f);
       const PhaseAxis &y = g.axis[1], &x = g.axis[2];
@@ -193,23 +182,27 @@ struct GroupTiles {
             if (from < 0 || from >= height) continue;
             for (int64_t m2 = 0; m2 < x.taps; ++m2) {
               const int64_t column = (from - read.begin) * row.size() + row.at(x.source_index(0, m2));
-              taps[count++] = {box + column * pixel, panel(f, group, n) + (m1 * x.taps + m2) * S * kCols<A>};
+              const int64_t tap = (y.tap + m1 * y.tap_step) * shape.axis[2].kernel + x.tap + m2 * x.tap_step;
+              taps[count++] = {box + column * pixel, panel(group, n) + tap * S * kCols<A>};
             }
           }
-          row_of_tiles(taps, count, x, group * D + n * kCols<A>, min_of(kCols<A>, D - n * kCols<A>),
-                       (image * to_height + at) * to_width);
+          const int64_t channels = min_of(kCols<A>, D - n * kCols<A>);
+          A add[kCols<A>] = {};
+          if (bias) copy_run(bias + group * D + n * kCols<A>, add, channels);
+          row_of_tiles(taps, count, x, channels, add,
+                       result + (at - rows.begin) * to_width * pixel_step + n * kCols<A>, pixel_step);
         }
       }
     }
+    if (!channels_last)
+      store_group_planes(result, D, rows.size() * to_width, phases.destination.channel, first);
   }
 
-  void row_of_tiles(const GroupTap<A>* taps, int64_t count, const PhaseAxis& x, int64_t channel,
-                    int64_t channels, int64_t to_pixel) const {
-    A add[kCols<A>] = {};
-    if (bias) copy_run(bias + channel, add, channels);
-    const int64_t step = x.step * phases.destination.pixel;
-    T* to = destination + (to_pixel + x.start) * phases.destination.pixel + channel;
-    const int64_t next_row = to_width * phases.destination.pixel;
+  // `to`: pixel 0 of the row.
+  void row_of_tiles(const GroupTap<A>* taps, int64_t count, const PhaseAxis& x, int64_t channels,
+                    const A* add, T* to, int64_t pixel_step) const {
+    const int64_t step = x.step * pixel_step, next_row = to_width * pixel_step;
+    to += x.start * pixel_step;
     const int64_t tiles = ceil_div(x.count, kRows), least = x.count / max_of(tiles, 1);
     const int64_t longer = x.count - least * tiles;
     const int64_t part = sizeof(T) < sizeof(A) ? max_of(count, 1) : kChain / S;
@@ -224,8 +217,12 @@ struct GroupTiles {
     }
   }
   RunGroupTile<T> tile(int64_t rows, bool wide) const {
-    if (pixel == 16) return wide ? group_tile_of<T, 2, 16>(rows) : group_tile_of<T, 1, 16>(rows);
-    return wide ? group_tile_of<T, 2, 32>(rows) : group_tile_of<T, 1, 32>(rows);
+    if constexpr (kProduct == Product::kPairs) {
+      if (D == kHalfGroup) return group_tile_of<kProduct, T, 1, 16, HalfVec>(rows);
+    }
+    if (pixel == 16 || kProduct == Product::kPairs)
+      return wide ? group_tile_of<kProduct, T, 2, 16>(rows) : group_tile_of<kProduct, T, 1, 16>(rows);
+    return wide ? group_tile_of<kProduct, T, 2, 32>(rows) : group_tile_of<kProduct, T, 1, 32>(rows);
   }
 
   // The source rows that some rows read, to box[row][column][pixel].
@@ -236,21 +233,28 @@ struct GroupTiles {
         phases.gradient ? y.end_output(rows.end - 1) : y.input_index(rows.end - 1, y.kernel - 1) + 1;
     Range read = {clamp(first, 0, height), 0};
     read.end = clamp(last, read.begin, height);
-    copy_group_rows(source + image * phases.source.image + group * S, phases.source.pixel, width, read, row,
-                    S, pixel, S, box);
+    const E* from = source + image * phases.source.image + group * S * phases.source.channel;
+    if (channels_last || kProduct == Product::kPairs) {
+      copy_group_rows(from, phases.source.pixel, width, read, row, S, pixel, S, box);
+    } else if constexpr (kProduct == Product::kNumbers) {
+      turn_group_rows(from, phases.source.channel, width, read, row, S, pixel, box);
+    }
     return read;
   }
 
   Phases phases;
   ConvShape shape;
+  bool channels_last;
   GroupRows row;
   int64_t S, D, pixel;  // channels of a group in source and destination; elements of a copied pixel
   int64_t width, height, to_width, to_height;
-  const T *source, *weight, *bias;
+  const E *source, *weight;
+  const T* bias;
   T* destination;
-  int64_t panels, band, scratch_size, panel_size, bytes_taken = 0;
+  int64_t panels, band, scratch_size, results_size, panel_size, bytes_taken = 0;
   A *packed, *scratch;
   GroupTap<A>* lists;
+  T* results;  // channels first: of a band, before they are turned
 };
 
 template <bool Gradient>
@@ -267,19 +271,58 @@ void group_tiles(const ConvProblem& p, const ConvBuffers& b, const Parallel& par
             [&](auto* tag) { GroupTiles<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
 }
 
+// What a lane for each group (conv_lanes_list.h) does not take: wider groups fill vectors by themselves.
+inline const char* grouped_exclude(const ConvProblem& p) {
+  const int64_t C = p.shape.C_per_group(), K = p.shape.K_per_group();
+  if (C == 1) return "takes more than one channel in a group";
+  if (max_of(C, K) > 16) return "takes up to 16 channels in a group";
+  if (p.shape.groups < (max_of(C, K) > 4 ? kLanes<float> : 8)) return "takes as many groups as fill a vector";
+  return nullptr;
+}
+
+// Whether groups are left to Winograd's algorithm where it pays.
+inline bool is_for_winograd(const ConvProblem& p) {
+  const Window &h = p.shape.axis[1], &w = p.shape.axis[2];
+  return p.dtype == DType::kFloat32 && h.kernel == 3 && w.kernel == 3 && h.stride == 1 && w.stride == 1;
+}
+
 template <bool Gradient>
-const char* group_tiles_refuses(const ConvProblem& p) {
+const char* group_tiles_exclude(const ConvProblem& p, bool pairs = false) {
   const int64_t C = p.shape.C_per_group(), K = p.shape.K_per_group();
   const int64_t from = Gradient ? K : C, to = Gradient ? C : K;
   const int64_t lanes = p.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
-  if (p.layout != Layout::kChannelsLast) return "takes channels last";
   if (p.shape.groups < 4) return "takes four groups or more";
-  if (from < 16 || from > 32) return "takes 16 to 32 channels in a group";
-  if (to != lanes && to % (2 * lanes) != 0) return "takes whole vectors of channels in a group";
+  const bool halves = pairs && from == kHalfGroup && to == kHalfGroup;
+  if (!halves && (from < 16 || from > 32)) return "takes 16 to 32 channels in a group";
+  if (!halves && to != lanes && to % (2 * lanes) != 0) return "takes whole vectors of channels in a group";
   const Window& z = p.shape.axis[0];
   if (z.input != 1 || z.kernel != 1 || z.padding != 0) return "takes two axes";
   return nullptr;
 }
+template <bool Gradient>
+const char* group_tiles_refuses(const ConvProblem& p) {
+  if (const char* reason = group_tiles_exclude<Gradient>(p)) return reason;
+  if (is_for_winograd(p) && !winograd_refuses<Gradient>(p)) return "left to Winograd's algorithm";
+  if (p.layout == Layout::kChannelsFirst && !grouped_exclude(p)) return "channels first are left to lanes";
+  return nullptr;
+}
+
+using PairsGroupTiles = GroupTiles<BFloat16, BFloat16Pair>;
+
+template <bool Gradient>
+const char* pairs_group_tiles_refuses(const ConvProblem& p) {
+  const char* reason = pairs_refuse<Gradient>(p);
+  return reason ? reason : group_tiles_exclude<Gradient>(p, true);
+}
+
+template <bool Gradient>
+constexpr ConvKernel kPairsGroupTiles = {
+    "group_tiles_bf16", "a tile of pixels for each group, by products of pairs of bfloat16",
+    pairs_group_tiles_refuses<Gradient>,
+    [](const ConvProblem& p) { return PairsGroupTiles(p, Gradient, {}, nullptr).bytes_taken; },
+    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
+      PairsGroupTiles(p, Gradient, b, workspace).run(parallel);
+    }};
 
 constexpr ConvKernel kConvGroupTiles = {"group_tiles", "a tile of pixels for each group",
                                         group_tiles_refuses<false>, group_tiles_workspace<false>,

@@ -1,5 +1,4 @@
-// Gradient of a convolution with respect to the weight where groups are as wide as one or two vectors, in
-// channels last:
+// Gradient of a convolution with respect to the weight where groups are as wide as one or two vectors:
 //   grad_weight[k, tap, c] = sum over output pixels of grad_output[pixel, k] * input[pixel + tap, c]
 // A tile of output channels, whose gradients are broadcast, times the input channels as lanes stays in
 // registers over some rows of pixels.
@@ -20,23 +19,40 @@ struct GroupGradSteps {  // in elements, from one row to the next
 };
 
 // sums[k][Vectors] += over rows x width pixels, for Rows output channels. Pixels are Pixel elements apart.
-template <class A, int Rows, int Vectors, int64_t Pixel>
+// Pairs are of a pixel and the next: of every other pixel in grad, of each in source.
+template <Product P, class A, int Rows, int Vectors, int64_t Pixel>
 void group_grad_tile(const A* grad, const A* source, int64_t rows, int64_t width, const GroupGradSteps& s,
                      A* sums) {
   constexpr int64_t L = kLanes<A>;
   Vec<A> sum[Rows][Vectors] = {};
   for (; rows > 0; --rows, grad += s.grad_row, source += s.source_row) {
     const A *a = grad, *b = source;
-    for (int64_t n = 0; n < width; ++n, a += Pixel, b += Pixel) {
-      Vec<A> y[Vectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) y[v] = load(b + v * L);
+    const auto add = [&](const Vec<A>* y) __attribute__((always_inline)) {
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
         const Vec<A> x = broadcast(a[r]);
 #pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) sum[r][v] += x * y[v];
+        for (int v = 0; v < Vectors; ++v) {
+          if constexpr (P == Product::kPairs) {
+            sum[r][v] = add_pair_products(sum[r][v], x, y[v]);
+          } else {
+            sum[r][v] += x * y[v];
+          }
+        }
       }
+    };
+    constexpr int64_t kStep = P == Product::kPairs ? 2 : 1;
+    Vec<A> y[Vectors];
+    for (int64_t n = 0; n + kStep <= width; n += kStep, a += Pixel, b += kStep * Pixel) {
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) y[v] = load(b + v * L);
+      add(y);
+    }
+    if constexpr (P == Product::kPairs) {
+      if (width % 2 == 0) continue;
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) y[v] = bit_cast<Vec<A>>(bit_cast<UintVec>(load(b + v * L)) & 0xffffu);
+      add(y);
     }
   }
 #pragma GCC unroll 16
@@ -49,7 +65,24 @@ void group_grad_tile(const A* grad, const A* source, int64_t rows, int64_t width
   }
 }
 
-template <class T>
+// Rows of `count` pixels of bfloat16, as float, to pairs: of each pixel and the next, in place, or of every
+// other and the next. S channels of each.
+template <int Step, int64_t Pixel>
+void pair_pixels(float* box, int64_t rows, int64_t count, int64_t S) {
+  for (; rows > 0; --rows, box += count * Pixel) {
+    for (int64_t i = 0; i < count; i += Step) {
+      const float* from = box + i * Pixel;
+      for (int64_t c = 0; c < S; c += kLanes<float>) {
+        UintVec pair = bit_cast<UintVec>(load(from + c)) >> 16;
+        if (i + 1 < count) pair |= bit_cast<UintVec>(load(from + Pixel + c));
+        store(box + i / Step * Pixel + c, bit_cast<Vec<float>>(pair));
+      }
+    }
+  }
+}
+
+// T is the type of the tensors; their products are those of numbers, or of pairs of pixels in bfloat16.
+template <class T, Product P = Product::kNumbers>
 struct GroupTilesGradWeight {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
@@ -60,6 +93,7 @@ struct GroupTilesGradWeight {
 
   GroupTilesGradWeight(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
+        channels_last(p.layout == Layout::kChannelsLast),
         y(forward_phase(shape.axis[1])),
         x(forward_phase(shape.axis[2])),
         row(shape, false),
@@ -122,10 +156,22 @@ struct GroupTilesGradWeight {
     read.end = clamp(y.source_index(rows.end - 1, y.taps - 1) + 1, read.begin, y.source);
     A* grads = box + source_rows() * row.size() * kPixel;
     const int64_t in_image = shape.C * y.source * x.source, out_image = shape.K * y.count * x.count;
-    copy_group_rows(input + image * in_image + group * C, shape.C, x.source, read, row, C, kPixel,
-                    last ? in_image - (kTaskGroups - 1) * C : C, box);
-    copy_group_rows(grad_output + image * out_image + group * K, shape.K, x.count, rows, grad_row, K, kPixel,
-                    last ? out_image - (kTaskGroups - 1) * K : K, grads);
+    if (channels_last) {
+      copy_group_rows(input + image * in_image + group * C, shape.C, x.source, read, row, C, kPixel,
+                      last ? in_image - (kTaskGroups - 1) * C : C, box);
+      copy_group_rows(grad_output + image * out_image + group * K, shape.K, x.count, rows, grad_row, K,
+                      kPixel, last ? out_image - (kTaskGroups - 1) * K : K, grads);
+    } else {
+      const int64_t in_plane = y.source * x.source, out_plane = y.count * x.count;
+      turn_group_rows(input + image * in_image + group * C * in_plane, in_plane, x.source, read, row, C,
+                      kPixel, box);
+      turn_group_rows(grad_output + image * out_image + group * K * out_plane, out_plane, x.count, rows,
+                      grad_row, K, kPixel, grads);
+    }
+    if constexpr (P == Product::kPairs) {
+      pair_pixels<1, kPixel>(box, 1, read.size() * row.size(), C);
+      pair_pixels<2, kPixel>(grads, rows.size(), x.count, K);
+    }
     const GroupGradSteps steps = {x.count * kPixel, y.source_step * row.size() * kPixel};
     const int64_t chain = max_of(1, kChain / x.count);
     for (int64_t m1 = 0; m1 < y.taps; ++m1) {
@@ -156,15 +202,17 @@ struct GroupTilesGradWeight {
       for (int64_t k = 0; k < K; k += kGroupGradSums / (wide ? 2 : 1)) {
         A* to = sums + k * kPixel + c;
         if (wide) {
-          group_grad_tile<A, kGroupGradSums / 2, 2, kPixel>(grad + k, source + c, rows, x.count, steps, to);
+          group_grad_tile<P, A, kGroupGradSums / 2, 2, kPixel>(grad + k, source + c, rows, x.count, steps,
+                                                               to);
         } else {
-          group_grad_tile<A, kGroupGradSums, 1, kPixel>(grad + k, source + c, rows, x.count, steps, to);
+          group_grad_tile<P, A, kGroupGradSums, 1, kPixel>(grad + k, source + c, rows, x.count, steps, to);
         }
       }
     }
   }
 
   ConvShape shape;
+  bool channels_last;
   PhaseAxis y, x;
   GroupRows row, grad_row = row;
   int64_t C, K;  // channels of a group
@@ -188,16 +236,31 @@ inline void group_tiles_grad_weight(const ConvProblem& p, const ConvBuffers& b, 
             [&](auto* tag) { GroupTilesGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
 }
 
-inline const char* group_tiles_grad_weight_refuses(const ConvProblem& p) {
+inline const char* group_tiles_grad_weight_exclude(const ConvProblem& p) {
   const int64_t K = p.shape.K_per_group();
-  if (const char* reason = group_tiles_refuses<true>(p)) return reason;
+  if (const char* reason = group_tiles_exclude<true>(p)) return reason;
   if (K % 16 != 0) return "takes a multiple of 16 output channels in a group";
-  if (p.shape.groups < 16) return "takes 16 groups or more";
-  constexpr int64_t kFewPixels = 256;
-  if (K > 16 && p.shape.N * p.shape.output_pixels() >= kFewPixels && !winograd_grad_weight_refuses(p))
-    return "many pixels are left to Winograd's algorithm";
+  return p.shape.groups < 16 ? "takes 16 groups or more" : nullptr;
+}
+
+inline const char* group_tiles_grad_weight_refuses(const ConvProblem& p) {
+  if (const char* reason = group_tiles_grad_weight_exclude(p)) return reason;
+  if (is_for_winograd(p) && !winograd_grad_weight_refuses(p)) return "left to Winograd's algorithm";
   return nullptr;
 }
+
+using PairsGroupTilesGradWeight = GroupTilesGradWeight<BFloat16, Product::kPairs>;
+
+constexpr ConvKernel kPairsGradWeightGroupTiles = {
+    "group_tiles_bf16", "a tile of channels for each group, by products of pairs of pixels in bfloat16",
+    [](const ConvProblem& p) {
+      const char* reason = pairs_grad_weight_refuses(p);
+      return reason ? reason : group_tiles_grad_weight_exclude(p);
+    },
+    [](const ConvProblem& p) { return PairsGroupTilesGradWeight(p, {}, nullptr).bytes_taken; },
+    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
+      PairsGroupTilesGradWeight(p, b, workspace).run(parallel);
+    }};
 
 constexpr ConvKernel kConvGradWeightGroupTiles = {"group_tiles", "a tile of channels for each group",
                                                   group_tiles_grad_weight_refuses,

@@ -293,18 +293,4 @@ struct Fetch {
   int64_t stride = 0, count = 0, length = 0, share = 0;  // count lines or rows of lines, of so many elements
 };
 
-// Taps of destination position j that fall inside the source.
-CNNEXT_INLINE Range taps_inside(const PhaseAxis& x, int64_t j) {
-  const int64_t first = x.source_index(j, 0);
-  const int64_t begin = min_of(x.taps, ceil_div(max_of(0, -first), x.offset_step));
-  return {begin, max_of(begin, min_of(x.taps, ceil_div(max_of(0, x.source - first), x.offset_step)))};
-}
-
-// Destination positions for which tap m falls inside the source.
-CNNEXT_INLINE Range positions_inside(const PhaseAxis& x, int64_t m) {
-  const int64_t first = x.source_index(0, m);
-  const int64_t begin = min_of(x.count, ceil_div(max_of(0, -first), x.source_step));
-  return {begin, max_of(begin, min_of(x.count, ceil_div(max_of(0, x.source - first), x.source_step)))};
-}
-
 }  // namespace cnnext::cpu::CNNEXT_ISA

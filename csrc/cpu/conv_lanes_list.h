@@ -2,6 +2,7 @@
 #pragma once
 
 #include "conv_grad_weight_winograd.h"
+#include "conv_group_tiles.h"
 #include "conv_lanes_grad_weight.h"
 #include "conv_lanes_kernel.h"
 
@@ -38,30 +39,29 @@ inline const char* depthwise_refuses(const ConvProblem& p) {
   if (p.shape.groups < 4) return "takes four groups or more";
   return nullptr;
 }
-// Wider groups fill vectors by themselves.
-inline const char* grouped_refuses(const ConvProblem& p) {
-  const int64_t C = p.shape.C_per_group(), K = p.shape.K_per_group();
-  if (C == 1) return "takes more than one channel in a group";
-  if (max_of(C, K) > 16) return "takes up to 16 channels in a group";
-  if (p.shape.groups < (max_of(C, K) > 4 ? kLanes<float> : 8)) return "takes as many groups as fill a vector";
-  return nullptr;
+template <bool Gradient>
+const char* grouped_refuses(const ConvProblem& p) {
+  const bool wide = min_of(p.shape.C_per_group(), p.shape.K_per_group()) > 8;
+  if (wide && is_for_winograd(p) && !winograd_refuses<Gradient>(p))
+    return "more than 8 channels in a group are left to Winograd's algorithm";
+  return grouped_exclude(p);
 }
 
 inline const char* grouped_grad_weight_refuses(const ConvProblem& p) {
   const bool wide = max_of(p.shape.C_per_group(), p.shape.K_per_group()) > 8;
   if (wide && !winograd_grad_weight_refuses(p))
     return "more than 8 channels in a group are left to Winograd's algorithm";
-  return grouped_refuses(p);
+  return grouped_exclude(p);
 }
 
 constexpr ConvKernel kConvDepthwise = {"depthwise", "a lane for each channel", depthwise_refuses,
                                        lanes_workspace<false>, lanes_conv<false>};
 constexpr ConvKernel kConvGradInputDepthwise = {"depthwise", "a lane for each channel", depthwise_refuses,
                                                 lanes_workspace<true>, lanes_conv<true>};
-constexpr ConvKernel kConvGrouped = {"grouped", "a lane for each of many narrow groups", grouped_refuses,
-                                     lanes_workspace<false>, lanes_conv<false>};
+constexpr ConvKernel kConvGrouped = {"grouped", "a lane for each of many narrow groups",
+                                     grouped_refuses<false>, lanes_workspace<false>, lanes_conv<false>};
 constexpr ConvKernel kConvGradInputGrouped = {"grouped", "a lane for each of many narrow groups",
-                                              grouped_refuses, lanes_workspace<true>, lanes_conv<true>};
+                                              grouped_refuses<true>, lanes_workspace<true>, lanes_conv<true>};
 
 constexpr ConvKernel kConvGradWeightDepthwise = {"depthwise", "a lane for each channel", depthwise_refuses,
                                                  lanes_grad_weight_workspace, lanes_grad_weight};

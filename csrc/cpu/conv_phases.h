@@ -70,7 +70,7 @@ struct Phases {
     int64_t index = 0;
     for (int a = 0; a < kAxes; ++a) {
       const PhaseAxis& x = g.axis[a];
-      index = index * slots[a] + (gradient ? x.tap + (x.taps - 1) * x.tap_step : 0);
+      index = index * slots[a] + (gradient ? x.tap % -x.tap_step : 0);
     }
     return index;
   }
@@ -183,8 +183,17 @@ void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, i
                       channels.size(), source.size(), [&](int64_t c) { return row(m, source.begin + c); });
     }
   } else if (!phases.gradient && taps == phases.shape.taps()) {  // source channels and taps are
-    transpose_block(from, phases.weight_channel, channels.size(), g.channels * taps,
-                    [&](int64_t j) { return row(j % taps, j / taps); });
+    constexpr int64_t kMost = 1024;  // rows whose places are listed: a division for each is slow
+    const int64_t some = clamp(kMost / taps, 1, kLanes<Acc<T>>);
+    int32_t place[kMost];
+    for (int64_t j = 0; j < min_of(some * taps, kMost); ++j)
+      place[j] = int32_t(j % taps * g.channels + j / taps);
+    for (int64_t c = 0; c < g.channels; c += some) {
+      transpose_block(from + c * taps, phases.weight_channel, channels.size(),
+                      min_of(some, g.channels - c) * taps, [&](int64_t j) {
+                        return taps <= kMost ? row(0, c) + place[j] * kWide : row(j % taps, c + j / taps);
+                      });
+    }
   } else {  // taps are, and a gradient's channels; some of them may be wanted only
     const SmallKernel<Acc<T>> kernel(phases, g);
     const int64_t ends = phases.gradient ? -channels.begin : channels.size() - 1;  // where the last one does

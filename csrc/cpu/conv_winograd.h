@@ -16,6 +16,7 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int64_t kChunk = 64;  // source channels, or channels times blocks of taps, summed at a time
 constexpr int64_t kChunkStride = kChunk + 16;
+constexpr int64_t kCopiedElements = 16 << 10;  // of an image's channels of a narrow group
 constexpr int64_t kSharedBytes = 8 << 20;  // transformed weights up to this size are made once for all tasks
 
 // The depth of the matrix products, (block of taps, source channel), in chunks: of many blocks where there
@@ -63,7 +64,11 @@ struct Winograd {
         bias(static_cast<const T*>(b.bias)),
         destination(static_cast<T*>(gradient ? b.input : b.output)) {
     panels = ceil_div(phases.channels, kWide);
-    const int64_t most_tiles = clamp(kMaxPatches / (kProducts * depth.total()), kRows, kMaxTiles);
+    const int64_t C = phases.source_channels, pixels = grid.g.axis[1].source * grid.g.axis[2].source;
+    const bool narrow = groups > 1 && (C == L || C == 2 * L);
+    // Narrow groups have small weights: what is private to a block then stays close.
+    const int64_t most_tiles =
+        groups > 1 && C <= L ? 2 * kRows : clamp(kMaxPatches / (kProducts * depth.total()), kRows, kMaxTiles);
     tile_blocks = ceil_div(grid.size(), most_tiles);
     block_tiles = ceil_div(grid.size(), tile_blocks);
     const int64_t all_weights = groups * panels * kProducts * depth.total() * kWide;
@@ -77,7 +82,10 @@ struct Winograd {
     products_plane = odd_lines(block_tiles * kWide);
     scratch_patches = depth.chunks() * kProducts * plane;
     scratch_weights = (Tile::kTaps + 1) * kChunk * kWide + (shared ? 0 : kProducts * weights_plane);
-    scratch_size = round_up(scratch_patches + scratch_weights + kProducts * products_plane, 64) + 64;
+    scratch_images = round_up(scratch_patches + scratch_weights + kProducts * products_plane, 64);
+    const bool copies = narrow && phases.source.channel == 1 && pixels * C <= kCopiedElements;
+    copied = copies ? (ceil_div(block_tiles, grid.per_image()) + 1) * pixels * C : 0;
+    scratch_size = round_up(scratch_images + copied, 64) + 64;
     packed = reinterpret_cast<A*>(workspace);
     scratch = packed + round_up(weights_size, 64);
   }
@@ -99,13 +107,17 @@ struct Winograd {
     parallel(groups * tile_blocks * panel_blocks, [&](int64_t task, int thread) {
       const Range part = block(task % panel_blocks, task_panels, panels);
       task /= panel_blocks;
-      const Range tiles = block(task % tile_blocks, block_tiles, grid.size());
-      const int64_t group = task / tile_blocks;
+      const int64_t group = task % groups;  // neighbours in memory follow each other
+      const Range tiles = block(task / groups, block_tiles, grid.size());
       A* patches = scratch + thread * scratch_size;
       A* weights = patches + scratch_patches;
       A* products = weights + scratch_weights;
+      const T* from = source + group * phases.source_channels * phases.source.channel;
+      Strides strides = phases.source;
+      if (copied > 0)
+        from = copy_images(tiles, from, strides, reinterpret_cast<T*>(patches + scratch_images));
       for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
-        transform_patches(group, tiles, chunk, patches + chunk * kProducts * plane);
+        transform_patches(from, strides, tiles, chunk, patches + chunk * kProducts * plane);
       }
       for (int64_t panel = part.begin; panel < part.end; ++panel) {
         multiply(group, tiles.size(), panel, patches, weights, products);
@@ -135,7 +147,8 @@ struct Winograd {
         const int h = n / W::kTaps, w = n % W::kTaps;
         tap[n] = h < height && w < width ? raw + (h * width + w) * size : zeros;
       }
-      for (int64_t i = 0; i < size; i += L) {
+      const bool one = phases.channels - panel * kWide <= L;  // vector of them
+      for (int64_t i = 0; i < size; i += one ? kWide : L) {
         transform_tile<A, Transform::kWeight, Tile>(
             [&](int h, int w) { return load(tap[h * W::kTaps + w] + i); },
             [&](int n, Vec<A> u) { store(to + n * weights_plane + i, u); });
@@ -144,18 +157,34 @@ struct Winograd {
   }
 
   // patches[product][tile][kChunkStride], `plane` apart
-  void transform_patches(int64_t group, Range tiles, int64_t chunk, A* patches) const {
+  void transform_patches(const T* from, Strides strides, Range tiles, int64_t chunk, A* patches) const {
     const Range channels = depth.channels_of(chunk), blocks = depth.blocks_of(chunk);
-    const T* from = source + group * phases.source_channels * phases.source.channel;
     for (int64_t index = blocks.begin; index < blocks.end; ++index, patches += channels.size()) {
       const TileReader<T, H::kPatch, W::kPatch> read{grid, TilePlane::source(grid, taps.at(index)), from,
-                                                     phases.source};
+                                                     strides};
       read(tiles, channels, [&](int64_t t, int64_t c, const Vec<A>* d, int64_t step) {
         A* to = patches + (t - tiles.begin) * kChunkStride + c - channels.begin;
         transform_tile<A, Transform::kInput, Tile>([&](int i, int j) { return d[i * step + j]; },
                                                    [&](int n, Vec<A> v) { store(to + n * plane, v); });
       });
     }
+  }
+
+  // A narrow group's channels of the images that the tiles belong to, pixels close to each other: in place
+  // they fall on a few sets of the cache. Returns where image 0 would be.
+  const T* copy_images(Range tiles, const T* from, Strides& s, T* to) const {
+    const int64_t C = phases.source_channels, pixels = grid.g.axis[1].source * grid.g.axis[2].source;
+    const int64_t begin = tiles.begin / grid.per_image(), end = (tiles.end - 1) / grid.per_image() + 1;
+    const T* pixel = from + begin * s.image;
+    T* out = to;
+    for (int64_t n = (end - begin) * pixels; n > 0; --n, pixel += s.pixel) {
+      for (int64_t c = 0; c < C; c += L, out += L) {
+        __builtin_memcpy(out, pixel + c, L * sizeof(T));
+        __builtin_prefetch(pixel + C + c, 0, 2);  // of the next group
+      }
+    }
+    s = {pixels * C, 1, C};
+    return to - begin * s.image;
   }
 
   // products[product][tile][kWide] = patches * weights, summed over all chunks; `products_plane` apart.
@@ -235,6 +264,7 @@ struct Winograd {
   T* destination;
   int64_t panels, tile_blocks, block_tiles, task_panels, panel_blocks, plane, products_plane;
   bool shared;
+  int64_t copied, scratch_images;  // elements of images, and where they are
   int64_t weights_plane, weights_size, scratch_patches, scratch_weights, scratch_size;  // in elements
   A *packed, *scratch;
 };

@@ -30,14 +30,15 @@ CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
 }
 
 const Kernels& kernels() {
-  static const ConvKernel conv[] = {kConvDepthwise,    kConvGroupTiles, kConvGrouped,  kConvWinograd,
-                                    kPairsGemm<false>, kConvGemm,       kConvReference};
+  static const ConvKernel conv[] = {kConvDepthwise, kPairsGroupTiles<false>, kConvGroupTiles, kConvGrouped,
+                                    kConvWinograd,  kPairsGemm<false>,       kConvGemm,       kConvReference};
   static const ConvKernel conv_grad_input[] = {
-      kConvGradInputDepthwise, kConvGradInputGroupTiles, kConvGradInputGrouped,  kConvGradInputWinograd,
-      kPairsGemm<true>,        kConvGradInputGemm,       kConvGradInputReference};
-  static const ConvKernel conv_grad_weight[] = {
-      kConvGradWeightDepthwise, kConvGradWeightGroupTiles, kConvGradWeightGrouped,  kConvGradWeightWinograd,
-      kPairsGradWeightGemm,     kConvGradWeightGemm,       kConvGradWeightReference};
+      kConvGradInputDepthwise, kPairsGroupTiles<true>, kConvGradInputGroupTiles, kConvGradInputGrouped,
+      kConvGradInputWinograd,  kPairsGemm<true>,       kConvGradInputGemm,       kConvGradInputReference};
+  static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise,  kPairsGradWeightGroupTiles,
+                                                kConvGradWeightGroupTiles, kConvGradWeightGrouped,
+                                                kConvGradWeightWinograd,   kPairsGradWeightGemm,
+                                                kConvGradWeightGemm,       kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
   static const PoolKernel max_pool[] = {kMaxPoolSeparable,      kMaxPoolChannelsLast, kMaxPoolPlane,
                                         kMaxPoolSeparableLanes, kMaxPoolLanes,        kMaxPoolRows,

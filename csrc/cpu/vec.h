@@ -158,7 +158,20 @@ CNNEXT_INLINE void store_rounded(BFloat16* p, Vec<float> v) {
   store_unaligned(p, bits);
 }
 CNNEXT_INLINE bool has_pair_products() { return __builtin_cpu_supports("avx512bf16"); }
+
+// Half a vector: two of its products take the time of one of a whole.
+using HalfVec = VecOf<float, kLanes<float> / 2>::type;
+CNNEXT_INLINE HalfVec add_pair_products(HalfVec sum, HalfVec x, HalfVec y) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y));
+  return sum;
+}
+CNNEXT_INLINE void store_rounded(BFloat16* p, HalfVec v) {
+  VecOf<uint16_t, kLanes<float> / 2>::type bits;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(v));
+  store_unaligned(p, bits);
+}
 #else
+using HalfVec = Vec<float>;
 CNNEXT_INLINE void store_rounded(BFloat16* p, Vec<float> v) { store(p, v); }
 CNNEXT_INLINE Vec<float> add_pair_products(Vec<float> sum, Vec<float>, Vec<float>) { return sum; }
 CNNEXT_INLINE bool has_pair_products() { return false; }

@@ -99,10 +99,9 @@ template <bool Gradient>
 const char* winograd_refuses(const ConvProblem& p) {
   if (const char* reason = winograd_excludes(p, Gradient)) return reason;
   const Phases phases(p, Gradient);
-  const Gather g = phases.at(0);
   const double products = double(phases.source_channels) * double(ceil_div(phases.channels, kLanes<float>));
   const double rate = pairs_refuse<Gradient>(p) ? 1 : 2;  // of the direct sum's products
-  const double direct = double(g.pixels() / p.shape.N) * double(g.taps()) * products / rate;
+  const double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products / rate;
   const char* reason = "its tiles do not have this kernel's shape";
   with_tile<Gradient>(p, [&](auto*, auto tile) {
     const bool pays = conv_cost<decltype(tile)>(phases).total() < direct;

@@ -1,0 +1,107 @@
+// How conv_group_tiles.h copies the channels of one group to scratch memory and back.
+#pragma once
+
+#include "conv_gather.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+// The rows of one group's source, side by side: columns of each residue of the stride, padded with zeros.
+struct GroupRows {
+  GroupRows(const ConvShape& shape, bool gradient) : step(gradient ? 1 : shape.axis[2].stride) {
+    const Window& w = shape.axis[2];
+    low = high = 0;
+    for (int64_t r = 0; r < (gradient ? min_of(w.stride, w.input) : 1); ++r) {
+      const PhaseAxis x = gradient ? grad_input_phase(w, r) : forward_phase(w);
+      if (x.taps == 0 || x.count == 0) continue;
+      low = min_of(low, x.source_index(0, 0));
+      high = max_of(high, x.source_index(x.count - 1, x.taps - 1) + 1);
+    }
+    of_residue = ceil_div(high - low, step);
+  }
+  int64_t size() const { return of_residue * step; }
+  int64_t at(int64_t column) const { return (column - low) % step * of_residue + (column - low) / step; }
+  int64_t step, low, high, of_residue;  // columns
+};
+
+// S channels of some rows of `width` columns to to[row][column][pixel]. What lies `next` elements further is
+// fetched for the next copy.
+template <class T>
+void copy_group_rows(const T* source, int64_t step, int64_t width, Range rows, const GroupRows& row,
+                     int64_t S, int64_t pixel, int64_t next, Acc<T>* to) {
+  for (int64_t i = rows.begin; i < rows.end; ++i) {
+    const T* from = source + i * width * step;
+    for (int64_t residue = 0; residue < row.step; ++residue) {
+      int64_t c = row.low + residue;
+      for (int64_t n = 0; n < row.of_residue; ++n, c += row.step, to += pixel) {
+        if (c < 0 || c >= width) {
+          fill_zero(to, pixel);
+          continue;
+        }
+        constexpr bool kPairs = std::is_same_v<T, BFloat16Pair>;  // are copied as they are
+        if (kPairs && S == 8) {
+          __builtin_memcpy(to, from + c * step, 8 * sizeof(T));
+        } else if (kPairs && S == 4) {
+          __builtin_memcpy(to, from + c * step, 4 * sizeof(T));
+        } else {
+          copy_run(from + c * step, to, S);
+        }
+        for (int64_t k = 0; k < S; k += kAlignment / int64_t(sizeof(T)))
+          __builtin_prefetch(from + c * step + next + k, 0, 2);
+      }
+    }
+  }
+}
+
+// The same for channels first, whose planes are `plane` apart.
+template <class T>
+void turn_group_rows(const T* source, int64_t plane, int64_t width, Range rows, const GroupRows& row,
+                     int64_t S, int64_t pixel, Acc<T>* to) {
+  using A = Acc<T>;
+  constexpr int64_t L = kLanes<A>;
+  for (int64_t i = 0; i < rows.size(); ++i) {
+    for (int64_t n = 0; n < row.size(); ++n) {
+      const int64_t c = row.low + n / row.of_residue + n % row.of_residue * row.step;
+      if (c < 0 || c >= width) fill_zero(to + (i * row.size() + n) * pixel, pixel);
+    }
+  }
+  const int64_t pixels = rows.size() * width;
+  const T* from = source + rows.begin * width;
+  for (int64_t p = 0; p < pixels; p += L) {
+    const int64_t count = min_of(pixels, L);
+    p = min_of(p, pixels - count);  // the last vectors overlap those before
+    A* place[L];
+    int64_t i = p / width, column = p % width;
+    for (int64_t n = 0; n < count; ++n) {
+      place[n] = to + (i * row.size() + row.at(column)) * pixel;
+      if (++column == width) column = 0, ++i;
+    }
+    for (int64_t c = 0; c < S; c += L) {
+      c = min_of(c, S - L);
+      Vec<A> x[L];
+#pragma GCC unroll 16
+      for (int64_t n = 0; n < L; ++n) x[n] = load_some(from + (c + n) * plane + p, count);
+      transpose<A>(x);
+      for (int64_t n = 0; n < count; ++n) store(place[n] + c, x[n]);
+    }
+  }
+}
+
+// pixels[pixel][D] to planes.
+template <class T>
+void store_group_planes(const T* from, int64_t D, int64_t pixels, int64_t plane, T* to) {
+  using A = Acc<T>;
+  constexpr int64_t L = kLanes<A>;
+  for (int64_t p = 0; p < pixels; p += L) {
+    const int64_t count = min_of(pixels, L);
+    p = min_of(p, pixels - count);
+    for (int64_t c = 0; c < D; c += L) {
+      Vec<A> x[L] = {};
+      for (int64_t n = 0; n < count; ++n) x[n] = load(from + (p + n) * D + c);
+      transpose<A>(x);
+#pragma GCC unroll 16
+      for (int64_t n = 0; n < L; ++n) store_some(to + (c + n) * plane + p, x[n], count);
+    }
+  }
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
