@@ -33,6 +33,8 @@ CNNEXT_INLINE bool filters_alike(const Gather& g) {
   return alike;
 }
 
+constexpr int64_t kVeryMany = 1024;  // source channels
+
 // Cycles of a vector unit, counted roughly.
 struct WinogradCost {
   double products, transforms;
@@ -47,8 +49,10 @@ WinogradCost conv_cost(const Phases& phases) {
   const double vectors_of_C = double(ceil_div(phases.source_channels, kLanes<float>));
   const double blocks = double(TapBlocks(g, Tile::kTapsOf).size());
   const double tiles = double(TileGrid(g, Tile::H::kOutputs, Tile::W::kOutputs).per_image());
-  const double weights = 3.6 * blocks * C * K, patches = 15 * tiles * blocks * vectors_of_C,
-               sums = 15 * tiles * K;
+  const double each =
+      phases.shape.groups > 1 ? 7 : 15;  // the channels of a group are copied close to each other
+  const double weights = 3.6 * blocks * C * K, patches = each * tiles * blocks * vectors_of_C,
+               sums = each * tiles * K;
   return {tiles * Tile::kProducts * blocks * C * K, Tile::kProducts * (weights + patches + sums)};
 }
 
@@ -104,7 +108,9 @@ const char* winograd_refuses(const ConvProblem& p) {
   const double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products / rate;
   const char* reason = "its tiles do not have this kernel's shape";
   with_tile<Gradient>(p, [&](auto*, auto tile) {
-    const bool pays = conv_cost<decltype(tile)>(phases).total() < direct;
+    // Patches of very many channels leave the caches, and their weights are transformed for each few tiles.
+    const double slower = phases.source_channels > kVeryMany ? 1.3 : 1;
+    const bool pays = slower * conv_cost<decltype(tile)>(phases).total() < direct;
     reason = pays ? nullptr : "its transforms would cost more than they save";
   });
   return reason;
