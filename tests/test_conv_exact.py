@@ -106,6 +106,10 @@ CASES = [
     problem((1, 32, 31, 30), (48, 32, 5, 5), stride=2, padding=2),
     problem((1, 32, 41, 40), (48, 32, 7, 7), stride=(3, 2), padding=(3, 2)),
     problem((1, 64, 25, 30), (64, 64, 2, 7), stride=(2, 1), padding=(0, 3)),
+    problem((1, 32, 5, 13, 12), (32, 32, 3, 3, 3), padding=1),
+    problem((2, 35, 6, 9, 14), (36, 35, 2, 3, 3), stride=(2, 1, 1), padding=(3, 0, 2)),
+    problem((1, 32, 7, 16, 17), (32, 32, 3, 3, 3), padding=(3, 2, 2), dilation=(3, 2, 2)),
+    problem((1, 64, 4, 5, 17), (64, 64, 3, 1, 7), padding=(0, 1, 3)),
     # Groups, depthwise, depthwise with a multiplier, one output channel per group.
     problem((2, 4, 7, 7), (6, 2, 3, 3), padding=1, groups=2),
     problem((1, 96, 5, 5), (66, 32, 3, 3), padding=1, groups=3),

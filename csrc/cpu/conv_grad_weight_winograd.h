@@ -33,7 +33,7 @@ struct GradWeightWinograd {
   GradWeightWinograd(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : phases(p, false),
         taps(phases.at(0), Tile::kTapsOf),
-        grid(phases.at(0), H::kOutputs, W::kOutputs),
+        grid(phases.at(0), Tile::kSizeOf),
         input(static_cast<const T*>(b.input)),
         grad_output(static_cast<const T*>(b.output)),
         grad_weight(static_cast<T*>(b.weight)) {
@@ -99,7 +99,7 @@ struct GradWeightWinograd {
   void transform_factors(int64_t b, Range tiles, A* outputs, A* inputs) const {
     const Range k = k_of(b), c = c_of(b);
     const T* in = input + group_of(b) * phases.source_channels * phases.source.channel;
-    const TileReader<T, H::kPatch, W::kPatch> read_input{grid, TilePlane::source(grid, taps_of(b)), in,
+    const TileReader<T, H::kPatch, W::kPatch> read_input{grid, TileSpace::source(grid, taps_of(b)), in,
                                                          phases.source};
     read_input(tiles, c, [&](int64_t t, int64_t channel, const Vec<A>* d, int64_t step) {
       A* to = inputs + (t - tiles.begin) * kGradStride + channel - c.begin;
@@ -107,7 +107,7 @@ struct GradWeightWinograd {
                                                  [&](int n, Vec<A> v) { store(to + n * kPlane, v); });
     });
     const T* out = grad_output + group_of(b) * phases.channels * phases.destination.channel;
-    const TileReader<T, H::kOutputs, W::kOutputs> read_output{grid, TilePlane::destination(grid), out,
+    const TileReader<T, H::kOutputs, W::kOutputs> read_output{grid, TileSpace::destination(grid), out,
                                                               phases.destination};
     read_output(tiles, k, [&](int64_t t, int64_t channel, const Vec<A>* d, int64_t step) {
       A* to = outputs + (t - tiles.begin) * kGradStride + channel - k.begin;
@@ -230,7 +230,7 @@ WinogradCost grad_weight_cost(const Phases& phases) {
   const Gather g = phases.at(0);
   const double lanes = double(kLanes<float>), C = double(phases.source_channels), K = double(phases.channels);
   const double blocks = double(TapBlocks(g, Tile::kTapsOf).size());
-  const double tiles = double(TileGrid(g, Tile::H::kOutputs, Tile::W::kOutputs).size());
+  const double tiles = double(TileGrid(g, Tile::kSizeOf).size());
   const double k_blocks = double(ceil_div(phases.channels, kGradChannels));
   const double c_blocks = double(ceil_div(phases.source_channels, kGradChannels));
   const double weights = (Tile::kProducts + 2.5 * Tile::kTaps) * blocks * C * K / lanes;

@@ -56,7 +56,7 @@ struct Winograd {
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : phases(p, gradient),
         taps(phases.at(0), Tile::kTapsOf),
-        grid(phases.at(0), H::kOutputs, W::kOutputs),
+        grid(phases.at(0), Tile::kSizeOf),
         depth(taps.size(), phases.source_channels),
         groups(p.shape.groups),
         source(static_cast<const T*>(gradient ? b.output : b.input)),
@@ -160,7 +160,7 @@ struct Winograd {
   void transform_patches(const T* from, Strides strides, Range tiles, int64_t chunk, A* patches) const {
     const Range channels = depth.channels_of(chunk), blocks = depth.blocks_of(chunk);
     for (int64_t index = blocks.begin; index < blocks.end; ++index, patches += channels.size()) {
-      const TileReader<T, H::kPatch, W::kPatch> read{grid, TilePlane::source(grid, taps.at(index)), from,
+      const TileReader<T, H::kPatch, W::kPatch> read{grid, TileSpace::source(grid, taps.at(index)), from,
                                                      strides};
       read(tiles, channels, [&](int64_t t, int64_t c, const Vec<A>* d, int64_t step) {
         A* to = patches + (t - tiles.begin) * kChunkStride + c - channels.begin;
@@ -209,7 +209,7 @@ struct Winograd {
     constexpr int64_t kPadded = round_up(H::kOutputs * kRow, L);
     const Range channels = block(panel, kWide, phases.channels);
     const int64_t first = group * phases.channels + channels.begin;
-    const TilePlane target = TilePlane::destination(grid);
+    const TileSpace target = TileSpace::destination(grid);
     A add[kWide] = {};
     if (bias) copy_run(bias + first, add, channels.size());
     TileGrid::Tile tile = grid.at(tiles.begin);
@@ -232,7 +232,7 @@ struct Winograd {
           }
         } else {
           for (int64_t n = 0; n < kPadded; n += L) transpose<A>(y + n);  // y[n + channel][pixel - n]
-          const bool whole = pixel[Tile::kOutputs - 1] >= 0 && grid.residues[1] == 1;
+          const bool whole = pixel[Tile::kOutputs - 1] >= 0 && grid.residues[2] == 1;
           for (int64_t lane = 0; lane < count; ++lane) {
             T* channel = out + lane * phases.destination.channel;
             for (int i = 0; i < H::kOutputs; ++i) {

@@ -43,10 +43,10 @@ const Kernels& kernels() {
   static const PoolKernel max_pool[] = {kMaxPoolSeparable,      kMaxPoolChannelsLast, kMaxPoolPlane,
                                         kMaxPoolSeparableLanes, kMaxPoolLanes,        kMaxPoolRows,
                                         kMaxPoolReference};
-  static const PoolKernel max_pool_with_offsets[] = {
-      kMaxPoolOffsetsSeparable,      kMaxPoolOffsetsChannelsLast, kMaxPoolOffsetsPlane,
-      kMaxPoolOffsetsSeparableLanes, kMaxPoolOffsetsLanes,        kMaxPoolOffsetsRows,
-      kMaxPoolOffsetsReference};
+  static const PoolKernel max_pool_with_offsets[] = {kMaxPoolOffsetsSeparable, kMaxPoolOffsetsChannelsLast,
+                                                     kMaxPoolOffsetsPlane,     kMaxPoolOffsetsSeparableLanes,
+                                                     kMaxPoolOffsetsLanes,     kMaxPoolOffsetsRows,
+                                                     kMaxPoolOffsetsReference};
   static const PoolKernel max_pool_indices[] = {kMaxPoolIndices};
   static const PoolKernel max_pool_grad_input[] = {kMaxPoolGradChannelsLast, kMaxPoolGradRows,
                                                    kMaxPoolGradScatter, kMaxPoolGradReference};

@@ -26,8 +26,8 @@ CNNEXT_INLINE void for_each_tile(Visit&& visit) {
 template <class Tile>
 CNNEXT_INLINE bool filters_alike(const Gather& g) {
   bool alike = true;
-  for (int a = 0; a < 2; ++a) {
-    const bool filter = g.axis[a + 1].taps > g.axis[a + 1].source_step;
+  for (int a = 1; a < kAxes; ++a) {
+    const bool filter = g.axis[a].taps > g.axis[a].source_step;
     alike &= filter == (Tile::kTapsOf[a] > 1);
   }
   return alike;
@@ -48,7 +48,7 @@ WinogradCost conv_cost(const Phases& phases) {
   const double C = double(phases.source_channels), K = double(ceil_div(phases.channels, kLanes<float>));
   const double vectors_of_C = double(ceil_div(phases.source_channels, kLanes<float>));
   const double blocks = double(TapBlocks(g, Tile::kTapsOf).size());
-  const double tiles = double(TileGrid(g, Tile::H::kOutputs, Tile::W::kOutputs).per_image());
+  const double tiles = double(TileGrid(g, Tile::kSizeOf).per_image());
   const double each =
       phases.shape.groups > 1 ? 7 : 15;  // the channels of a group are copied close to each other
   const double weights = 3.6 * blocks * C * K, patches = each * tiles * blocks * vectors_of_C,
@@ -87,14 +87,12 @@ void with_tile(const ConvProblem& p, Visit&& visit) {
 
 // Why the algorithm does not apply at all, or null.
 inline const char* winograd_excludes(const ConvProblem& p, bool gradient) {
-  const Window& d = p.shape.axis[0];
   if (!p.winograd) return "turned off by cnnext.backends.winograd";
   if (p.dtype == DType::kFloat64) return "float64 keeps to direct sums";
-  if (d.kernel != 1 || d.output != 1 || d.input != 1) return "takes two spatial axes";
-  for (int a = 1; a < kAxes; ++a) {
+  for (int a = 0; a < kAxes; ++a) {
     const Window& w = p.shape.axis[a];
     if (gradient && w.stride != 1) return "takes gradients of stride 1";
-    if (w.stride != 1 && w.dilation != 1) return "takes a stride or a dilation";
+    if (a > 0 && w.stride != 1 && w.dilation != 1) return "takes a stride or a dilation";
   }
   return nullptr;
 }

@@ -11,24 +11,27 @@ namespace cnnext::cpu::CNNEXT_ISA {
 CNNEXT_INLINE int64_t odd_lines(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
 
 // The taps of a kernel in blocks that a tile takes at once. Along an axis with a stride, every stride-th tap
-// reads a grid of its own, on which the stride is one; longer filters are cut. The sum over the blocks is
-// part of the sum over the source channels.
+// reads a grid of its own, on which the stride is one; longer filters are cut, the first of three axes into
+// single taps. The sum over the blocks is part of the sum over the source channels.
 struct TapBlocks {
-  TapBlocks(const Gather& gather, const int64_t tile_taps[2]) : g(gather), most{tile_taps[0], tile_taps[1]} {
-    for (int a = 0; a < 2; ++a) {
-      const PhaseAxis& axis = g.axis[a + 1];
+  TapBlocks(const Gather& gather, const int64_t tile_taps[kAxes]) : g(gather) {
+    for (int a = 0; a < kAxes; ++a) {
+      const PhaseAxis& axis = g.axis[a];
+      most[a] = tile_taps[a];
       for (int64_t first = 0; first < min_of(axis.source_step, axis.taps); ++first) {
         count[a] += ceil_div(ceil_div(axis.taps - first, axis.source_step), most[a]);
       }
     }
   }
-  int64_t size() const { return count[0] * count[1]; }
+  int64_t size() const { return count[0] * count[1] * count[2]; }
 
   // A block as a gather of its taps.
   Gather at(int64_t index) const {
     Gather part = g;
-    const int64_t number[2] = {index / count[1], index % count[1]};
-    for (int a = 0; a < 2; ++a) take(part.axis[a + 1], most[a], number[a]);
+    for (int a = kAxes - 1; a >= 0; --a) {
+      take(part.axis[a], most[a], index % count[a]);
+      index /= count[a];
+    }
     return part;
   }
 
@@ -49,32 +52,35 @@ struct TapBlocks {
   }
 
   Gather g;
-  int64_t most[2], count[2] = {};
+  int64_t most[kAxes], count[kAxes] = {};
 };
 
 // Tiles of a destination grid. With dilation, each residue of the position is a grid of its own.
 struct TileGrid {
-  TileGrid(const Gather& gather, int64_t height, int64_t width) : g(gather), size_of{height, width} {
-    for (int a = 0; a < 2; ++a) {
-      const PhaseAxis& axis = g.axis[a + 1];
-      residues[a] = axis.source_step == 1 && axis.taps > 1 ? axis.offset_step : 1;
+  TileGrid(const Gather& gather, const int64_t tile_size[kAxes]) : g(gather) {
+    for (int a = 0; a < kAxes; ++a) {
+      const PhaseAxis& axis = g.axis[a];
+      size_of[a] = tile_size[a];
+      residues[a] = axis.source_step == 1 && size_of[a] > 1 ? axis.offset_step : 1;
       tiles[a] = ceil_div(ceil_div(axis.count, residues[a]), size_of[a]);
     }
   }
-  int64_t per_image() const { return residues[0] * residues[1] * tiles[0] * tiles[1]; }
+  int64_t per_image() const {
+    return residues[0] * residues[1] * residues[2] * tiles[0] * tiles[1] * tiles[2];
+  }
   int64_t size() const { return g.images * per_image(); }
 
   struct Tile {
-    int64_t image, residue[2], number[2];
-    int64_t first[2];  // destination position; its pixels are `residues` apart
+    int64_t image, residue[kAxes], number[kAxes];
+    int64_t first[kAxes];  // destination position; its pixels are `residues` apart
   };
   Tile at(int64_t index) const {
     Tile tile;
-    for (int a = 1; a >= 0; --a) {
+    for (int a = kAxes - 1; a >= 0; --a) {
       tile.number[a] = index % tiles[a];
       index /= tiles[a];
     }
-    for (int a = 1; a >= 0; --a) {
+    for (int a = kAxes - 1; a >= 0; --a) {
       tile.residue[a] = index % residues[a];
       index /= residues[a];
     }
@@ -83,53 +89,71 @@ struct TileGrid {
     return tile;
   }
   void advance(Tile& tile) const {
-    const auto carries = [](int64_t& digit, int64_t base) {
-      return ++digit == base ? (digit = 0, true) : false;
+    const auto carries = [](int64_t* digits, const int64_t* bases) {
+      for (int a = kAxes - 1; a >= 0; --a) {
+        if (++digits[a] < bases[a]) return false;
+        digits[a] = 0;
+      }
+      return true;
     };
-    if (carries(tile.number[1], tiles[1]) && carries(tile.number[0], tiles[0]) &&
-        carries(tile.residue[1], residues[1]) && carries(tile.residue[0], residues[0])) {
-      ++tile.image;
-    }
+    if (carries(tile.number, tiles) && carries(tile.residue, residues)) ++tile.image;
     place(tile);
   }
 
   Gather g;
-  int64_t size_of[2], residues[2], tiles[2];  // pixels of a tile
+  int64_t size_of[kAxes], residues[kAxes], tiles[kAxes];  // pixels of a tile
 
  private:
   void place(Tile& tile) const {
-    for (int a = 0; a < 2; ++a) tile.first[a] = tile.residue[a] + tile.number[a] * size_of[a] * residues[a];
+    for (int a = 0; a < kAxes; ++a)
+      tile.first[a] = tile.residue[a] + tile.number[a] * size_of[a] * residues[a];
   }
 };
 
-// What tiles read or write: a plane, and where pixel (i, j) of a tile's box lies in it.
-struct TilePlane {
-  int64_t extent[2], first_step[2], offset[2], step[2];
+// What tiles read or write: a volume, and where pixel (i, j) of a tile's box lies in it.
+struct TileSpace {
+  int64_t extent[kAxes], first_step[kAxes], offset[kAxes], step[kAxes];
 
-  static TilePlane destination(const TileGrid& grid) {
-    return {{grid.g.extent[1], grid.g.extent[2]}, {1, 1}, {0, 0}, {grid.residues[0], grid.residues[1]}};
+  static TileSpace destination(const TileGrid& grid) {
+    TileSpace space;
+    for (int a = 0; a < kAxes; ++a) {
+      space.extent[a] = grid.g.extent[a];
+      space.first_step[a] = 1;
+      space.offset[a] = 0;
+      space.step[a] = grid.residues[a];
+    }
+    return space;
   }
   // Through a block of taps.
-  static TilePlane source(const TileGrid& grid, const Gather& taps) {
-    const PhaseAxis &h = taps.axis[1], &w = taps.axis[2];
-    return {{h.source, w.source},
-            {h.source_step, w.source_step},
-            {h.offset, w.offset},
-            {grid.residues[0] * h.source_step, grid.residues[1] * w.source_step}};
+  static TileSpace source(const TileGrid& grid, const Gather& taps) {
+    TileSpace space;
+    for (int a = 0; a < kAxes; ++a) {
+      const PhaseAxis& axis = taps.axis[a];
+      space.extent[a] = axis.source;
+      space.first_step[a] = axis.source_step;
+      space.offset[a] = axis.offset;
+      space.step[a] = grid.residues[a] * axis.source_step;
+    }
+    return space;
   }
 
   int64_t position(const TileGrid::Tile& tile, int a, int64_t i) const {
     return tile.first[a] * first_step[a] + offset[a] + i * step[a];
   }
-  // The pixels' numbers in memory, -1 outside the plane.
+  // The number of the first pixel of row i, -1 outside the volume.
+  int64_t row(const TileGrid::Tile& tile, int64_t i) const {
+    const int64_t d = position(tile, 0, 0), h = position(tile, 1, i);
+    const bool inside = d >= 0 && d < extent[0] && h >= 0 && h < extent[1];
+    return inside ? (d * extent[1] + h) * extent[2] : -1;
+  }
+  // The pixels' numbers in memory, -1 outside the volume.
   template <int Height, int Width>
   void pixels(const TileGrid::Tile& tile, int64_t* pixel) const {
     for (int i = 0; i < Height; ++i) {
-      const int64_t h = position(tile, 0, i);
+      const int64_t first = row(tile, i);
       for (int j = 0; j < Width; ++j) {
-        const int64_t w = position(tile, 1, j);
-        const bool inside = h >= 0 && h < extent[0] && w >= 0 && w < extent[1];
-        pixel[i * Width + j] = inside ? h * extent[1] + w : -1;
+        const int64_t w = position(tile, 2, j);
+        pixel[i * Width + j] = first >= 0 && w >= 0 && w < extent[2] ? first + w : -1;
       }
     }
   }
@@ -157,7 +181,7 @@ struct TileReader {
     TileGrid::Tile tile = grid.at(tiles.begin);
     for (int64_t t = tiles.begin; t < tiles.end; ++t, grid.advance(tile)) {
       int64_t pixel[Height * Width];
-      plane.pixels<Height, Width>(tile, pixel);
+      space.pixels<Height, Width>(tile, pixel);
       const T* image = from + tile.image * s.image;
       for (int64_t c = channels.begin; c < channels.end; c += L) {
         const int64_t count = min_of(L, channels.end - c);
@@ -174,11 +198,11 @@ struct TileReader {
   template <class Visit>
   void channels_first(Range tiles, Range channels, Visit&& visit) const {
     constexpr int64_t kMostWidth = 36;
-    const int64_t shift = grid.size_of[1], strip_tiles = (kMostWidth - Width) / shift + 1;
+    const int64_t shift = grid.size_of[2], strip_tiles = (kMostWidth - Width) / shift + 1;
     Vec<A> strip[Height * kMostWidth];
     for (int64_t t = tiles.begin; t < tiles.end;) {
       const TileGrid::Tile tile = grid.at(t);
-      const int64_t row_end = t + grid.tiles[1] - t % grid.tiles[1];
+      const int64_t row_end = t + grid.tiles[2] - t % grid.tiles[2];
       const int64_t end = min_of(min_of(row_end, tiles.end), t + strip_tiles);
       const int64_t width = (end - t - 1) * shift + Width;
       for (int64_t c = channels.begin; c < channels.end; c += L) {
@@ -196,14 +220,14 @@ struct TileReader {
   // Row i of a strip, to[w][L].
   void load_row(const T* channel, const TileGrid::Tile& tile, int i, int64_t width, int64_t count,
                 A* to) const {
-    const int64_t step = plane.step[1], h = plane.position(tile, 0, i), w = plane.position(tile, 1, 0);
-    const bool inside = h >= 0 && h < plane.extent[0];
+    const int64_t step = space.step[2], first = space.row(tile, i), w = space.position(tile, 2, 0);
+    const bool inside = first >= 0;
     const int64_t low = inside ? clamp(ceil_div(max_of(-w, 0), step), 0, width) : width;
-    const int64_t high = inside ? clamp(ceil_div(max_of(plane.extent[1] - w, 0), step), low, width) : width;
+    const int64_t high = inside ? clamp(ceil_div(max_of(space.extent[2] - w, 0), step), low, width) : width;
     fill_zero(to, low * L);
     if (count < L) fill_zero(to + low * L, (high - low) * L);
     if (low < high) {
-      const T* row = channel + h * plane.extent[1] + w + low * step;
+      const T* row = channel + first + w + low * step;
       A skipped[L];
       if (step <= 2) {
         transpose_block(row, s.channel, count, (high - low - 1) * step + 1, [&](int64_t j) {
@@ -220,7 +244,7 @@ struct TileReader {
   }
 
   const TileGrid& grid;
-  TilePlane plane;
+  TileSpace space;
   const T* from;
   Strides s;
 };

@@ -127,12 +127,12 @@ CNNEXT_INLINE void transform_tile(Get&& get, Put&& put) {
   }
 }
 
-// A tile of a plane, for filters of these numbers of taps.
+// A tile of a plane, for filters of these numbers of taps. A third axis, the first, has none.
 template <int TapsH, int TapsW>
 struct WinogradTile {
   using H = TileAxis<TapsH>;
   using W = TileAxis<TapsW>;
-  static constexpr int64_t kTapsOf[2] = {TapsH, TapsW};
+  static constexpr int64_t kTapsOf[3] = {1, TapsH, TapsW}, kSizeOf[3] = {1, H::kOutputs, W::kOutputs};
   static constexpr int kTaps = TapsH * TapsW, kProducts = H::kPatch * W::kPatch,
                        kOutputs = H::kOutputs * W::kOutputs;
 };
