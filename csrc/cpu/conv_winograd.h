@@ -64,7 +64,7 @@ struct Winograd {
         bias(static_cast<const T*>(b.bias)),
         destination(static_cast<T*>(gradient ? b.input : b.output)) {
     panels = ceil_div(phases.channels, kWide);
-    const int64_t C = phases.source_channels, pixels = grid.g.axis[1].source * grid.g.axis[2].source;
+    const int64_t C = phases.source_channels, pixels = grid.source_pixels();
     const bool narrow = groups > 1 && (C == L || C == 2 * L);
     // Narrow groups have small weights: what is private to a block then stays close.
     const int64_t most_tiles =
@@ -173,7 +173,7 @@ struct Winograd {
   // A narrow group's channels of the images that the tiles belong to, pixels close to each other: in place
   // they fall on a few sets of the cache. Returns where image 0 would be.
   const T* copy_images(Range tiles, const T* from, Strides& s, T* to) const {
-    const int64_t C = phases.source_channels, pixels = grid.g.axis[1].source * grid.g.axis[2].source;
+    const int64_t C = phases.source_channels, pixels = grid.source_pixels();
     const int64_t begin = tiles.begin / grid.per_image(), end = (tiles.end - 1) / grid.per_image() + 1;
     const T* pixel = from + begin * s.image;
     T* out = to;

@@ -69,6 +69,7 @@ struct TileGrid {
     return residues[0] * residues[1] * residues[2] * tiles[0] * tiles[1] * tiles[2];
   }
   int64_t size() const { return g.images * per_image(); }
+  int64_t source_pixels() const { return g.axis[0].source * g.axis[1].source * g.axis[2].source; }
 
   struct Tile {
     int64_t image, residue[kAxes], number[kAxes];
