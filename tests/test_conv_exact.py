@@ -98,7 +98,7 @@ CASES = [
     problem((1, 64, 6, 40), (64, 64, 1, 5), padding=(1, 4), dilation=(1, 3)),
     problem((2, 96, 200), (96, 96, 3), padding=1),
     problem((1, 35, 19, 20), (50, 35, 5, 5), padding=2),
-    problem((1, 10, 20, 21), (64, 10, 5, 5), padding=4),
+    problem((1, 16, 20, 21), (64, 16, 5, 5), padding=4),
     problem((1, 16, 20, 19), (48, 16, 7, 7), padding=3),
     problem((1, 64, 16, 17), (64, 64, 4, 4)),
     problem((1, 64, 21, 20), (64, 64, 2, 2), padding=(0, 1)),

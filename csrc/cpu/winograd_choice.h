@@ -33,7 +33,7 @@ CNNEXT_INLINE bool filters_alike(const Gather& g) {
   return alike;
 }
 
-constexpr int64_t kVeryMany = 1024;  // source channels
+constexpr int64_t kFewest = 16, kVeryMany = 1024;  // source channels
 
 // Cycles of a vector unit, counted roughly.
 struct WinogradCost {
@@ -101,6 +101,8 @@ template <bool Gradient>
 const char* winograd_refuses(const ConvProblem& p) {
   if (const char* reason = winograd_excludes(p, Gradient)) return reason;
   const Phases phases(p, Gradient);
+  // A short direct sum rounds much less than the transforms do.
+  if (phases.source_channels < kFewest) return "takes at least 16 channels to sum over";
   const double products = double(phases.source_channels) * double(ceil_div(phases.channels, kLanes<float>));
   const double rate = pairs_refuse<Gradient>(p) ? 1 : 2;  // of the direct sum's products
   const double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products / rate;
