@@ -11,6 +11,7 @@ from torch import nn
 
 import cnnext
 import cnnext.functional
+from cnnext import models
 from cnnext.bench import layer_bench, layers, timing
 
 
@@ -34,6 +35,13 @@ def counts(uses):
 )
 def test_suites_are_the_models_layers(name, training, expected):
     assert counts(layers.suite(name, training=training)) == expected
+
+
+@pytest.mark.parametrize("name", [*models.names(), *layers.SUITES])
+def test_every_suite_trains_with_one_image(name):
+    """Batch norms in training refuse a single value for each channel, of which Inception's auxiliary head has some."""
+    size = models.SPECS[name].size if name in models.SPECS else 224
+    assert sum(counts(layers.suite(name, 1, size, training=True)).values()) > 0
 
 
 def test_suite_has_each_layer_once_with_its_flops():

@@ -351,4 +351,7 @@ def suite(name: str, batch: int = 1, size: int = 224, training: bool = False) ->
         return list(found.values())
     with torch.device("meta"):
         model = models.build(name).train(training)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()  # in training it refuses a single value for each channel, of Inception's auxiliary head
         return collect(model, torch.empty(batch, models.SPECS[name].channels, size, size))
