@@ -33,7 +33,7 @@ CNNEXT_INLINE bool filters_alike(const Gather& g) {
   return alike;
 }
 
-constexpr int64_t kFewest = 16, kVeryMany = 1024;  // source channels
+constexpr int64_t kFewest = 16;  // source channels
 
 // Cycles of a vector unit, counted roughly.
 struct WinogradCost {
@@ -108,9 +108,7 @@ const char* winograd_refuses(const ConvProblem& p) {
   const double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products / rate;
   const char* reason = "its tiles do not have this kernel's shape";
   with_tile<Gradient>(p, [&](auto*, auto tile) {
-    // Patches of very many channels leave the caches, and their weights are transformed for each few tiles.
-    const double slower = phases.source_channels > kVeryMany ? 1.3 : 1;
-    const bool pays = slower * conv_cost<decltype(tile)>(phases).total() < direct;
+    const bool pays = conv_cost<decltype(tile)>(phases).total() < direct;
     reason = pays ? nullptr : "its transforms would cost more than they save";
   });
   return reason;
