@@ -215,6 +215,7 @@ template <class A, int kBy>
 CNNEXT_INLINE Vec<A> slide_lanes(Vec<A> a, Vec<A> b) {
   return slide_lanes<A, kBy>(a, b, std::make_integer_sequence<int, kLanes<A>>());
 }
+
 // A vector of elements as they are in memory.
 template <class T>
 struct StoredOf {

@@ -132,7 +132,7 @@ template <int TapsH, int TapsW>
 struct WinogradTile {
   using H = TileAxis<TapsH>;
   using W = TileAxis<TapsW>;
-  static constexpr int64_t kTapsOf[3] = {1, TapsH, TapsW}, kSizeOf[3] = {1, H::kOutputs, W::kOutputs};
+  static constexpr int64_t kTapsOf[kAxes] = {1, TapsH, TapsW}, kSizeOf[kAxes] = {1, H::kOutputs, W::kOutputs};
   static constexpr int kTaps = TapsH * TapsW, kProducts = H::kPatch * W::kPatch,
                        kOutputs = H::kOutputs * W::kOutputs;
 };
