@@ -6,7 +6,7 @@
 // exists.
 #pragma once
 
-#include "vec.h"
+#include "fetch_ahead.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -227,6 +227,24 @@ void pack_pixels(const T* source, Strides s, const Gather& g, Range pixels, Rang
   }
 }
 
+// What pack_pixels is going to read, as far as it is regular: the first run of each pixel.
+template <class T>
+FetchedRows fetched_pixels(const T* source, Strides s, const Gather& g, Range pixels, Range columns,
+                           int64_t calls) {
+  if (pixels.size() <= 0 || columns.size() <= 0) return {};
+  const PhaseAxis &h = g.axis[1], &w = g.axis[2];
+  const int64_t run = (w.offset_step == 1 && s.pixel == g.channels ? w.taps : 1) * g.channels;
+  const int64_t tap = columns.begin / g.channels, channel = columns.begin % g.channels;
+  const Pixel p = pixel_at(g, pixels.begin);
+  const int64_t row = source_row(g, p, tap / w.taps / h.taps, tap / w.taps % h.taps);
+  const int64_t first = max_of(row, 0) * w.source + max_of(w.source_index(p.j[2], tap % w.taps), 0);
+  return {source + p.image * s.image + first * s.pixel + channel,
+          min_of(columns.size(), run - columns.begin % run),
+          {min_of(pixels.size(), w.count), w.source_step * s.pixel},
+          {ceil_div(pixels.size(), w.count), h.source_step * w.source * s.pixel},
+          calls};
+}
+
 // Columns in another order: number tap * order.tap + channel * order.channel.
 struct ColumnOrder {
   int64_t tap, channel;
@@ -299,6 +317,24 @@ void pack_columns(const T* source, Strides s, const Gather& g, Range pixels, Ran
     at += count;
     advance(g, p, count);
   }
+}
+
+// What pack_columns is going to read, as far as it is regular: the pixels of the first tap.
+template <class T>
+FetchedRows fetched_columns(const T* source, Strides s, const Gather& g, Range pixels, Range columns,
+                            ColumnOrder order, int64_t calls) {
+  if (pixels.size() <= 0 || columns.size() <= 0) return {};
+  const PhaseAxis &h = g.axis[1], &w = g.axis[2];
+  const int64_t tap = order.channel == 1 ? columns.begin / order.tap : 0;
+  const Range channels = channels_in(columns, order, tap, g.channels);
+  const Pixel p = pixel_at(g, pixels.begin);
+  const int64_t row = source_row(g, p, tap / w.taps / h.taps, tap / w.taps % h.taps);
+  const int64_t first = max_of(row, 0) * w.source + max_of(w.source_index(p.j[2], tap % w.taps), 0);
+  return {source + p.image * s.image + channels.begin * s.channel + first,
+          pixels.size() * h.source_step * w.source_step,
+          {channels.size(), s.channel},
+          {1, 0},
+          calls};
 }
 
 // Calls body(at, image, first, step, count) for each run of destination pixels in the range: `at` from its

@@ -194,22 +194,34 @@ struct Gemm {
     const S* from = source + group * g.channels * phases.source.channel;
     const int64_t depth_blocks = this->depth_blocks(r);
     const bool in_order = g.covers_destination();
+    const Range next = {pixels.end, min_of(pixels.end + pixels.size(), g.pixels())};
     if (depth_blocks == 0) fill_zero(sums, round_up(channels.size(), kWide) * pixels.size());
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
       const Depth depth = depth_block(r, d);
       const bool last = d + 1 >= depth_blocks;
       if (depth.size() > 0) pack_pixels(from, phases.source, g, pixels, depth, gathered, kDepthStride);
+      const int64_t calls = ceil_div(channels.size(), kWide) * fetch_calls(pixels.size(), depth.size());
+      Ahead ahead = {last ? fetched_pixels(from, phases.source, g, next, depth_block(r, 0), calls)
+                          : fetched_pixels(from, phases.source, g, pixels, depth_block(r, d + 1), calls)};
       for (Range panel = {channels.begin, 0}; panel.begin < channels.end; panel.begin += kWide) {
         panel.end = min_of(panel.begin + kWide, channels.end);
         A* c = sums + (panel.begin - channels.begin) * pixels.size();
         const bool direct = last && depth.size() > 0 && in_order && fills_tiles<A>(panel.size());
         if (depth.size() > 0) {
-          if (cut.packs_in_task) pack_weight_panel(phases, g, weight, group, panel, depth, packing);
+          if (cut.packs_in_task) {
+            pack_weight_panel(phases, g, weight, group, panel, depth, packing);
+            const bool end = panel.end == channels.end;
+            const int64_t next_panel = end ? channels.begin : panel.end;
+            ahead.weights = fetched_weights(phases, g, weight, group,
+                                            {next_panel, min_of(next_panel + kWide, channels.end)},
+                                            end ? (last ? Depth() : depth_block(r, d + 1)) : depth,
+                                            fetch_calls(pixels.size(), depth.size()));
+          }
           const A* b =
               cut.packs_in_task ? packing : columns_of(g, group, panel.begin / kWide) + depth.packed * kWide;
           const auto multiply = [&](auto out) {
             tile_column<kDepthStride, 1, kWide, kProduct>(pixels.size(), depth.size(), panel.size(), gathered,
-                                                          b, out);
+                                                          b, out, &ahead);
           };
           if (direct) {
             const int64_t first = group * phases.channels + panel.begin;
@@ -251,6 +263,7 @@ struct Gemm {
     const int64_t panel_sums = channels.size() * kWide, depth_blocks = ceil_div(g.depth(), kDepth);
     const bool in_order = g.covers_destination();
     const int64_t image_pixels = g.pixels() / g.images;
+    const Range next = {pixels.end, min_of(pixels.end + pixels.size(), g.pixels())};
     if (g.depth() == 0) fill_zero(sums, ceil_div(pixels.size(), kWide) * panel_sums);
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
       const Range depth = block(d, kDepth, g.depth());
@@ -261,18 +274,22 @@ struct Gemm {
         if (wide.size() < kWide) fill_zero(b, depth.size() * kWide);
         pack_columns(from, phases.source, g, wide, depth, column_order(g), b, kWide);
       }
+      const bool last = d + 1 >= depth_blocks;
+      const int64_t calls = ceil_div(pixels.size(), kWide) * fetch_calls(channels.size(), depth.size());
+      Ahead ahead = {fetched_columns(from, phases.source, g, last ? next : pixels,
+                                     block(last ? 0 : d + 1, kDepth, g.depth()), column_order(g), calls)};
       if (cut.packs_in_task) pack_weight_rows(g, group, d, channels, packing);
       const A* rows = cut.packs_in_task ? packing : rows_of(g, group, d) + channels.begin * kDepthStride;
       for (int64_t panel = 0; panel * kWide < pixels.size(); ++panel) {
         const int64_t begin = pixels.begin + panel * kWide;
         const Range wide = {begin, min_of(begin + kWide, pixels.end)};
         const int64_t image = begin / image_pixels, pixel = begin % image_pixels;
-        const bool direct = d + 1 == depth_blocks && in_order && fills_tiles<A>(wide.size()) &&
+        const bool direct = last && depth.size() > 0 && in_order && fills_tiles<A>(wide.size()) &&
                             pixel + wide.size() <= image_pixels;
         A* c = sums + panel * panel_sums;
         const auto multiply = [&](auto out) {
           tile_column<kDepthStride, 1, kWide, kProduct>(channels.size(), depth.size(), wide.size(), rows,
-                                                        gathered + panel * kWide * kDepth, out);
+                                                        gathered + panel * kWide * kDepth, out, &ahead);
         };
         if (direct) {
           const int64_t first = group * phases.channels + channels.begin;
@@ -281,7 +298,7 @@ struct Gemm {
                                            bias ? bias + first : nullptr});
         } else {
           if (depth.size() > 0) multiply(TileSums<A>{c, d > 0});
-          if (d + 1 >= depth_blocks) store_columns(g, group, wide, channels, c);
+          if (last) store_columns(g, group, wide, channels, c);
         }
       }
     }

@@ -106,10 +106,11 @@ struct GradWeightGemm {
       for (Range part = {pixels.begin, 0}; part.begin < pixels.end; part.begin = part.end) {
         part.end = min_of(part.begin + kDepth, pixels.end);
         const bool add = part.begin > pixels.begin, store = splits == 1 && part.end == pixels.end;
+        const Range next = {part.end, min_of(part.end + kDepth, pixels.end)};
         if (last) {
-          add_rows_by_taps(task / splits, f, part, packed, packed + kRowsSize, sums, add, store);
+          add_rows_by_taps(task / splits, f, part, next, packed, packed + kRowsSize, sums, add, store);
         } else {
-          add_taps_by_columns(task / splits, part, packed, packed + kRowsSize, sums, add);
+          add_taps_by_columns(task / splits, part, next, packed, packed + kRowsSize, sums, add);
           if (store) store_weight(task, sums);
         }
       }
@@ -156,22 +157,34 @@ struct GradWeightGemm {
     return f;
   }
   // sums[panel][row][kWide] += over at most kDepth pixels, written to the weight to finish. Channels last.
-  void add_rows_by_taps(int64_t b, const Factors& f, Range pixels, A* packed_rows, A* packed_cols, A* sums,
-                        bool add, bool finish) const {
+  // Meanwhile those that come next are fetched.
+  void add_rows_by_taps(int64_t b, const Factors& f, Range pixels, Range next, A* packed_rows, A* packed_cols,
+                        A* sums, bool add, bool finish) const {
     const Range k = rows_of(b), taps = cols_of(b);
     const int64_t depth =
         cut ? pack_cut_rows(b, f, pixels, k, packed_cols, packed_rows) : pack_rows(b, pixels, k, packed_rows);
+    const auto columns_from = [&](int64_t begin) {
+      return Range{begin - f.first, min_of(begin + kGradCols, taps.end) - f.first};
+    };
+    const int64_t calls = fetch_calls(k.size(), depth);  // for a panel
+    Ahead ahead = {};
+    ahead.destination =
+        fetched_pixels(grad_of(b), out, f.outputs, next, k, ceil_div(taps.size(), kWide) * calls);
     for (Range part = {taps.begin, 0}; part.begin < taps.end; part.begin = part.end) {
       part.end = min_of(part.begin + kGradCols, taps.end);
-      pack_pixels(input_of(b), in, f.g, pixels, {part.begin - f.first, part.end - f.first}, packed_cols,
-                  kColsStride);
+      pack_pixels(input_of(b), in, f.g, pixels, columns_from(part.begin), packed_cols, kColsStride);
+      const bool more = part.end < taps.end;
+      ahead.source =
+          fetched_pixels(input_of(b), in, f.g, more ? pixels : next,
+                         columns_from(more ? part.end : taps.begin), ceil_div(part.size(), kWide) * calls);
       if constexpr (P == Product::kPairs) pair_rows(packed_cols, pixels.size(), part.size());
       for (Range panel = {part.begin, 0}; panel.begin < part.end; panel.begin = panel.end) {
         panel.end = min_of(panel.begin + kWide, part.end);
         A* c = sums + (panel.begin - taps.begin) * row_block;
         const auto multiply = [&](auto output) {
           tile_column<kDepthStride, 1, kColsStride, P>(k.size(), depth, panel.size(), packed_rows,
-                                                       packed_cols + panel.begin - part.begin, output);
+                                                       packed_cols + panel.begin - part.begin, output,
+                                                       &ahead);
         };
         const int64_t tap = panel.begin / g.channels, channel = panel.begin % g.channels;
         const bool whole = w.c == 1 && fills_tiles<A>(panel.size()) && channel + panel.size() <= g.channels;
@@ -229,8 +242,12 @@ struct GradWeightGemm {
   }
 
   // The sums of all columns, channels first.
-  void add_taps_by_columns(int64_t b, Range pixels, A* packed_rows, A* packed_cols, A* sums, bool add) const {
+  void add_taps_by_columns(int64_t b, Range pixels, Range next, A* packed_rows, A* packed_cols, A* sums,
+                           bool add) const {
     const Range taps = rows_of(b), k = cols_of(b);
+    const int64_t calls = ceil_div(k.size(), kWide) * fetch_calls(taps.size(), pixels.size());
+    Ahead ahead = {fetched_columns(input_of(b), in, g, next, taps, order, calls),
+                   fetched_columns(grad_of(b), out, outputs, next, k, {outputs.channels, 1}, calls)};
     pack_columns(input_of(b), in, g, pixels, taps, order, packed_rows, kDepthStride);
     for (int64_t first = 0; first < k.size(); first += kGradCols) {
       const int64_t channel = k.begin + first, count = min_of(kGradCols, k.size() - first);
@@ -241,7 +258,7 @@ struct GradWeightGemm {
       for (int64_t col = 0; col < count; col += kWide) {
         tile_column<kDepthStride, 1, kColsStride>(taps.size(), pixels.size(), count - col, packed_rows,
                                                   packed_cols + col,
-                                                  TileSums<A>{sums + (first + col) * row_block, add});
+                                                  TileSums<A>{sums + (first + col) * row_block, add}, &ahead);
       }
     }
   }

@@ -92,22 +92,26 @@ struct GradWeightWinograd {
   Range k_of(int64_t b) const {
     return block(b / c_blocks / taps.size() % k_blocks, k_block, phases.channels);
   }
+  const T* input_of(int64_t b) const {
+    return input + group_of(b) * phases.source_channels * phases.source.channel;
+  }
+  const T* grad_of(int64_t b) const {
+    return grad_output + group_of(b) * phases.channels * phases.destination.channel;
+  }
   Gather taps_of(int64_t b) const { return taps.at(b / c_blocks % taps.size()); }
   Range c_of(int64_t b) const { return block(b % c_blocks, c_block, phases.source_channels); }
 
   // outputs[product][tile][k] and inputs[product][tile][c]
   void transform_factors(int64_t b, Range tiles, A* outputs, A* inputs) const {
     const Range k = k_of(b), c = c_of(b);
-    const T* in = input + group_of(b) * phases.source_channels * phases.source.channel;
-    const TileReader<T, H::kPatch, W::kPatch> read_input{grid, TileSpace::source(grid, taps_of(b)), in,
-                                                         phases.source};
+    const TileReader<T, H::kPatch, W::kPatch> read_input{grid, TileSpace::source(grid, taps_of(b)),
+                                                         input_of(b), phases.source};
     read_input(tiles, c, [&](int64_t t, int64_t channel, const Vec<A>* d, int64_t step) {
       A* to = inputs + (t - tiles.begin) * kGradStride + channel - c.begin;
       transform_tile<A, Transform::kInput, Tile>([&](int i, int j) { return d[i * step + j]; },
                                                  [&](int n, Vec<A> v) { store(to + n * kPlane, v); });
     });
-    const T* out = grad_output + group_of(b) * phases.channels * phases.destination.channel;
-    const TileReader<T, H::kOutputs, W::kOutputs> read_output{grid, TileSpace::destination(grid), out,
+    const TileReader<T, H::kOutputs, W::kOutputs> read_output{grid, TileSpace::destination(grid), grad_of(b),
                                                               phases.destination};
     read_output(tiles, k, [&](int64_t t, int64_t channel, const Vec<A>* d, int64_t step) {
       A* to = outputs + (t - tiles.begin) * kGradStride + channel - k.begin;
@@ -118,9 +122,9 @@ struct GradWeightWinograd {
 
   // One of the products, [k][c] = sum over tiles, for rows from k and a panel of columns from c.
   void multiply(int n, Range k, int64_t c, int64_t cols, int64_t tiles, const A* outputs, const A* inputs,
-                TileSums<A> sums) const {
+                TileSums<A> sums, Ahead* ahead = nullptr) const {
     tile_column<1, kGradStride, kGradStride>(k.size(), tiles, cols - c, outputs + n * kPlane + k.begin,
-                                             inputs + n * kPlane + c, sums);
+                                             inputs + n * kPlane + c, sums, ahead);
   }
 
   // sums[product][panel][k][kWide], products `block_plane` apart, over all chunks of the tiles.
@@ -130,10 +134,16 @@ struct GradWeightWinograd {
     for (int64_t begin = tiles.begin; begin < tiles.end; begin += kGradTiles) {
       const Range chunk = {begin, min_of(begin + kGradTiles, tiles.end)};
       transform_factors(b, chunk, outputs, inputs);
+      const Range next = {chunk.end, min_of(chunk.end + kGradTiles, tiles.end)};
+      const int64_t calls = kProducts * ceil_div(cols, kWide) * fetch_calls(rows, chunk.size());
+      Ahead ahead = {fetched_tiles(input_of(b), phases.source, grid, TileSpace::source(grid, taps_of(b)),
+                                   next, c_of(b), calls),
+                     fetched_tiles(grad_of(b), phases.destination, grid, TileSpace::destination(grid), next,
+                                   k_of(b), calls)};
       for (int n = 0; n < kProducts; ++n) {
         for (int64_t c = 0; c < cols; c += kWide) {
           multiply(n, {0, rows}, c, cols, chunk.size(), outputs, inputs,
-                   {sums + n * block_plane + c * k_block, begin > tiles.begin});
+                   {sums + n * block_plane + c * k_block, begin > tiles.begin}, &ahead);
         }
       }
     }

@@ -205,6 +205,23 @@ void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, i
   }
 }
 
+// What pack_weight_panel is going to read, as far as it is regular.
+template <class T>
+FetchedRows fetched_weights(const Phases& phases, const Gather& g, const T* weight, int64_t group,
+                            Range channels, Range depth, int64_t calls) {
+  if (channels.size() <= 0 || depth.size() <= 0) return {};
+  const int64_t tap = depth.begin / g.channels, c = depth.begin % g.channels;
+  const int64_t size = min_of(depth.size(), g.channels - c), first = phases.weight_offset(g, tap);
+  const T* from = weight + group * phases.weight_group + channels.begin * phases.weight_channel + first +
+                  c * phases.weight_source;
+  FetchedRows::Loop taps = {1, 0};
+  if (phases.weight_tap > 1 && (depth.end - 1) / g.channels > tap)
+    taps = {(depth.end - 1) / g.channels - tap + 1, phases.weight_offset(g, tap + 1) - first};
+  if (phases.weight_source < phases.weight_channel)
+    return {from, size * phases.weight_source, {channels.size(), phases.weight_channel}, taps, calls};
+  return {from, channels.size() * phases.weight_channel, {size, phases.weight_source}, taps, calls};
+}
+
 // Whether pack_weight_panel takes a part of the depth.
 CNNEXT_INLINE bool depth_in_parts(const Phases& phases) {
   return phases.weight_channel == 1 || phases.weight_source == 1;

@@ -119,8 +119,19 @@ struct Winograd {
       for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
         transform_patches(from, strides, tiles, chunk, patches + chunk * kProducts * plane);
       }
+      const int64_t calls = kProducts * fetch_calls(tiles.size(), depth.total());  // for a panel
+      const Range next = {tiles.end, min_of(tiles.end + block_tiles, grid.size())};
+      Ahead ahead;
+      if (copied == 0) {
+        ahead.source = fetched_tiles(from, strides, grid, TileSpace::source(grid, taps.at(0)), next,
+                                     {0, phases.source_channels}, part.size() * calls);
+      }
       for (int64_t panel = part.begin; panel < part.end; ++panel) {
-        multiply(group, tiles.size(), panel, patches, weights, products);
+        const Range channels = block(panel, kWide, phases.channels);
+        ahead.destination =
+            fetched_tiles(destination + group * phases.channels * phases.destination.channel,
+                          phases.destination, grid, TileSpace::destination(grid), tiles, channels, calls);
+        multiply(group, tiles.size(), panel, patches, weights, products, ahead);
         store_tiles(group, tiles, panel, products);
       }
     });
@@ -156,6 +167,16 @@ struct Winograd {
     }
   }
 
+  // The weights of a chunk, or of the next panel's first.
+  FetchedRows fetched_chunk(int64_t group, int64_t panel, int64_t chunk, int64_t calls) const {
+    if (chunk == depth.chunks()) chunk = 0, ++panel;
+    const Range channels = depth.channels_of(chunk);
+    Gather part = taps.at(depth.blocks_of(chunk).begin);
+    part.channels = channels.size();
+    return fetched_weights(phases, part, weight + channels.begin * phases.weight_source, group,
+                           block(panel, kWide, phases.channels), {0, part.depth()}, calls);
+  }
+
   // patches[product][tile][kChunkStride], `plane` apart
   void transform_patches(const T* from, Strides strides, Range tiles, int64_t chunk, A* patches) const {
     const Range channels = depth.channels_of(chunk), blocks = depth.blocks_of(chunk);
@@ -188,15 +209,19 @@ struct Winograd {
   }
 
   // products[product][tile][kWide] = patches * weights, summed over all chunks; `products_plane` apart.
-  void multiply(int64_t group, int64_t tiles, int64_t panel, const A* patches, A* weights,
-                A* products) const {
+  void multiply(int64_t group, int64_t tiles, int64_t panel, const A* patches, A* weights, A* products,
+                Ahead& ahead) const {
     const int64_t cols = min_of(kWide, phases.channels - panel * kWide);
     for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
       const A* b = shared ? transformed(group, panel, chunk) : weights;
-      if (!shared) transform_weights(group, panel, chunk, weights + kProducts * weights_plane, weights);
+      if (!shared) {
+        transform_weights(group, panel, chunk, weights + kProducts * weights_plane, weights);
+        ahead.weights =
+            fetched_chunk(group, panel, chunk + 1, kProducts * fetch_calls(tiles, depth.size_of(chunk)));
+      }
       for (int64_t n = 0; n < kProducts; ++n) {
         tile_column<kChunkStride, 1, kWide>(tiles, depth.size_of(chunk), cols, patches, b,
-                                            TileSums<A>{products + n * products_plane, chunk > 0});
+                                            TileSums<A>{products + n * products_plane, chunk > 0}, &ahead);
         patches += plane;
         b += weights_plane;
       }

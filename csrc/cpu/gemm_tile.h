@@ -6,7 +6,7 @@
 // sums so far: short chains round less.
 #pragma once
 
-#include "vec.h"
+#include "fetch_ahead.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -16,6 +16,7 @@ constexpr int64_t kDepth = 256;  // elements summed before they are added to c
 constexpr int64_t kDepthStride =
     kDepth + 16;  // of rows of a: off the powers of two, which collide in the cache
 constexpr int64_t kBlockRows = 112 / kRows * kRows;
+constexpr int64_t kFetchSteps = 16;  // of the depth, from one request for memory to the next
 
 template <class A>
 constexpr int64_t kCols = kVectors * kLanes<A>;
@@ -69,26 +70,30 @@ struct TileOutput {
 
 template <Product P, class A, class Out, int Rows, int Vectors, int64_t RowStride, int64_t DepthStride,
           int64_t ColumnStride>
-void tile(int64_t depth, const A* a, const A* b, Out out) {
-#pragma GCC unroll 14
-  for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) out.fetch(r, v);
-  }
+void tile(int64_t depth, const A* a, const A* b, Out out, Ahead* ahead) {
   Vec<A> sum[Rows][Vectors] = {};
-  for (int64_t d = 0; d < depth; ++d, a += DepthStride, b += ColumnStride) {
-    Vec<A> y[Vectors];
+  const int each = int(ceil_div(Rows * kFetchSteps, max_of(depth - 2 * kFetchSteps, kFetchSteps)));
+  int fetched = 0;  // rows of the output
+  for (; depth > 0; depth -= kFetchSteps) {
+    if (ahead) ahead->fetch();
+    for (int end = min_of(fetched + each, Rows); fetched < end; ++fetched) {
 #pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) y[v] = load(b + v * kLanes<A>);
+      for (int v = 0; v < Vectors; ++v) out.fetch(fetched, v);
+    }
+    for (int64_t d = min_of(depth, kFetchSteps); d > 0; --d, a += DepthStride, b += ColumnStride) {
+      Vec<A> y[Vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) y[v] = load(b + v * kLanes<A>);
 #pragma GCC unroll 14
-    for (int r = 0; r < Rows; ++r) {
-      const Vec<A> x = broadcast(a[r * RowStride]);
+      for (int r = 0; r < Rows; ++r) {
+        const Vec<A> x = broadcast(a[r * RowStride]);
 #pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) {
-        if constexpr (P == Product::kPairs) {
-          sum[r][v] = add_pair_products(sum[r][v], x, y[v]);
-        } else {
-          sum[r][v] += x * y[v];
+        for (int v = 0; v < Vectors; ++v) {
+          if constexpr (P == Product::kPairs) {
+            sum[r][v] = add_pair_products(sum[r][v], x, y[v]);
+          } else {
+            sum[r][v] += x * y[v];
+          }
         }
       }
     }
@@ -101,7 +106,7 @@ void tile(int64_t depth, const A* a, const A* b, Out out) {
 }
 
 template <class A, class Out>
-using Tile = void (*)(int64_t depth, const A* a, const A* b, Out out);
+using Tile = void (*)(int64_t depth, const A* a, const A* b, Out out, Ahead* ahead);
 
 // The tile for a number of rows in [1, kRows], one vector wide where `narrow`.
 template <Product P, class A, class Out, int64_t RowStride, int64_t DepthStride, int64_t ColumnStride,
@@ -118,17 +123,23 @@ Tile<A, Out> tile_of(int64_t rows, bool narrow) {
 }
 
 // The product a[rows][depth] * b[depth][cols]: a column of tiles of almost equal height, whole vectors wide.
-// Element (row, d) of a is at row * RowStride + d * DepthStride, row d of b at d * ColumnStride.
+// Element (row, d) of a is at row * RowStride + d * DepthStride, row d of b at d * ColumnStride. Meanwhile
+// `ahead` is fetched, if there is one, fetch_calls(rows, depth) times.
 template <int64_t RowStride, int64_t DepthStride, int64_t ColumnStride, Product P = Product::kNumbers,
           class A, class Out>
-void tile_column(int64_t rows, int64_t depth, int64_t cols, const A* a, const A* b, Out out) {
+void tile_column(int64_t rows, int64_t depth, int64_t cols, const A* a, const A* b, Out out,
+                 Ahead* ahead = nullptr) {
   const bool narrow = cols <= kLanes<A>;
   for (int64_t tiles = ceil_div(rows, kRows), row = 0; tiles > 0; --tiles) {
     const int64_t height = ceil_div(rows - row, tiles);
     const auto run = tile_of<P, A, Out, RowStride, DepthStride, ColumnStride>(height, narrow);
-    run(depth, a + row * RowStride, b, out.from_row(row));
+    run(depth, a + row * RowStride, b, out.from_row(row), ahead);
     row += height;
   }
+}
+
+CNNEXT_INLINE int64_t fetch_calls(int64_t rows, int64_t depth) {
+  return ceil_div(rows, kRows) * ceil_div(depth, kFetchSteps);
 }
 
 // Whether a column of tiles of this width may go to where only `cols` elements are to be written.

@@ -160,6 +160,31 @@ struct TileSpace {
   }
 };
 
+// What tiles read or write of some channels, roughly: whole rows of pixels from the first tile's on.
+template <class T>
+FetchedRows fetched_tiles(const T* from, Strides s, const TileGrid& grid, const TileSpace& space, Range tiles,
+                          Range channels, int64_t calls) {
+  const int64_t* extent = space.extent;
+  const int64_t pixels = extent[0] * extent[1] * extent[2];
+  const auto first_pixel = [&](int64_t index) {
+    const TileGrid::Tile tile = grid.at(index);
+    const int64_t d = clamp(space.position(tile, 0, 0), 0, extent[0] - 1);
+    return tile.image * pixels +
+           (d * extent[1] + clamp(space.position(tile, 1, 0), 0, extent[1])) * extent[2];
+  };
+  if (tiles.begin >= grid.size()) return {};
+  const int64_t begin = first_pixel(tiles.begin), end = first_pixel(tiles.end);
+  if (end <= begin) return {};
+  if (s.channel == 1)
+    return {from + begin * s.pixel + channels.begin, channels.size(), {end - begin, s.pixel}, {1, 0}, calls};
+  const int64_t image = begin / pixels, first = begin % pixels;
+  return {from + image * s.image + channels.begin * s.channel + first,
+          min_of(end - begin, pixels - first),
+          {channels.size(), s.channel},
+          {1, 0},
+          calls};
+}
+
 // Reads a box of Height x Width pixels for each tile.
 template <class T, int Height, int Width>
 struct TileReader {
