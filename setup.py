@@ -6,6 +6,7 @@ MAX_JOBS         how many compilers run at a time
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from glob import glob
@@ -19,6 +20,10 @@ from backend import reach_torch  # noqa: E402
 
 os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)  # ninja, where the environment is not activated
 os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0+PTX")  # torch indexes an empty list where no GPU is
+if "CUDA_HOME" not in os.environ and "CUDA_PATH" not in os.environ:  # nvcc on the path may be a script elsewhere
+    for home in (Path(shutil.which("nvcc") or "nvcc").resolve().parent.parent, Path("/usr/local/cuda")):
+        if (home / "include/cuda_runtime.h").exists():
+            os.environ.setdefault("CUDA_HOME", str(home))
 SANITIZE = os.environ.get("CNNEXT_SANITIZE", "")
 CXX = os.environ.get("CXX", "c++").split()
 

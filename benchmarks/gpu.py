@@ -185,11 +185,16 @@ def line(row: dict[str, Any]) -> str:
 
 
 def measure_layers(
-    clock: Clock, names: list[str], modes: list[str], layouts: list[str], batch: int, until: float
-) -> list[dict[str, Any]]:
-    """Prints and returns a row for each layer, mode, layout and direction. Stops before a layer when time is up."""
+    rows: list[dict[str, Any]],
+    clock: Clock,
+    names: list[str],
+    modes: list[str],
+    layouts: list[str],
+    batch: int,
+    until: float,
+) -> None:
+    """Prints and adds a row for each layer, mode, layout and direction. Stops before a layer when time is up."""
     torch.backends.cudnn.benchmark = True
-    rows: list[dict[str, Any]] = []
     print(HEADER)
     for name in names:
         layers = layers_of(name, batch)
@@ -204,7 +209,6 @@ def measure_layers(
                     rows.append({"suite": name, "number": number, **row})
                     print(line(row))
             torch.cuda.empty_cache()
-    return rows
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:
@@ -230,10 +234,9 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def measure_networks(batch: int, until: float) -> list[dict[str, Any]]:
+def measure_networks(rows: list[dict[str, Any]], batch: int, until: float) -> None:
     """Images per second of ResNet-50, trained and run, in channels last: by autocast to bfloat16, and with TF32."""
     torch.backends.cudnn.benchmark = True
-    rows = []
     x = torch.randn(batch, 3, 224, 224, device=DEVICE).to(memory_format=torch.channels_last)
     target = torch.randint(0, 1000, (batch,), device=DEVICE)
     for mode in ("bf16", "tf32"):
@@ -241,7 +244,7 @@ def measure_networks(batch: int, until: float) -> list[dict[str, Any]]:
             for ours in (False, True):
                 if time.monotonic() > until:
                     print("time is up: the other networks were not measured")
-                    return rows
+                    return
                 with setting(MODES[mode]), backends.flags(enabled=ours):
                     step = network_step(x, target, training, mode == "bf16")
                     rate = batch / seconds_of(step)
@@ -249,7 +252,6 @@ def measure_networks(batch: int, until: float) -> list[dict[str, Any]]:
                 rows.append(found)
                 task, whose = "training" if training else "inference", "cnnext" if ours else "torch"
                 print(f"resnet50 {mode} {task:<9} by {whose:<6}: {rate:7.0f} images/s, N = {batch}")
-    return rows
 
 
 def network_step(x: Tensor, target: Tensor, training: bool, autocast: bool) -> Callable[[], None]:
@@ -334,22 +336,25 @@ def main(arguments: list[str] | None = None) -> int:
     if args.what == "cases":
         cases()
         return 0
-    results: Any
+    results: Any = []
     wrong = 0
-    if args.what == "ceilings":
-        results = ceilings(Clock())
-        print("\n".join(f"{name}: {value:.1f}" for name, value in results.items()))
-    elif args.what == "layers":
-        results = measure_layers(Clock(), args.suite, args.modes, args.layouts, args.batch, until)
-        print("\n".join(summary(results)))
-        wrong = sum(not row["right"] for row in results)
-        print(f"{len(results)} results compared with torch's: {wrong or 'none'} wrong")
-    else:
-        results = measure_networks(args.batch, until)
-    if args.json:
-        about = {**facts(DEVICE), "driver": driver(), "cuda": torch.version.cuda}
-        about["cudnn"] = torch.backends.cudnn.version()
-        args.json.write_text(json.dumps({"facts": about, "batch": args.batch, args.what: results}, indent=1))
+    try:  # what was measured before an error is kept
+        if args.what == "ceilings":
+            results = ceilings(Clock())
+            print("\n".join(f"{name}: {value:.1f}" for name, value in results.items()))
+        elif args.what == "layers":
+            measure_layers(results, Clock(), args.suite, args.modes, args.layouts, args.batch, until)
+        else:
+            measure_networks(results, args.batch, until)
+    finally:
+        if args.what == "layers":
+            print("\n".join(summary(results)))
+            wrong = sum(not row["right"] for row in results)
+            print(f"{len(results)} results compared with torch's: {wrong or 'none'} wrong")
+        if args.json:
+            about = {**facts(DEVICE), "driver": driver(), "cuda": torch.version.cuda}
+            about["cudnn"] = torch.backends.cudnn.version()
+            args.json.write_text(json.dumps({"facts": about, "batch": args.batch, args.what: results}, indent=1))
     return int(wrong > 0)
 
 

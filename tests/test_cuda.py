@@ -87,14 +87,18 @@ def test_convolution(conv: Conv) -> None:
                     continue
                 where = f"{op} by {kernel}: {conv}, {dtype}, last={last}, weight_last={weight_last}"
                 assert torch.equal(result.cpu(), expected[op].to(dtype)), where
-                if op in ("conv", "conv_grad_input") and last and conv.dims > 1:
+                source = {"conv": given.input, "conv_grad_input": given.grad_output}.get(op)
+                if source is not None and is_last(source) and not source.is_contiguous():  # of 1x1 it can be both
                     assert is_last(result), where
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("conv", LARGE, ids=str)
 def test_accuracy(conv: Conv, dtype: torch.dtype) -> None:
-    """At most twice torch's own error, at the same type and setting of TF32; every result twice the same."""
+    """At most twice torch's own error, at the same type and setting of TF32; every result twice the same.
+
+    Where TF32 is allowed torch may still compute in float32: then TF32's own rounding is right too.
+    """
     operands = on_gpu(normals(conv, dtype))
     right = by_torch(conv, operands.to(torch.float64))
     for last in (False, True):
@@ -102,10 +106,11 @@ def test_accuracy(conv: Conv, dtype: torch.dtype) -> None:
         for allowed in (False, True):
             with tf32(allowed):
                 theirs = by_torch(conv, given)
+                rounding = 5e-4 if allowed and dtype == torch.float32 else 1e-7
                 for op in OPS:
                     ours = by_cnnext(op, conv, given, last)
                     error, limit = ((x.double() - right[op]).norm() for x in (ours, theirs[op]))
-                    assert error <= 2 * limit + 1e-7 * right[op].norm(), (op, last, allowed)
+                    assert error <= 2 * limit + rounding * right[op].norm(), (op, last, allowed)
                     assert torch.equal(ours, by_cnnext(op, conv, given, last))
 
 
@@ -196,6 +201,6 @@ def test_tensors_of_more_than_2_to_the_31_elements() -> None:
 
 def test_several_devices_are_torchs_error() -> None:
     backends.reset_fallbacks()
-    with pytest.raises(RuntimeError, match=r"same device|device type"):
+    with pytest.raises(RuntimeError, match=r"should be the same|same device"):
         cnnext.functional.conv2d(torch.ones(1, 1, 3, 3, device="cuda"), torch.ones(1, 1, 3, 3))
     backends.reset_fallbacks()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+
+from cnnext.bench.layers import Layer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,6 +70,83 @@ def test_table(gpu: ModuleType) -> None:
     assert [means[key] for key in sorted(means)] == [pytest.approx(x, abs=0.006) for x in (1.0, 1.0, 2**0.5)]
 
 
+CONV = Layer("conv2d", (2, 3, 9, 8), (8, 3, 3, 3), bias=True, stride=(2, 2), padding=(1, 1), dilation=(1, 1))
+POOL = Layer("max_pool2d", (2, 3, 9, 8), kernel=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1))
+
+
+@pytest.fixture
+def on_the_cpu(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program with the CPU for a GPU, and a clock that runs a call once."""
+
+    class Clock:
+        def __call__(self, run: Any, times: int = 1) -> float:
+            run()
+            return 1.0
+
+    monkeypatch.setattr(gpu, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(gpu, "Clock", Clock)
+    monkeypatch.setattr(gpu, "driver", lambda: "none")
+    monkeypatch.setattr(gpu, "layers_of", lambda name, batch: [POOL] if name == "pooling" else [CONV, CONV])
+    return gpu
+
+
+def test_rows_of_layers(on_the_cpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every mode, layout and direction of a convolution and of pooling, compared with torch."""
+    file = tmp_path / "found.json"
+    assert on_the_cpu.main(["layers", "--suite", "resnet50", "pooling", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["layers"]
+    assert len(rows) == 2 * 5 * 2 * 3 + 3 * 2 * 2
+    assert all(row["right"] and row["ratio"] == 1 for row in rows)
+    assert "72 results compared with torch's: none wrong" in capsys.readouterr().out
+
+
+def test_wrong_results_and_errors(
+    on_the_cpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong result fails the run; after an error what was measured before is there."""
+    ours, calls = on_the_cpu.our_call, []
+
+    def wrong(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 5:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        call = ours(*args)
+        return lambda: call() * (1.1 if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(on_the_cpu, "our_call", wrong)
+    arguments = ["layers", "--suite", "resnet50", "--modes", "fp32", "--layouts", "nchw", "--json"]
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        on_the_cpu.main([*arguments, str(tmp_path / "found.json")])
+    rows = json.loads((tmp_path / "found.json").read_text())["layers"]
+    assert [row["right"] for row in rows] == [True, False, True, True]
+    assert "WRONG: differs by" in capsys.readouterr().out
+    calls.clear()
+    monkeypatch.setattr(on_the_cpu, "layers_of", lambda name, batch: [CONV])
+    assert on_the_cpu.main([*arguments, str(tmp_path / "found.json")]) == 1
+
+
+def test_networks(on_the_cpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ours and torch's, trained and run, in both modes; nothing once time is up."""
+
+    def seconds_of(step: Any) -> float:
+        step()
+        return 0.5
+
+    def step(x: Tensor, target: Tensor, training: bool, autocast: bool) -> Any:
+        return lambda: steps.append((training, autocast))
+
+    steps: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(on_the_cpu, "seconds_of", seconds_of)
+    monkeypatch.setattr(on_the_cpu, "network_step", step)
+    arguments = ["networks", "--batch", "2", "--json", str(tmp_path / "found.json")]
+    assert on_the_cpu.main(arguments) == 0
+    found = json.loads((tmp_path / "found.json").read_text())["networks"]
+    assert [row["images_per_s"] for row in found] == [4.0] * 8
+    assert sorted(set(steps)) == [(False, False), (False, True), (True, False), (True, True)]
+    assert on_the_cpu.main([*arguments, "--seconds", "-1"]) == 0
+    assert json.loads((tmp_path / "found.json").read_text())["networks"] == []
+
+
 def test_modes_cover_float32_in_three_ways(gpu: ModuleType) -> None:
     singles = {(mode.tf32, mode.kernel) for mode in gpu.MODES.values() if mode.dtype.itemsize == 4}
     assert singles == {(True, None), (False, None), (False, "direct")}
@@ -87,14 +169,13 @@ def test_sections_of_the_script(tmp_path: Path) -> None:
     """Each section runs its command; one that fails, or has no time left, is told of and fails the run."""
     stub(tmp_path / "nvidia-smi", "echo 9.0")
     stub(tmp_path / "nvcc", "echo release")
-    stub(tmp_path / "python", 'echo "$@"\ncase "$*" in *googlenet*) exit 1;; esac')
+    stub(tmp_path / "python", 'echo "$@ from ${PYTHONPATH%%:*}"\ncase "$*" in *googlenet*) exit 1;; esac')
     environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(tmp_path / "python"), "OUT": str(tmp_path / "out")}
     command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "ceilings", "resnet50", "googlenet"]
     done = subprocess.run(command, env={**environ, "LAYERS": "--modes bf16"}, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert (
-        f"gpu.py --json {tmp_path}/out/resnet50.json layers --suite resnet50 --seconds 220 --modes bf16" in done.stdout
-    )
+    layers = f"gpu.py --json {tmp_path}/out/resnet50.json layers --suite resnet50 --seconds 220 --modes bf16"
+    assert f"{layers} from {ROOT}\n" in done.stdout  # nothing needs to be installed
     summary = (tmp_path / "out" / "summary.txt").read_text().splitlines()
     assert [each.split(",")[0] for each in summary] == [
         "== ceilings: passed", "== resnet50: passed", "== googlenet: FAILED",
