@@ -119,17 +119,22 @@ class Emulator:
 
     def conv(
         self, op: str, kernel: str, conv: Conv, t: Operands, dtype: torch.dtype, last: bool, weight_last: bool,
-        arch: int = 80, tf32: bool = False, shift: int = 0, blocks: int = 264,
+        arch: int = 80, tf32: bool = False, shift: int = 0, blocks: int = 264, most_blocks: int = 0,
     ) -> Tensor:  # fmt: skip
-        """The result of one operator by one kernel, on small tensors of that type and layout."""
-        given = t.to(dtype, last, weight_last)
+        """The result of one operator by one kernel, on small tensors of that type and layout.
+
+        With `most_blocks` large ones are used as they are, which all have to be there and be laid out so; only so many
+        of the first and of the last blocks of each launch run.
+        """
+        given = t if most_blocks else t.to(dtype, last, weight_last)
         bias = {"conv": given.bias, "conv_grad_input": given.shift}.get(op)
         empty = torch.empty(0, dtype=dtype)
         tensors = [given.input, given.weight, empty if bias is None else bias, given.grad_output]
         if op == "conv_grad_bias":
             tensors[2] = torch.empty(conv.weight[0], dtype=dtype)
         result = {"conv": 3, "conv_grad_input": 0, "conv_grad_weight": 1, "conv_grad_bias": 2}[op]
-        tensors[result] = torch.full_like(tensors[result], float("nan"))
+        if not most_blocks:
+            tensors[result] = torch.full_like(tensors[result], float("nan"))
         lift = 3 - conv.dims
         axes: list[int] = [1, 1, 1, 1, 0, 1] * lift
         for i in range(conv.dims):
@@ -142,7 +147,7 @@ class Emulator:
         answer = self.emulator.emulate_conv(
             op.encode(), kernel.encode(), _longs(sizes), (ctypes.c_int * 5)(*flags), _pointers(tensors),
             _longs([each.numel() * each.element_size() for each in tensors]), ctypes.c_int64(shift),
-            self._next_seed(), ctypes.c_int64(blocks), ctypes.byref(conflicts),
+            self._next_seed(), ctypes.c_int64(blocks), ctypes.c_int64(most_blocks), ctypes.byref(conflicts),
         )  # fmt: skip
         self.bank_conflicts = conflicts.value
         _check(answer)
@@ -151,6 +156,7 @@ class Emulator:
     def pool(
         self, op: str, sizes: Sequence[int], axes: Sequence[Sequence[int]], tensors: Sequence[Tensor | None],
         dtype: torch.dtype, last: bool, count_padding: bool = True, divisor: int = 0, shift: int = 0, blocks: int = 264,
+        most_blocks: int = 0,
     ) -> None:  # fmt: skip
         """One operator of pooling, on tensors (input, output, offsets, indices); it writes those it makes.
 
@@ -163,7 +169,7 @@ class Emulator:
         answer = self.emulator.emulate_pool(
             op.encode(), _longs(flat), (ctypes.c_int * 4)(*flags), _pointers(given),
             _longs([each.numel() * each.element_size() for each in given]), ctypes.c_int64(shift), self._next_seed(),
-            ctypes.c_int64(blocks),
+            ctypes.c_int64(blocks), ctypes.c_int64(most_blocks),
         )  # fmt: skip
         _check(answer)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import mmap
 
 import pytest
 import torch
+import torch.nn.functional as F
 from convolutions import DTYPES, OPS, Conv, Operands, by_torch, integers, normals, problem
 from emulation import Emulator, Refused, build, golden
 from pooling import TABLE as POOLS
@@ -96,6 +98,104 @@ def test_no_bank_is_met_twice(emulator: Emulator, op: str, kernel: str) -> None:
             tf32="3xtf32" not in kernel, blocks=blocks,
         )  # fmt: skip
         assert emulator.bank_conflicts == 0
+
+
+def unwritten(size: tuple[int, ...], last: bool = False, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Zeros that take no memory until they are written."""
+    memory = mmap.mmap(-1, math.prod(size) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+    flat = torch.frombuffer(memory, dtype=dtype)
+    return flat.view(size[0], *size[2:], size[1]).movedim(-1, 1) if last else flat.view(size)
+
+
+def corners(tensor: Tensor) -> list[Tensor]:
+    """The first eight rows of the first image, and the last of the last."""
+    return [tensor[:1, :, :8], tensor[-1:, :, -8:]]
+
+
+HUGE = [
+    problem((65, 32, 1024, 1024), (8, 32, 1, 1)),
+    problem((65, 8, 1024, 1024), (32, 8, 1, 1)),
+    problem((65, 32, 1024, 1024), (32, 1, 3, 3), padding=1, groups=32),
+]
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("conv", HUGE, ids=str)
+@pytest.mark.parametrize("op", OPS[:2])
+def test_tensors_of_more_than_2_to_the_31_elements(emulator: Emulator, op: str, conv: Conv, last: bool) -> None:
+    """Of the first and of the last blocks, which need more than 32 bits to find their elements."""
+    sizes = [conv.input, conv.output]
+    assert max(map(math.prod, sizes)) > 2**31
+    weight = torch.randint(-2, 3, conv.weight).bfloat16()
+    taken = []
+    for kernel in kernels(op):
+        tensors = [unwritten(size, last) for size in sizes]
+        source, result = tensors if op == "conv" else tensors[::-1]
+        for corner in corners(source):
+            corner.copy_(torch.randint(-2, 3, corner.shape))
+        t = Operands(tensors[0], weight, tensors[1])
+        with contextlib.suppress(Refused):
+            emulator.conv(op, kernel, conv, t, torch.bfloat16, last, False, most_blocks=8)
+            function = F.conv2d if op == "conv" else F.conv_transpose2d
+            first, end = (
+                function(corner.float(), weight.float(), padding=conv.padding, groups=conv.groups).bfloat16()
+                for corner in corners(source)
+            )
+            check_corners(result, first, end)
+            taken.append(kernel)
+    fast = "depthwise" if conv.groups > 1 else "gemm_sm80" if last else "gemm_sm80_transposed"
+    assert taken == [fast, "direct"]
+
+
+def check_corners(result: Tensor, first: Tensor, end: Tensor) -> None:
+    """Of the first and the last row: `first` and `end` are what the corners should be."""
+    assert torch.equal(result[0, 0, 0, :64], first[0, 0, 0, :64])
+    assert torch.equal(result[-1, -1, -1, -64:], end[-1, -1, -1, -64:])
+    assert end[-1, -1, -1, -64:].any()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_gradient_for_the_weight_from_more_than_2_to_the_31_elements(emulator: Emulator, last: bool) -> None:
+    """A large stride, so that there are few products."""
+    conv = problem((65, 32, 1024, 1024), (8, 32, 1, 1), stride=256)
+    x, grad = unwritten(conv.input, last), layout(torch.randint(-2, 3, conv.output).bfloat16(), last)
+    x[:, :, ::256, ::256] = torch.randint(-2, 3, (65, 32, 4, 4)).bfloat16()
+    right = torch.einsum("nkpq,ncpq->kc", grad.float(), x[:, :, ::256, ::256].float()).view(8, 32, 1, 1)
+    for kernel in ("gemm_sm80", "direct") if last else ("direct",):  # the transpose is not what is tested
+        t = Operands(x, torch.zeros(conv.weight).bfloat16(), grad)
+        found = emulator.conv("conv_grad_weight", kernel, conv, t, torch.bfloat16, last, False, most_blocks=999)
+        assert torch.equal(found, right.bfloat16()), kernel
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"), [((65, 32, 1024, 1024), 2, 2), ((1, 2, 131101, 16411), 4, 1)], ids=str
+)
+def test_pooling_of_more_than_2_to_the_31_elements(
+    emulator: Emulator, size: tuple[int, ...], kernel: int, stride: int, last: bool
+) -> None:
+    """In all, and in one image."""
+    output_size = (*size[:2], *((extent - kernel) // stride + 1 for extent in size[2:]))
+    axes = [[size[i], output_size[i], kernel, stride, 0, 1, 0] for i in (2, 3)]
+    x, output = unwritten(size, last), unwritten(output_size, last)
+    offsets, grad_input = unwritten(output_size, last, torch.uint8), unwritten(size, last)
+    for corner in corners(x):
+        corner.copy_(torch.randint(-9, 10, corner.shape))
+
+    def run(op: str, *tensors: Tensor | None) -> None:
+        given = [*tensors, *[None] * (4 - len(tensors))]
+        emulator.pool(op, size[:2], axes, given, torch.bfloat16, last, most_blocks=8)
+
+    for op in ("max", "avg"):
+        sources = [corner.float().requires_grad_() for corner in corners(x)]
+        function = F.max_pool2d if op == "max" else F.avg_pool2d
+        outputs = [function(source, kernel, stride) for source in sources]
+        with_offsets = (offsets,) if op == "max" else ()
+        run(f"{op}_pool" + "_with_offsets" * len(with_offsets), x, output, *with_offsets)
+        check_corners(output, *(each.bfloat16() for each in outputs))
+        grads = torch.autograd.grad(outputs, sources, [each.detach().bfloat16().float() for each in outputs])
+        run(f"{op}_pool_grad_input", grad_input, output, *with_offsets)
+        check_corners(grad_input, *(each.bfloat16() for each in grads))
 
 
 def error(result: Tensor, right: Tensor) -> float:

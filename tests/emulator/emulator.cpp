@@ -10,6 +10,7 @@ namespace cnnext::emulator {
 
 Fiber* current = nullptr;
 Launch launched;
+int64_t most_blocks = 0;
 unsigned char* shared = nullptr;
 
 namespace {
@@ -207,8 +208,10 @@ void run(Dim grid, int threads, int shared_bytes, const std::function<void()>& b
   kernel_body = &body;
   launched = {{}, grid, {unsigned(threads), 1, 1}};
   error.clear();
-  std::vector<uint64_t> blocks(uint64_t{grid.x} * grid.y * grid.z);
-  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
+  const uint64_t all = uint64_t{grid.x} * grid.y * grid.z, half = most_blocks;
+  const bool some = half > 0 && all > 2 * half;
+  std::vector<uint64_t> blocks(some ? 2 * half : all);
+  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = some && i >= half ? all - 2 * half + i : i;
   for (size_t i = blocks.size(); i > 1; --i) std::swap(blocks[i - 1], blocks[random() % i]);
   for (const uint64_t block : blocks) {
     launched.block = {unsigned(block % grid.x), unsigned(block / grid.x % grid.y),

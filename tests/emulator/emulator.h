@@ -59,6 +59,7 @@ struct Launch {
 extern Fiber* current;
 extern Launch launched;
 extern int64_t bank_conflicts;
+extern int64_t most_blocks;  // of the first and of the last of a launch that run; 0 for all
 extern unsigned char* shared;
 
 [[noreturn]] void fail(const std::string& message);  // ends the launch

@@ -1,4 +1,9 @@
 // What the tests call: one operator by one kernel of the table, on copies of its tensors between guard zones.
+//
+// Where `most_blocks` is not zero, tensors are too large for that: only so many of the first and of the last
+// blocks of each launch run, in the tensors themselves, and the workspace starts as zeros.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <memory>
 
@@ -16,27 +21,43 @@ constexpr unsigned char kPoison = 0xff;  // NaN in every type
 // A tensor in memory of its own. Results start poisoned; guard zones must stay so.
 class Guarded {
  public:
-  Guarded(void* tensor, int64_t bytes, bool is_result, int64_t shift = 0)
-      : tensor_(tensor), bytes_(bytes), shift_(shift), memory_(bytes + 2 * kGuard + 256, kPoison) {
-    if (tensor && !is_result) std::memcpy(data(), tensor, bytes);
+  Guarded(void* tensor, int64_t bytes, bool is_result, int64_t shift = 0) : bytes_(bytes), shift_(shift) {
+    if (emulator::most_blocks > 0) {
+      const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+      mapped_ = tensor || bytes == 0 ? nullptr : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+      if (mapped_ == MAP_FAILED) throw std::runtime_error("no memory for the workspace");
+      tensor_ = tensor ? tensor : mapped_;
+    } else {
+      tensor_ = tensor;
+      memory_.assign(bytes + 2 * kGuard + 256, kPoison);
+      if (tensor && !is_result) std::memcpy(data(), tensor, bytes);
+    }
     emulator::add_region(data(), bytes);
   }
+  ~Guarded() {
+    if (mapped_) munmap(mapped_, bytes_);
+  }
+  Guarded(const Guarded&) = delete;
   unsigned char* data() {
+    if (memory_.empty()) return static_cast<unsigned char*>(tensor_);
     const uintptr_t start = reinterpret_cast<uintptr_t>(memory_.data()) + kGuard;
     return reinterpret_cast<unsigned char*>((start + 127) / 128 * 128 + shift_);
   }
   void* pointer() { return bytes_ > 0 ? data() : nullptr; }
   bool untouched_around() {
+    if (memory_.empty()) return true;
     const unsigned char* begin = data();
     for (int64_t i = 1; i <= kGuard / 2; ++i) {
       if (begin[-i] != kPoison || begin[bytes_ + i - 1] != kPoison) return false;
     }
     return true;
   }
-  void copy_back() { std::memcpy(tensor_, data(), bytes_); }
+  void copy_back() {
+    if (!memory_.empty()) std::memcpy(tensor_, data(), bytes_);
+  }
 
  private:
-  void* tensor_;
+  void *tensor_ = nullptr, *mapped_ = nullptr;
   int64_t bytes_, shift_;
   std::vector<unsigned char> memory_;
 };
@@ -82,8 +103,9 @@ const char* run(const Kernel& kernel, const Problem& problem, const Buffers& buf
 // the kernel takes it not.
 extern "C" const char* emulate_conv(const char* op, const char* name, const int64_t* sizes, const int* flags,
                                     void** tensors, const int64_t* bytes, int64_t shift, unsigned seed,
-                                    int64_t blocks_wanted, int64_t* conflicts) try {
+                                    int64_t blocks_wanted, int64_t most_blocks, int64_t* conflicts) try {
   cuda::blocks_wanted = blocks_wanted;
+  emulator::most_blocks = most_blocks;
   ConvProblem p;
   p.shape.N = sizes[0], p.shape.C = sizes[1], p.shape.K = sizes[2], p.shape.groups = sizes[3];
   for (int a = 0; a < kAxes; ++a) {
@@ -126,9 +148,10 @@ extern "C" const char* emulate_conv(const char* op, const char* name, const int6
 // sizes: N, C, then input, output, kernel, stride, padding, dilation, adaptive of each axis. flags: dtype,
 // layout, count_padding, divisor_override. Tensors with their bytes: input, output, offsets, indices.
 extern "C" const char* emulate_pool(const char* op, const int64_t* sizes, const int* flags, void** tensors,
-                                    const int64_t* bytes, int64_t shift, unsigned seed,
-                                    int64_t blocks_wanted) try {
+                                    const int64_t* bytes, int64_t shift, unsigned seed, int64_t blocks_wanted,
+                                    int64_t most_blocks) try {
   cuda::blocks_wanted = blocks_wanted;
+  emulator::most_blocks = most_blocks;
   PoolProblem p;
   p.shape.N = sizes[0], p.shape.C = sizes[1];
   for (int a = 0; a < kAxes; ++a) {
