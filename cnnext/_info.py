@@ -38,9 +38,10 @@ def _operators() -> list[str]:
     return sorted(name.removeprefix("cnnext::") for name in names if name.startswith("cnnext::"))
 
 
-def _gpu() -> torch.device | None:
-    """The GPU that is tested: the current one, if there is one and our kernels were built for GPUs."""
-    return torch.device("cuda") if _build_info["cuda"] and torch.cuda.is_available() else None
+def _gpus() -> list[torch.device]:
+    """The GPUs that are tested: all that there are, if our kernels were built for GPUs."""
+    count = torch.cuda.device_count() if _build_info["cuda"] and torch.cuda.is_available() else 0
+    return [torch.device("cuda", index) for index in range(count)]
 
 
 def _kernels(cuda: bool = False) -> dict[str, list[str]]:
@@ -78,6 +79,14 @@ def _self_test_cases(channels_last: bool) -> dict[str, _Case]:
     window = ([2, 1], [1, 1], [1, 2], 2)  # stride, padding, dilation, groups
     grad = _integers(2, 6, 5, 8, channels_last=channels_last)
     pooled, indices = F.max_pool2d(x, 3, 2, 1, return_indices=True)
+    share = _integers(2, 4, 5, 4, channels_last=channels_last)
+
+    def gradient(pool: Callable[..., Tensor], *args: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        def run(x: Tensor, grad: Tensor) -> Tensor:
+            leaf = x.detach().requires_grad_()
+            return torch.autograd.grad(pool(leaf, *args), leaf, grad)[0]
+
+        return run
 
     def backward(number: int) -> Tensor:
         stride, padding, dilation, groups = window
@@ -92,9 +101,17 @@ def _self_test_cases(channels_last: bool) -> dict[str, _Case]:
         "conv_grad_weight": _Case(ops.conv_grad_weight, (grad, x, [3, 2], *window), lambda: backward(1)),
         "conv_grad_bias": _Case(ops.conv_grad_bias, (grad,), lambda: backward(2)),
         "max_pool": _Case(ops.max_pool, (x, [3], [2], [1], [1], True), lambda: F.max_pool2d(x, 3, 2, 1, 1, True)),
+        "max_pool_grad_input": _Case(
+            gradient(ops.max_pool, [3], [2], [1]), (x, share), lambda: gradient(F.max_pool2d, 3, 2, 1)(x, share)
+        ),
         "max_pool_with_indices": _Case(ops.max_pool_with_indices, (x, [3], [2], [1]), lambda: (pooled, indices)),
         "adaptive_max_pool": _Case(ops.adaptive_max_pool, (x, [4, 3]), lambda: F.adaptive_max_pool2d(x, [4, 3])),
         "avg_pool": _Case(ops.avg_pool, (x, [4, 2], [2], [1]), lambda: F.avg_pool2d(x, [4, 2], 2, 1)),
+        "avg_pool_grad_input": _Case(
+            gradient(ops.avg_pool, [4, 4], [2], [1]),
+            (x, share[:, :, :4]),
+            lambda: gradient(F.avg_pool2d, 4, 2, 1)(x, share[:, :, :4]),
+        ),
         "adaptive_avg_pool": _Case(ops.adaptive_avg_pool, (x, [9, 4]), lambda: F.adaptive_avg_pool2d(x, (9, 4))),
         "max_unpool": _Case(
             ops.max_unpool,
@@ -138,7 +155,7 @@ def self_test(device: torch.device | str = "cpu") -> dict[str, str]:
 
 def collect() -> dict[str, Any]:
     """Everything that `python -m cnnext info` shows, as plain data."""
-    gpu = _gpu()
+    gpus = {f"{torch.cuda.get_device_name(gpu)} ({gpu})": gpu for gpu in _gpus()}
     return {
         "cnnext": __version__,
         "torch": torch.__version__,
@@ -154,10 +171,11 @@ def collect() -> dict[str, Any]:
         "cuda": _build_info["cuda"],
         "cuda_reason": _build_info["cuda_reason"],
         "cuda_archs": _build_info["cuda_archs"],
-        "gpu": torch.cuda.get_device_name(gpu) if gpu else None,
+        "gpus": list(gpus),
         "kernels": _kernels(),
         "self_test": self_test(),
-        **({"kernels_gpu": _kernels(cuda=True), "self_test_gpu": self_test(gpu)} if gpu else {}),
+        "kernels_gpu": _kernels(cuda=True) if gpus else {},
+        "self_test_gpus": {name: self_test(gpu) for name, gpu in gpus.items()},
     }
 
 
@@ -173,14 +191,14 @@ def _print(info: dict[str, Any]) -> None:
         ("capability", f"{info['capability']} (set ATEN_CPU_CAPABILITY to lower it: {_CAPABILITIES})"),
         ("threads", f"{info['threads']} (as torch: torch.set_num_threads, OMP_NUM_THREADS)"),
         ("CUDA", f"{cuda}: {info['cuda_reason']}"),
-        ("GPU", info["gpu"] or "none that cnnext can use"),
+        ("GPU", ", ".join(info["gpus"]) or "none that cnnext can use"),
     ]
     for name, value in rows:
         print(f"{name:<12}{value}")
-    tables = {"kernels": "kernels, in the order tried", "self_test": "self-test"}
-    tables |= {"kernels_gpu": "kernels of the GPU", "self_test_gpu": "self-test on the GPU"}
-    for key, title in tables.items():
-        table = info.get(key, {})
+    tables = {"kernels, in the order tried": info["kernels"], "self-test": info["self_test"]}
+    tables |= {"kernels of GPUs": info["kernels_gpu"]}
+    tables |= {f"self-test on {name}": results for name, results in info["self_test_gpus"].items()}
+    for title, table in tables.items():
         if not table:
             continue
         print(f"\n{title}")
@@ -196,5 +214,5 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps(info, indent=2))
     else:
         _print(info)
-    results = [*info["self_test"].values(), *info.get("self_test_gpu", {}).values()]
-    return int(any(result != "ok" for result in results))
+    tests = [info["self_test"], *info["self_test_gpus"].values()]
+    return int(any(result != "ok" for test in tests for result in test.values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,9 +45,11 @@ def test_self_test_covers_every_public_operator() -> None:
         "conv_grad_weight",
         "conv_grad_bias",
         "max_pool",
+        "max_pool_grad_input",
         "max_pool_with_indices",
         "adaptive_max_pool",
         "avg_pool",
+        "avg_pool_grad_input",
         "adaptive_avg_pool",
         "max_unpool",
     }
@@ -99,18 +102,29 @@ def test_self_test_runs_on_the_device_it_is_given() -> None:
         assert set(_info.self_test("cuda").values()) == {"ok"}
 
 
-def test_a_gpu_is_tested_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The CPU stands in for the GPU: what is told of it, and that a failure there is one."""
-    monkeypatch.setattr(_info, "_gpu", lambda: torch.device("cpu"))
+def test_every_gpu_is_tested_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The CPU stands in for two GPUs: what is told of them, and that a failure of one is one."""
+    monkeypatch.setattr(_info, "_gpus", lambda: [torch.device("cpu"), torch.device("cpu", 0)])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
-    assert "a GPU" in printed
-    assert "depthwise" in printed[printed.index("kernels of the GPU") : printed.index("self-test on the GPU")]
+    assert "a GPU (cpu), a GPU (cpu:0)" in printed
+    assert "depthwise" in printed[printed.index("kernels of GPUs") : printed.index("self-test on a GPU (cpu)")]
+    assert "self-test on a GPU (cpu:0)" in printed
     passed = _info.self_test()
-    monkeypatch.setattr(_info, "self_test", lambda device="cpu": passed if device == "cpu" else {"conv": "FAIL: off"})
+    monkeypatch.setattr(
+        _info, "self_test", lambda device="cpu": {"conv": "FAIL: off"} if "0" in str(device) else passed
+    )
     assert main(["info"]) == 1
     assert "FAIL: off" in capsys.readouterr().out
+
+
+def test_no_gpu_is_told_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(_info, "_gpus", list)
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^GPU +none that cnnext can use$", printed, re.MULTILINE)
+    assert "self-test on" not in printed
 
 
 def test_info_needs_no_extras(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
