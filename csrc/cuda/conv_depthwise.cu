@@ -43,25 +43,31 @@ void gather(const ConvGather& g, const Stream& stream) {
   start<T, kPack, kLanes, kStrip, 0, 0>(a, stream);
 }
 
-// Calls run(taps, step) for a square kernel that strips are computed by, in channels first; false if it is
-// none. Float64 would not find room in registers.
+// Calls run(taps, step, dilated) for a square kernel that strips are computed by, in channels first; false if
+// it is none. Float64 would not find room in registers.
 template <class T, class Run>
 bool with_strips(const ConvProblem& p, const Run& run) {
   const Window &h = p.shape.axis[1], &w = p.shape.axis[2];
-  // A step between outputs and one between taps do not go together.
   if (p.layout != Layout::kChannelsFirst || h.kernel != w.kernel || h.stride != w.stride ||
-      (h.stride > 1 && h.dilation > 1) || h.dilation > h.output || h.dilation > h.input ||
+      h.dilation > h.output || h.dilation > h.input ||
       max_of(p.shape.input_pixels(), p.shape.output_pixels()) > kMostPixels / 2) {
     return false;
   }
-  const auto is = [&](int64_t kernel, int64_t stride) { return h.kernel == kernel && h.stride == stride; };
+  const bool is_dilated = h.dilation > 1 || w.dilation > 1;
+  const auto is = [&](auto taps, auto step, auto dilated) {
+    const bool found = h.kernel == taps && h.stride == step && is_dilated == dilated;
+    if (found) run(taps, step, dilated);
+    return found;
+  };
   if constexpr (sizeof(T) < 8) {
-    using std::integral_constant;
-    if (is(3, 1)) return run(integral_constant<int, 3>(), integral_constant<int, 1>()), true;
-    if (is(3, 2)) return run(integral_constant<int, 3>(), integral_constant<int, 2>()), true;
-    if (is(5, 1)) return run(integral_constant<int, 5>(), integral_constant<int, 1>()), true;
-    if (is(5, 2)) return run(integral_constant<int, 5>(), integral_constant<int, 2>()), true;
-    if (is(7, 1)) return run(integral_constant<int, 7>(), integral_constant<int, 1>()), true;
+    const std::integral_constant<int, 1> one;
+    const std::integral_constant<int, 2> two;
+    const std::integral_constant<int, 3> three;
+    const std::integral_constant<int, 5> five;
+    const std::integral_constant<int, 7> seven;
+    const std::false_type neighbours;
+    return is(three, one, neighbours) || is(three, one, std::true_type()) || is(three, two, neighbours) ||
+           is(five, one, neighbours) || is(five, two, neighbours) || is(seven, one, neighbours);
   }
   return false;
 }
@@ -72,12 +78,11 @@ bool gather_strips(Direction direction, const ConvProblem& p, const ConvBuffers&
   const Window* axis = p.shape.axis;
   const bool forward = direction == Direction::kForward;
   if (!forward && (axis[0].stride > 1 || axis[1].stride > 1)) return false;
-  return with_strips<T>(p, [&](auto taps, auto step) {
+  return with_strips<T>(p, [&](auto taps, auto step, auto dilated) {
     for_each_phases(direction, p, b, [&](const ConvGather& g) {
       const Phase* count = g.phase[0].axis;
-      const DepthwiseStrips a = {
-          g, {count[0].count, count[1].count, count[2].count, step == 1 ? axis[1].dilation : int64_t{1}}};
-      launch(conv_gather_depthwise_strip<T, taps, step>,
+      const DepthwiseStrips a = {g, {count[0].count, count[1].count, count[2].count, axis[1].dilation}};
+      launch(conv_gather_depthwise_strip<T, taps, step, dilated>,
              {ceil_div(g.images * a.strips.in_image, kStripThreads), g.groups}, kStripThreads, 0, stream, a);
     });
   });
@@ -85,12 +90,12 @@ bool gather_strips(Direction direction, const ConvProblem& p, const ConvBuffers&
 
 template <class T>
 bool grad_weight_strips(const ConvProblem& p, const ConvGradWeight& g, void* weight, const Stream& stream) {
-  return with_strips<T>(p, [&](auto taps, auto step) {
+  return with_strips<T>(p, [&](auto taps, auto step, auto dilated) {
     DepthwiseGradWeightStrips a = {g, {g.output[0], g.output[1], g.output[2], g.dilation[1]}};
     a.g.per_part = ceil_div(g.images * a.strips.in_image, g.parts);
     a.g.parts = int(ceil_div(g.images * a.strips.in_image, a.g.per_part));
-    launch(conv_grad_weight_depthwise_strip<T, taps, step>, {g.groups, g.kernel[0], a.g.parts}, kStripThreads,
-           kStripThreads / 32 * taps * taps * int(sizeof(Acc<T>)), stream, a);
+    launch(conv_grad_weight_depthwise_strip<T, taps, step, dilated>, {g.groups, g.kernel[0], a.g.parts},
+           kStripThreads, kStripThreads / 32 * taps * taps * int(sizeof(Acc<T>)), stream, a);
     reduce_parts<T>(p, a.g, weight, stream);
   });
 }

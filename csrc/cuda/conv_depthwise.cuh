@@ -61,8 +61,8 @@ conv_gather_depthwise(DepthwiseGather arguments) {
       const T* row = source + (int64_t(at_z) * h.source + at_y) * w.source * g.source_strides.pixel;
       const A* mine = weights + threadIdx.x % kLanes * kPack;
       const auto add = [&](int at_x, auto&& each) {  // each(value, i) for the channels of one input
-        if (unsigned(at_x) >= unsigned(w.source)) return;
-        const Pack<T, kPack> values = load_pack<T, kPack>(row + at_x * g.source_strides.pixel);
+        const bool inside = unsigned(at_x) < unsigned(w.source);
+        const Pack<T, kPack> values = load_if<T, kPack>(inside, row + at_x * g.source_strides.pixel, {});
 #pragma unroll
         for (int i = 0; i < kPack; ++i) each(A(to_float(values.at[i])), i);
       };
@@ -139,13 +139,13 @@ conv_grad_weight_depthwise(ConvGradWeight g) {
 #pragma unroll
     for (int r = 0; r < kR; ++r) {
       const int at_y = y + r * g.dilation[1];
-      if (unsigned(at_y) >= unsigned(g.input_extent[1])) continue;
+      const bool is_row = unsigned(at_y) < unsigned(g.input_extent[1]);
       const T* row = plane + int64_t(at_y) * g.input_extent[2] * g.input_strides.pixel;
 #pragma unroll
       for (int s = 0; s < kS; ++s) {
         const int at_x = x + s * g.dilation[2];
-        if (unsigned(at_x) >= unsigned(g.input_extent[2])) continue;
-        const Pack<T, kPack> values = load_pack<T, kPack>(row + at_x * g.input_strides.pixel);
+        const bool inside = is_row & unsigned(at_x) < unsigned(g.input_extent[2]);
+        const Pack<T, kPack> values = load_if<T, kPack>(inside, row + at_x * g.input_strides.pixel, {});
 #pragma unroll
         for (int i = 0; i < kPack; ++i) {
           acc[r * kS + s][i] += A(to_float(grads.at[i])) * A(to_float(values.at[i]));

@@ -1,7 +1,7 @@
 // Depthwise convolution in channels first, by square kernels of the sizes that networks have: a thread
 // computes a column of kStripRows outputs of one channel, `dilation` rows apart, so that they share what they
 // read. Neighbouring threads have neighbouring columns. The block's channel is blockIdx.y, or blockIdx.x of
-// grad_weight. Sums in Acc<T>.
+// grad_weight. Sums in Acc<T>. kDilated: taps may lie apart, in rows and columns, else they are neighbours.
 #pragma once
 
 #include "conv_gather.cuh"
@@ -42,18 +42,25 @@ struct Strip {
   }
 };
 
-// Calls body(value, y, x) for the inputs of a strip that are inside: row y of the strip, tap x.
-template <int kTaps, int kStep, class T, class Body>
+// Calls body(value, y, x) for the inputs of a strip, zero in the padding: row y of the strip, tap x. The
+// steps are those between taps. There are no branches around loads, so that many are on their way at once.
+template <int kTaps, int kStep, bool kDilated, class T, class Body>
 CNNEXT_DEVICE void each_strip_value(const T* plane, int top, int rows, int row_step, int left, int columns,
                                     int column_step, const Body& body) {
+  if (!kDilated) row_step = column_step = 1;
   const int64_t to_next = int64_t(row_step) * columns;
   const T* row = plane + int64_t(top) * columns + left;
+  unsigned rows_of[kTaps];  // of the column that tap x reads
+#pragma unroll
+  for (int x = 0; x < kTaps; ++x)
+    rows_of[x] = unsigned(left + x * column_step) < unsigned(columns) ? rows : 0;
 #pragma unroll
   for (int y = 0; y < (kStripRows - 1) * kStep + kTaps; ++y, row += to_next) {
-    if (unsigned(top + y * row_step) >= unsigned(rows)) continue;
+    if (kTaps > 5 && unsigned(top + y * row_step) >= unsigned(rows)) continue;
 #pragma unroll
     for (int x = 0; x < kTaps; ++x) {
-      if (unsigned(left + x * column_step) < unsigned(columns)) body(to_float(row[x * column_step]), y, x);
+      const bool inside = unsigned(top + y * row_step) < rows_of[x];
+      body(to_float(load_if<T, 1>(inside, row + x * column_step, {}).at[0]), y, x);
     }
   }
 }
@@ -63,8 +70,8 @@ struct DepthwiseStrips {
   Strips strips;
 };
 
-template <class T, int kTaps, int kStep>
-CNNEXT_LAUNCH(kStripThreads, 2)
+template <class T, int kTaps, int kStep, bool kDilated>
+CNNEXT_LAUNCH(kStripThreads, kTaps* kStep > 7 ? 1 : 2)  // for registers
 conv_gather_depthwise_strip(DepthwiseStrips arguments) {
   using A = Acc<T>;
   const ConvGather& g = arguments.g;
@@ -85,27 +92,27 @@ conv_gather_depthwise_strip(DepthwiseStrips arguments) {
     const int at_z = d.source_index(strip.plane, z);
     if (unsigned(at_z) >= unsigned(d.source)) continue;
     A weights[kTaps][kTaps];
-    const T* first_weight = weight + phase.tap(g.kernel, z, 0, 0) * g.weight_tap;
-    const int64_t next_row = h.tap_step * g.kernel[2] * g.weight_tap, next = w.tap_step * g.weight_tap;
+    const T* next_weight = weight + phase.tap(g.kernel, z, 0, 0) * g.weight_tap;
 #pragma unroll
-    for (int y = 0; y < kTaps; ++y) {
-#pragma unroll
-      for (int x = 0; x < kTaps; ++x) weights[y][x] = to_float(first_weight[y * next_row + x * next]);
+    for (int i = 0; i < kTaps * kTaps; ++i, next_weight += w.tap_step * g.weight_tap) {
+      weights[i / kTaps][i % kTaps] = to_float(*next_weight);
     }
-    each_strip_value<kTaps, kStep>(source + int64_t(at_z) * h.source * w.source, top, h.source, h.offset_step,
-                                   left, w.source, w.offset_step, [&](A value, int y, int x) {
+    each_strip_value<kTaps, kStep, kDilated>(source + int64_t(at_z) * h.source * w.source, top, h.source,
+                                             h.offset_step, left, w.source, w.offset_step,
+                                             [&](A value, int y, int x) {
 #pragma unroll
-                                     for (int j = 0; j < kStripRows; ++j) {
-                                       const int tap = y - j * kStep;
-                                       if (tap >= 0 && tap < kTaps) acc[j] += value * weights[tap][x];
-                                     }
-                                   });
+                                               for (int j = 0; j < kStripRows; ++j) {
+                                                 const int tap = y - j * kStep;
+                                                 if (tap >= 0 && tap < kTaps)
+                                                   acc[j] += value * weights[tap][x];
+                                               }
+                                             });
   }
   const A bias = g.bias ? to_float(static_cast<const T*>(g.bias)[channel]) : A(0);
   T* to = static_cast<T*>(g.destination) + strip.image * g.destination_strides.image +
           channel * g.destination_strides.channel + (int64_t(strip.plane) * h.count + strip.row) * w.count +
           strip.column;
-  const int dilation = arguments.strips.dilation;
+  const int dilation = kDilated ? arguments.strips.dilation : 1;
 #pragma unroll
   for (int j = 0; j < kStripRows; ++j, to += int64_t(dilation) * w.count) {
     if (strip.row + j * dilation >= h.count) break;
@@ -119,8 +126,8 @@ struct DepthwiseGradWeightStrips {
 };
 
 // Grid: channels; taps of the first axis; parts of the sum.
-template <class T, int kTaps, int kStep>
-CNNEXT_LAUNCH(kStripThreads, 2)
+template <class T, int kTaps, int kStep, bool kDilated>
+CNNEXT_LAUNCH(kStripThreads, kTaps* kStep > 6 ? 1 : 2)
 conv_grad_weight_depthwise_strip(DepthwiseGradWeightStrips arguments) {
   using A = Acc<T>;
   const ConvGradWeight& g = arguments.g;
@@ -138,24 +145,24 @@ conv_grad_weight_depthwise_strip(DepthwiseGradWeightStrips arguments) {
     const T* grad_output = static_cast<const T*>(g.grad_output) + strip.image * g.output_strides.image +
                            channel * g.output_strides.channel +
                            (int64_t(strip.plane) * g.output[1] + strip.row) * g.output[2] + strip.column;
-    const int dilation = arguments.strips.dilation;
+    const int dilation = kDilated ? arguments.strips.dilation : 1;
     A grads[kStripRows];
 #pragma unroll
     for (int j = 0; j < kStripRows; ++j, grad_output += int64_t(dilation) * g.output[2]) {
-      grads[j] = strip.row + j * dilation < g.output[1] ? A(to_float(*grad_output)) : A(0);
+      grads[j] = to_float(load_if<T, 1>(strip.row + j * dilation < g.output[1], grad_output, {}).at[0]);
     }
     const T* plane = static_cast<const T*>(g.input) + strip.image * g.input_strides.image +
                      channel * g.input_strides.channel +
                      int64_t(at_z) * g.input_extent[1] * g.input_extent[2];
-    each_strip_value<kTaps, kStep>(plane, strip.row * kStep - g.padding[1], g.input_extent[1], g.dilation[1],
-                                   strip.column * kStep - g.padding[2], g.input_extent[2], g.dilation[2],
-                                   [&](A value, int y, int x) {
+    each_strip_value<kTaps, kStep, kDilated>(plane, strip.row * kStep - g.padding[1], g.input_extent[1],
+                                             g.dilation[1], strip.column * kStep - g.padding[2],
+                                             g.input_extent[2], g.dilation[2], [&](A value, int y, int x) {
 #pragma unroll
-                                     for (int j = 0; j < kStripRows; ++j) {
-                                       const int tap = y - j * kStep;
-                                       if (tap >= 0 && tap < kTaps) acc[tap][x] += grads[j] * value;
-                                     }
-                                   });
+                                               for (int j = 0; j < kStripRows; ++j) {
+                                                 const int tap = y - j * kStep;
+                                                 if (tap >= 0 && tap < kTaps) acc[tap][x] += grads[j] * value;
+                                               }
+                                             });
   }
 
   constexpr int kAll = kTaps * kTaps, kWarps = kStripThreads / 32;

@@ -13,6 +13,12 @@ namespace cnnext::cuda {
 
 constexpr int kDirectThreads = 256, kDirectSide = 16, kDirectDepth = 16, kDirectPad = 4;
 
+// The element, or zero.
+template <class T>
+CNNEXT_DEVICE Acc<T> value_if(bool condition, const T* from) {
+  return to_float(load_if<T, 1>(condition, from, {}).at[0]);
+}
+
 // acc[i][j] += sum over k of a[k][row + i] * b[k][column + j], for a thread's part of the tile.
 template <class T, int kM, int kN>
 struct DirectTile {
@@ -55,14 +61,21 @@ struct DirectTile {
   }
 
   // Fills [kDirectDepth][kExtent] with value(k, i). Neighbouring threads take neighbours along k or along i:
-  // whichever are neighbours in memory.
+  // whichever are neighbours in memory. Everything is read before anything is written.
   template <int kExtent, class Value>
   CNNEXT_DEVICE static void fill(A* to, int width, bool k_is_contiguous, const Value& value) {
-    for (int i = threadIdx.x; i < kDirectDepth * kExtent; i += kDirectThreads) {
-      const int k = k_is_contiguous ? i % kDirectDepth : i / kExtent;
-      const int at = k_is_contiguous ? i / kDirectDepth : i % kExtent;
-      to[k * width + at] = value(k, at);
-    }
+    constexpr int kEach = kDirectDepth * kExtent / kDirectThreads;
+    A values[kEach];
+    const auto each = [&](auto&& body) {
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) {
+        const int i = j * kDirectThreads + threadIdx.x;
+        const int k = k_is_contiguous ? i % kDirectDepth : i / kExtent;
+        body(j, k, k_is_contiguous ? i / kDirectDepth : i % kExtent);
+      }
+    };
+    each([&](int j, int k, int at) { values[j] = value(k, at); });
+    each([&](int j, int k, int at) { to[k * width + at] = values[j]; });
   }
 };
 
@@ -97,13 +110,13 @@ conv_gather_direct(ConvGather g) {
         for (int channel = 0; channel < g.source_channels; channel += kDirectDepth) {
           tile.template fill<kM>(tile.a, tile.kWidthA, g.source_strides.channel == 1, [&](int k, int i) -> A {
             const int64_t place = tile.places[i];
-            if (place < 0 || channel + k >= g.source_channels) return 0;
-            return to_float(source[place + (channel + k) * g.source_strides.channel]);
+            return value_if(place >= 0 && channel + k < g.source_channels,
+                            source + place + (channel + k) * g.source_strides.channel);
           });
           tile.template fill<kN>(
               tile.b, tile.kWidthB, g.weight_source < g.weight_destination, [&](int k, int i) -> A {
-                if (first_channel + i >= g.destination_channels || channel + k >= g.source_channels) return 0;
-                return to_float(weight[i * g.weight_destination + (channel + k) * g.weight_source + tap]);
+                return value_if(first_channel + i < g.destination_channels && channel + k < g.source_channels,
+                                weight + i * g.weight_destination + (channel + k) * g.weight_source + tap);
               });
           __syncthreads();
           tile.multiply();
@@ -156,12 +169,11 @@ conv_grad_weight_direct(ConvGradWeight g) {
     }
     __syncthreads();
     tile.template fill<kM>(tile.a, tile.kWidthA, !last, [&](int k, int i) -> A {
-      if (at + k >= pixels.count || first_k + i >= g.K) return 0;
-      return to_float(grad_output[out[k] + i * g.output_strides.channel]);
+      return value_if(at + k < pixels.count && first_k + i < g.K,
+                      grad_output + out[k] + i * g.output_strides.channel);
     });
     tile.template fill<kN>(tile.b, tile.kWidthB, !last, [&](int k, int i) -> A {
-      if (in[k] < 0 || first_c + i >= g.C) return 0;
-      return to_float(input[in[k] + i * g.input_strides.channel]);
+      return value_if(in[k] >= 0 && first_c + i < g.C, input + in[k] + i * g.input_strides.channel);
     });
     __syncthreads();
     tile.multiply();

@@ -120,14 +120,14 @@ conv_gather_gemm_sm80(GemmGather arguments) {
   const auto place = [](int row, int chunk) {
     return (row * kChunks + (chunk ^ (row & 7) * (sizeof(T) == 4 ? 2 : 1) % kChunks)) * kChunk<T>;
   };
-  const T* bias = static_cast<const T*>(g.bias);
-  if (bias) bias += int64_t(group) * g.destination_channels;
+  if (g.bias) {
+    const T* bias = static_cast<const T*>(g.bias) + int64_t(group) * g.destination_channels + first_channel;
+    product.add_to_rows([&](int column) {
+      return to_float(
+          load_if<T, 1>(first_channel + column < g.destination_channels, bias + column, {}).at[0]);
+    });
+  }
   product.each_pair([&](int row, int column, float x, float y) {
-    const int channel = first_channel + column;
-    if (bias) {
-      x += channel < g.destination_channels ? to_float(bias[channel]) : 0;
-      y += channel + 1 < g.destination_channels ? to_float(bias[channel + 1]) : 0;
-    }
     Pack<T, 2> pair;
     convert(x, &pair.at[0]);
     convert(y, &pair.at[1]);

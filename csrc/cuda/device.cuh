@@ -105,6 +105,22 @@ CNNEXT_DEVICE Pack<T, kCount> load_pack(const T* from) {
 #endif
   return *reinterpret_cast<const Pack<T, kCount>*>(from);
 }
+// Many of these one after the other are on their way at once, where loads within branches wait for each
+// other.
+template <class T, int kCount>
+CNNEXT_DEVICE Pack<T, kCount> load_if(bool condition, const T* from, const Pack<T, kCount>& otherwise) {
+  if constexpr (sizeof(otherwise) % 4 == 0) {  // or compilers choose each 16-bit element by itself
+    constexpr int kWords = sizeof(otherwise) / 4;
+    Pack<uint32_t, kWords> words;
+    memcpy(&words, &otherwise, sizeof(words));
+    if (condition) words = load_pack<uint32_t, kWords>(reinterpret_cast<const uint32_t*>(from));
+    Pack<T, kCount> result;
+    memcpy(&result, &words, sizeof(words));
+    return result;
+  } else {
+    return condition ? load_pack<T, kCount>(from) : otherwise;
+  }
+}
 template <class T, int kCount>
 CNNEXT_DEVICE void store_shared(T* to, const Pack<T, kCount>& values) {
 #if !defined(__CUDACC__)

@@ -121,8 +121,10 @@ void with_bodies(const PoolProblem& p, const PoolBuffers& b, Run&& run) {
     if (b.offsets && p.wide_offsets()) {
       return run(tag, std::integral_constant<int, 1>(), Square<0, 0>(), static_cast<int32_t*>(nullptr));
     }
-    with_window<T>(p, [&](auto window) {
-      with_pack<T>(p, b, [&](auto pack) { run(tag, pack, window, static_cast<uint8_t*>(nullptr)); });
+    with_pack<T>(p, b, [&](auto pack) {
+      auto* offset = static_cast<uint8_t*>(nullptr);
+      if (pack == 1 && p.layout == Layout::kChannelsLast) return run(tag, pack, Square<0, 0>(), offset);
+      with_window<T>(p, [&](auto window) { run(tag, pack, window, offset); });
     });
   });
 }

@@ -1,10 +1,12 @@
 // Pooling by square windows of the sizes that networks have, without dilation: a thread computes a strip of
 // kStrip neighbours along the height, for kPack channels, so that it reads what their windows share once, and
 // decides once which columns are inside. Neighbouring threads still read neighbours in memory. Sums and
-// comparisons run in the order of pool.cuh.
+// comparisons run in the order of pool.cuh. One channel at a time is for channels first: then the columns of
+// a row are at constant distances. There are no branches around loads, so that many are on their way at once.
 #pragma once
 
 #include "pool.cuh"
+#include "ptx.cuh"
 
 namespace cnnext::cuda {
 
@@ -16,6 +18,11 @@ struct Square {
 template <int kPack>
 constexpr int kStrip = kPack == 1 ? 8 : 2;  // a multiple of every stride
 
+template <int kPack>
+CNNEXT_DEVICE int64_t column_step(const Strides& strides) {
+  return kPack == 1 ? 1 : strides.pixel;
+}
+
 // What an average over a window divides by, given the taps that it counts along the first axis.
 CNNEXT_DEVICE float strip_divisor(const PoolArguments& a, int depth_taps, int p, int q) {
   if (a.divisor_override != 0) return float(a.divisor_override);
@@ -23,27 +30,33 @@ CNNEXT_DEVICE float strip_divisor(const PoolArguments& a, int depth_taps, int p,
          float(a.axis[2].fixed_counted(q, a.count_padding));
 }
 
-// Calls body(input's place, y, x) for the inputs of the item's strip of windows, in order: row y of the
-// strip, tap x of the row. `depth` is a tap of the first axis.
-template <class Window, int kStrip, class Body>
-CNNEXT_DEVICE void each_strip_input(const PoolArguments& a, const PoolItem& item, int depth,
-                                    const Body& body) {
+// Calls body(values, y, x) for the inputs of the item's strip of windows, in order: row y of the strip, tap x
+// of the row; of the padding all are `outside`. `depth` is an index of the first axis.
+template <class Window, int kPack, class T, class Body>
+CNNEXT_DEVICE void each_strip_input(const PoolArguments& a, const PoolItem& item, const T* input, int depth,
+                                    Acc<T> outside, const Body& body) {
   const PoolAxis &h = a.axis[1], &w = a.axis[2];
-  const int top = item.at[1] * kStrip * Window::kStride - h.padding;
+  const int top = item.at[1] * kStrip<kPack> * Window::kStride - h.padding;
   const int left = item.at[2] * Window::kStride - w.padding;
-  const int64_t first = item.input_at(a, depth, top, left), row = w.input * a.input.pixel;
+  const int64_t step = column_step<kPack>(a.input), row = w.input * step;
+  const T* from = input + item.input_at(a, depth, top, left);
+  Pack<T, kPack> padding;
 #pragma unroll
-  for (int y = 0; y < (kStrip - 1) * Window::kStride + Window::kKernel; ++y) {
-    if (unsigned(top + y) >= unsigned(h.input)) continue;
+  for (int i = 0; i < kPack; ++i) convert(outside, &padding.at[i]);
+  unsigned rows[Window::kKernel];  // of the column that tap x reads
+#pragma unroll
+  for (int x = 0; x < Window::kKernel; ++x) rows[x] = unsigned(left + x) < unsigned(w.input) ? h.input : 0;
+#pragma unroll
+  for (int y = 0; y < (kStrip<kPack> - 1) * Window::kStride + Window::kKernel; ++y, from += row) {
 #pragma unroll
     for (int x = 0; x < Window::kKernel; ++x) {
-      if (unsigned(left + x) < unsigned(w.input)) body(first + y * row + x * a.input.pixel, y, x);
+      body(load_if<T, kPack>(unsigned(top + y) < rows[x], from + x * step, padding), y, x);
     }
   }
 }
 
 template <class T, int kPack, class Window, bool kWithOffsets>
-CNNEXT_LAUNCH(kPoolThreads, 3)
+CNNEXT_LAUNCH(kPoolThreads, 2)
 max_pool_strip(PoolArguments a, const T* input, T* output, uint8_t* offsets) {
   constexpr int kRows = kStrip<kPack>, kKernel = Window::kKernel, kStride = Window::kStride;
   const PoolItem item = PoolItem::of<false, kPack>(a);
@@ -61,8 +74,7 @@ max_pool_strip(PoolArguments a, const T* input, T* output, uint8_t* offsets) {
   }
   for (int z = 0; z < d.count; ++z) {
     const int plane_tap = (d.tap + z) * kKernel * kKernel;
-    each_strip_input<Window, kRows>(a, item, d.index + z * a.axis[0].dilation, [&](int64_t at, int y, int x) {
-      const Pack<T, kPack> values = load_pack<T, kPack>(input + at);
+    const auto compare = [&](const Pack<T, kPack>& values, int y, int x) {
 #pragma unroll
       for (int j = 0; j < kRows; ++j) {
         const int r = y - j * kStride;
@@ -70,16 +82,19 @@ max_pool_strip(PoolArguments a, const T* input, T* output, uint8_t* offsets) {
 #pragma unroll
         for (int i = 0; i < kPack; ++i) {
           const Acc<T> value = to_float(values.at[i]);
-          if (value > best[j][i] || value != value) {
-            best[j][i] = value, best_tap[j][i] = plane_tap + r * kKernel + x;
-          }
+          const bool wins = (value > best[j][i]) | (value != value);
+          best[j][i] = wins ? value : best[j][i];
+          best_tap[j][i] = wins ? plane_tap + r * kKernel + x : best_tap[j][i];
         }
       }
-    });
+    };
+    // What compilers know of a constant they would make branches of.
+    const float lowest = ptx::opaque(-INFINITY);
+    each_strip_input<Window, kPack>(a, item, input, d.index + z * a.axis[0].dilation, lowest, compare);
   }
   int64_t to = item.output_at(a, item.at[0], p, item.at[2]);
 #pragma unroll
-  for (int j = 0; j < kRows; ++j, to += a.axis[2].output * a.output.pixel) {
+  for (int j = 0; j < kRows; ++j, to += a.axis[2].output * column_step<kPack>(a.output)) {
     if (p + j >= a.axis[1].output) break;
     Pack<T, kPack> result;
     Pack<uint8_t, kPack> taps;
@@ -94,7 +109,7 @@ max_pool_strip(PoolArguments a, const T* input, T* output, uint8_t* offsets) {
 }
 
 template <class T, int kPack, class Window>
-CNNEXT_LAUNCH(kPoolThreads, 3)
+CNNEXT_LAUNCH(kPoolThreads, 2)
 avg_pool_strip(PoolArguments a, const T* input, T* output) {
   constexpr int kRows = kStrip<kPack>, kKernel = Window::kKernel, kStride = Window::kStride;
   const PoolItem item = PoolItem::of<false, kPack>(a);
@@ -102,22 +117,22 @@ avg_pool_strip(PoolArguments a, const T* input, T* output) {
   const Taps d = a.axis[0].taps(item.at[0]);
   const int p = item.at[1] * kRows;
   Acc<T> sum[kRows][kPack] = {};
+  const auto add = [&](const Pack<T, kPack>& values, int y, int) {
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      const int r = y - j * kStride;
+      if (r < 0 || r >= kKernel) continue;
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) sum[j][i] += to_float(values.at[i]);
+    }
+  };
   for (int z = 0; z < d.count; ++z) {
-    each_strip_input<Window, kRows>(a, item, d.index + z * a.axis[0].dilation, [&](int64_t at, int y, int) {
-      const Pack<T, kPack> values = load_pack<T, kPack>(input + at);
-#pragma unroll
-      for (int j = 0; j < kRows; ++j) {
-        const int r = y - j * kStride;
-        if (r < 0 || r >= kKernel) continue;
-#pragma unroll
-        for (int i = 0; i < kPack; ++i) sum[j][i] += to_float(values.at[i]);
-      }
-    });
+    each_strip_input<Window, kPack>(a, item, input, d.index + z * a.axis[0].dilation, 0, add);
   }
   const int depth_taps = a.axis[0].counted(item.at[0], a.count_padding);
   int64_t to = item.output_at(a, item.at[0], p, item.at[2]);
 #pragma unroll
-  for (int j = 0; j < kRows; ++j, to += a.axis[2].output * a.output.pixel) {
+  for (int j = 0; j < kRows; ++j, to += a.axis[2].output * column_step<kPack>(a.output)) {
     if (p + j >= a.axis[1].output) break;
     const float divisor = strip_divisor(a, depth_taps, p + j, item.at[2]);
     Pack<T, kPack> result;
@@ -129,29 +144,38 @@ avg_pool_strip(PoolArguments a, const T* input, T* output) {
 
 // Strips of inputs begin at the first padding, so that the strip's place tells by which taps a window reads
 // its rows: the windows of row first_p + m have tap r on row m * kStride + r of the strip. Calls
-// body(output's place, m, n, tap of row 0, of_row(o, p)) for each window over the strip, the n-th column
-// before the last.
-template <class Window, int kStrip, class OfRow, class Body>
+// body(output's place, whether there is that output, m, n, tap of row 0, of_row(o, p)) for each window over
+// the strip, the n-th column before the last.
+template <class Window, int kPack, class OfRow, class Body>
 CNNEXT_DEVICE void each_strip_window(const PoolArguments& a, const PoolItem& item, const OfRow& of_row,
                                      const Body& body) {
   constexpr int kKernel = Window::kKernel, kStride = Window::kStride, kMore = (kKernel - 1) / kStride;
   int first_o, end_o;
   a.axis[0].windows(item.at[0], &first_o, &end_o);
-  const int first_p = item.at[1] * (kStrip / kStride);
+  const int first_p = item.at[1] * (kStrip<kPack> / kStride);
   const int right = item.at[2] + a.axis[2].padding, last_q = right / kStride, last_s = right % kStride;
+  unsigned rows[kMore + 1];  // of the column of outputs
+#pragma unroll
+  for (int n = 0; n <= kMore; ++n) {
+    const bool is_column =
+        last_s + n * kStride < kKernel && unsigned(last_q - n) < unsigned(a.axis[2].output);
+    rows[n] = is_column ? a.axis[1].output : 0;
+  }
   for (int o = first_o; o < end_o; ++o) {
     const int z = a.axis[0].tap(o, item.at[0]);
     if (z < 0) continue;
-    const int64_t first = item.output_at(a, o, first_p, last_q), row = a.axis[2].output * a.output.pixel;
+    const int64_t step = column_step<kPack>(a.output), row = a.axis[2].output * step;
+    int64_t at = item.output_at(a, o, first_p - kMore, last_q);
+    constexpr int kEnd = (kStrip<kPack> - 1) / kStride + 1;
+    decltype(of_row(0, 0)) values[kMore + kEnd];
 #pragma unroll
-    for (int m = -kMore; m <= (kStrip - 1) / kStride; ++m) {
-      if (unsigned(first_p + m) >= unsigned(a.axis[1].output)) continue;
-      const auto value = of_row(o, first_p + m);
+    for (int m = -kMore; m < kEnd; ++m) values[kMore + m] = of_row(o, first_p + m);
+#pragma unroll
+    for (int m = -kMore; m < kEnd; ++m, at += row) {
 #pragma unroll
       for (int n = kMore; n >= 0; --n) {
-        const int q = last_q - n, s = last_s + n * kStride;
-        if (s >= kKernel || unsigned(q) >= unsigned(a.axis[2].output)) continue;
-        body(first + m * row - n * a.output.pixel, m, n, z * kKernel * kKernel + s, value);
+        const bool inside = unsigned(first_p + m) < rows[n];
+        body(at - n * step, inside, m, n, z * kKernel * kKernel + last_s + n * kStride, values[kMore + m]);
       }
     }
   }
@@ -164,7 +188,7 @@ CNNEXT_DEVICE void store_strip(const PoolArguments& a, const PoolItem& item,
   const int top = item.at[1] * kStrip<kPack> - a.axis[1].padding;
   T* to = grad_input + item.input_at(a, item.at[0], top, item.at[2]);
 #pragma unroll
-  for (int j = 0; j < kStrip<kPack>; ++j, to += a.axis[2].input * a.input.pixel) {
+  for (int j = 0; j < kStrip<kPack>; ++j, to += a.axis[2].input * column_step<kPack>(a.input)) {
     if (unsigned(top + j) >= unsigned(a.axis[1].input)) continue;
     Pack<T, kPack> result;
 #pragma unroll
@@ -174,16 +198,16 @@ CNNEXT_DEVICE void store_strip(const PoolArguments& a, const PoolItem& item,
 }
 
 template <class T, int kPack, class Window>
-CNNEXT_LAUNCH(kPoolThreads, 3)
+CNNEXT_LAUNCH(kPoolThreads, 2)
 max_pool_grad_input_strip(PoolArguments a, T* grad_input, const T* grad_output, const uint8_t* offsets) {
   constexpr int kRows = kStrip<kPack>;
   const PoolItem item = PoolItem::of<true, kPack>(a);
   if (!item.valid) return;
   Acc<T> sum[kRows][kPack] = {};
   const auto of_row = [](int, int) { return 0; };
-  each_strip_window<Window, kRows>(a, item, of_row, [&](int64_t at, int m, int, int tap, int) {
-    const Pack<uint8_t, kPack> taps = load_pack<uint8_t, kPack>(offsets + at);
-    const Pack<T, kPack> grads = load_pack<T, kPack>(grad_output + at);
+  each_strip_window<Window, kPack>(a, item, of_row, [&](int64_t at, bool inside, int m, int, int tap, int) {
+    const Pack<uint8_t, kPack> taps = load_if<uint8_t, kPack>(inside, offsets + at, {});
+    const Pack<T, kPack> grads = load_if<T, kPack>(inside, grad_output + at, {});
 #pragma unroll
     for (int r = 0; r < Window::kKernel; ++r) {
       const int j = m * Window::kStride + r;
@@ -198,7 +222,7 @@ max_pool_grad_input_strip(PoolArguments a, T* grad_input, const T* grad_output, 
 }
 
 template <class T, int kPack, class Window>
-CNNEXT_LAUNCH(kPoolThreads, 3)
+CNNEXT_LAUNCH(kPoolThreads, 2)
 avg_pool_grad_input_strip(PoolArguments a, T* grad_input, const T* grad_output) {
   constexpr int kRows = kStrip<kPack>;
   const PoolItem item = PoolItem::of<true, kPack>(a);
@@ -218,17 +242,18 @@ avg_pool_grad_input_strip(PoolArguments a, T* grad_input, const T* grad_output) 
     return 1.0f / (float(a.axis[0].counted(o, a.count_padding)) *
                    float(a.axis[1].fixed_counted(p, a.count_padding)));
   };
-  each_strip_window<Window, kRows>(a, item, of_row, [&](int64_t at, int m, int n, int, float share) {
-    share *= of_column[n];
-    const Pack<T, kPack> grads = load_pack<T, kPack>(grad_output + at);
+  each_strip_window<Window, kPack>(
+      a, item, of_row, [&](int64_t at, bool inside, int m, int n, int, float share) {
+        share = inside ? share * of_column[n] : 0;
+        const Pack<T, kPack> grads = load_if<T, kPack>(inside, grad_output + at, {});
 #pragma unroll
-    for (int r = 0; r < Window::kKernel; ++r) {
-      const int j = m * Window::kStride + r;
-      if (j < 0 || j >= kRows) continue;
+        for (int r = 0; r < Window::kKernel; ++r) {
+          const int j = m * Window::kStride + r;
+          if (j < 0 || j >= kRows) continue;
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) sum[j][i] += to_float(grads.at[i]) * share;
-    }
-  });
+          for (int i = 0; i < kPack; ++i) sum[j][i] += to_float(grads.at[i]) * share;
+        }
+      });
   store_strip<T, kPack>(a, item, sum, grad_input);
 }
 

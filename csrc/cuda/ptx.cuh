@@ -8,6 +8,12 @@ namespace cnnext::cuda::ptx {
 
 #if defined(__CUDACC__)
 
+// The same number, of which a compiler knows nothing.
+CNNEXT_DEVICE float opaque(float x) {
+  asm("" : "+f"(x));
+  return x;
+}
+
 CNNEXT_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -162,6 +168,7 @@ CNNEXT_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
 
 #else
 
+inline float opaque(float x) { return x; }
 inline void copy_async(void* to, const void* from, int valid) { emulator::copy_async(to, from, 16, valid); }
 inline void commit_copies() { emulator::commit_copies(); }
 template <int kGroupsLeft>

@@ -49,7 +49,9 @@ CNNEXT_DEVICE void copy_chunk(T* to, const T* from, int begin, int end, bool ali
   }
   Pack<T, kChunk<T>> chunk;
 #pragma unroll
-  for (int i = 0; i < kChunk<T>; ++i) chunk.at[i] = i >= begin && i < end ? from[i] : T();
+  for (int i = 0; i < kChunk<T>; ++i) {
+    chunk.at[i] = load_if<T, 1>(i >= begin && i < end, from + i, {}).at[0];
+  }
   store_shared(to, chunk);
 }
 
@@ -233,6 +235,21 @@ struct Tile {
     }
     ptx::wait_copies<0>();
     __syncthreads();
+  }
+
+  // Adds value(column) to every row.
+  template <class Value>
+  CNNEXT_DEVICE void add_to_rows(const Value& value) {
+#pragma unroll
+    for (int j = 0; j < kTilesN; ++j) {
+      const int column = warp_n + j * 8 + lane % 4 * 2;
+      const float pair[2] = {value(column), value(column + 1)};
+#pragma unroll
+      for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) acc[i][j][e] += pair[e % 2];
+      }
+    }
   }
 
   // Calls body(row, column, value) for this thread's elements, in pairs along the columns.
