@@ -53,7 +53,7 @@ golden() {
   g++ -std=c++17 -O1 -w -U_FORTIFY_SOURCE -Icsrc -Itests/emulator -x c++ tests/emulator/golden.cu \
     tests/emulator/{emulator,instructions}.cpp -o "$folder/emulated" &&
     nvcc -std=c++17 -arch="sm_${capability/./}" -Icsrc tests/emulator/golden.cu -o "$folder/on_gpu" &&
-    "$folder/emulated" >"$folder/expected.txt" && "$folder/on_gpu" >"$OUT/golden.txt" &&
+    "$folder/emulated" >"$folder/expected.txt" && { "$folder/on_gpu" >"$OUT/golden.txt" || ! cat "$OUT/golden.txt"; } &&
     [ -s "$OUT/golden.txt" ] && ! grep -Fxv -f "$folder/expected.txt" "$OUT/golden.txt" && # other lines are wrong
     echo "$(wc -l <"$OUT/golden.txt") instructions do what their emulation does"
 }
