@@ -22,7 +22,7 @@ struct DepthwiseGather {
 };
 
 template <class T, int kPack, int kLanes, int kStrip, int kTaps, int kStep>
-CNNEXT_LAUNCH(kDepthwiseThreads, 1)
+CNNEXT_LAUNCH(kDepthwiseThreads, 2)
 conv_gather_depthwise(DepthwiseGather arguments) {
   using A = Acc<T>;
   const ConvGather& g = arguments.g;

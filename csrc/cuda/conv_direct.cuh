@@ -61,21 +61,24 @@ struct DirectTile {
   }
 
   // Fills [kDirectDepth][kExtent] with value(k, i). Neighbouring threads take neighbours along k or along i:
-  // whichever are neighbours in memory. Everything is read before anything is written.
+  // whichever are neighbours in memory. Several are read before any is written.
   template <int kExtent, class Value>
   CNNEXT_DEVICE static void fill(A* to, int width, bool k_is_contiguous, const Value& value) {
-    constexpr int kEach = kDirectDepth * kExtent / kDirectThreads;
-    A values[kEach];
-    const auto each = [&](auto&& body) {
+    constexpr int kEach = kDirectDepth * kExtent / kDirectThreads, kAtOnce = kEach < 4 ? kEach : 4;
 #pragma unroll
-      for (int j = 0; j < kEach; ++j) {
-        const int i = j * kDirectThreads + threadIdx.x;
-        const int k = k_is_contiguous ? i % kDirectDepth : i / kExtent;
-        body(j, k, k_is_contiguous ? i / kDirectDepth : i % kExtent);
-      }
-    };
-    each([&](int j, int k, int at) { values[j] = value(k, at); });
-    each([&](int j, int k, int at) { to[k * width + at] = values[j]; });
+    for (int first = 0; first < kEach; first += kAtOnce) {
+      A values[kAtOnce];
+      const auto each = [&](auto&& body) {
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {
+          const int i = (first + j) * kDirectThreads + threadIdx.x;
+          const int k = k_is_contiguous ? i % kDirectDepth : i / kExtent;
+          body(values[j], k, k_is_contiguous ? i / kDirectDepth : i % kExtent);
+        }
+      };
+      each([&](A& number, int k, int at) { number = value(k, at); });
+      each([&](A number, int k, int at) { to[k * width + at] = number; });
+    }
   }
 };
 
