@@ -130,6 +130,8 @@ CASES = [
     problem((2, 16, 9, 9), (48, 1, 3, 3), stride=2, padding=1, groups=16),
     *(problem((1, 16, 3, size), (16, 1, 3, 3), padding=1, groups=16) for size in range(1, 16)),
     problem((1, 16, 70, 71), (16, 1, 3, 3), padding=1, groups=16),
+    problem((1, 16, 70, 71), (16, 1, 3, 3), padding=3, dilation=3, groups=16),
+    problem((2, 40, 33, 34), (40, 1, 5, 5), padding=(4, 12), dilation=(2, 6), groups=40),
     problem((3, 40, 33, 34), (40, 1, 5, 5), stride=2, padding=2, groups=40),
     problem((2, 32, 11, 13), (32, 1, 2, 2), stride=5, groups=32),
     problem((1, 24, 5, 4), (24, 1, 3, 3), dilation=7, padding=7, groups=24),

@@ -23,6 +23,22 @@ struct LaneBlocks {
   int64_t groups, lanes, count;
 };
 
+// The positions of every n-th destination pixel along an axis, from a first one on.
+inline PhaseAxis every_nth(PhaseAxis x, int64_t first, int64_t n) {
+  x.start += first * x.step;
+  x.offset += first * x.source_step;
+  x.step *= n;
+  x.source_step *= n;
+  x.count = ceil_div(max_of(0, x.count - first), n);
+  return x;
+}
+
+// Those of its positions that lie in a range of destination pixels.
+inline Range positions_in(const PhaseAxis& x, int64_t begin, int64_t end) {
+  const int64_t first = min_of(x.count, ceil_div(max_of(0, begin - x.start), x.step));
+  return {first, max_of(first, min_of(x.count, ceil_div(max_of(0, end - x.start), x.step)))};
+}
+
 // Pixels [begin, end) along each axis.
 struct Box {
   int64_t begin[kAxes], end[kAxes];
@@ -50,7 +66,7 @@ inline GroupedLayout grouped_layout(const ConvProblem& p, bool of_input) {
 
 // Whether the activations are so large that kernels fetch ahead: in the caches that only costs.
 inline bool beyond_caches(const ConvProblem& p) {
-  constexpr int64_t kFarBytes = 8 << 20;
+  constexpr int64_t kFarBytes = 4 << 20;
   const int64_t size = p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
   return p.shape.N * (p.shape.C * p.shape.input_pixels() + p.shape.K * p.shape.output_pixels()) * size >
          kFarBytes;
@@ -218,6 +234,21 @@ void lanes_to_rows(const Acc<T>* from, int64_t count, int64_t lanes, T* to) {
   }
 }
 
+// What a block multiplies with and adds: to[weight of a group, as in memory][lane] and add[plane][lane].
+template <class T>
+void pack_lanes(const T* weight, int64_t weights, const T* bias, int64_t planes,
+                const LaneBlocks<Acc<T>>& blocks, int64_t block, Acc<T>* to, Acc<T>* add) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  const int64_t first = blocks.first(block);
+  if (blocks.lanes < L) fill_zero(to, weights * L);
+  rows_to_lanes(weight + first * weights, weights, blocks.lanes, (blocks.groups - first - L) * weights, to);
+  fill_zero(add, planes * L);
+  if (!bias) return;
+  for (int64_t lane = 0; lane < blocks.lanes; ++lane) {
+    for (int64_t p = 0; p < planes; ++p) add[p * L + lane] = load_one(bias + (first + lane) * planes + p);
+  }
+}
+
 // A box of lanes: staged in scratch memory, or found in place.
 template <class A>
 struct LanesView {
@@ -261,16 +292,22 @@ void store_lanes(const Acc<T>* from, const GroupedLayout& g, int64_t lanes, cons
   });
 }
 
-// A run of pixels in memory of which each block's lines are fetched into L2, a share at a time: too many at a
-// time would wait for each other.
+// Rows of pixels of which each block's lines are fetched into L2, a share at a time: too many at a time would
+// wait for each other.
 template <class T>
 struct Fetch {
   Fetch() = default;
-  Fetch(const T* at, const GroupedLayout& g, int64_t lanes, int64_t pixels, int64_t shares)
-      : at(at), stride(g.last ? g.strides.pixel : g.strides.channel) {
-    const int64_t channels = lanes * g.planes;
-    count = g.last ? pixels : pixels > 0 ? channels : 0;
-    length = g.last ? channels : pixels;
+  // Every step-th row of some in a plane.
+  Fetch(const T* image, const GroupedLayout& g, int64_t lanes, int64_t plane, Range some, int64_t step,
+        int64_t shares)
+      : at(image + (plane * g.extent[1] + some.begin) * g.extent[2] * g.strides.pixel),
+        row(step * g.extent[2] * g.strides.pixel),
+        stride(g.last ? g.strides.pixel : g.strides.channel),
+        rows(ceil_div(some.size(), step)) {
+    int64_t pixels = g.extent[2];
+    if (step == 1) pixels *= rows, rows = min_of(rows, 1);
+    count = g.last ? pixels : lanes * g.planes;
+    length = g.last ? lanes * g.planes : pixels;
     share = ceil_div(count, shares);
   }
 
@@ -278,19 +315,22 @@ struct Fetch {
   template <bool Write>
   __attribute__((always_inline)) void next(int64_t offset, int64_t number) const {
     const int64_t begin = number * share, end = min_of(count, begin + share);
-    const T* line = at + offset + begin * stride;
-    if (length * int64_t(sizeof(T)) <= kAlignment) {
-      for (int64_t i = begin; i < end; ++i, line += stride) __builtin_prefetch(line, Write, 2);
-      return;
-    }
-    for (int64_t i = begin; i < end; ++i, line += stride) {
-      for (int64_t n = 0; n < length; n += kAlignment / int64_t(sizeof(T)))
-        __builtin_prefetch(line + n, Write, 2);
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* line = at + offset + r * row + begin * stride;
+      if (length * int64_t(sizeof(T)) <= kAlignment) {
+        for (int64_t i = begin; i < end; ++i, line += stride) __builtin_prefetch(line, Write, 2);
+        continue;
+      }
+      for (int64_t i = begin; i < end; ++i, line += stride) {
+        for (int64_t n = 0; n < length; n += kAlignment / int64_t(sizeof(T)))
+          __builtin_prefetch(line + n, Write, 2);
+      }
     }
   }
 
   const T* at = nullptr;
-  int64_t stride = 0, count = 0, length = 0, share = 0;  // count lines or rows of lines, of so many elements
+  int64_t row = 0, stride = 0, rows = 0;     // distances in elements
+  int64_t count = 0, length = 0, share = 0;  // a row has count lines or rows of lines, of so many elements
 };
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

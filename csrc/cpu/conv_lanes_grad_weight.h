@@ -351,12 +351,8 @@ struct LanesGradWeight {
     const int64_t end = clamp(last, 0, in.extent[1]);
     const int64_t begin = y == 0 ? 0 : clamp(last - height * x[1].source_step, 0, end);
     const int64_t plane = clamp(x[0].source_index(z, x[0].taps - 1), 0, in.extent[0] - 1);
-    const int64_t pixel = (plane * in.extent[1] + begin) * in.extent[2];
-    const int64_t row = (z * out.extent[1] + y) * out.extent[2];
-    return {Fetch<T>(from.input + pixel * in.strides.pixel, in, blocks.lanes, (end - begin) * in.extent[2],
-                     shares),
-            Fetch<T>(from.grad + row * out.strides.pixel, out, blocks.lanes,
-                     min_of(height, out.extent[1] - y) * out.extent[2], shares)};
+    return {Fetch<T>(from.input, in, blocks.lanes, plane, {begin, end}, 1, shares),
+            Fetch<T>(from.grad, out, blocks.lanes, z, {y, min_of(y + height, out.extent[1])}, 1, shares)};
   }
 
   ConvShape shape;

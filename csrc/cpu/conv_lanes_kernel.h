@@ -41,6 +41,7 @@ struct LanesConv {
                to.planes == 1 && blocks.lanes == L && rows_read() <= kRowsInCache / 16;
     for (int a = 0; a < kAxes; ++a) {
       phases[a] = gradient ? min_of(shape.axis[a].stride, shape.axis[a].input) : 1;
+      if (a == 2) phases[a] *= column_step;
       box_size[a] = to.extent[a];
     }
     far = beyond_caches(p);
@@ -91,11 +92,23 @@ struct LanesConv {
 
   void choose_tiles() {
     const Window& x = shape.axis[2];
-    if (to.planes >= kRunPlanes || x.dilation > 1) return;
+    if (to.planes >= kRunPlanes || (x.dilation > 1 && x.stride > 1)) return;
     spread = gradient && x.stride > 1;
     tiled = tiles_of_residue<A>(0) != nullptr;
     spread = spread && tiled;
-    tile_rows = tiled ? kTileRows : 1;
+    if (!tiled) return;
+    const Window& y = shape.axis[1];
+    tile_rows = kTileRows;
+    if (y.kernel > 1) row_step = y.dilation / (gradient ? 1 : gcd_of(y.stride, y.dilation));
+    column_step = min_of(x.dilation, to.extent[2]);
+  }
+
+  // The rows of a tile are `row_step` apart, so that with a dilation too they read the same rows of the
+  // source. A chain is the tiles whose rows lie between each other's.
+  int64_t chain_rows() const { return tile_rows * row_step; }
+  int64_t next_tile(int64_t y) const {  // y counted from the first row of a chain
+    ++y;
+    return y % chain_rows() < row_step ? y : y + chain_rows() - row_step;
   }
 
   template <class E>
@@ -110,7 +123,7 @@ struct LanesConv {
       part_blocks = clamp(kRowsInCache / rows_read(), 1, blocks.count);
       box_size[0] = 1;
       const int64_t rows = kTaskProducts / (to.extent[2] * L * part_blocks * shape.taps());
-      box_size[1] = min_of(round_up(max_of(rows, 1), tile_rows), to.extent[1]);
+      box_size[1] = min_of(round_up(max_of(rows, 1), chain_rows()), to.extent[1]);
       return;
     }
     part_blocks = from.last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
@@ -135,14 +148,20 @@ struct LanesConv {
   void run(const Parallel& parallel) const {
     for (int a = 0; a < kAxes; ++a) {
       for (int64_t r = 0; r < phases[a]; ++r) {
-        phase[a][r] = gradient ? grad_input_phase(shape.axis[a], r) : forward_phase(shape.axis[a]);
+        const int64_t step = a == 2 ? column_step : 1;
+        phase[a][r] =
+            every_nth(gradient ? grad_input_phase(shape.axis[a], r / step) : forward_phase(shape.axis[a]),
+                      r % step, step);
       }
     }
     for (int64_t r = 0; r < phases[2]; ++r) {
       for (int64_t m = 0; m < phase[2][r].taps; ++m)
         insides[r * shape.axis[2].kernel + m] = positions_inside(phase[2][r], m);
     }
-    parallel(blocks.count, [&](int64_t block, int) { pack(block); });
+    parallel(blocks.count, [&](int64_t b, int) {
+      pack_lanes(weight, block_weights / L, bias, to.planes, blocks, b, packed + b * block_weights,
+                 packed_bias + b * to.planes * L);
+    });
     parallel(tasks(), [&](int64_t task, int thread) {
       const int64_t parts = blocks.parts(part_blocks);
       const Range part = blocks.part(task % parts, part_blocks);
@@ -187,24 +206,6 @@ struct LanesConv {
     });
   }
 
-  // packed[block][k, c and tap of a group as in memory][lane] and packed_bias[block][destination plane][lane]
-  void pack(int64_t b) const {
-    A* out = packed + b * block_weights;
-    A* add = packed_bias + b * to.planes * L;
-    const int64_t first = blocks.first(b), K = shape.K_per_group();
-    if (blocks.lanes < L) fill_zero(out, block_weights);
-    const int64_t weights = K * w.k;
-    rows_to_lanes(weight + first * weights, weights, blocks.lanes, (blocks.groups - first - L) * weights,
-                  out);
-    fill_zero(add, to.planes * L);
-    if (!bias) return;
-    for (int64_t lane = 0; lane < blocks.lanes; ++lane) {
-      for (int64_t p = 0; p < to.planes; ++p) {
-        add[p * L + lane] = load_one(bias + (first + lane) * to.planes + p);
-      }
-    }
-  }
-
   // The box of the destination, for some blocks; image and result point to the first channel of these.
   // Elements E are T in place, else A.
   template <class E>
@@ -213,15 +214,15 @@ struct LanesConv {
     TapRow<E>* list = reinterpret_cast<TapRow<E>*>(scratch_list);
     const A* weights = packed + part.begin * block_weights;
     for (int64_t z = box.begin[0]; z < box.end[0]; ++z) {
-      for (int64_t y = box.begin[1]; y < box.end[1]; y += tile_rows) {
-        const int64_t height = min_of(tile_rows, box.end[1] - y);
+      for (int64_t at = 0; at < box.size(1); at = next_tile(at)) {
+        const int64_t y = box.begin[1] + at;
+        const int64_t height = min_of(tile_rows, ceil_div(box.end[1] - y, row_step));
         const int64_t count = list_rows(z, y, height, read, weights, list);
         const Rows<E> of_tile = {list, count, height, write.at(z, y, 0), part};
-        Ahead ahead = far ? ahead_of(z, y, box, part, image, result, last_image) : Ahead();
-        for (int64_t r2 = 0; r2 < (spread ? 1 : phases[2]); ++r2) {
-          compute_rows<E>(r2, box, of_tile, read, write, ahead);
-          ahead = {};
-        }
+        const Ahead ahead = far ? ahead_of(z, y, box, part, image, result, last_image) : Ahead();
+        int64_t run = 0;
+        for (int64_t r2 = 0; r2 < (spread ? 1 : phases[2]); ++r2)
+          run = compute_rows<E>(r2, run, box, of_tile, read, write, ahead);
       }
     }
   }
@@ -241,7 +242,7 @@ struct LanesConv {
   // the next part of the source as many rows as these move on by.
   Ahead ahead_of(int64_t z, int64_t y, const Box& box, Range part, const T* image, const T* result,
                  bool last_image) const {
-    if (in_place && (y += tile_rows) >= to.extent[1]) {
+    if (in_place && (y = next_tile(y)) >= to.extent[1]) {
       y = 0;
       if (++z == to.extent[0]) {
         if (last_image) return {};
@@ -250,25 +251,19 @@ struct LanesConv {
         result += to.strides.image;
       }
     }
-    const int64_t end = min_of(y + tile_rows, to.extent[1]), shares = ceil_div(box.size(2), kTilePixels);
+    const int64_t last = min_of(y + chain_rows() - row_step, to.extent[1] - 1);
+    const int64_t shares = column_step * ceil_div(ceil_div(box.size(2), column_step), kTilePixels);
     Ahead ahead;
-    ahead.to = Fetch<T>(result + (z * to.extent[1] + y) * to.extent[2] * to.strides.pixel, to, blocks.lanes,
-                        (end - y) * to.extent[2], shares);
+    ahead.to = Fetch<T>(result, to, blocks.lanes, z, {y, last + 1}, row_step, shares);
     if (in_place || part.end + part.size() <= blocks.count) {
-      const int64_t plane = source_range(0, z, z + 1).begin;
-      const int64_t begin = y == 0 ? 0 : source_range(1, 0, y).end;
-      const int64_t height = max_of(0, source_range(1, y, end).end - begin);
-      const int64_t next = in_place ? 0 : part.size() * L * from.planes * from.strides.channel;
-      const int64_t row = min_of(plane, from.extent[0] - 1) * from.extent[1] + begin;
-      ahead.source = Fetch<T>(image + next + row * from.extent[2] * from.strides.pixel, from, blocks.lanes,
-                              height * from.extent[2], shares);
+      const int64_t plane = min_of(source_range(0, z, z + 1).begin, from.extent[0] - 1);
+      const int64_t step = phase[1][0].offset_step;
+      const auto newest = [&](int64_t row) { return source_range(1, row, row + 1).end - 1; };
+      const Range rows = {y < row_step ? newest(y) % step : newest(y - row_step) + step, newest(last) + 1};
+      const T* next = image + (in_place ? 0 : part.size() * L * from.planes * from.strides.channel);
+      ahead.source = Fetch<T>(next, from, blocks.lanes, plane, rows, step, shares);
     }
     return ahead;
-  }
-
-  Range positions(const PhaseAxis& x, const Box& box, int a) const {
-    const int64_t begin = min_of(x.count, ceil_div(max_of(0, box.begin[a] - x.start), x.step));
-    return {begin, max_of(begin, min_of(x.count, ceil_div(max_of(0, box.end[a] - x.start), x.step)))};
   }
 
   // Rows of taps inside the source of `height` rows from y on, of all source planes. Each source row is
@@ -285,8 +280,8 @@ struct LanesConv {
         const int64_t tap0 = (x0.tap + m0 * x0.tap_step) * shape.axis[1].kernel;
         const int64_t first = count;
         for (int64_t r = 0; r < height; ++r) {
-          const PhaseAxis& x1 = phase[1][(y + r) % step1];
-          const int64_t j1 = (y + r) / step1;
+          const int64_t at1 = y + r * row_step, j1 = at1 / step1;
+          const PhaseAxis& x1 = phase[1][at1 % step1];
           const Range taps1 = taps_inside(x1, j1);
           int64_t at = first;  // both lists are in the order of the source rows
           for (int64_t m1 = taps1.begin; m1 < taps1.end; ++m1) {
@@ -306,31 +301,33 @@ struct LanesConv {
     return count;
   }
 
-  // The pixels of one phase of the last axis, or of all of them.
+  // The pixels of one phase of the last axis, or of all of them. Counts the runs, of which `begun` are done.
   template <class E>
-  void compute_rows(int64_t r2, const Box& box, const Rows<E>& rows, const LanesView<const E>& read,
-                    const LanesView<E>& write, const Ahead& ahead) const {
+  int64_t compute_rows(int64_t r2, int64_t begun, const Box& box, const Rows<E>& rows,
+                       const LanesView<const E>& read, const LanesView<E>& write, const Ahead& ahead) const {
     const TilesOf<E>* tiles[2] = {tiled ? tiles_of_residue<E>(0) : nullptr,
                                   tiled ? tiles_of_residue<E>(1) : nullptr};
     const PhaseAxis& x = phase[2][r2];
     const Window& window = shape.axis[2];
-    const Range pixels = spread ? Range{box.begin[2], box.end[2]} : positions(x, box, 2);
+    const Range pixels = spread ? Range{box.begin[2], box.end[2]} : positions_in(x, box.begin[2], box.end[2]);
     const int64_t to_pixel = (spread ? 1 : x.step) * write.stride[2];
     const int64_t weight_tap = (spread ? 1 : x.tap_step) * w.tap * L;
-    const TileSteps tile_steps = {read.stride[2], weight_tap, to_pixel, write.stride[1]};
+    const TileSteps tile_steps = {x.offset_step * read.stride[2], weight_tap, to_pixel,
+                                  row_step * write.stride[1]};
     const RunSteps steps = {x.source_step * read.stride[2],
                             x.offset_step * read.stride[2],
                             weight_tap,
                             (gradient ? w.c : w.k) * L,
                             to_pixel,
                             write.plane};
+    const int64_t most_single = tiled ? kTilePixels : kRunPixels;
     for (int64_t b = rows.part.begin; b < rows.part.end; ++b) {
       const int64_t source_offset = offset(read, rows.part, b), to_offset = offset(write, rows.part, b);
       const int64_t first = blocks.first(b) - blocks.first(rows.part.begin);
       const int64_t weight_at = (b - rows.part.begin) * block_weights + (spread ? 0 : x.tap * w.tap * L);
       for (int64_t plane = 0; plane < to.planes;) {
         const bool single = plane + kRunPlanes > to.planes;
-        const int64_t most = !single ? kPlanePixels : tiles[0] ? kTilePixels : kRunPixels;
+        const int64_t most = single ? most_single : kPlanePixels;
         const int64_t runs = ceil_div(pixels.size(), most);
         const A* add = packed_bias + (b * to.planes + plane) * L;
         E* out = rows.to + (spread ? 0 : x.start) * write.stride[2] + plane * write.plane + to_offset;
@@ -338,8 +335,8 @@ struct LanesConv {
         for (int64_t i = 0, j = pixels.begin; i < runs; ++i) {
           const int64_t count = least + (i < longer);
           if (plane == 0) {
-            ahead.source.template next<false>(first * from.planes * from.strides.channel, i);
-            ahead.to.template next<true>(first * to.planes * to.strides.channel, i);
+            ahead.source.template next<false>(first * from.planes * from.strides.channel, begun + i);
+            ahead.to.template next<true>(first * to.planes * to.strides.channel, begun + i);
           }
           if (tiles[0]) {
             const int64_t last = j + window.padding - (window.kernel - 1);  // where the last tap would reach
@@ -349,7 +346,8 @@ struct LanesConv {
                                        spread || x.taps > 0 ? rows.count : 0,
                                        column * read.stride[2] + source_offset,
                                        weight_at + plane * steps.weight_plane,
-                                       {-column, x.source - column},
+                                       {ceil_div(max_of(0, -column), x.offset_step),
+                                        ceil_div(max_of(0, x.source - column), x.offset_step)},
                                        add,
                                        out + j * to_pixel};
             tiles[residue]->run[rows.height - 1][count - 1](tile, tile_steps);
@@ -374,6 +372,7 @@ struct LanesConv {
         plane += single ? 1 : kRunPlanes;
       }
     }
+    return begun + ceil_div(pixels.size(), most_single);
   }
 
   // Of a block from the first of its part, in elements: in place they are neighbours.
@@ -394,7 +393,7 @@ struct LanesConv {
   int64_t part_blocks = 1, block_weights, source_scratch = 0, scratch = 0, rows, bytes_taken = 0;
   A *packed, *packed_bias, *scratches;
   bool tiled = false;
-  int64_t tile_rows = 1;
+  int64_t tile_rows = 1, row_step = 1, column_step = 1;
   PhaseAxis* phase[kAxes];
   Range* insides;  // [phase][tap] of the last axis
   char* tap_rows;

@@ -8,7 +8,7 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-constexpr int kTilePixels = CNNEXT_VECTOR_BYTES == 64 ? 7 : 8;
+constexpr int kTilePixels = CNNEXT_VECTOR_BYTES == 64 ? 9 : 8;
 
 template <class T>
 struct LanesTile {
@@ -56,7 +56,7 @@ CNNEXT_INLINE void add_source_row(Vec<Acc<T>> (*sum)[Pixels], const TapRow<T>& r
     const Vec<A> value = load(x + c * s.column);
 #pragma GCC unroll 2
     for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int j = 0; j < Pixels; ++j) {
         const int m = Which::tap(c, j, Taps);
         if (m >= 0 && m < Taps) sum[First + r][j] += value * factor[r][m];
@@ -70,7 +70,7 @@ void lanes_tile(const LanesTile<T>& tile, const TileSteps& s) {
   Vec<Acc<T>> sum[Rows][Pixels];
 #pragma GCC unroll 2
   for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int j = 0; j < Pixels; ++j) sum[r][j] = load(tile.bias);
   }
   for (const TapRow<T>* row = tile.rows; row < tile.rows + tile.row_count; ++row) {
@@ -84,7 +84,7 @@ void lanes_tile(const LanesTile<T>& tile, const TileSteps& s) {
   }
 #pragma GCC unroll 2
   for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int j = 0; j < Pixels; ++j) store(tile.to + r * s.to_row + j * s.to_pixel, sum[r][j]);
   }
 }
