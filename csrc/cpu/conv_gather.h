@@ -110,10 +110,10 @@ CNNEXT_INLINE void copy_run(From from, A* to, int64_t count) {
 }
 
 // At most a vector, the rest zero.
-template <class T>
-CNNEXT_INLINE Vec<Acc<T>> load_some(const T* from, int64_t count) {
-  if (count == kLanes<Acc<T>>) return load(from);
-  Vec<Acc<T>> v = {};
+template <class From>
+CNNEXT_INLINE auto load_some(From from, int64_t count) {
+  decltype(load(from)) v = {};
+  if (count == int64_t(sizeof(v) / sizeof(v[0]))) return load(from);
   for (int64_t i = 0; i < count; ++i) v[i] = load_one(from + i);
   return v;
 }

@@ -357,15 +357,20 @@ void gemm_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parall
 using PairsGemm = Gemm<BFloat16, BFloat16Pair>;
 
 template <bool Gradient>
-const char* pairs_refuse(const ConvProblem& p) {
+const char* no_pairs(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
   if (!has_pair_products()) return "this processor has no AVX512_BF16";
+  const int64_t channels = Gradient ? p.shape.K_per_group() : p.shape.C_per_group();
+  return channels % 2 == 0 ? nullptr : "takes an even number of channels";
+}
+inline bool has_pairs_in_weight(const ConvProblem& p) {
+  return weight_strides_of(p.weight_layout, p.shape.C_per_group(), p.shape.taps()).c == 1;
+}
+template <bool Gradient>
+const char* pairs_refuse(const ConvProblem& p) {
+  if (const char* reason = no_pairs<Gradient>(p)) return reason;
   if (p.layout != Layout::kChannelsLast) return "takes channels last";
-  const ConvShape& s = p.shape;
-  if (weight_strides_of(p.weight_layout, s.C_per_group(), s.taps()).c != 1)
-    return "takes weights with channels last";
-  return (Gradient ? s.K_per_group() : s.C_per_group()) % 2 == 0 ? nullptr
-                                                                 : "takes an even number of channels";
+  return has_pairs_in_weight(p) ? nullptr : "takes weights with channels last";
 }
 
 constexpr ConvKernel kConvGemm = {"gemm", "blocked implicit matrix product", accepts_all,

@@ -53,10 +53,9 @@ void copy_group_rows(const T* source, int64_t step, int64_t width, Range rows, c
 }
 
 // The same for channels first, whose planes are `plane` apart.
-template <class T>
-void turn_group_rows(const T* source, int64_t plane, int64_t width, Range rows, const GroupRows& row,
-                     int64_t S, int64_t pixel, Acc<T>* to) {
-  using A = Acc<T>;
+template <class From, class A>
+void turn_group_rows(From source, int64_t plane, int64_t width, Range rows, const GroupRows& row, int64_t S,
+                     int64_t pixel, A* to) {
   constexpr int64_t L = kLanes<A>;
   for (int64_t i = 0; i < rows.size(); ++i) {
     for (int64_t n = 0; n < row.size(); ++n) {
@@ -65,23 +64,26 @@ void turn_group_rows(const T* source, int64_t plane, int64_t width, Range rows, 
     }
   }
   const int64_t pixels = rows.size() * width;
-  const T* from = source + rows.begin * width;
+  const From from = source + rows.begin * width;
   for (int64_t p = 0; p < pixels; p += L) {
     const int64_t count = min_of(pixels, L);
     p = min_of(p, pixels - count);  // the last vectors overlap those before
     A* place[L];
     int64_t i = p / width, column = p % width;
     for (int64_t n = 0; n < count; ++n) {
-      place[n] = to + (i * row.size() + row.at(column)) * pixel;
+      place[n] = column < row.high ? to + (i * row.size() + row.at(column)) * pixel : nullptr;  // not read
       if (++column == width) column = 0, ++i;
     }
     for (int64_t c = 0; c < S; c += L) {
-      c = min_of(c, S - L);
-      Vec<A> x[L];
+      const int64_t some = min_of(S, L);  // of pairs there may be less
+      c = min_of(c, S - some);
+      Vec<A> x[L] = {};
 #pragma GCC unroll 16
-      for (int64_t n = 0; n < L; ++n) x[n] = load_some(from + (c + n) * plane + p, count);
+      for (int64_t n = 0; n < some; ++n) x[n] = load_some(from + ((c + n) * plane + p), count);
       transpose<A>(x);
-      for (int64_t n = 0; n < count; ++n) store(place[n] + c, x[n]);
+      for (int64_t n = 0; n < count; ++n) {
+        if (place[n]) store(place[n] + c, x[n]);
+      }
     }
   }
 }

@@ -63,6 +63,20 @@ void group_tile(const GroupTap<Acc<T>>* tap, int64_t taps, int64_t at, int64_t d
   }
 }
 
+// Rows of two channels' weights, which follow each other, to one row of pairs.
+template <class A>
+void join_pairs(A* rows, int64_t count) {
+  constexpr int64_t L = kLanes<A>;
+  for (int64_t i = 0; i < count; ++i) {
+    const A* from = rows + 2 * i * kCols<A>;
+    for (int64_t v = 0; v < kCols<A>; v += L) {
+      const auto first = bit_cast<UintVec>(load(from + v)),
+                 second = bit_cast<UintVec>(load(from + kCols<A> + v));
+      store(rows + i * kCols<A> + v, bit_cast<Vec<A>>(first >> 16 | (second & 0xffff0000u)));
+    }
+  }
+}
+
 template <class T>
 using RunGroupTile = void (*)(const GroupTap<Acc<T>>*, int64_t, int64_t, int64_t, const Acc<T>*, T*, int64_t);
 
@@ -87,9 +101,11 @@ struct GroupTiles {
   static constexpr int64_t kChain = 160;  // products summed before they are added to memory, for accuracy
 
   GroupTiles(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
-      : phases(phases_of(p, gradient)),
+      : numbers(p, gradient),
+        phases(phases_of(p, gradient)),
         shape(p.shape),
         channels_last(p.layout == Layout::kChannelsLast),
+        pairs_apart(kProduct == Product::kPairs && !has_pairs_in_weight(p)),
         row(shape, gradient),
         S(phases.source_channels),
         D(phases.channels),
@@ -109,7 +125,7 @@ struct GroupTiles {
       band = ceil_div(band, 2);
     }
     scratch_size = source_rows(band) * row.size() * pixel;
-    panel_size = shape.taps() * S * kCols<A>;
+    panel_size = shape.taps() * (pairs_apart ? 2 * S : S) * kCols<A>;
     const auto take = [&](int64_t bytes) {
       char* at = workspace + bytes_taken;
       bytes_taken += round_up(bytes, kAlignment);
@@ -140,8 +156,7 @@ struct GroupTiles {
     for (int a = 1; a < kAxes; ++a) kernel.axis[a] = {0, 1, 1, 1, 1, shape.axis[a].kernel, 0, 1, 0, 1};
     parallel(shape.groups * panels, [&](int64_t task, int) {
       const int64_t group = task / panels, n = task % panels;
-      pack_weight_panel(phases, kernel, weight, group, block(n, kCols<A>, D), {0, kernel.depth()},
-                        panel(group, n));
+      pack_panel(kernel, group, block(n, kCols<A>, D), panel(group, n));
     });
     const int64_t bands = ceil_div(to_height, band);
     parallel(shape.N * bands * shape.groups, [&](int64_t task, int thread) {
@@ -150,6 +165,18 @@ struct GroupTiles {
               scratch + thread * scratch_size, lists + thread * phases.max_taps,
               results + thread * results_size);
     });
+  }
+
+  void pack_panel(Gather kernel, int64_t group, Range channels, A* to) const {
+    if constexpr (kProduct == Product::kPairs) {
+      if (pairs_apart) {  // in the weight: joined after they have been packed
+        kernel.channels = numbers.source_channels;
+        pack_weight_panel(numbers, kernel, reinterpret_cast<const T*>(weight), group, channels,
+                          {0, kernel.depth()}, to);
+        return join_pairs(to, kernel.depth() / 2);
+      }
+    }
+    pack_weight_panel(phases, kernel, weight, group, channels, {0, kernel.depth()}, to);
   }
 
   Gather phase(int64_t number) const {
@@ -234,17 +261,22 @@ struct GroupTiles {
     Range read = {clamp(first, 0, height), 0};
     read.end = clamp(last, read.begin, height);
     const E* from = source + image * phases.source.image + group * S * phases.source.channel;
-    if (channels_last || kProduct == Product::kPairs) {
+    if (channels_last) {
       copy_group_rows(from, phases.source.pixel, width, read, row, S, pixel, S, box);
-    } else if constexpr (kProduct == Product::kNumbers) {
+    } else if constexpr (kProduct == Product::kPairs) {
+      const int64_t plane = numbers.source.channel;
+      const T* first = reinterpret_cast<const T*>(source) + image * numbers.source.image +
+                       group * numbers.source_channels * plane;
+      turn_group_rows(BFloat16Pairs{first, plane}, 2 * plane, width, read, row, S, pixel, box);
+    } else {
       turn_group_rows(from, phases.source.channel, width, read, row, S, pixel, box);
     }
     return read;
   }
 
-  Phases phases;
+  Phases numbers, phases;  // of single channels, and of what is multiplied
   ConvShape shape;
-  bool channels_last;
+  bool channels_last, pairs_apart;
   GroupRows row;
   int64_t S, D, pixel;  // channels of a group in source and destination; elements of a copied pixel
   int64_t width, height, to_width, to_height;
@@ -311,8 +343,8 @@ using PairsGroupTiles = GroupTiles<BFloat16, BFloat16Pair>;
 
 template <bool Gradient>
 const char* pairs_group_tiles_refuses(const ConvProblem& p) {
-  const char* reason = pairs_refuse<Gradient>(p);
-  return reason ? reason : group_tiles_exclude<Gradient>(p, true);
+  if (const char* reason = no_pairs<Gradient>(p)) return reason;
+  return group_tiles_exclude<Gradient>(p, p.layout == Layout::kChannelsLast);
 }
 
 template <bool Gradient>

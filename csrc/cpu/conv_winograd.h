@@ -146,7 +146,8 @@ struct Winograd {
   void transform_weights(int64_t group, int64_t panel, int64_t chunk, A* raw, A* to) const {
     const Range channels = depth.channels_of(chunk), blocks = depth.blocks_of(chunk);
     A* zeros = raw + Tile::kTaps * kChunk * kWide;
-    fill_zero(zeros, taps.size() > 1 ? channels.size() * kWide : 0);
+    const bool fewer = taps.size() * Tile::kTaps > phases.max_taps;  // than a tile has, in some block
+    fill_zero(zeros, fewer ? channels.size() * kWide : 0);
     for (int64_t index = blocks.begin; index < blocks.end; ++index, to += channels.size() * kWide) {
       Gather part = taps.at(index);
       part.channels = channels.size();

@@ -38,6 +38,7 @@ using Vec = typename VecOf<A, kLanes<A>>::type;
 using IntVec = VecOf<int32_t, kLanes<float>>::type;  // also what comparing two Vec<float> yields
 using UintVec = VecOf<uint32_t, kLanes<float>>::type;
 using ShortVec = VecOf<uint16_t, kLanes<float>>::type;
+using WideShortVec = VecOf<uint16_t, 2 * kLanes<float>>::type;
 
 template <class V, class T>
 CNNEXT_INLINE V load_unaligned(const T* p) {
@@ -69,10 +70,10 @@ CNNEXT_INLINE F bfloat16_to_float(U bits) {
   return bit_cast<F>(bits << 16);
 }
 template <class U, class F>
-CNNEXT_INLINE U float_to_bfloat16(F f) {  // to nearest even; NaN stays NaN
+CNNEXT_INLINE U round_to_bfloat16(F f) {  // to nearest even, in the upper half
   const U bits = bit_cast<U>(f);
-  const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
+  return bits + 0x7fffu +
+         ((bits >> 16) & 1u);  // NaN stays NaN: it comes from bfloat16, so its low bits are zero
 }
 template <class F, class U>
 CNNEXT_INLINE F float16_to_float(U bits) {
@@ -100,7 +101,6 @@ CNNEXT_INLINE Vec<double> load(const double* p) { return load_unaligned<Vec<doub
 CNNEXT_INLINE UintVec load_bits(const void* p) {
   return __builtin_convertvector(load_unaligned<ShortVec>(static_cast<const uint16_t*>(p)), UintVec);
 }
-CNNEXT_INLINE Vec<float> load(const BFloat16* p) { return bfloat16_to_float<Vec<float>>(load_bits(p)); }
 CNNEXT_INLINE Vec<float> load(const Float16* p) { return float16_to_float<Vec<float>>(load_bits(p)); }
 
 CNNEXT_INLINE void store(float* p, Vec<float> v) { store_unaligned(p, v); }
@@ -108,8 +108,35 @@ CNNEXT_INLINE void store(double* p, Vec<double> v) { store_unaligned(p, v); }
 CNNEXT_INLINE void store_bits(void* p, UintVec bits) {
   store_unaligned(static_cast<uint16_t*>(p), __builtin_convertvector(bits, ShortVec));
 }
-CNNEXT_INLINE void store(BFloat16* p, Vec<float> v) { store_bits(p, float_to_bfloat16<UintVec>(v)); }
 CNNEXT_INLINE void store(Float16* p, Vec<float> v) { store_bits(p, float_to_float16<UintVec>(v)); }
+
+// Lanes whose lower and upper halves these are. With AVX-512 it takes one permutation of words.
+template <int... Lane>
+CNNEXT_INLINE Vec<float> interleave(ShortVec lower, ShortVec upper, std::integer_sequence<int, Lane...>) {
+  constexpr int L = kLanes<float>;
+  return bit_cast<Vec<float>>(__builtin_shufflevector(lower, upper, (Lane % 2 * L + Lane / 2)...));
+}
+CNNEXT_INLINE Vec<float> interleave(ShortVec lower, ShortVec upper) {
+  return interleave(lower, upper, std::make_integer_sequence<int, 2 * kLanes<float>>());
+}
+template <int... Lane>
+CNNEXT_INLINE ShortVec upper_halves(UintVec bits, std::integer_sequence<int, Lane...>) {
+  const auto words = bit_cast<WideShortVec>(bits);
+  return __builtin_shufflevector(words, words, (2 * Lane + 1)...);
+}
+
+#if CNNEXT_VECTOR_BYTES == 64
+CNNEXT_INLINE Vec<float> load(const BFloat16* p) {
+  return interleave(ShortVec{}, load_unaligned<ShortVec>(&p->bits));
+}
+CNNEXT_INLINE void store(BFloat16* p, Vec<float> v) {
+  using Lanes = std::make_integer_sequence<int, kLanes<float>>;
+  store_unaligned(&p->bits, upper_halves(round_to_bfloat16<UintVec>(v), Lanes()));
+}
+#else
+CNNEXT_INLINE Vec<float> load(const BFloat16* p) { return bfloat16_to_float<Vec<float>>(load_bits(p)); }
+CNNEXT_INLINE void store(BFloat16* p, Vec<float> v) { store_bits(p, round_to_bfloat16<UintVec>(v) >> 16); }
+#endif
 
 CNNEXT_INLINE float load_one(const float* p) { return *p; }
 CNNEXT_INLINE double load_one(const double* p) { return *p; }
@@ -118,7 +145,7 @@ CNNEXT_INLINE float load_one(const Float16* p) { return float16_to_float<float>(
 CNNEXT_INLINE void store_one(float* p, float x) { *p = x; }
 CNNEXT_INLINE void store_one(double* p, double x) { *p = x; }
 CNNEXT_INLINE void store_one(BFloat16* p, float x) {
-  p->bits = static_cast<uint16_t>(float_to_bfloat16<uint32_t>(x));
+  p->bits = static_cast<uint16_t>(round_to_bfloat16<uint32_t>(x) >> 16);
 }
 CNNEXT_INLINE void store_one(Float16* p, float x) {
   p->bits = static_cast<uint16_t>(float_to_float16<uint32_t>(x));
@@ -138,7 +165,8 @@ struct BFloat16Pairs {
   BFloat16Pairs operator+(int64_t n) const { return {first + n, distance}; }
 };
 CNNEXT_INLINE Vec<float> load(BFloat16Pairs p) {
-  return bit_cast<Vec<float>>(load_bits(p.first) | load_bits(p.first + p.distance) << 16);
+  return interleave(load_unaligned<ShortVec>(&p.first->bits),
+                    load_unaligned<ShortVec>(&p.first[p.distance].bits));
 }
 CNNEXT_INLINE float load_one(BFloat16Pairs p) {
   return bit_cast<float>(uint32_t(p.first->bits) | uint32_t(p.first[p.distance].bits) << 16);
