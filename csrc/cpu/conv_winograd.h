@@ -124,13 +124,13 @@ struct Winograd {
       Ahead ahead;
       if (copied == 0) {
         ahead.source = fetched_tiles(from, strides, grid, TileSpace::source(grid, taps.at(0)), next,
-                                     {0, phases.source_channels}, part.size() * calls);
+                                     H::kPatch, {0, phases.source_channels}, part.size() * calls);
       }
       for (int64_t panel = part.begin; panel < part.end; ++panel) {
         const Range channels = block(panel, kWide, phases.channels);
-        ahead.destination =
-            fetched_tiles(destination + group * phases.channels * phases.destination.channel,
-                          phases.destination, grid, TileSpace::destination(grid), tiles, channels, calls);
+        ahead.destination = fetched_tiles(destination + group * phases.channels * phases.destination.channel,
+                                          phases.destination, grid, TileSpace::destination(grid), tiles,
+                                          H::kOutputs, channels, calls);
         multiply(group, tiles.size(), panel, patches, weights, products, ahead);
         store_tiles(group, tiles, panel, products);
       }

@@ -160,24 +160,26 @@ struct TileSpace {
   }
 };
 
-// What tiles read or write of some channels, roughly: whole rows of pixels from the first tile's on.
+// What tiles with boxes of that height read or write of some channels: whole rows of pixels, from the first
+// tile's to the last one's.
 template <class T>
 FetchedRows fetched_tiles(const T* from, Strides s, const TileGrid& grid, const TileSpace& space, Range tiles,
-                          Range channels, int64_t calls) {
+                          int64_t height, Range channels, int64_t calls) {
+  if (tiles.size() <= 0) return {};
   const int64_t* extent = space.extent;
   const int64_t pixels = extent[0] * extent[1] * extent[2];
-  const auto first_pixel = [&](int64_t index) {
-    const TileGrid::Tile tile = grid.at(index);
+  const auto row_of = [&](const TileGrid::Tile& tile, int64_t i) {
     const int64_t d = clamp(space.position(tile, 0, 0), 0, extent[0] - 1);
-    return tile.image * pixels +
-           (d * extent[1] + clamp(space.position(tile, 1, 0), 0, extent[1])) * extent[2];
+    const int64_t h = clamp(space.position(tile, 1, i), 0, extent[1]);
+    return tile.image * pixels + (d * extent[1] + h) * extent[2];
   };
-  if (tiles.begin >= grid.size()) return {};
-  const int64_t begin = first_pixel(tiles.begin), end = first_pixel(tiles.end);
+  const TileGrid::Tile first_tile = grid.at(tiles.begin);
+  const int64_t begin = row_of(first_tile, 0), end = row_of(grid.at(tiles.end - 1), height);
   if (end <= begin) return {};
-  if (s.channel == 1)
+  if (s.channel == 1) {
     return {from + begin * s.pixel + channels.begin, channels.size(), {end - begin, s.pixel}, {1, 0}, calls};
-  const int64_t image = begin / pixels, first = begin % pixels;
+  }
+  const int64_t image = first_tile.image, first = begin - image * pixels;
   return {from + image * s.image + channels.begin * s.channel + first,
           min_of(end - begin, pixels - first),
           {channels.size(), s.channel},
@@ -204,16 +206,26 @@ struct TileReader {
 
   template <class Visit>
   void channels_last(Range tiles, Range channels, Visit&& visit) const {
-    TileGrid::Tile tile = grid.at(tiles.begin);
-    for (int64_t t = tiles.begin; t < tiles.end; ++t, grid.advance(tile)) {
+    struct Box {
+      const T* image;
       int64_t pixel[Height * Width];
-      space.pixels<Height, Width>(tile, pixel);
-      const T* image = from + tile.image * s.image;
+    };
+    TileGrid::Tile tile = grid.at(tiles.begin);
+    const auto place = [&](Box& box) {
+      box.image = from + tile.image * s.image;
+      space.pixels<Height, Width>(tile, box.pixel);
+    };
+    Box box, next;  // which is fetched meanwhile
+    place(box);
+    for (int64_t t = tiles.begin; t < tiles.end; ++t, box = next) {
+      grid.advance(tile);
+      place(next);
       for (int64_t c = channels.begin; c < channels.end; c += L) {
         const int64_t count = min_of(L, channels.end - c);
         Vec<A> d[Height * Width];
         for (int n = 0; n < Height * Width; ++n) {
-          d[n] = pixel[n] < 0 ? Vec<A>{} : load_some(image + pixel[n] * s.pixel + c, count);
+          d[n] = box.pixel[n] < 0 ? Vec<A>{} : load_some(box.image + box.pixel[n] * s.pixel + c, count);
+          __builtin_prefetch(next.image + next.pixel[n] * s.pixel + c);
         }
         visit(t, c, d, Width);
       }
