@@ -31,6 +31,11 @@ struct Cut {
     pixel_block = last ? kBlockRows : kPixelPanels * kCols<A>;
     if (pixels <= 2 * pixel_block) pixel_block = max_of(pixel_block, round_up(pixels, kCols<A>));
     pixel_blocks = ceil_div(pixels, pixel_block);
+    const int64_t rows = last ? kRows : kCols<A>, tasks = pixel_blocks * p.shape.groups;
+    if (pixel_blocks > 1 && tasks < 4 * p.threads && !regions.cut) {  // alike for the threads
+      pixel_block = round_up(ceil_div(pixels, round_up(pixel_blocks, p.threads)), rows);
+      pixel_blocks = ceil_div(pixels, pixel_block);
+    }
     packs_in_task = pixel_blocks == 1 && !regions.cut && (!last || depth_in_parts(phases));
     const int64_t unit = last ? kCols<A> : kRows, most = last ? kMaxPanels * unit : kMaxChannels;
     const int64_t wanted =
@@ -208,15 +213,12 @@ struct Gemm {
         A* c = sums + (panel.begin - channels.begin) * pixels.size();
         const bool direct = last && depth.size() > 0 && in_order && fills_tiles<A>(panel.size());
         if (depth.size() > 0) {
-          if (cut.packs_in_task) {
-            pack_weight_panel(phases, g, weight, group, panel, depth, packing);
-            const bool end = panel.end == channels.end;
-            const int64_t next_panel = end ? channels.begin : panel.end;
-            ahead.weights = fetched_weights(phases, g, weight, group,
-                                            {next_panel, min_of(next_panel + kWide, channels.end)},
-                                            end ? (last ? Depth() : depth_block(r, d + 1)) : depth,
-                                            fetch_calls(pixels.size(), depth.size()));
-          }
+          if (cut.packs_in_task) pack_weight_panel(phases, g, weight, group, panel, depth, packing);
+          const bool end = panel.end == channels.end;
+          const int64_t first = end ? channels.begin : panel.end;
+          ahead.weights = fetched_panel(g, group, {first, min_of(first + kWide, channels.end)},
+                                        end ? (last ? Depth() : depth_block(r, d + 1)) : depth,
+                                        fetch_calls(pixels.size(), depth.size()));
           const A* b =
               cut.packs_in_task ? packing : columns_of(g, group, panel.begin / kWide) + depth.packed * kWide;
           const auto multiply = [&](auto out) {
@@ -237,6 +239,14 @@ struct Gemm {
         if (last && !direct) store_pixels(g, group, pixels, panel, c);
       }
     }
+  }
+
+  // The weights of a panel that comes next, as they are or packed.
+  FetchedRows fetched_panel(const Gather& g, int64_t group, Range panel, const Depth& depth,
+                            int64_t calls) const {
+    if (cut.packs_in_task) return fetched_weights(phases, g, weight, group, panel, depth, calls);
+    const A* packed_panel = columns_of(g, group, panel.begin / kWide) + depth.packed * kWide;
+    return {packed_panel, depth.size() * kWide, {1, 0}, {1, 0}, calls};
   }
 
   // sums[pixel][kWide] to the destination, channels last.

@@ -17,7 +17,6 @@ namespace cnnext::cpu::CNNEXT_ISA {
 constexpr int64_t kChunk = 64;  // source channels, or channels times blocks of taps, summed at a time
 constexpr int64_t kChunkStride = kChunk + 16;
 constexpr int64_t kCopiedElements = 16 << 10;  // of an image's channels of a narrow group
-constexpr int64_t kSharedBytes = 8 << 20;  // transformed weights up to this size are made once for all tasks
 
 // The depth of the matrix products, (block of taps, source channel), in chunks: of many blocks where there
 // are few channels, else of the channels of one block.
@@ -50,8 +49,6 @@ struct Winograd {
   using W = typename Tile::W;
   static constexpr int64_t L = kLanes<A>, kWide = kCols<A>;
   static constexpr int kProducts = Tile::kProducts;
-  static constexpr int64_t kMaxTiles = kProducts == kPoints * kPoints ? 64 : 192;  // in a block
-  static constexpr int64_t kMaxPatches = 64 * 512 * kPoints * kPoints;             // elements of its patches
 
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : phases(p, gradient),
@@ -67,8 +64,7 @@ struct Winograd {
     const int64_t C = phases.source_channels, pixels = grid.source_pixels();
     const bool narrow = groups > 1 && (C == L || C == 2 * L);
     // Narrow groups have small weights: what is private to a block then stays close.
-    const int64_t most_tiles =
-        groups > 1 && C <= L ? 2 * kRows : clamp(kMaxPatches / (kProducts * depth.total()), kRows, kMaxTiles);
+    const int64_t most_tiles = groups > 1 && C <= L ? 2 * kRows : most_tiles_of<Tile>(depth.total());
     tile_blocks = ceil_div(grid.size(), most_tiles);
     block_tiles = ceil_div(grid.size(), tile_blocks);
     const int64_t all_weights = groups * panels * kProducts * depth.total() * kWide;

@@ -33,7 +33,15 @@ CNNEXT_INLINE bool filters_alike(const Gather& g) {
   return alike;
 }
 
-constexpr int64_t kFewest = 16;  // source channels
+constexpr int64_t kFewest = 16;            // source channels
+constexpr int64_t kSharedBytes = 8 << 20;  // transformed weights up to this size are made once for all tasks
+
+// Tiles of a block, whose patches stay together in the cache. `depth` is that of their products.
+template <class Tile>
+CNNEXT_INLINE int64_t most_tiles_of(int64_t depth) {
+  constexpr int64_t kSquare = kPoints * kPoints, kPatches = 64 * 512 * kSquare;  // elements
+  return clamp(kPatches / (Tile::kProducts * depth), kRows, Tile::kProducts == kSquare ? 64 : 192);
+}
 
 // Cycles of a vector unit, counted roughly.
 struct WinogradCost {
@@ -51,7 +59,11 @@ WinogradCost conv_cost(const Phases& phases) {
   const double tiles = double(TileGrid(g, Tile::kSizeOf).per_image());
   const double each =
       phases.shape.groups > 1 ? 7 : 15;  // the channels of a group are copied close to each other
-  const double weights = 3.6 * blocks * C * K, patches = each * tiles * blocks * vectors_of_C,
+  // Weights too many to be kept are transformed again for each block of tiles.
+  const bool kept = Tile::kProducts * blocks * C * K * kLanes<float> * sizeof(float) <= kSharedBytes;
+  const int64_t tile_blocks = ceil_div(int64_t(tiles), most_tiles_of<Tile>(int64_t(blocks * C)));
+  const double times = kept ? 1 : double(tile_blocks);
+  const double weights = 3.6 * times * blocks * C * K, patches = each * tiles * blocks * vectors_of_C,
                sums = each * tiles * K;
   return {tiles * Tile::kProducts * blocks * C * K, Tile::kProducts * (weights + patches + sums)};
 }

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <map>
+#include <memory>
 #include <mutex>
 
 #include "python.h"
@@ -24,16 +25,36 @@ const cpu::Kernels& cpu_kernels() {
   return chosen;
 }
 
-cpu::Parallel cpu_parallel() {
-  return {at::get_num_threads(),
-          [](int64_t tasks, void* context, void (*body)(void*, int64_t, int64_t, int)) {
-            // Inside another parallel region all tasks run here, whatever number this thread has there.
-            const bool nested = at::in_parallel_region();
-            at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-              body(context, begin, end, nested ? 0 : at::get_thread_num());
-            });
-          }};
+namespace {
+
+struct alignas(64) Cursor {  // a cache line each, so that threads do not wait for each other's
+  std::atomic<int64_t> next{0};
+};
+
+// Each thread takes the tasks of its own share, neighbours one after the other, and then helps with the other
+// shares: tasks differ in size, and other programs slow single threads down.
+void run_in_shares(int64_t tasks, void* context, void (*body)(void*, int64_t, int64_t, int)) {
+  const bool nested = at::in_parallel_region();
+  const int64_t shares = nested ? 1 : std::min<int64_t>(at::get_num_threads(), tasks);
+  if (shares < 1) return;
+  const int64_t size = at::divup(tasks, shares), step = std::max<int64_t>(1, size / 16);
+  const std::unique_ptr<Cursor[]> cursors(new Cursor[shares]);
+  at::parallel_for(0, shares, 1, [&](int64_t first, int64_t last) {
+    // Inside another parallel region all tasks run here, whatever number this thread has there.
+    const int thread = nested ? 0 : at::get_thread_num();
+    for (int64_t own = first; own < last; ++own) {
+      for (int64_t n = 0; n < shares; ++n) {
+        const int64_t share = (own + n) % shares, end = std::min((share + 1) * size, tasks) - share * size;
+        for (int64_t at; (at = cursors[share].next.fetch_add(step, std::memory_order_relaxed)) < end;)
+          body(context, share * size + at, share * size + std::min(at + step, end), thread);
+      }
+    }
+  });
 }
+
+}  // namespace
+
+cpu::Parallel cpu_parallel() { return {at::get_num_threads(), run_in_shares}; }
 
 std::optional<DType> element_type(at::ScalarType type) {
   switch (type) {
