@@ -97,6 +97,9 @@ CASES = [
     problem((1, 100, 9, 8), (64, 100, 3, 1), padding=(2, 0)),
     problem((1, 64, 6, 40), (64, 64, 1, 5), padding=(1, 4), dilation=(1, 3)),
     problem((2, 96, 200), (96, 96, 3), padding=1),
+    # Fewer taps than its tiles have.
+    problem((1, 128, 13, 14), (128, 128, 2, 3), padding=1),
+    problem((1, 128, 14, 13), (128, 128, 3, 2), padding=1),
     problem((1, 35, 19, 20), (50, 35, 5, 5), padding=2),
     problem((1, 16, 20, 21), (64, 16, 5, 5), padding=4),
     problem((1, 16, 20, 19), (48, 16, 7, 7), padding=3),
