@@ -31,9 +31,9 @@ struct Cut {
     pixel_block = last ? kBlockRows : kPixelPanels * kCols<A>;
     if (pixels <= 2 * pixel_block) pixel_block = max_of(pixel_block, round_up(pixels, kCols<A>));
     pixel_blocks = ceil_div(pixels, pixel_block);
-    const int64_t rows = last ? kRows : kCols<A>, tasks = pixel_blocks * p.shape.groups;
+    const int64_t vectors = last ? 1 : kCols<A>, tasks = pixel_blocks * p.shape.groups;
     if (pixel_blocks > 1 && tasks < 4 * p.threads && !regions.cut) {  // alike for the threads
-      pixel_block = round_up(ceil_div(pixels, round_up(pixel_blocks, p.threads)), rows);
+      pixel_block = round_up(ceil_div(pixels, round_up(pixel_blocks, p.threads)), vectors);
       pixel_blocks = ceil_div(pixels, pixel_block);
     }
     packs_in_task = pixel_blocks == 1 && !regions.cut && (!last || depth_in_parts(phases));

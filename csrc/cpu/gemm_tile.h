@@ -72,7 +72,7 @@ template <Product P, class A, class Out, int Rows, int Vectors, int64_t RowStrid
           int64_t ColumnStride>
 void tile(int64_t depth, const A* a, const A* b, Out out, Ahead* ahead) {
   Vec<A> sum[Rows][Vectors] = {};
-  const int each = int(ceil_div(Rows * kFetchSteps, max_of(depth - 2 * kFetchSteps, kFetchSteps)));
+  const int each = int(ceil_div(Rows * kFetchSteps, max_of(depth, kFetchSteps)));
   int fetched = 0;  // rows of the output
   for (; depth > 0; depth -= kFetchSteps) {
     if (ahead) ahead->fetch();
