@@ -227,6 +227,13 @@ void pack_pixels(const T* source, Strides s, const Gather& g, Range pixels, Rang
   }
 }
 
+// Source pixel that a destination pixel reads through a tap, or the one at the edge next to it.
+CNNEXT_INLINE int64_t nearest_source(const Gather& g, const Pixel& p, int64_t tap) {
+  const PhaseAxis &h = g.axis[1], &w = g.axis[2];
+  const int64_t row = source_row(g, p, tap / w.taps / h.taps, tap / w.taps % h.taps);
+  return max_of(row, 0) * w.source + max_of(w.source_index(p.j[2], tap % w.taps), 0);
+}
+
 // What pack_pixels is going to read, as far as it is regular: the first run of each pixel.
 template <class T>
 FetchedRows fetched_pixels(const T* source, Strides s, const Gather& g, Range pixels, Range columns,
@@ -236,9 +243,7 @@ FetchedRows fetched_pixels(const T* source, Strides s, const Gather& g, Range pi
   const int64_t run = (w.offset_step == 1 && s.pixel == g.channels ? w.taps : 1) * g.channels;
   const int64_t tap = columns.begin / g.channels, channel = columns.begin % g.channels;
   const Pixel p = pixel_at(g, pixels.begin);
-  const int64_t row = source_row(g, p, tap / w.taps / h.taps, tap / w.taps % h.taps);
-  const int64_t first = max_of(row, 0) * w.source + max_of(w.source_index(p.j[2], tap % w.taps), 0);
-  return {source + p.image * s.image + first * s.pixel + channel,
+  return {source + p.image * s.image + nearest_source(g, p, tap) * s.pixel + channel,
           min_of(columns.size(), run - columns.begin % run),
           {min_of(pixels.size(), w.count), w.source_step * s.pixel},
           {ceil_div(pixels.size(), w.count), h.source_step * w.source * s.pixel},
@@ -324,14 +329,11 @@ template <class T>
 FetchedRows fetched_columns(const T* source, Strides s, const Gather& g, Range pixels, Range columns,
                             ColumnOrder order, int64_t calls) {
   if (pixels.size() <= 0 || columns.size() <= 0) return {};
-  const PhaseAxis &h = g.axis[1], &w = g.axis[2];
   const int64_t tap = order.channel == 1 ? columns.begin / order.tap : 0;
   const Range channels = channels_in(columns, order, tap, g.channels);
   const Pixel p = pixel_at(g, pixels.begin);
-  const int64_t row = source_row(g, p, tap / w.taps / h.taps, tap / w.taps % h.taps);
-  const int64_t first = max_of(row, 0) * w.source + max_of(w.source_index(p.j[2], tap % w.taps), 0);
-  return {source + p.image * s.image + channels.begin * s.channel + first,
-          pixels.size() * h.source_step * w.source_step,
+  return {source + p.image * s.image + channels.begin * s.channel + nearest_source(g, p, tap),
+          pixels.size() * g.axis[1].source_step * g.axis[2].source_step,
           {channels.size(), s.channel},
           {1, 0},
           calls};
