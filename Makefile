@@ -41,10 +41,10 @@ test: $(STAMP)  ## run the tests
 bench: $(STAMP)  ## run ResNet-50 and GoogLeNet beside torch (BENCH="--mode infer" passes options)
 	$(BIN)/python -m cnnext bench $(BENCH)
 
-# About half an hour; SUITES="resnet50" BATCHES=1 for a part.
-SUITES ?= resnet18 resnet50 googlenet inception_v3 vgg16 yolo_v1
+# About twenty minutes; SUITES="resnet50" BATCHES=1 for a part.
+SUITES ?= dense dilated grouped pooling
 BATCHES ?= 1 16
-bench-layers: $(STAMP)  ## run each distinct layer of many networks beside torch (SUITES, BATCHES choose)
+bench-layers: $(STAMP)  ## run the distinct layers of many networks beside torch (SUITES, BATCHES choose)
 	for n in $(BATCHES); do \
 	  $(BIN)/python benchmarks/layers.py --suite $(SUITES) --batch $$n --json benchmarks/results/layers_n$$n.json || exit; \
 	done

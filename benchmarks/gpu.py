@@ -33,12 +33,12 @@ import cnnext.models
 from cnnext import backends, functional
 from cnnext.bench.environment import facts
 from cnnext.bench.layer_bench import Tensors, in_layout, kernel_name, our_call, torch_call, weight_fan_in
-from cnnext.bench.layers import LAYOUTS, SUITES, Layer, suite
+from cnnext.bench.layers import LAYOUTS, Layer
+from cnnext.bench.suites import SUITES, suite
 
 DEVICE = torch.device("cuda")
 TIMES = 15
 CONV_OPS = ("conv", "conv_grad_input", "conv_grad_weight")
-POOLING_NETWORKS = ("resnet50", "googlenet", "inception_v3", "mobilenet_v2", "deeplabv3_resnet50")
 
 
 class Mode(NamedTuple):
@@ -106,16 +106,8 @@ def ceilings(clock: Clock) -> dict[str, float]:
 
 def layers_of(name: str, batch: int) -> list[Layer]:
     """The distinct convolutions of a network, or of a suite of several; "pooling": all pooling layers."""
-    if name == "pooling":
-        uses = [use for network in POOLING_NETWORKS for use in _suite(network, batch) if not use.layer.is_conv]
-    else:
-        uses = [use for use in _suite(name, batch) if use.layer.is_conv]
-    return list(dict.fromkeys(use.layer for use in uses))
-
-
-def _suite(name: str, batch: int) -> list[Any]:
-    size = cnnext.models.SPECS[name].size if name in cnnext.models.SPECS else 224
-    return suite(name, batch, size, training=batch > 1)  # batch norms refuse single numbers
+    uses = suite(name, batch, training=batch > 1)  # batch norms refuse single numbers
+    return list(dict.fromkeys(use.layer for use in uses if use.layer.is_conv != (name == "pooling")))
 
 
 def operands(layer: Layer, dtype: torch.dtype) -> Tensors:

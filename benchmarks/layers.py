@@ -1,7 +1,7 @@
 """Every distinct layer of a model beside torch's, in chosen directions, at one batch size.
 
-The suites are models (see ``cnnext.models.names()``), whose layers are found by running them, ``pooling`` and
-``grouped``: depthwise and grouped convolutions of MobileNet-V2, EfficientNet-B0, ConvNeXt-T, ResNeXt-50, DeepLab-v3.
+A suite is a model (see ``cnnext.models.names()``), whose layers are found by running it, or the layers of many:
+``dense``, ``dilated``, ``grouped``, ``pooling`` (see ``cnnext.bench.suites``).
 
     python benchmarks/layers.py --suite resnet50 --batch 16
     python benchmarks/layers.py --suite resnet18 googlenet --layout channels_last --direction forward,grad_weight
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import cnnext.bench
 import cnnext.models
-from cnnext.bench.layers import SUITES
+from cnnext.bench.suites import SUITES
 
 
 def main() -> int:

@@ -299,7 +299,13 @@ def test_interrupt_prints_and_writes_what_is_there(monkeypatch, tmp_path, capsys
 
 
 def result(
-    label="512→512 3x3/2 d2 g32 @14", kernel="gemm_packed_avx512", flops=10**9, speedup=2.0, count=3, kind="3x3"
+    label="512→512 3x3/2 d2 g32 @14",
+    kernel="gemm_packed_avx512",
+    flops=10**9,
+    speedup=2.0,
+    count=3,
+    kind="3x3",
+    family="grouped",
 ):
     def backend(median):
         return {"median": median, "q1": median * 0.9, "q3": median * 1.1, "kernel": kernel, "preemptions": 0.0}
@@ -309,6 +315,7 @@ def result(
         "model": "resnet50",
         "label": label,
         "kind": kind,
+        "family": family,
         "count": count,
         "direction": "forward",
         "allocator": "fixed",
@@ -350,6 +357,15 @@ def test_geometric_means_count_layers():
     assert means["all"]["best"] == pytest.approx((2.0**3 * 0.5) ** 0.25)
     assert (means["all"]["lowest"], means["all"]["highest"], means["all"]["layers"]) == (0.5, 2.0, 4)
     assert means["1x1"]["best"] == pytest.approx(0.5)
+
+
+def test_families_have_means_where_there_are_several():
+    alone = [result(speedup=2.0), result(speedup=0.5, kind="1x1")]
+    assert {row["kind"] for row in tables.summary(alone)} == {"3x3", "1x1", "all"}
+    rows = tables.summary([*alone, result(speedup=4.0, kind="5x5", family="depthwise")])
+    means = {row["kind"]: row["best"] for row in rows}
+    assert means["all grouped"] == pytest.approx(1.0)
+    assert means["all depthwise"] == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.01234, "0.0123"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1234")])

@@ -12,7 +12,7 @@ from torch import nn
 import cnnext
 import cnnext.functional
 from cnnext import models
-from cnnext.bench import layer_bench, layers, timing
+from cnnext.bench import layer_bench, layers, suites, timing
 
 
 def counts(uses):
@@ -29,23 +29,40 @@ def counts(uses):
         ("resnet50", False, {"conv2d": 53, "max_pool2d": 1, "adaptive_avg_pool2d": 1}),
         ("googlenet", False, {"conv2d": 57, "max_pool2d": 13, "adaptive_avg_pool2d": 1}),
         ("googlenet", True, {"conv2d": 59, "max_pool2d": 13, "adaptive_avg_pool2d": 3}),
-        ("pooling", False, {"max_pool2d": 14, "adaptive_avg_pool2d": 2}),
-        ("grouped", False, {"conv2d": 17 + 16 + 18 + 16 + 12}),
     ],
 )
 def test_suites_are_the_models_layers(name, training, expected):
-    assert counts(layers.suite(name, training=training)) == expected
+    assert counts(suites.suite(name, training=training)) == expected
 
 
-@pytest.mark.parametrize("name", [*models.names(), *layers.SUITES])
+@pytest.mark.parametrize("name", [*models.names(), *suites.SUITES])
 def test_every_suite_trains_with_one_image(name):
     """Batch norms in training refuse a single value for each channel, of which Inception's auxiliary head has some."""
     size = models.SPECS[name].size if name in models.SPECS else 224
-    assert sum(counts(layers.suite(name, 1, size, training=True)).values()) > 0
+    assert sum(counts(suites.suite(name, 1, size, training=True)).values()) > 0
+
+
+def layers_named(*names):
+    return {use.layer for name in names for use in suites.suite(name)}
+
+
+@pytest.mark.parametrize(
+    ("name", "belongs", "expected"),
+    [
+        ("dense", lambda layer: layer.is_conv, layers_named(*suites.DENSE)),
+        ("grouped", lambda layer: layer.groups > 1, layers_named("mobilenet_v2", "resnext50_32x4d")),
+        ("pooling", lambda layer: not layer.is_conv, layers_named(*suites.POOLED)),
+    ],
+)
+def test_suites_of_many_networks_have_each_of_their_layers_once(name, belongs, expected):
+    found = suites.suite(name)
+    assert all(use.count == 1 and belongs(use.layer) for use in found)
+    assert len({use.layer for use in found}) == len(found)
+    assert {use.layer for use in found} >= {layer for layer in expected if belongs(layer)}
 
 
 def test_suite_has_each_layer_once_with_its_flops():
-    uses = layers.suite("resnet50")
+    uses = suites.suite("resnet50")
     assert len({use.layer for use in uses}) == len(uses)
     assert [use.layer.label() for use in uses if not use.needs_grad_input] == ["3→64 7x7/2 @224"]
     # 4.09 GMAC of convolution, as published for the variant with the stride in the 3x3
@@ -53,7 +70,7 @@ def test_suite_has_each_layer_once_with_its_flops():
 
 
 def test_suite_scales_with_batch_and_size():
-    (one, many) = (layers.suite("resnet18", batch, size) for batch, size in ((1, 64), (4, 128)))
+    (one, many) = (suites.suite("resnet18", batch, size) for batch, size in ((1, 64), (4, 128)))
     assert [use.layer.weight for use in one] == [use.layer.weight for use in many]
     assert many[0].layer.input == (4, 3, 128, 128)
 

@@ -166,7 +166,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
     """
     import cnnext.models
 
-    from . import layers
+    from . import layers, suites
     from .sections import Section
 
     layouts = layers.LAYOUTS if args.layout == "best" else (args.layout,)
@@ -176,8 +176,8 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
         if direction not in known:
             raise ValueError(f"no direction is named {direction!r}; there are {', '.join(sorted(known))}")
 
-    def size_of(name: str) -> int:
-        size = cnnext.models.SPECS[name].size if name in cnnext.models.SPECS else 224
+    def size_of(name: str) -> int | None:
+        size = cnnext.models.SPECS[name].size if name in cnnext.models.SPECS else None
         return args.image_size or (64 if args.quick and size == 224 else size)
 
     def section(kind: str, title: str, batch: int, min_time: float, **fields: Any) -> Section:
@@ -192,11 +192,12 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
         return [(args.allocator or "fixed", [single])]
 
     names = args.model or list(DEFAULT_MODELS)
-    # those that take the photograph and are trained by cross-entropy
-    models = [n for n, spec in cnnext.models.SPECS.items() if spec.channels == 3 and spec.task != "detection"]
+    # as a whole, those that take the photograph and are trained by cross-entropy
+    whole = [n for n, spec in cnnext.models.SPECS.items() if spec.channels == 3 and spec.task != "detection"]
+    known_names = [*cnnext.models.names(), *suites.SUITES] if args.only == "layers" else whole
     for name in names:
-        if name not in models and not (name in layers.SUITES and args.only == "layers"):
-            raise ValueError(f"no model is named {name!r}; there are {', '.join(models)}")
+        if name not in known_names:
+            raise ValueError(f"no model is named {name!r}; there are {', '.join(known_names)}")
     modes = ("infer", "train") if args.mode == "both" else (args.mode,)
     batch_of = {mode: args.batch or (2 if args.quick and mode == "train" else DEFAULT_BATCH[mode]) for mode in modes}
     networks, layer_sections = [], []
@@ -217,7 +218,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
                 part = section(
                     "layers", f"{name} · layers", batch, 0.1, model=name, mode=mode, directions=tuple(wanted)
                 )
-                for use in layers.suite(name, batch, size_of(name), training=mode == "train"):
+                for use in suites.suite(name, batch, size_of(name), training=mode == "train"):
                     part.add(use)
                 layer_sections.append(part)
     groups = []

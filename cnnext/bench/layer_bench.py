@@ -230,6 +230,7 @@ def measure(
             "layer": layer.as_json(),
             "label": layer.label(),
             "kind": layer.kind(),
+            "family": layer.family(),
             "direction": direction,
             "dtype": str(dtype).removeprefix("torch."),
             "batch": layer.input[0],

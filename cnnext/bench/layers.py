@@ -1,12 +1,12 @@
-"""Single convolution and pooling layers as data, and suites of them derived from models."""
+"""Single convolution and pooling layers as data, and those that a model runs."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +129,14 @@ class Layer:
             kind = ("depthwise " if self.groups == self.input[1] else "grouped ") + kind
         return f"transposed {kind}" if self.is_transposed else kind
 
+    def family(self) -> str:
+        """What several kinds have in common: ``dense``, ``grouped``, ``depthwise``, ``max``, ``avg``, ``adaptive``."""
+        if self.op in ADAPTIVE_POOL:
+            return "adaptive"
+        if not self.is_conv:
+            return self.op[:3]
+        return "dense" if self.groups == 1 else "depthwise" if self.groups == self.input[1] else "grouped"
+
     def label(self) -> str:
         """Short name in the field's terms: ``64→256 1x1 @56`` is C→K, kernel, stride, @ input size."""
         size = _same(self.input[2:])
@@ -246,112 +254,3 @@ def collect(model: nn.Module, *inputs: Any) -> list[LayerUse]:
     with module_path(model) as path, _Recorder(path) as recorder, torch.enable_grad():
         model(*inputs)
     return list(recorder.uses.values())
-
-
-class GroupedRow(NamedTuple):
-    """Convolutions of as many outputs as inputs: C, size of the square input, R = S, and how often it occurs."""
-
-    channels: int
-    size: int
-    kernel: int
-    stride: int
-    groups: int
-    times: int = 1
-    dilation: int = 1
-
-
-def _depthwise(channels: int, size: int, kernel: int, stride: int = 1, times: int = 1, dilation: int = 1) -> GroupedRow:
-    return GroupedRow(channels, size, kernel, stride, channels, times, dilation)
-
-
-# Depthwise and grouped layers of networks that cnnext.models does not have, from the tables of their papers.
-GROUPED = {
-    "efficientnet_b0": (
-        _depthwise(32, 112, 3),
-        _depthwise(96, 112, 3, 2),
-        _depthwise(144, 56, 3),
-        _depthwise(144, 56, 5, 2),
-        _depthwise(240, 28, 5),
-        _depthwise(240, 28, 3, 2),
-        _depthwise(480, 14, 3, times=2),
-        _depthwise(480, 14, 5),
-        _depthwise(672, 14, 5, times=2),
-        _depthwise(672, 14, 5, 2),
-        _depthwise(1152, 7, 5, times=3),
-        _depthwise(1152, 7, 3),
-    ),
-    "convnext_tiny": (
-        _depthwise(96, 56, 7, times=3),
-        _depthwise(192, 28, 7, times=3),
-        _depthwise(384, 14, 7, times=9),
-        _depthwise(768, 7, 7, times=3),
-    ),
-    "resnext50_32x4d": (
-        GroupedRow(128, 56, 3, 1, 32, 3),
-        GroupedRow(256, 56, 3, 2, 32),
-        GroupedRow(256, 28, 3, 1, 32, 3),
-        GroupedRow(512, 28, 3, 2, 32),
-        GroupedRow(512, 14, 3, 1, 32, 5),
-        GroupedRow(1024, 14, 3, 2, 32),
-        GroupedRow(1024, 7, 3, 1, 32, 2),
-    ),
-    # On MobileNet-V2 with an output stride of 8, and the separable variant of its pyramid.
-    "deeplab_v3": (
-        _depthwise(384, 33, 3, dilation=2, times=3),
-        _depthwise(576, 33, 3, dilation=2, times=3),
-        _depthwise(960, 33, 3, dilation=4, times=3),
-        *(_depthwise(2048, 33, 3, dilation=dilation) for dilation in (6, 12, 18)),
-    ),
-}
-SUITES = ("pooling", "grouped")  # beside the models
-
-
-def suite(name: str, batch: int = 1, size: int = 224, training: bool = False) -> list[LayerUse]:
-    """The distinct layers of a model of ``cnnext.models``, or of several networks: one of :data:`SUITES`.
-
-    Args:
-        name: a model's name; ``pooling``, the pooling layers of ResNet-50 and GoogLeNet; or ``grouped``, the depthwise
-            and grouped convolutions of MobileNet-V2 and of the networks in :data:`GROUPED`.
-        batch: N.
-        size: height and width of the images; the layers of :data:`GROUPED` keep the sizes of their papers.
-        training: include what only runs in training (GoogLeNet's auxiliary heads).
-
-    Raises:
-        ValueError: no suite has this name.
-    """
-    from cnnext import models
-
-    found: dict[Layer, LayerUse] = {}
-
-    def add(layer: Layer, names: Iterable[str]) -> None:
-        found.setdefault(layer, LayerUse(layer, [], True)).names.extend(names)
-
-    if name == "pooling":
-        for network in ("resnet50", "googlenet"):
-            for use in suite(network, batch, size, training):
-                if not use.layer.is_conv:
-                    add(use.layer, (f"{network}.{module}" for module in use.names))
-        return list(found.values())
-    if name == "grouped":
-        for use in suite("mobilenet_v2", batch, size, training):
-            if use.layer.groups > 1:
-                add(use.layer, (f"mobilenet_v2.{module}" for module in use.names))
-        for network, rows in GROUPED.items():
-            for number, row in enumerate(rows):
-                layer = Layer(
-                    "conv2d",
-                    (batch, row.channels, row.size, row.size),
-                    (row.channels, row.channels // row.groups, row.kernel, row.kernel),
-                    stride=(row.stride, row.stride),
-                    padding=(row.kernel // 2 * row.dilation,) * 2,
-                    dilation=(row.dilation, row.dilation),
-                    groups=row.groups,
-                )
-                add(layer, (f"{network}.{number}" for _ in range(row.times)))
-        return list(found.values())
-    with torch.device("meta"):
-        model = models.build(name).train(training)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()  # in training it refuses a single value for each channel, of Inception's auxiliary head
-        return collect(model, torch.empty(batch, models.SPECS[name].channels, size, size))

@@ -24,7 +24,7 @@ LAYER_NOTES = (
     "CL: channels_last. +-: half the distance of the quartiles. of limit: the time that the measured peaks allow "
     "(FLOPs by peak FLOP/s, or bytes read and written once by copy bandwidth, whichever is longer) over the measured "
     "time; above 100 % means fewer operations than a direct convolution has, or data that stayed in cache. speedup: "
-    "torch's median over ours. Means count a layer as often as the model runs it."
+    "torch's median over ours. Means count a layer as often as the model runs it, a suite of several models once."
 )
 
 
@@ -274,14 +274,18 @@ def geometric_mean(values: Iterable[tuple[float, int]]) -> float:
 
 
 def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Speedups over torch by model, direction and kind of layer; kind ``all`` of a direction is all convolutions, or
-    all pooling layers. Each has the number of layers, geometric means best against best and by layout, and the
-    smallest and largest best against best."""
+    """Speedups over torch by model, direction and kind of layer. Kind ``all`` is all convolutions, or all
+    pooling layers, ``all max`` and the like one family of them where there are several. Each has the number of layers,
+    geometric means best against best and by layout, and the smallest and largest best against best."""
+    families: dict[tuple[str, bool], set[str]] = {}
+    for result in results:
+        families.setdefault((result["model"], bool(result["flops"])), set()).add(result["family"])
     groups: dict[tuple[str, bool, str, str], list[dict[str, Any]]] = {}
     for result in results:
-        for kind in (result["kind"], "all"):
-            key = (result["model"], bool(result["flops"]), result["direction"], kind)
-            groups.setdefault(key, []).append(result)
+        model, conv = result["model"], bool(result["flops"])
+        several = [f"all {result['family']}"] if len(families[model, conv]) > 1 else []
+        for kind in (result["kind"], *several, "all"):
+            groups.setdefault((model, conv, result["direction"], kind), []).append(result)
     rows = []
     for (model, conv, direction, kind), members in groups.items():
         best = [result["speedup"]["best"] for result in members]
@@ -314,7 +318,7 @@ def geometric_means(results: list[dict[str, Any]], width: int) -> Iterable[Table
         rows = Rows(f"{model} · geometric means of the speedup over torch", columns)
         for op, direction in itertools.product(("convolution", "pooling"), DIRECTIONS):
             chosen = [r for r in summaries if (r["model"], r["op"], r["direction"]) == (model, op, direction)]
-            chosen.sort(key=lambda row: (row["kind"] == "all", -row["layers"]))
+            chosen.sort(key=lambda row: (row["kind"].startswith("all"), row["kind"] == "all", -row["layers"]))
             for index, row in enumerate(chosen):
                 rows.add(
                     f"{op} {direction}" if index == 0 else "",
@@ -323,7 +327,7 @@ def geometric_means(results: list[dict[str, Any]], width: int) -> Iterable[Table
                     _colored(row["best"]),
                     f"{times(row['lowest'])}-{times(row['highest'])}",
                     *("" if math.isnan(row[which]) else _colored(row[which]) for which in ("nchw", "channels_last")),
-                    style="bold" if row["kind"] == "all" else None,
+                    style="bold" if row["kind"].startswith("all") else None,
                     end_section=row["kind"] == "all",
                 )
         yield rows.table(width)
