@@ -137,9 +137,9 @@ winograd = _Switch(
     """Whether convolutions may be computed by Winograd's minimal filtering where it pays; on by default.
 
     It takes a quarter of the multiplications for 3x3 kernels and about half for 1x7 or 3x1. Its results round
-    differently from a direct sum: relative errors are about 1e-6 in float32 where those of a direct sum are a few 1e-7,
-    and an infinity or NaN in the input also reaches the other outputs of its tile. Turned off, every convolution is a
-    direct sum.
+    differently from a direct sum: relative errors are 6e-7 to 8e-7 in float32, where those of our direct sums are 3e-7
+    and of torch's 2e-7 (contiguous) and 4e-7 to 1.2e-6 (channels_last). An infinity or NaN in the input also reaches
+    the other outputs of its tile. Turned off, every convolution is a direct sum.
 
     Example:
         >>> import cnnext

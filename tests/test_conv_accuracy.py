@@ -24,6 +24,7 @@ CASES = [
     problem((1, 8, 40, 40), (9, 8, 31, 31)),
     problem((4, 8, 57, 57), (9, 8, 3, 3), padding=1),
     problem((2, 3, 151, 150), (8, 3, 7, 7), stride=2, padding=3),
+    problem((2, 3, 61, 60), (16, 3, 5, 5), stride=2, padding=2),
     problem((1, 128, 21, 20), (64, 32, 3, 3), padding=2, dilation=2, groups=4),
     problem((2, 8, 113, 112), (8, 1, 3, 3), padding=1, groups=8),
     problem((2, 16, 113, 112), (16, 1, 3, 3), padding=1, groups=16),

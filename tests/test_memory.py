@@ -105,6 +105,14 @@ def test_threads_share_the_pool():
     assert not wrong
 
 
+def test_the_profiler_sees_outputs():
+    run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        output = run()
+    (conv_event,) = (event for event in profile.key_averages() if event.key == "cnnext::conv")
+    assert conv_event.self_cpu_memory_usage >= output.nbytes
+
+
 def test_winograd_switch_changes_the_kernel_and_keeps_the_numbers_close():
     x, w = torch.randn(2, 64, 24, 24), torch.randn(64, 64, 3, 3)
     layer = cnnext.nn.Conv2d(64, 64, 3, padding=1, bias=False)

@@ -31,8 +31,8 @@ struct Cut {
     pixel_block = last ? kBlockRows : kPixelPanels * kCols<A>;
     if (pixels <= 2 * pixel_block) pixel_block = max_of(pixel_block, round_up(pixels, kCols<A>));
     pixel_blocks = ceil_div(pixels, pixel_block);
-    const int64_t vectors = last ? 1 : kCols<A>, tasks = pixel_blocks * p.shape.groups;
-    if (pixel_blocks > 1 && tasks < 4 * p.threads && !regions.cut) {  // alike for the threads
+    if (pixel_blocks > 1 && !regions.cut) {  // alike for the threads
+      const int64_t vectors = last ? 1 : kCols<A>;
       pixel_block = round_up(ceil_div(pixels, round_up(pixel_blocks, p.threads)), vectors);
       pixel_blocks = ceil_div(pixels, pixel_block);
     }

@@ -205,10 +205,13 @@ struct Winograd {
     return to - begin * s.image;
   }
 
-  // products[product][tile][kWide] = patches * weights, summed over all chunks; `products_plane` apart.
+  // products[product][tile][kWide] = patches * weights, summed over all chunks; `products_plane` apart. Sums
+  // in halves of a chunk would round a fifth less and take 3 % longer. Channels first has them: direct sums
+  // are as short there, and the error shall be of that size.
   void multiply(int64_t group, int64_t tiles, int64_t panel, const A* patches, A* weights, A* products,
                 Ahead& ahead) const {
     const int64_t cols = min_of(kWide, phases.channels - panel * kWide);
+    const int64_t chain = phases.source.channel == 1 ? kChunk : kChunk / 2;
     for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
       const A* b = shared ? transformed(group, panel, chunk) : weights;
       if (!shared) {
@@ -217,8 +220,11 @@ struct Winograd {
             fetched_chunk(group, panel, chunk + 1, kProducts * fetch_calls(tiles, depth.size_of(chunk)));
       }
       for (int64_t n = 0; n < kProducts; ++n) {
-        tile_column<kChunkStride, 1, kWide>(tiles, depth.size_of(chunk), cols, patches, b,
-                                            TileSums<A>{products + n * products_plane, chunk > 0}, &ahead);
+        for (int64_t begin = 0, end = depth.size_of(chunk); begin < end; begin += chain) {
+          const TileSums<A> sums = {products + n * products_plane, chunk > 0 || begin > 0};
+          tile_column<kChunkStride, 1, kWide>(tiles, min_of(chain, end - begin), cols, patches + begin,
+                                              b + begin * kWide, sums, &ahead);
+        }
         patches += plane;
         b += weights_plane;
       }

@@ -53,7 +53,7 @@ struct TileOutput {
   }
   // The line that is going to be overwritten: it may be far away.
   __attribute__((always_inline)) void fetch(int r, int v) const {
-    __builtin_prefetch(to + r * stride + v * kLanes<Acc<T>>, 1);
+    __builtin_prefetch(to + (r + 2 * kRows) * stride + v * kLanes<Acc<T>>, 1);
   }
   __attribute__((always_inline)) void put(int r, int v, Vec<Acc<T>> sum) const {
     constexpr int64_t L = kLanes<Acc<T>>;
@@ -68,9 +68,29 @@ struct TileOutput {
   }
 };
 
+// One step of the depth: the products of an element of each row with whole vectors of columns.
+template <Product P, int64_t RowStride, class A, int Rows, int Vectors>
+CNNEXT_INLINE void add_products(Vec<A> (&sum)[Rows][Vectors], const A* a, const A* b) {
+  Vec<A> y[Vectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < Vectors; ++v) y[v] = load(b + v * kLanes<A>);
+#pragma GCC unroll 14
+  for (int r = 0; r < Rows; ++r) {
+    const Vec<A> x = broadcast(a[r * RowStride]);
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) {
+      if constexpr (P == Product::kPairs) {
+        sum[r][v] = add_pair_products(sum[r][v], x, y[v]);
+      } else {
+        sum[r][v] += x * y[v];
+      }
+    }
+  }
+}
+
 template <Product P, class A, class Out, int Rows, int Vectors, int64_t RowStride, int64_t DepthStride,
           int64_t ColumnStride>
-void tile(int64_t depth, const A* a, const A* b, Out out, Ahead* ahead) {
+void tile(int64_t depth, const A* a, const A* b, const Out& out, Ahead* ahead) {
   Vec<A> sum[Rows][Vectors] = {};
   const int each = int(ceil_div(Rows * kFetchSteps, max_of(depth, kFetchSteps)));
   int fetched = 0;  // rows of the output
@@ -81,21 +101,7 @@ void tile(int64_t depth, const A* a, const A* b, Out out, Ahead* ahead) {
       for (int v = 0; v < Vectors; ++v) out.fetch(fetched, v);
     }
     for (int64_t d = min_of(depth, kFetchSteps); d > 0; --d, a += DepthStride, b += ColumnStride) {
-      Vec<A> y[Vectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) y[v] = load(b + v * kLanes<A>);
-#pragma GCC unroll 14
-      for (int r = 0; r < Rows; ++r) {
-        const Vec<A> x = broadcast(a[r * RowStride]);
-#pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) {
-          if constexpr (P == Product::kPairs) {
-            sum[r][v] = add_pair_products(sum[r][v], x, y[v]);
-          } else {
-            sum[r][v] += x * y[v];
-          }
-        }
-      }
+      add_products<P, RowStride>(sum, a, b);
     }
   }
 #pragma GCC unroll 14
@@ -106,7 +112,7 @@ void tile(int64_t depth, const A* a, const A* b, Out out, Ahead* ahead) {
 }
 
 template <class A, class Out>
-using Tile = void (*)(int64_t depth, const A* a, const A* b, Out out, Ahead* ahead);
+using Tile = void (*)(int64_t depth, const A* a, const A* b, const Out& out, Ahead* ahead);
 
 // The tile for a number of rows in [1, kRows], one vector wide where `narrow`.
 template <Product P, class A, class Out, int64_t RowStride, int64_t DepthStride, int64_t ColumnStride,

@@ -4,6 +4,7 @@
 #include "vec.h"
 
 #include "conv_gemm.h"
+#include "conv_thin.h"
 #include "conv_winograd.h"
 #include "conv_grad_weight_gemm.h"
 #include "conv_grad_weight_winograd.h"
@@ -30,8 +31,9 @@ CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
 }
 
 const Kernels& kernels() {
-  static const ConvKernel conv[] = {kConvDepthwise, kPairsGroupTiles<false>, kConvGroupTiles, kConvGrouped,
-                                    kConvWinograd,  kPairsGemm<false>,       kConvGemm,       kConvReference};
+  static const ConvKernel conv[] = {
+      kConvDepthwise, kPairsGroupTiles<false>, kConvGroupTiles, kConvGrouped,  kConvWinograd,
+      kConvThin,      kPairsGemm<false>,       kConvGemm,       kConvReference};
   static const ConvKernel conv_grad_input[] = {
       kConvGradInputDepthwise, kPairsGroupTiles<true>, kConvGradInputGroupTiles, kConvGradInputGrouped,
       kConvGradInputWinograd,  kPairsGemm<true>,       kConvGradInputGemm,       kConvGradInputReference};

@@ -32,6 +32,7 @@ class Pool final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
     void* block = bytes > 0 ? take(rounded(bytes)) : nullptr;
+    if (block) c10::profiledCPUMemoryReporter().New(block, bytes);
     return {block, block, &give_back, c10::Device(c10::DeviceType::CPU)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
@@ -69,7 +70,9 @@ class Pool final : public c10::Allocator {
 
  private:
   static void give_back(void* block) {
-    if (block) instance().put(block);
+    if (!block) return;
+    c10::profiledCPUMemoryReporter().Delete(block);
+    instance().put(block);
   }
 
   void* take(size_t bytes) {
