@@ -27,22 +27,24 @@ template <class A>
 struct Cut {
   Cut(const Regions& regions, const ConvProblem& p) : last(p.layout == Layout::kChannelsLast) {
     const Phases& phases = regions.phases;
-    const int64_t pixels = regions.most_pixels();
-    pixel_block = last ? kBlockRows : kPixelPanels * kCols<A>;
-    if (pixels <= 2 * pixel_block) pixel_block = max_of(pixel_block, round_up(pixels, kCols<A>));
-    pixel_blocks = ceil_div(pixels, pixel_block);
-    if (pixel_blocks > 1 && !regions.cut) {  // alike for the threads
-      const int64_t vectors = last ? 1 : kCols<A>;
-      pixel_block = round_up(ceil_div(pixels, round_up(pixel_blocks, p.threads)), vectors);
-      pixel_blocks = ceil_div(pixels, pixel_block);
-    }
-    packs_in_task = pixel_blocks == 1 && !regions.cut && (!last || depth_in_parts(phases));
-    const int64_t unit = last ? kCols<A> : kRows, most = last ? kMaxPanels * unit : kMaxChannels;
-    const int64_t wanted =
-        blocks_for(p.threads, pixel_blocks * p.shape.groups, ceil_div(phases.channels, unit));
-    channel_block = min_of(most, round_up(ceil_div(phases.channels, wanted), unit));
-    channel_blocks = ceil_div(phases.channels, channel_block);
+    const int64_t pixels = regions.most_pixels(), most_pixels = last ? kBlockRows : kPixelPanels * kCols<A>;
     panels = ceil_div(phases.channels, kCols<A>);
+    // Few pixels are one block, if the threads can share the channels alike: any rows, but whole panels.
+    const bool alike = !last || p.shape.groups % p.threads == 0 ||
+                       17 * panels >= 16 * round_up(panels, p.threads);
+    const bool one = pixels <= 2 * most_pixels && alike;
+    pixel_blocks = one ? 1 : max_of(1, ceil_div(pixels, most_pixels));
+    if (!one && !regions.cut)  // as many for each thread, of equal size
+      pixel_blocks = max_of(pixel_blocks, min_of(round_up(pixel_blocks, p.threads), pixels / kRows));
+    pixel_block = max_of(1, round_up(ceil_div(pixels, pixel_blocks), last ? 1 : kCols<A>));
+    pixel_blocks = max_of(1, ceil_div(pixels, pixel_block));
+    packs_in_task = pixel_blocks == 1 && !regions.cut && (!last || depth_in_parts(phases));
+    const int64_t unit = last ? kCols<A> : 1, most = last ? kMaxPanels * unit : kMaxChannels;
+    const int64_t wanted =
+        blocks_for(p.threads, pixel_blocks * p.shape.groups, ceil_div(phases.channels, last ? unit : kRows),
+                   ceil_div(phases.channels, most));
+    channel_block = round_up(ceil_div(phases.channels, wanted), unit);
+    channel_blocks = ceil_div(phases.channels, channel_block);
     depth_blocks = ceil_div(phases.max_depth(), kDepth);
     slot_size = p.shape.groups * (last ? panels * kCols<A> * phases.max_depth()
                                        : depth_blocks * phases.channels * kDepthStride);

@@ -15,8 +15,9 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int64_t kGradRows = 2 * kBlockRows;
-constexpr int64_t kGradPanels = 4;  // columns packed at a time, in panels
-constexpr int64_t kGradTasks = 16;  // splits are made until there are this many tasks
+constexpr int64_t kGradPanels = 4;               // columns packed at a time, in panels
+constexpr int64_t kGradTasks = 16;               // splits are made until there are this many tasks
+constexpr int64_t kGradPixels = 3 * kDepth / 4;  // of a split, at least
 
 // T is the type of the tensors; their products are those of numbers or of pairs of pixels in bfloat16,
 // channels last.
@@ -53,14 +54,16 @@ struct GradWeightGemm {
     order = last || w.tap != 1 ? ColumnOrder{g.channels, 1} : ColumnOrder{1, g.taps()};
     rows = last ? outputs.channels : g.depth();
     cols = last ? g.depth() : outputs.channels;
-    const int64_t most_splits = max_of(1, ceil_div(g.pixels(), kDepth) / 4);
+    int64_t most_splits = max_of(1, ceil_div(g.pixels(), kDepth) / 4);
     row_blocks = ceil_div(rows, kGradRows);
     row_block = ceil_div(rows, row_blocks);
     // Few rows take more columns: the factor that is the rows is packed again for each block of columns.
     const int64_t most_cols = kSums / row_block / kGradCols * kGradCols;
     col_blocks = ceil_div(cols, cut ? kGradCols : most_cols);
-    // Where the pixels are too few to be split, the blocks are.
-    while (!cut && shape.groups * row_blocks * col_blocks * most_splits < 4 &&
+    // For few blocks the splits are smaller; where the pixels are too few for that, so are the blocks.
+    const int64_t fewest = 4, few_blocks = shape.groups * row_blocks * col_blocks;
+    most_splits = max_of(most_splits, min_of(ceil_div(fewest, few_blocks), g.pixels() / kGradPixels));
+    while (!cut && shape.groups * row_blocks * col_blocks * most_splits < fewest &&
            rows * cols > kGradRows * kWide) {
       ++(2 * ceil_div(rows, row_blocks) > ceil_div(cols, col_blocks) ? row_blocks : col_blocks);
     }

@@ -94,10 +94,10 @@ struct Phases {
   int64_t count[kAxes], slots[kAxes], max_taps = 1;
 };
 
-// Into how many blocks to cut, at most `most`, so that `others` times as many tasks keep the threads alike
-// busy.
-CNNEXT_INLINE int64_t blocks_for(int64_t threads, int64_t others, int64_t most) {
-  int64_t blocks = 1;
+// Into how many blocks to cut, from `fewest` to `most`, so that `others` times as many tasks keep the threads
+// alike busy.
+CNNEXT_INLINE int64_t blocks_for(int64_t threads, int64_t others, int64_t most, int64_t fewest = 1) {
+  int64_t blocks = fewest;
   while (blocks < most && others * blocks < 4 * threads && others * blocks % threads != 0) ++blocks;
   return blocks;
 }
