@@ -1,17 +1,28 @@
 // Gradients of pooling in channels last: grad_output [N, O, P, Q, C], grad_input [N, D, H, W, C], vectors
 // over the channels. Each input gathers from the windows over it, in their order, and is written once.
+//
+// Where the compiler knows the windows along a row (of maxima), they are passed from the left to the right:
+// each is read once, and the sums of the inputs beneath it stay in registers until the last window over them
+// has passed.
 #pragma once
 
 #include "pool_channels_last.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
+// Windows along a row that the compiler knows, or 0.
+template <int kTaps_, int kStride_>
+struct RowWindows {
+  static constexpr int kTaps = kTaps_, kStride = kStride_;
+};
+
 // O is the type of the stored offsets, or void for an average.
-template <class T, class O>
+template <class T, class O, class Windows = RowWindows<0, 0>>
 struct PoolGradChannelsLast {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
   static constexpr bool kAverage = std::is_void_v<O>;
+  static constexpr int kTaps = Windows::kTaps, kStride = Windows::kStride;
 
   struct Row {        // of windows over an input row
     int64_t output;   // number of its first output
@@ -137,6 +148,53 @@ struct PoolGradChannelsLast {
     }
   };
 
+  // The inputs of a row.
+  struct Inputs {
+    const PoolGradChannelsLast& pool;
+    const Row *rows, *rows_end;
+    int64_t at;  // first element
+
+    template <int V, bool kPart>
+    __attribute__((always_inline)) void run(int64_t c, int64_t count) const {
+      const Window& w = pool.shape.axis[2];
+      Vec<A> sum[kTaps][V] = {};  // of the inputs under window q
+      T* to = pool.grad_input + at + c - w.padding * pool.C;
+      int64_t x = -w.padding;
+      const auto next_input = [&]() __attribute__((always_inline)) {
+        if (w.contains(x)) {
+          for (int v = 0; v < V; ++v) store_part(to + v * L, sum[0][v], kPart ? count : L);
+        }
+        to += pool.C;
+        ++x;
+        for (int v = 0; v < V; ++v) {
+          for (int t = 1; t < kTaps; ++t) sum[t - 1][v] = sum[t][v];
+          sum[kTaps - 1][v] = Vec<A>{};
+        }
+      };
+      for (int64_t q = 0; q < w.output; ++q) {
+        for (const Row* row = rows; row != rows_end; ++row) {
+          const int64_t from = (row->output + q) * pool.C + c;
+          for (int v = 0; v < V; ++v) {
+            const T* source = pool.grad_output + from + v * L;
+            const Vec<A> grad = kPart ? load_part(source, count) : load(source);
+            const auto match = kPart ? match_part<A>(pool.offsets + from, count)
+                                     : OffsetMatch<A>(pool.offsets + from + v * L);
+            for (int t = 0; t < kTaps; ++t)
+              sum[t][v] = match.add(sum[t][v], OffsetMatch<A>::key(row->tap + t), grad);
+          }
+        }
+        for (int n = 0; n < kStride; ++n) next_input();
+      }
+      while (x < w.input) next_input();
+    }
+  };
+  // As many vectors side by side as leave a few registers.
+  static constexpr int side_by_side() {
+    int V = 1;
+    while (2 * V * kTaps <= (CNNEXT_VECTOR_BYTES == 64 ? 24 : 12)) V *= 2;
+    return V;
+  }
+
   void input_row(const RowPosition& at, Row* rows, int64_t c_begin, int64_t c_end) const {
     const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
     Row* end = rows;
@@ -147,6 +205,10 @@ struct PoolGradChannelsLast {
                   static_cast<Offset<A>>((o.tap * h.kernel + p.tap) * w.kernel),
                   kAverage ? divisor[0][o.output] * divisor[1][p.output] : 1};
       }
+    }
+    if constexpr (kTaps > 0) {
+      return each_channel_block<A, side_by_side()>(c_begin, c_end,
+                                                   Inputs{*this, rows, end, at.number * w.input * C});
     }
     const int64_t over_rows = kAverage ? common[0][at.depth] * common[1][at.height] : 1;
     for (int64_t x = 0; x < w.input; ++x) {
@@ -179,6 +241,19 @@ struct PoolGradChannelsLast {
   Row* rows;
 };
 
+// run(windows) where there is a kernel for windows along the rows that are known to the compiler.
+template <class Run>
+bool with_row_windows(const PoolProblem& p, const Run& run) {
+  const Window& w = p.shape.axis[2];
+  const auto is = [&](auto windows) {
+    if (w.kernel != windows.kTaps || w.stride != windows.kStride) return false;
+    run(windows);
+    return true;
+  };
+  if (p.shape.adaptive[2] || w.dilation != 1 || p.wide_offsets()) return false;
+  return is(RowWindows<2, 2>()) || is(RowWindows<3, 2>()) || is(RowWindows<3, 1>()) || is(RowWindows<5, 1>());
+}
+
 template <bool kAverage, class Run>
 void with_grad_channels_last(const PoolProblem& p, const PoolBuffers& b, char* workspace, const Run& run) {
   with_type(p.dtype, [&](auto* tag) {
@@ -187,7 +262,9 @@ void with_grad_channels_last(const PoolProblem& p, const PoolBuffers& b, char* w
       run(PoolGradChannelsLast<T, void>(p, b, workspace));
     } else if (p.wide_offsets()) {
       run(PoolGradChannelsLast<T, int32_t>(p, b, workspace));
-    } else {
+    } else if (!with_row_windows(p, [&](auto windows) {
+                 run(PoolGradChannelsLast<T, uint8_t, decltype(windows)>(p, b, workspace));
+               })) {
       run(PoolGradChannelsLast<T, uint8_t>(p, b, workspace));
     }
   });
@@ -206,13 +283,17 @@ int64_t grad_channels_last_workspace(const PoolProblem& p) {
   return bytes;
 }
 
-// Gathering reads an output for each input under its window: with large, dense windows scattering reads less.
+// Gathering compares an output for each input under its window: with large, dense windows scattering does
+// less.
 CNNEXT_INLINE const char* refuses_max_grad_channels_last(const PoolProblem& p) {
-  constexpr int64_t kMostReaders = CNNEXT_VECTOR_BYTES > 16 ? kLanes<float> / 2 + 8 : 1;
+  constexpr bool kMasks = CNNEXT_VECTOR_BYTES == 64, kWide = CNNEXT_VECTOR_BYTES > 16;
   if (p.layout != Layout::kChannelsLast) return "channels first";
+  const int64_t most = with_row_windows(p, [](auto) {}) ? (kMasks ? 32 : 16)
+                       : kWide                          ? kLanes<float> / 2 + 8
+                                                        : 1;
   int64_t readers = 1;
   for (int a = 0; a < kAxes; ++a) readers *= p.shape.windows_over_input(a);
-  return readers > kMostReaders ? "many windows over an input" : nullptr;
+  return readers > most ? "many windows over an input" : nullptr;
 }
 
 constexpr PoolKernel kMaxPoolGradChannelsLast = {

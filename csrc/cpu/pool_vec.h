@@ -167,6 +167,12 @@ CNNEXT_INLINE OffsetVec<A> load_offsets_part(const O* p, int64_t count) {
   for (int64_t i = 0; i < count; ++i) part[i] = p[i];
   return widen_offsets(part, A{});
 }
+template <class A>
+CNNEXT_INLINE OffsetMatch<A> match_part(const uint8_t* offsets, int64_t count) {
+  uint8_t part[kLanes<A>] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = offsets[i];
+  return OffsetMatch<A>(part);
+}
 template <class A, class O>
 CNNEXT_INLINE void store_offsets_part(O* p, OffsetVec<A> v, int64_t count) {
   if (count >= kLanes<A>) return narrow_offsets(p, v);
