@@ -11,12 +11,6 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-// Windows along a row that the compiler knows, or 0.
-template <int kTaps_, int kStride_>
-struct RowWindows {
-  static constexpr int kTaps = kTaps_, kStride = kStride_;
-};
-
 // O is the type of the stored offsets, or void for an average.
 template <class T, class O, class Windows = RowWindows<0, 0>>
 struct PoolGradChannelsLast {
@@ -258,19 +252,6 @@ struct PoolGradChannelsLast {
   Row* windows;
   A* carried;
 };
-
-// run(windows) where there is a kernel for windows along the rows that are known to the compiler.
-template <class Run>
-bool with_row_windows(const PoolProblem& p, const Run& run) {
-  const Window& w = p.shape.axis[2];
-  const auto is = [&](auto windows) {
-    if (w.kernel != windows.kTaps || w.stride != windows.kStride) return false;
-    run(windows);
-    return true;
-  };
-  if (p.shape.adaptive[2] || w.dilation != 1 || p.wide_offsets()) return false;
-  return is(RowWindows<2, 2>()) || is(RowWindows<3, 2>()) || is(RowWindows<3, 1>()) || is(RowWindows<5, 1>());
-}
 
 template <bool kAverage, class Run>
 void with_grad_channels_last(const PoolProblem& p, const PoolBuffers& b, char* workspace, const Run& run) {

@@ -33,10 +33,23 @@ CNNEXT_INLINE float lowest(float) { return -__builtin_inff(); }
 CNNEXT_INLINE double lowest(double) { return -__builtin_inf(); }
 
 // torch's order: a value takes over if it is greater or NaN, so the first of equals and the last NaN stay.
+// Asked the other way round, the second comparison is made under the mask of the first.
 template <class V>
-CNNEXT_INLINE auto takes_over(V value, V best) {
-  return (value > best) | (value != value);
+CNNEXT_INLINE auto stays(V best, V value) {
+  return ~(value > best) & (value == value);
 }
+template <class V>
+CNNEXT_INLINE V larger(V best, V value) {
+  return stays(best, value) ? best : value;
+}
+#if CNNEXT_VECTOR_BYTES == 64
+CNNEXT_INLINE Vec<float> larger(Vec<float> best, Vec<float> value) {
+  // The machine's maximum is the second operand where one is NaN or both are zeros.
+  const __m512 most = _mm512_max_ps((__m512)value, (__m512)best);
+  const __mmask16 nan = _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_UNORD_Q);
+  return (Vec<float>)_mm512_mask_mov_ps(most, nan, (__m512)value);
+}
+#endif
 
 // Compilers widen bytes in several steps or even one by one, where the machine has one instruction for it.
 CNNEXT_INLINE IntVec widen_offsets(const uint8_t* p, float) {
