@@ -70,6 +70,9 @@ MANY_PLANES = [
         for ceil in ((False, True) if windows[1] > 1 else (False,))
     ),
     max_pool((5, 3, 1300), 3, 2, 1),
+    *(max_pool((5, 3, 1300 + odd), kernel, 2) for odd in (0, 1) for kernel in (2, 3)),
+    *(max_pool((2, 35, height, 76), kernel, 2) for height in (7, 8) for kernel in (2, 3)),
+    max_pool((2, 3, 6, 9, 81), (1, 2, 2), (1, 2, 2)),
     max_pool((2, 40, 5, 8, 12), 2),
     max_pool((2, 40, 5, 8, 12), 3, 2, 1),
     max_pool((2, 40, 5, 8, 12), 3, 1, 1),
