@@ -113,8 +113,9 @@ struct PoolRows {
   // Planes of one row: windows straight from memory, but for those at the ends.
   template <class Windows>
   void run_single_rows(const Parallel& parallel, Windows windows) const {
-    constexpr int64_t kReach = round_up(Windows::kStride * L + max_of(L, Windows::kTaps - 1), L);  // at least
-    const int64_t rows = shape.N * shape.C, per_task = max_of(1, rows_per_task(1, w.output * 2));
+    // No less than L windows read.
+    constexpr int64_t kReach = round_up(Windows::kStride * L + max_of(L, Windows::kTaps - 1), L);
+    const int64_t rows = shape.N * shape.C, per_task = rows_per_task(1, w.output * 2);
     parallel(ceil_div(rows, per_task), [&](int64_t task, int) {
       alignas(kAlignment) A padded[kReach + L];
       const int64_t end = min_of(rows, (task + 1) * per_task);

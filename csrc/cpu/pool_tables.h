@@ -55,13 +55,14 @@ struct AxisTable {
   }
 };
 
-// Windows along a row that the compiler knows, or 0.
+// Windows along a row that the compiler knows, kTaps taps each, kStride apart;
+// 0 where it does not.
 template <int kTaps_, int kStride_>
 struct RowWindows {
   static constexpr int kTaps = kTaps_, kStride = kStride_;
 };
 
-// run(windows) where there is a kernel for windows along the rows that are known to the compiler.
+// run(windows) where they are such windows.
 template <class Run>
 bool with_row_windows(const PoolProblem& p, const Run& run) {
   const Window& w = p.shape.axis[2];

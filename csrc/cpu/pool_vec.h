@@ -44,10 +44,9 @@ CNNEXT_INLINE V larger(V best, V value) {
 }
 #if CNNEXT_VECTOR_BYTES == 64
 CNNEXT_INLINE Vec<float> larger(Vec<float> best, Vec<float> value) {
-  // The machine's maximum is the second operand where one is NaN or both are zeros.
-  const __m512 most = _mm512_max_ps((__m512)value, (__m512)best);
-  const __mmask16 nan = _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_UNORD_Q);
-  return (Vec<float>)_mm512_mask_mov_ps(most, nan, (__m512)value);
+  // The machine's maximum is the second operand where that is NaN or both are zeros.
+  const __mmask16 number = _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_ORD_Q);
+  return (Vec<float>)_mm512_mask_max_ps((__m512)value, number, (__m512)value, (__m512)best);
 }
 #endif
 
