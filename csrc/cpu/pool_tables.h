@@ -55,8 +55,7 @@ struct AxisTable {
   }
 };
 
-// Windows along a row that the compiler knows, kTaps taps each, kStride apart;
-// 0 where it does not.
+// Windows along a row that the compiler knows, kTaps taps each, kStride apart; 0 where it does not.
 template <int kTaps_, int kStride_>
 struct RowWindows {
   static constexpr int kTaps = kTaps_, kStride = kStride_;
