@@ -70,7 +70,13 @@ MANY_PLANES = [
         for ceil in ((False, True) if windows[1] > 1 else (False,))
     ),
     max_pool((5, 3, 1300), 3, 2, 1),
+    *(max_pool((5, 3, 1300 + odd), kernel, 2) for odd in (0, 1) for kernel in (2, 3)),
+    *(max_pool((2, 35, height, 76), kernel, 2) for height in (7, 8) for kernel in (2, 3)),
+    max_pool((2, 3, 6, 9, 81), (1, 2, 2), (1, 2, 2)),
     max_pool((2, 40, 5, 8, 12), 2),
+    max_pool((2, 40, 5, 8, 12), 3, 2, 1),
+    max_pool((2, 40, 5, 8, 12), 3, 1, 1),
+    max_pool((1, 70, 3, 600), 3, 2, 1),  # a task of channels last has 64 channels here, the last one 6
     adaptive("max_pool", (3, 90, 33, 33), 7),
     adaptive("avg_pool", (3, 90, 33, 33), 7),
     adaptive("avg_pool", (2, 300, 4, 4), 4),

@@ -124,12 +124,12 @@ struct PoolChannelsLast {
             const Vec<A> next = kPart ? load_part(from, count) : load(from + v * L);
             if constexpr (mode == PoolMode::kAverage) {
               row[v] += next;
+            } else if constexpr (mode == PoolMode::kMax) {
+              value[v] = larger(value[v], next);
             } else {
-              const auto take = takes_over(next, value[v]);
-              value[v] = take ? next : value[v];
-              if constexpr (mode == PoolMode::kMaxOffsets) {
-                offset[v] = take ? tap - OffsetVec<A>{} : offset[v];
-              }
+              const auto stay = stays(value[v], next);
+              value[v] = stay ? value[v] : next;
+              offset[v] = stay ? offset[v] : tap - OffsetVec<A>{};
             }
           }
         }

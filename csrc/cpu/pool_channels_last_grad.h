@@ -1,5 +1,10 @@
 // Gradients of pooling in channels last: grad_output [N, O, P, Q, C], grad_input [N, D, H, W, C], vectors
 // over the channels. Each input gathers from the windows over it, in their order, and is written once.
+//
+// Where the compiler knows the windows along a row (of maxima), they are passed from the left to the right:
+// each is read once, and the sums of the inputs beneath it stay in registers until the last window over them
+// has passed. Tensors beyond the caches are passed in the order of memory, all channels of a window at a
+// time.
 #pragma once
 
 #include "pool_channels_last.h"
@@ -7,11 +12,13 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 // O is the type of the stored offsets, or void for an average.
-template <class T, class O>
+template <class T, class O, class Windows = RowWindows<0, 0>>
 struct PoolGradChannelsLast {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
   static constexpr bool kAverage = std::is_void_v<O>;
+  static constexpr int64_t kCacheBytes = 1 << 20;
+  static constexpr int kTaps = Windows::kTaps, kStride = Windows::kStride;
 
   struct Row {        // of windows over an input row
     int64_t output;   // number of its first output
@@ -33,7 +40,9 @@ struct PoolGradChannelsLast {
       if (kAverage) common[a] = scratch.take<int64_t>(shape.axis[a].input);
     }
     most_rows = round_up(shape.windows_over_input(0) * shape.windows_over_input(1), kAlignment);
-    rows = scratch.take<Row>(p.threads * most_rows);
+    windows = scratch.take<Row>(p.threads * most_rows);
+    most_carried = round_up(C, kAlignment) * (kTaps - kStride);
+    carried = scratch.take<A>(p.threads * most_carried);
   }
 
   static constexpr bool kStoresOffsets = false;
@@ -52,7 +61,7 @@ struct PoolGradChannelsLast {
   void all_rows(int thread) const {
     const Window &d = shape.axis[0], &h = shape.axis[1];
     for (RowPosition row(0, d.input, h.input); row.plane < shape.N; row.next(d.input, h.input)) {
-      input_row(row, rows + thread * most_rows, 0, C);
+      input_row(row, thread, 0, C);
     }
   }
 
@@ -68,7 +77,7 @@ struct PoolGradChannelsLast {
       const int64_t first = task / tasks.channel_blocks() * tasks.rows_per_task;
       const int64_t end = min_of(first + tasks.rows_per_task, tasks.rows);
       for (RowPosition row(first, d.input, h.input); row.number < end; row.next(d.input, h.input)) {
-        input_row(row, rows + thread * most_rows, c_begin, c_end);
+        input_row(row, thread, c_begin, c_end);
       }
     });
   }
@@ -137,9 +146,63 @@ struct PoolGradChannelsLast {
     }
   };
 
-  void input_row(const RowPosition& at, Row* rows, int64_t c_begin, int64_t c_end) const {
+  // The inputs of a row beneath windows [begin, end).
+  struct Inputs {
+    const PoolGradChannelsLast& pool;
+    const Row *rows, *rows_end;
+    int64_t at;  // first element of the row
+    int64_t begin, end;
+    A* carried;     // sums of inputs that are beneath both window begin - 1 and window `begin`
+    bool in_order;  // of memory
+
+    template <int V, bool kPart>
+    __attribute__((always_inline)) void run(int64_t c, int64_t count) const {
+      constexpr int kCarried = kTaps - kStride;
+      const Window& w = pool.shape.axis[2];
+      Vec<A> sum[kTaps][V] = {};  // of the inputs beneath window q
+      A* kept = carried + round_up(c, L) * kCarried;
+      for (int i = 0; begin > 0 && i < kCarried * V; ++i) sum[i / V][i % V] = load(kept + i * L);
+      int64_t x = begin * kStride - w.padding;
+      T* to = pool.grad_input + at + x * pool.C + c;
+      const auto next_input = [&]() __attribute__((always_inline)) {
+        for (int v = 0; v < V && in_order; ++v) __builtin_prefetch(to + kAhead * pool.C + v * L, 1, 2);
+        for (int v = 0; v < V && w.contains(x); ++v) store_part(to + v * L, sum[0][v], kPart ? count : L);
+        to += pool.C;
+        ++x;
+        for (int v = 0; v < V; ++v) {
+          for (int t = 1; t < kTaps; ++t) sum[t - 1][v] = sum[t][v];
+          sum[kTaps - 1][v] = Vec<A>{};
+        }
+      };
+      for (int64_t q = begin; q < end; ++q) {
+        for (const Row* row = rows; row != rows_end; ++row) {
+          const int64_t from = (row->output + q) * pool.C + c;
+          for (int v = 0; v < V; ++v) {
+            const T* source = pool.grad_output + from + v * L;
+            const Vec<A> grad = kPart ? load_part(source, count) : load(source);
+            const auto match = kPart ? match_part<A>(pool.offsets + from, count)
+                                     : OffsetMatch<A>(pool.offsets + from + v * L);
+            for (int t = 0; t < kTaps; ++t)
+              sum[t][v] = match.add(sum[t][v], OffsetMatch<A>::key(row->tap + t), grad);
+          }
+        }
+        for (int n = 0; n < kStride; ++n) next_input();
+      }
+      while (end == w.output && x < w.input) next_input();
+      for (int i = 0; end < w.output && i < kCarried * V; ++i) store(kept + i * L, sum[i / V][i % V]);
+    }
+  };
+  static constexpr int64_t kAhead = 4;  // inputs
+  // As many vectors side by side as leave a few registers.
+  static constexpr int side_by_side() {
+    int V = 1;
+    while (2 * V * kTaps <= (CNNEXT_VECTOR_BYTES == 64 ? 24 : 12)) V *= 2;
+    return V;
+  }
+
+  void input_row(const RowPosition& at, int thread, int64_t c_begin, int64_t c_end) const {
     const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
-    Row* end = rows;
+    Row *const rows = windows + thread * most_rows, *end = rows;
     for (int64_t i = axis[0].begin[at.depth]; i < axis[0].begin[at.depth + 1]; ++i) {
       for (int64_t j = axis[1].begin[at.height]; j < axis[1].begin[at.height + 1]; ++j) {
         const Reader o = axis[0].reader[i], p = axis[1].reader[j];
@@ -147,6 +210,16 @@ struct PoolGradChannelsLast {
                   static_cast<Offset<A>>((o.tap * h.kernel + p.tap) * w.kernel),
                   kAverage ? divisor[0][o.output] * divisor[1][p.output] : 1};
       }
+    }
+    if constexpr (kTaps > 0) {
+      const bool in_order = c_end - c_begin > side_by_side() * L &&
+                            shape.N * shape.input_pixels() * C * sizeof(T) > kCacheBytes;
+      for (int64_t q = 0, count = in_order ? 1 : w.output; q < w.output; q += count) {
+        each_channel_block<A, side_by_side()>(c_begin, c_end,
+                                              Inputs{*this, rows, end, at.number * w.input * C, q, q + count,
+                                                     carried + thread * most_carried, in_order});
+      }
+      return;
     }
     const int64_t over_rows = kAverage ? common[0][at.depth] * common[1][at.height] : 1;
     for (int64_t x = 0; x < w.input; ++x) {
@@ -175,8 +248,9 @@ struct PoolGradChannelsLast {
   ScratchLayout scratch;
   AxisTable axis[kAxes];
   int64_t *divisor[kAxes] = {}, *common[kAxes] = {};
-  int64_t most_rows;  // room for each thread
-  Row* rows;
+  int64_t most_rows, most_carried;  // room for each thread
+  Row* windows;
+  A* carried;
 };
 
 template <bool kAverage, class Run>
@@ -187,7 +261,9 @@ void with_grad_channels_last(const PoolProblem& p, const PoolBuffers& b, char* w
       run(PoolGradChannelsLast<T, void>(p, b, workspace));
     } else if (p.wide_offsets()) {
       run(PoolGradChannelsLast<T, int32_t>(p, b, workspace));
-    } else {
+    } else if (!with_row_windows(p, [&](auto windows) {
+                 run(PoolGradChannelsLast<T, uint8_t, decltype(windows)>(p, b, workspace));
+               })) {
       run(PoolGradChannelsLast<T, uint8_t>(p, b, workspace));
     }
   });
@@ -206,13 +282,17 @@ int64_t grad_channels_last_workspace(const PoolProblem& p) {
   return bytes;
 }
 
-// Gathering reads an output for each input under its window: with large, dense windows scattering reads less.
+// Gathering compares an output for each input under its window: with large, dense windows scattering does
+// less.
 CNNEXT_INLINE const char* refuses_max_grad_channels_last(const PoolProblem& p) {
-  constexpr int64_t kMostReaders = CNNEXT_VECTOR_BYTES > 16 ? kLanes<float> / 2 + 8 : 1;
+  constexpr bool kMasks = CNNEXT_VECTOR_BYTES == 64, kWide = CNNEXT_VECTOR_BYTES > 16;
   if (p.layout != Layout::kChannelsLast) return "channels first";
+  const int64_t most = with_row_windows(p, [](auto) {}) ? (kMasks ? 32 : 16)
+                       : kWide                          ? kLanes<float> / 2 + 8
+                                                        : 1;
   int64_t readers = 1;
   for (int a = 0; a < kAxes; ++a) readers *= p.shape.windows_over_input(a);
-  return readers > kMostReaders ? "many windows over an input" : nullptr;
+  return readers > most ? "many windows over an input" : nullptr;
 }
 
 constexpr PoolKernel kMaxPoolGradChannelsLast = {

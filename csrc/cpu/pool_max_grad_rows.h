@@ -6,8 +6,9 @@
 // tap, some places to the left or to the right. `stride` input rows share what they read, and each input is
 // written once.
 //
-// There is an output for each `stride` x `stride` inputs, so rows and planes follow each other as one run:
-// what stands beyond the end of a row has no tap on its inputs, and no offset leads there.
+// With an output for each `stride` x `stride` inputs rows and planes follow each other as one run: what
+// stands beyond the end of a row has no tap on its inputs, and no offset leads there. Where the last windows
+// are missing, the run is a copy with zeros in their place.
 #pragma once
 
 #include "pool_row.h"
@@ -21,9 +22,10 @@ struct FixedWindow {
   static constexpr int kTaps = kTaps_, kStride = kStride_, kPadding = kPadding_;
   static constexpr int phase(int t) { return (t - kPadding + kStride * kPadding) % kStride; }
   static constexpr int shift(int t) { return (phase(t) - (t - kPadding)) / kStride; }
+  static int64_t missing(const Window& w) { return ceil_div(w.input, kStride) - w.output; }
   static bool fits(const Window& w) {
     return w.kernel == kTaps && w.stride == kStride && w.padding == kPadding && w.dilation == 1 &&
-           w.output == ceil_div(w.input, kStride);
+           (missing(w) == 0 || missing(w) == 1);
   }
 };
 
@@ -50,8 +52,10 @@ struct MaxPoolGradRows {
   MaxPoolGradRows(const PoolProblem& p, const PoolBuffers& b, char* workspace)
       : input(p.shape.axis[2].input),
         input_height(p.shape.axis[1].input),
-        width(p.shape.axis[2].output),
-        height(p.shape.axis[1].output),
+        width(ceil_div(input, kStride)),
+        height(ceil_div(input_height, kRows)),
+        outputs(p.shape.axis[2].output),
+        outputs_height(p.shape.axis[1].output),
         all_rows(p.shape.N * p.shape.C * p.shape.axis[0].output * height),
         run_rows(max_of(1, kOutputs / width)),
         grad_output(static_cast<const T*>(b.output)),
@@ -92,7 +96,7 @@ struct MaxPoolGradRows {
 
   // The inputs beneath `count` rows of outputs, which are numbered through all planes.
   void input_rows(const Local& l, int64_t first, int64_t count) const {
-    const Run from = find(l, (first + kFirst) * width, (count + kLast - kFirst) * width + L);
+    const Run from = find(l, first + kFirst, first + count + kLast);
     if (kStride == 1) return store_run(from, count * width, grad_input + first * width, nullptr);
     store_run(from, count * width, l.rows[0], l.rows[kRows - 1]);
     T* to = grad_input + (first / height * input_height + first % height * kRows) * input;
@@ -108,13 +112,31 @@ struct MaxPoolGradRows {
     }
   }
 
-  // Outputs where they are; at the beginning and the end of the tensor a copy, with zeros around it.
-  Run find(const Local& l, int64_t begin, int64_t count) const {
-    const int64_t outputs = all_rows * width, first = max_of(begin, 0), end = min_of(begin + count, outputs);
-    if (begin >= 0 && begin + count <= outputs) return {grad_output + begin, offsets + begin};
-    __builtin_memset(l.grad, 0, count * sizeof(T));
-    __builtin_memcpy(l.grad + first - begin, grad_output + first, (end - first) * sizeof(T));
-    __builtin_memcpy(l.offsets + first - begin, offsets + first, end - first);
+  // Rows of outputs [begin, end) and a vector more, where they are or in a copy with zeros for what is
+  // missing.
+  Run find(const Local& l, int64_t begin, int64_t end) const {
+    const bool complete = outputs == width && outputs_height == height;
+    if (complete && begin >= 0 && end * width + L <= all_rows * width) {
+      return {grad_output + begin * width, offsets + begin * width};
+    }
+    T* to = l.grad;
+    uint8_t* offsets_to = l.offsets;
+    int64_t plane = max_of(begin, 0) / height, y = begin - plane * height;
+    for (int64_t row = begin; row < end; ++row, ++y, to += width, offsets_to += width) {
+      if (y == height) {
+        ++plane;
+        y = 0;
+      }
+      if (y >= 0 && y < outputs_height && row < all_rows) {
+        const int64_t from = (plane * outputs_height + y) * outputs;
+        copy_row(to, grad_output + from, outputs);
+        copy_row(offsets_to, offsets + from, outputs);
+        if (outputs < width) to[outputs] = T{};
+      } else {
+        __builtin_memset(to, 0, width * sizeof(T));
+      }
+    }
+    __builtin_memset(to, 0, L * sizeof(T));
     return {l.grad, l.offsets};
   }
 
@@ -181,8 +203,9 @@ struct MaxPoolGradRows {
   }
 
   int64_t input, input_height;  // extents
-  int64_t width, height;        // of the outputs
-  int64_t all_rows, run_rows;   // rows of outputs in all, and of those worked on at once
+  int64_t width, height;        // of the outputs, those included that are missing
+  int64_t outputs, outputs_height;
+  int64_t all_rows, run_rows;  // rows of outputs in all, and of those worked on at once
   const T* grad_output;
   const uint8_t* offsets;
   T* grad_input;
@@ -212,8 +235,14 @@ bool with_fixed_windows(const PoolShape& shape, const Run& run) {
 }
 
 CNNEXT_INLINE const char* refuses_max_grad_rows(const PoolProblem& p) {
+  constexpr int64_t kShort = 32;
   if (p.layout != Layout::kChannelsFirst) return "channels last";
-  return with_fixed_windows(p.shape, [](auto, auto) {}) ? nullptr : "unusual windows";
+  bool copies = false;
+  const bool fits = with_fixed_windows(p.shape, [&](auto rows, auto columns) {
+    copies = rows.missing(p.shape.axis[1]) + columns.missing(p.shape.axis[2]) > 0;
+  });
+  if (!fits) return "unusual windows";
+  return copies && p.shape.axis[2].output < kShort ? "windows missing at the ends of short rows" : nullptr;
 }
 
 template <class Run>

@@ -89,9 +89,13 @@ struct PoolPlane {
     for (int64_t i = 0; i < pixels; i += L) {
       Vec<A> next = load_from(from + i, available - i);
       if (i + L > pixels) next = lane < static_cast<Offset<A>>(pixels - i) ? next : broadcast<A>(lowest(A{}));
-      const auto take = takes_over(next, best);
-      best = take ? next : best;
-      if constexpr (mode == PoolMode::kMaxOffsets) where = take ? lane + static_cast<Offset<A>>(i) : where;
+      if constexpr (mode == PoolMode::kMax) {
+        best = larger(best, next);
+      } else {
+        const auto stay = stays(best, next);
+        best = stay ? best : next;
+        where = stay ? where : lane + static_cast<Offset<A>>(i);
+      }
     }
     // Over the lanes: the last NaN, or the first of the greatest.
     for (Offset<A> half = L / 2; half > 0; half /= 2) {
@@ -105,7 +109,7 @@ struct PoolPlane {
         best = take ? other : best;
         where = take ? other_where : where;
       } else {
-        best = takes_over(other, best) ? other : best;
+        best = larger(best, other);
       }
     }
     const A value = best[0];

@@ -77,6 +77,11 @@ struct PoolRows {
   }
 
   void run(const Parallel& parallel) const {
+    if constexpr (mode == PoolMode::kMax) {
+      const bool one_row = shape.input_pixels() == w.input && shape.taps() == w.kernel;
+      if (one_row && with_row_windows(problem, [&](auto windows) { run_single_rows(parallel, windows); }))
+        return;
+    }
     for (int a = 0; a < kAxes; ++a) axis[a].fill(shape, a);
     for (int64_t q = 0; q < pitch; ++q) {
       if (divisor) {
@@ -103,6 +108,50 @@ struct PoolRows {
         output_row(l, row, (end - row.number) * w.output);
       }
     });
+  }
+
+  // Planes of one row: windows straight from memory, but for those at the ends.
+  template <class Windows>
+  void run_single_rows(const Parallel& parallel, Windows windows) const {
+    // No less than L windows read.
+    constexpr int64_t kReach = round_up(Windows::kStride * L + max_of(L, Windows::kTaps - 1), L);
+    const int64_t rows = shape.N * shape.C, per_task = rows_per_task(1, w.output * 2);
+    parallel(ceil_div(rows, per_task), [&](int64_t task, int) {
+      alignas(kAlignment) A padded[kReach + L];
+      const int64_t end = min_of(rows, (task + 1) * per_task);
+      for (int64_t n = task * per_task; n < end; ++n) {
+        const T* row = input + n * w.input;
+        T* to = output + n * w.output;
+        for (int64_t q = 0; q < w.output; q += L) {
+          const int64_t x = q * w.stride - w.padding, first = max_of(x, 0);
+          Vec<A> value;
+          if (x >= 0 && x + kReach <= w.input) {
+            value = maxima(row + x, windows);
+          } else {
+            for (int64_t i = 0; i < kReach; i += L) store(padded + i, broadcast<A>(neutral()));
+            for (int64_t i = first; i < min_of(w.input, x + kReach); i += L) {
+              store_part(padded + i - x, load_part(row + i, (rows - n) * w.input - i), w.input - i);
+            }
+            value = maxima(padded, windows);
+          }
+          store_part(to + q, value, (end - n) * w.output - q);
+        }
+      }
+    });
+  }
+  // Of L windows, the first of which begins here.
+  template <class E, class Windows>
+  __attribute__((always_inline)) static Vec<A> maxima(const E* from, Windows) {
+    Vec<A> best = load(from);
+    if constexpr (Windows::kStride == 1) {
+      for (int t = 1; t < Windows::kTaps; ++t) best = larger(best, load(from + t));
+    } else {
+      Vec<A> odd, even;
+      deinterleave<A>(best, load(from + L), even, odd);
+      best = larger(even, odd);
+      if constexpr (Windows::kTaps == 3) best = larger(best, slide_lanes<A, 1>(even, load(from + 2 * L)));
+    }
+    return best;
   }
 
   static A neutral() { return mode == PoolMode::kAverage ? A(0) : lowest(A{}); }
@@ -140,10 +189,7 @@ struct PoolRows {
         value /= load(divisor + q) * broadcast<A>(over_rows);
       } else if constexpr (mode == PoolMode::kMax) {
         if (count > 0) value = load(l.rows[0].value + q);
-        for (int64_t i = 1; i < count; ++i) {
-          const Vec<A> next = load(l.rows[i].value + q);
-          value = takes_over(next, value) ? next : value;
-        }
+        for (int64_t i = 1; i < count; ++i) value = larger(value, load(l.rows[i].value + q));
       } else {
         OffsetVec<A> offset;
         if (count == 0) {
@@ -155,9 +201,9 @@ struct PoolRows {
         for (int64_t i = 1; i < count; ++i) {
           const Vec<A> next = load(l.rows[i].value + q);
           const OffsetVec<A> next_offset = load_unaligned<OffsetVec<A>>(l.rows[i].offset + q) + l.rows[i].tap;
-          const auto take = takes_over(next, value);
-          value = take ? next : value;
-          offset = take ? next_offset : offset;
+          const auto stay = stays(value, next);
+          value = stay ? value : next;
+          offset = stay ? offset : next_offset;
         }
         const int64_t at = row.number * w.output + q;
         if (problem.wide_offsets()) {
@@ -189,10 +235,12 @@ struct PoolRows {
         const Vec<A> next = load(from + tap_at[t]);
         if constexpr (mode == PoolMode::kAverage) {
           best += next;
+        } else if constexpr (mode == PoolMode::kMax) {
+          best = larger(best, next);
         } else {
-          const auto take = takes_over(next, best);
-          best = take ? next : best;
-          if constexpr (kOffsets) best_tap = take ? static_cast<Offset<A>>(t) - OffsetVec<A>{} : best_tap;
+          const auto stay = stays(best, next);
+          best = stay ? best : next;
+          best_tap = stay ? best_tap : static_cast<Offset<A>>(t) - OffsetVec<A>{};
         }
       }
       store(value + q, best);

@@ -73,9 +73,13 @@ struct PoolSeparable {
     }
     __attribute__((always_inline)) static void take(Vec<A>& value, OffsetVec<A>& tap, Vec<A> next,
                                                     OffsetVec<A> next_tap) {
-      const auto take = takes_over(next, value);
-      value = take ? next : value;
-      if constexpr (kStoresOffsets) tap = take ? next_tap : tap;
+      if constexpr (!kStoresOffsets) {
+        value = larger(value, next);
+      } else {
+        const auto stay = stays(value, next);
+        value = stay ? value : next;
+        tap = stay ? tap : next_tap;
+      }
     }
   };
 

@@ -55,4 +55,23 @@ struct AxisTable {
   }
 };
 
+// Windows along a row that the compiler knows, kTaps taps each, kStride apart; 0 where it does not.
+template <int kTaps_, int kStride_>
+struct RowWindows {
+  static constexpr int kTaps = kTaps_, kStride = kStride_;
+};
+
+// run(windows) where they are such windows.
+template <class Run>
+bool with_row_windows(const PoolProblem& p, const Run& run) {
+  const Window& w = p.shape.axis[2];
+  const auto is = [&](auto windows) {
+    if (w.kernel != windows.kTaps || w.stride != windows.kStride) return false;
+    run(windows);
+    return true;
+  };
+  if (p.shape.adaptive[2] || w.dilation != 1 || p.wide_offsets()) return false;
+  return is(RowWindows<2, 2>()) || is(RowWindows<3, 2>()) || is(RowWindows<3, 1>()) || is(RowWindows<5, 1>());
+}
+
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -33,10 +33,22 @@ CNNEXT_INLINE float lowest(float) { return -__builtin_inff(); }
 CNNEXT_INLINE double lowest(double) { return -__builtin_inf(); }
 
 // torch's order: a value takes over if it is greater or NaN, so the first of equals and the last NaN stay.
+// Asked the other way round, the second comparison is made under the mask of the first.
 template <class V>
-CNNEXT_INLINE auto takes_over(V value, V best) {
-  return (value > best) | (value != value);
+CNNEXT_INLINE auto stays(V best, V value) {
+  return ~(value > best) & (value == value);
 }
+template <class V>
+CNNEXT_INLINE V larger(V best, V value) {
+  return stays(best, value) ? best : value;
+}
+#if CNNEXT_VECTOR_BYTES == 64
+CNNEXT_INLINE Vec<float> larger(Vec<float> best, Vec<float> value) {
+  // The machine's maximum is the second operand where that is NaN or both are zeros.
+  const __mmask16 number = _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_ORD_Q);
+  return (Vec<float>)_mm512_mask_max_ps((__m512)value, number, (__m512)value, (__m512)best);
+}
+#endif
 
 // Compilers widen bytes in several steps or even one by one, where the machine has one instruction for it.
 CNNEXT_INLINE IntVec widen_offsets(const uint8_t* p, float) {
@@ -166,6 +178,12 @@ CNNEXT_INLINE OffsetVec<A> load_offsets_part(const O* p, int64_t count) {
   O part[kLanes<A>] = {};
   for (int64_t i = 0; i < count; ++i) part[i] = p[i];
   return widen_offsets(part, A{});
+}
+template <class A>
+CNNEXT_INLINE OffsetMatch<A> match_part(const uint8_t* offsets, int64_t count) {
+  uint8_t part[kLanes<A>] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = offsets[i];
+  return OffsetMatch<A>(part);
 }
 template <class A, class O>
 CNNEXT_INLINE void store_offsets_part(O* p, OffsetVec<A> v, int64_t count) {
