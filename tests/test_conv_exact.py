@@ -174,6 +174,14 @@ CASES = [
     problem((1, 384, 15, 14), (512, 24, 3, 2), stride=(2, 3), padding=(1, 4), dilation=(3, 2), groups=16),
     problem((1, 256, 90, 41), (256, 16, 3, 3), stride=(1, 2), padding=(2, 0), groups=16),
     problem((1, 512, 3, 20), (1024, 32, 1, 5), padding=(1, 2), groups=16),
+    # Winograd's algorithm for narrow groups, of half a vector too: several images at a time, an image in bands, more
+    # padding than the kernel reads or none, dilation, planes, a kernel that its tiles cut.
+    *(problem((9, 8 * n, 12, 8), (8 * n, n, 3, 3), padding=1, groups=8) for n in (8, 16, 32)),
+    *(problem((2, 4 * n, 47, 46), (4 * n, n, 3, 3), padding=(4, 0), groups=4) for n in (8, 16)),
+    problem((1, 64, 5, 20), (64, 8, 3, 3), padding=(9, 1), groups=8),
+    problem((2, 64, 24, 30), (64, 8, 3, 3), padding=(0, 5), dilation=(2, 3), groups=8),
+    problem((1, 64, 3, 15, 16), (64, 16, 1, 3, 3), padding=1, groups=4),
+    problem((1, 64, 21, 20), (64, 8, 5, 5), padding=2, groups=8),
 ]
 
 

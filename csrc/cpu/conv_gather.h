@@ -103,7 +103,7 @@ CNNEXT_INLINE void copy_run(From from, A* to, int64_t count) {
   constexpr int64_t L = kLanes<A>;
   if (count >= L) {
     for (int64_t i = 0; i + L <= count; i += L) store(to + i, load(from + i));
-    store(to + count - L, load(from + (count - L)));
+    if (count % L != 0) store(to + count - L, load(from + (count - L)));
   } else {
     for (int64_t i = 0; i < count; ++i) to[i] = load_one(from + i);
   }

@@ -30,8 +30,8 @@ struct Cut {
     const int64_t pixels = regions.most_pixels(), most_pixels = last ? kBlockRows : kPixelPanels * kCols<A>;
     panels = ceil_div(phases.channels, kCols<A>);
     // Few pixels are one block, if the threads can share the channels alike: any rows, but whole panels.
-    const bool alike = !last || p.shape.groups % p.threads == 0 ||
-                       17 * panels >= 16 * round_up(panels, p.threads);
+    const bool alike =
+        !last || p.shape.groups % p.threads == 0 || 17 * panels >= 16 * round_up(panels, p.threads);
     const bool one = pixels <= 2 * most_pixels && alike;
     pixel_blocks = one ? 1 : max_of(1, ceil_div(pixels, most_pixels));
     if (!one && !regions.cut)  // as many for each thread, of equal size

@@ -106,16 +106,15 @@ struct GradWeightWinograd {
     const Range k = k_of(b), c = c_of(b);
     const TileReader<T, H::kPatch, W::kPatch> read_input{grid, TileSpace::source(grid, taps_of(b)),
                                                          input_of(b), phases.source};
-    read_input(tiles, c, [&](int64_t t, int64_t channel, const Vec<A>* d, int64_t step) {
+    read_input(tiles, c, [&](int64_t t, int64_t channel, auto pixels) {
       A* to = inputs + (t - tiles.begin) * kGradStride + channel - c.begin;
-      transform_tile<A, Transform::kInput, Tile>([&](int i, int j) { return d[i * step + j]; },
-                                                 [&](int n, Vec<A> v) { store(to + n * kPlane, v); });
+      transform_tile<A, Transform::kInput, Tile>(pixels, [&](int n, Vec<A> v) { store(to + n * kPlane, v); });
     });
     const TileReader<T, H::kOutputs, W::kOutputs> read_output{grid, TileSpace::destination(grid), grad_of(b),
                                                               phases.destination};
-    read_output(tiles, k, [&](int64_t t, int64_t channel, const Vec<A>* d, int64_t step) {
+    read_output(tiles, k, [&](int64_t t, int64_t channel, auto pixels) {
       A* to = outputs + (t - tiles.begin) * kGradStride + channel - k.begin;
-      transform_tile<A, Transform::kGradOutput, Tile>([&](int i, int j) { return d[i * step + j]; },
+      transform_tile<A, Transform::kGradOutput, Tile>(pixels,
                                                       [&](int n, Vec<A> v) { store(to + n * kPlane, v); });
     });
   }

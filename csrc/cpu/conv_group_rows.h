@@ -18,7 +18,16 @@ struct GroupRows {
     }
     of_residue = ceil_div(high - low, step);
   }
+  // All of some columns.
+  GroupRows(int64_t first, int64_t columns)
+      : step(1), low(first), high(first + columns), of_residue(columns) {}
   int64_t size() const { return of_residue * step; }
+  // Of a residue's columns, those inside of the source.
+  Range inside(int64_t residue, int64_t width) const {
+    const int64_t first = low + residue;
+    const int64_t begin = clamp(ceil_div(max_of(-first, 0), step), 0, of_residue);
+    return {begin, clamp(ceil_div(max_of(width - first, 0), step), begin, of_residue)};
+  }
   int64_t at(int64_t column) const { return (column - low) % step * of_residue + (column - low) / step; }
   int64_t step, low, high, of_residue;  // columns
 };
@@ -31,23 +40,24 @@ void copy_group_rows(const T* source, int64_t step, int64_t width, Range rows, c
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     const T* from = source + i * width * step;
     for (int64_t residue = 0; residue < row.step; ++residue) {
-      int64_t c = row.low + residue;
-      for (int64_t n = 0; n < row.of_residue; ++n, c += row.step, to += pixel) {
-        if (c < 0 || c >= width) {
-          fill_zero(to, pixel);
-          continue;
-        }
+      const Range inside = row.inside(residue, width);
+      fill_zero(to, inside.begin * pixel);
+      to += inside.begin * pixel;
+      const T* at = from + (row.low + residue + inside.begin * row.step) * step;
+      for (int64_t n = inside.size(); n > 0; --n, at += row.step * step, to += pixel) {
         constexpr bool kPairs = std::is_same_v<T, BFloat16Pair>;  // are copied as they are
         if (kPairs && S == 8) {
-          __builtin_memcpy(to, from + c * step, 8 * sizeof(T));
+          __builtin_memcpy(to, at, 8 * sizeof(T));
         } else if (kPairs && S == 4) {
-          __builtin_memcpy(to, from + c * step, 4 * sizeof(T));
+          __builtin_memcpy(to, at, 4 * sizeof(T));
         } else {
-          copy_run(from + c * step, to, S);
+          copy_run(at, to, S);
         }
         for (int64_t k = 0; k < S; k += kAlignment / int64_t(sizeof(T)))
-          __builtin_prefetch(from + c * step + next + k, 0, 2);
+          __builtin_prefetch(at + next + k, 0, 2);
       }
+      fill_zero(to, (row.of_residue - inside.end) * pixel);
+      to += (row.of_residue - inside.end) * pixel;
     }
   }
 }
@@ -58,9 +68,11 @@ void turn_group_rows(From source, int64_t plane, int64_t width, Range rows, cons
                      int64_t pixel, A* to) {
   constexpr int64_t L = kLanes<A>;
   for (int64_t i = 0; i < rows.size(); ++i) {
-    for (int64_t n = 0; n < row.size(); ++n) {
-      const int64_t c = row.low + n / row.of_residue + n % row.of_residue * row.step;
-      if (c < 0 || c >= width) fill_zero(to + (i * row.size() + n) * pixel, pixel);
+    for (int64_t residue = 0; residue < row.step; ++residue) {
+      A* columns = to + (i * row.size() + residue * row.of_residue) * pixel;
+      const Range inside = row.inside(residue, width);
+      fill_zero(columns, inside.begin * pixel);
+      fill_zero(columns + inside.end * pixel, (row.of_residue - inside.end) * pixel);
     }
   }
   const int64_t pixels = rows.size() * width;
@@ -71,7 +83,8 @@ void turn_group_rows(From source, int64_t plane, int64_t width, Range rows, cons
     A* place[L];
     int64_t i = p / width, column = p % width;
     for (int64_t n = 0; n < count; ++n) {
-      place[n] = column < row.high ? to + (i * row.size() + row.at(column)) * pixel : nullptr;  // not read
+      const bool read = column >= row.low && column < row.high;
+      place[n] = read ? to + (i * row.size() + row.at(column)) * pixel : nullptr;
       if (++column == width) column = 0, ++i;
     }
     for (int64_t c = 0; c < S; c += L) {

@@ -87,8 +87,6 @@ RunGroupTile<T> group_tile_of(int64_t rows) {
   return nullptr;
 }
 
-constexpr int64_t kHalfGroup = kLanes<float> / 2;  // channels, for which pairs have tiles of half a vector
-
 // T is the type of the tensors, E that of the elements which are multiplied: T, or pairs of channels in
 // channels last.
 template <class T, class E = T>

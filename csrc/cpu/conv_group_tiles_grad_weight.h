@@ -97,15 +97,13 @@ struct GroupTilesGradWeight {
         y(forward_phase(shape.axis[1])),
         x(forward_phase(shape.axis[2])),
         row(shape, false),
+        grad_row(0, x.count),
         C(shape.C_per_group()),
         K(shape.K_per_group()),
         input(static_cast<const T*>(b.input)),
         grad_output(static_cast<const T*>(b.output)),
         grad_weight(static_cast<T*>(b.weight)),
         w(weight_strides_of(p.weight_layout, C, shape.taps())) {
-    grad_row.step = 1;
-    grad_row.low = 0;
-    grad_row.high = grad_row.of_residue = x.count;
     band = y.count;
     while (band > 1 && box_size() > kBoxElements) band = ceil_div(band, 2);
     sums_size = shape.taps() * K * kPixel;
@@ -214,7 +212,7 @@ struct GroupTilesGradWeight {
   ConvShape shape;
   bool channels_last;
   PhaseAxis y, x;
-  GroupRows row, grad_row = row;
+  GroupRows row, grad_row;
   int64_t C, K;  // channels of a group
   const T *input, *grad_output;
   T* grad_weight;

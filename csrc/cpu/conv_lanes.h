@@ -293,14 +293,15 @@ void store_lanes(const Acc<T>* from, const GroupedLayout& g, int64_t lanes, cons
 }
 
 // Rows of pixels of which each block's lines are fetched into L2, a share at a time: too many at a time would
-// wait for each other.
+// wait for each other. Unlike FetchedRows (fetch_ahead.h), shares are taken block by block in any order.
 template <class T>
-struct Fetch {
-  Fetch() = default;
+struct FetchedShares {
+  FetchedShares() = default;
   // Every step-th row of some in a plane.
-  Fetch(const T* image, const GroupedLayout& g, int64_t lanes, int64_t plane, Range some, int64_t step,
-        int64_t shares)
-      : at(image + (plane * g.extent[1] + some.begin) * g.extent[2] * g.strides.pixel),
+  FetchedShares(const T* image, const GroupedLayout& g, int64_t lanes, int64_t plane, Range some,
+                int64_t step, int64_t shares)
+      : group(g.planes * g.strides.channel),
+        at(image + (plane * g.extent[1] + some.begin) * g.extent[2] * g.strides.pixel),
         row(step * g.extent[2] * g.strides.pixel),
         stride(g.last ? g.strides.pixel : g.strides.channel),
         rows(ceil_div(some.size(), step)) {
@@ -311,12 +312,13 @@ struct Fetch {
     share = ceil_div(count, shares);
   }
 
-  // Inlined by force: compilers drop calls of functions that only prefetch.
+  // A share of the block from a group on, counted from the first one's. Inlined by force: compilers drop
+  // calls of functions that only prefetch.
   template <bool Write>
-  __attribute__((always_inline)) void next(int64_t offset, int64_t number) const {
+  __attribute__((always_inline)) void next(int64_t first, int64_t number) const {
     const int64_t begin = number * share, end = min_of(count, begin + share);
     for (int64_t r = 0; r < rows; ++r) {
-      const T* line = at + offset + r * row + begin * stride;
+      const T* line = at + first * group + r * row + begin * stride;
       if (length * int64_t(sizeof(T)) <= kAlignment) {
         for (int64_t i = begin; i < end; ++i, line += stride) __builtin_prefetch(line, Write, 2);
         continue;
@@ -328,9 +330,20 @@ struct Fetch {
     }
   }
 
+  int64_t group = 0;
   const T* at = nullptr;
   int64_t row = 0, stride = 0, rows = 0;     // distances in elements
   int64_t count = 0, length = 0, share = 0;  // a row has count lines or rows of lines, of so many elements
+};
+
+// What a kernel reads next, and what else it reads or writes.
+template <class T, bool Write>
+struct LanesAhead {
+  FetchedShares<T> source, other;
+  __attribute__((always_inline)) void next(int64_t first, int64_t number) const {
+    source.template next<false>(first, number);
+    other.template next<Write>(first, number);
+  }
 };
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -187,7 +187,7 @@ struct LanesGradWeight {
         for (int64_t j = box.begin[2]; j < box.end[2]; j += pixels) {
           const Range range = {j, min_of(j + pixels, box.end[2])};
           for (int64_t b = part.begin; b < part.end; ++b) {
-            if (j == box.begin[2]) ahead_of(z, y, part, operands, 1).next(ahead_offset(part, b), 0, in, out);
+            if (j == box.begin[2]) ahead_of(z, y, part, operands, 1).next(ahead_offset(part, b), 0);
             LanesGradRun<A> run = {grad.at(z, y, 0) + offset(grad, part, b),
                                    read.base + offset(read, part, b) - read.origin[2] * read.stride[2],
                                    offsets,
@@ -211,13 +211,13 @@ struct LanesGradWeight {
         if (!shape.axis[0].contains(i0)) continue;
         TileGroup groups[4];
         const int64_t count = list_tiles(read, grad, box, z, i0, list, groups), runs = count > 0 ? count : 1;
-        const Ahead ahead = ahead_of(z, box.begin[1], part, operands, runs);
+        const NextRows ahead = ahead_of(z, box.begin[1], part, operands, runs);
         for (int64_t b = part.begin; b < part.end; ++b) {
           int64_t run = 0;
           for (const TileGroup& g : groups) {
             for (int64_t i = 0; i < g.count; i += chain()) {
               const int64_t some = min_of(chain(), g.count - i);
-              if (m0 == 0) ahead.next(ahead_offset(part, b), run++, in, out);
+              if (m0 == 0) ahead.next(ahead_offset(part, b), run++);
               for (int64_t k = 0; k < out.planes; ++k) {
                 tiles->run[g.height - 1][g.width - 1](
                     g.first + i, some, offset(read, part, b), offset(grad, part, b) + k * grad.plane,
@@ -320,21 +320,14 @@ struct LanesGradWeight {
     return in_place ? blocks.first(b) - blocks.first(part.begin) : (b - part.begin) * view.block;
   }
 
-  struct Ahead {
-    Fetch<T> input, grad;
-    __attribute__((always_inline)) void next(int64_t first, int64_t number, const GroupedLayout& in,
-                                             const GroupedLayout& out) const {
-      input.template next<false>(first * in.planes * in.strides.channel, number);
-      grad.template next<false>(first * out.planes * out.strides.channel, number);
-    }
-  };
+  using NextRows = LanesAhead<T, false>;
   int64_t ahead_offset(Range part, int64_t b) const {  // in groups
     return blocks.first(b) - blocks.first(part.begin) + (in_place ? 0 : part.size() * L);
   }
 
   // In place, rows of both operands that the next rows of pixels read first; else these rows of the next
   // part.
-  Ahead ahead_of(int64_t z, int64_t y, Range part, const Operands& operands, int64_t shares) const {
+  NextRows ahead_of(int64_t z, int64_t y, Range part, const Operands& operands, int64_t shares) const {
     if (!far || (!in_place && part.end + part.size() > blocks.count)) return {};
     const int64_t height = tiles ? box_size[1] : rows_of_chain();
     Operands from = operands;
@@ -351,8 +344,9 @@ struct LanesGradWeight {
     const int64_t end = clamp(last, 0, in.extent[1]);
     const int64_t begin = y == 0 ? 0 : clamp(last - height * x[1].source_step, 0, end);
     const int64_t plane = clamp(x[0].source_index(z, x[0].taps - 1), 0, in.extent[0] - 1);
-    return {Fetch<T>(from.input, in, blocks.lanes, plane, {begin, end}, 1, shares),
-            Fetch<T>(from.grad, out, blocks.lanes, z, {y, min_of(y + height, out.extent[1])}, 1, shares)};
+    return {
+        FetchedShares<T>(from.input, in, blocks.lanes, plane, {begin, end}, 1, shares),
+        FetchedShares<T>(from.grad, out, blocks.lanes, z, {y, min_of(y + height, out.extent[1])}, 1, shares)};
   }
 
   ConvShape shape;

@@ -219,7 +219,7 @@ struct LanesConv {
         const int64_t height = min_of(tile_rows, ceil_div(box.end[1] - y, row_step));
         const int64_t count = list_rows(z, y, height, read, weights, list);
         const Rows<E> of_tile = {list, count, height, write.at(z, y, 0), part};
-        const Ahead ahead = far ? ahead_of(z, y, box, part, image, result, last_image) : Ahead();
+        const NextRows ahead = far ? ahead_of(z, y, box, part, image, result, last_image) : NextRows();
         int64_t run = 0;
         for (int64_t r2 = 0; r2 < (spread ? 1 : phases[2]); ++r2)
           run = compute_rows<E>(r2, run, box, of_tile, read, write, ahead);
@@ -234,14 +234,12 @@ struct LanesConv {
     E* to;  // pixel 0 of the first row
     Range part;
   };
-  struct Ahead {
-    Fetch<T> source, to;
-  };
+  using NextRows = LanesAhead<T, true>;
 
   // In place, what the next rows touch first, be it of the next image. Else these rows of the result, and of
   // the next part of the source as many rows as these move on by.
-  Ahead ahead_of(int64_t z, int64_t y, const Box& box, Range part, const T* image, const T* result,
-                 bool last_image) const {
+  NextRows ahead_of(int64_t z, int64_t y, const Box& box, Range part, const T* image, const T* result,
+                    bool last_image) const {
     if (in_place && (y = next_tile(y)) >= to.extent[1]) {
       y = 0;
       if (++z == to.extent[0]) {
@@ -253,15 +251,15 @@ struct LanesConv {
     }
     const int64_t last = min_of(y + chain_rows() - row_step, to.extent[1] - 1);
     const int64_t shares = column_step * ceil_div(ceil_div(box.size(2), column_step), kTilePixels);
-    Ahead ahead;
-    ahead.to = Fetch<T>(result, to, blocks.lanes, z, {y, last + 1}, row_step, shares);
+    NextRows ahead;
+    ahead.other = FetchedShares<T>(result, to, blocks.lanes, z, {y, last + 1}, row_step, shares);
     if (in_place || part.end + part.size() <= blocks.count) {
       const int64_t plane = min_of(source_range(0, z, z + 1).begin, from.extent[0] - 1);
       const int64_t step = phase[1][0].offset_step;
       const auto newest = [&](int64_t row) { return source_range(1, row, row + 1).end - 1; };
       const Range rows = {y < row_step ? newest(y) % step : newest(y - row_step) + step, newest(last) + 1};
       const T* next = image + (in_place ? 0 : part.size() * L * from.planes * from.strides.channel);
-      ahead.source = Fetch<T>(next, from, blocks.lanes, plane, rows, step, shares);
+      ahead.source = FetchedShares<T>(next, from, blocks.lanes, plane, rows, step, shares);
     }
     return ahead;
   }
@@ -304,7 +302,8 @@ struct LanesConv {
   // The pixels of one phase of the last axis, or of all of them. Counts the runs, of which `begun` are done.
   template <class E>
   int64_t compute_rows(int64_t r2, int64_t begun, const Box& box, const Rows<E>& rows,
-                       const LanesView<const E>& read, const LanesView<E>& write, const Ahead& ahead) const {
+                       const LanesView<const E>& read, const LanesView<E>& write,
+                       const NextRows& ahead) const {
     const TilesOf<E>* tiles[2] = {tiled ? tiles_of_residue<E>(0) : nullptr,
                                   tiled ? tiles_of_residue<E>(1) : nullptr};
     const PhaseAxis& x = phase[2][r2];
@@ -334,10 +333,7 @@ struct LanesConv {
         const int64_t least = pixels.size() / max_of(runs, 1), longer = pixels.size() - least * runs;
         for (int64_t i = 0, j = pixels.begin; i < runs; ++i) {
           const int64_t count = least + (i < longer);
-          if (plane == 0) {
-            ahead.source.template next<false>(first * from.planes * from.strides.channel, begun + i);
-            ahead.to.template next<true>(first * to.planes * to.strides.channel, begun + i);
-          }
+          if (plane == 0) ahead.next(first, begun + i);
           if (tiles[0]) {
             const int64_t last = j + window.padding - (window.kernel - 1);  // where the last tap would reach
             const int64_t residue = spread ? last & 1 : 0;

@@ -41,9 +41,9 @@ inline const char* depthwise_refuses(const ConvProblem& p) {
 }
 template <bool Gradient>
 const char* grouped_refuses(const ConvProblem& p) {
-  const bool wide = min_of(p.shape.C_per_group(), p.shape.K_per_group()) > 8;
-  if (wide && is_for_winograd(p) && !winograd_refuses<Gradient>(p))
-    return "more than 8 channels in a group are left to Winograd's algorithm";
+  const int64_t C = p.shape.C_per_group(), K = p.shape.K_per_group();
+  const bool wide = min_of(C, K) > 8 || C == K;
+  if (wide && is_for_winograd(p) && !winograd_refuses<Gradient>(p)) return "left to Winograd's algorithm";
   return grouped_exclude(p);
 }
 

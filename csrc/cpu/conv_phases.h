@@ -47,7 +47,16 @@ struct Phases {
     }
   }
 
+  // Each n neighbouring groups become one: of n times as many channels, in products with as many as before.
+  void join_groups(int64_t n) {
+    joined_groups *= n;
+    source_channels *= n;
+    channels *= n;
+    weight_group *= n;
+  }
+
   int64_t size() const { return count[0] * count[1] * count[2]; }
+  int64_t summed_channels() const { return source_channels / joined_groups; }  // of a group
   int64_t max_depth() const { return max_taps * source_channels; }
   int64_t total_slots() const { return slots[0] * slots[1] * slots[2]; }
 
@@ -91,7 +100,7 @@ struct Phases {
   int64_t source_channels, channels;  // in one group
   Strides source, destination;
   int64_t weight_group, weight_channel, weight_source, weight_tap;  // strides, in elements
-  int64_t count[kAxes], slots[kAxes], max_taps = 1;
+  int64_t count[kAxes], slots[kAxes], max_taps = 1, joined_groups = 1;
 };
 
 // Into how many blocks to cut, from `fewest` to `most`, so that `others` times as many tasks keep the threads
@@ -145,13 +154,12 @@ CNNEXT_INLINE void transpose_taps(const Phases& phases, const Gather& g, const S
   }
 }
 
-// Weights of kCols channels: to[tap, source channel][kCols] for a range of that depth, zero beyond the last
-// channel. The range is the whole depth where taps are neighbours in memory (see depth_in_parts).
+// Weights of some channels: to[tap, source channel][kCols] for a range of that depth. The range is the whole
+// depth where taps are neighbours in memory (see depth_in_parts).
 template <class T>
-void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, int64_t group, Range channels,
-                       Range depth, Acc<T>* to) {
+void pack_weight_columns(const Phases& phases, const Gather& g, const T* weight, int64_t group,
+                         Range channels, Range depth, Acc<T>* to) {
   constexpr int64_t kWide = kCols<Acc<T>>;
-  if (channels.size() < kWide) fill_zero(to, depth.size() * kWide);
   const T* from = weight + group * phases.weight_group + channels.begin * phases.weight_channel;
   const auto row = [&](int64_t m, int64_t c) { return to + (m * g.channels + c - depth.begin) * kWide; };
   const int64_t taps = g.taps();
@@ -202,6 +210,20 @@ void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, i
       const int64_t behind = (g.channels - c) * phases.weight_source + ends * phases.weight_channel;
       transpose_taps(phases, g, kernel, block, channels.size(), behind, [&](int64_t m) { return row(m, c); });
     }
+  }
+}
+
+// The same for kCols channels, zero beyond the last one.
+template <class T>
+void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, int64_t group, Range channels,
+                       Range depth, Acc<T>* to) {
+  if (channels.size() < kCols<Acc<T>>) fill_zero(to, depth.size() * kCols<Acc<T>>);
+  if (!phases.gradient || phases.joined_groups == 1)
+    return pack_weight_columns(phases, g, weight, group, channels, depth, to);
+  const int64_t each = phases.channels / phases.joined_groups;  // the weights of joined groups are apart
+  for (int64_t n = 0; n < phases.joined_groups; ++n) {
+    pack_weight_columns(phases, g, weight + n * phases.weight_group / phases.joined_groups, group, {0, each},
+                        depth, to + n * each);
   }
 }
 

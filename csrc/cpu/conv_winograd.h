@@ -6,17 +6,18 @@
 // tiles' patches for all source channels once (V, private to the thread), then for each panel of kCols
 // channels sums a small matrix product for each element of a patch and transforms them back. Weights are
 // transformed for all tasks beforehand where many blocks of tiles use them and they fit the cache, else in
-// each task as it goes, a chunk at a time: they never reach memory.
+// each task as it goes, a chunk at a time: they never reach memory. Narrow groups are read from a copy and
+// computed a few tiles at a time, in one place (winograd_groups.h).
 #pragma once
 
 #include "conv_gemm.h"
 #include "winograd_choice.h"
+#include "winograd_groups.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int64_t kChunk = 64;  // source channels, or channels times blocks of taps, summed at a time
 constexpr int64_t kChunkStride = kChunk + 16;
-constexpr int64_t kCopiedElements = 16 << 10;  // of an image's channels of a narrow group
 
 // The depth of the matrix products, (block of taps, source channel), in chunks: of many blocks where there
 // are few channels, else of the channels of one block.
@@ -48,25 +49,35 @@ struct Winograd {
   using H = typename Tile::H;
   using W = typename Tile::W;
   static constexpr int64_t L = kLanes<A>, kWide = kCols<A>;
+  using Reader = TileReader<T, H::kPatch, W::kPatch>;
   static constexpr int kProducts = Tile::kProducts;
+  struct Target {  // where a group's results go: channel 0 of the first pixel
+    T* first;
+    Strides s;
+  };
 
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
-      : phases(p, gradient),
+      : phases(winograd_phases(p, gradient)),
         taps(phases.at(0), Tile::kTapsOf),
         grid(phases.at(0), Tile::kSizeOf),
-        depth(taps.size(), phases.source_channels),
-        groups(p.shape.groups),
+        depth(taps.size(), phases.summed_channels()),
+        groups(p.shape.groups / phases.joined_groups),
         source(static_cast<const T*>(gradient ? b.output : b.input)),
         weight(static_cast<const T*>(b.weight)),
         bias(static_cast<const T*>(b.bias)),
         destination(static_cast<T*>(gradient ? b.input : b.output)) {
     panels = ceil_div(phases.channels, kWide);
-    const int64_t C = phases.source_channels, pixels = grid.source_pixels();
-    const bool narrow = groups > 1 && (C == L || C == 2 * L);
-    // Narrow groups have small weights: what is private to a block then stays close.
-    const int64_t most_tiles = groups > 1 && C <= L ? 2 * kRows : most_tiles_of<Tile>(depth.total());
-    tile_blocks = ceil_div(grid.size(), most_tiles);
-    block_tiles = ceil_div(grid.size(), tile_blocks);
+    const int64_t C = phases.source_channels;
+    narrow = p.shape.groups > 1 && C == phases.channels && (C == L || C == 2 * L) && taps.size() == 1;
+    if (narrow && std::is_same_v<T, A>) {
+      copy = GroupCopy(grid, TileSpace::source(grid, taps.at(0)), Tile::kPatchOf, C);
+    }
+    tile_blocks = ceil_div(grid.size(), most_tiles_of<Tile>(depth.total()));
+    block_tiles = copy.images > 0 ? copy.tiles : ceil_div(grid.size(), tile_blocks);
+    tile_blocks = ceil_div(grid.size(), block_tiles);
+    tiles_at_once = narrow ? ceil_div(block_tiles, ceil_div(block_tiles, kNarrowTiles)) : block_tiles;
+    tile_stride = narrow ? C : kChunkStride;
+    product_stride = narrow ? C : kWide;
     const int64_t all_weights = groups * panels * kProducts * depth.total() * kWide;
     shared = tile_blocks > 2 && all_weights * int64_t(sizeof(A)) <= kSharedBytes;
     weights_plane = odd_lines((shared ? depth.total() : kChunk) * kWide);
@@ -74,14 +85,14 @@ struct Winograd {
     // Each block of panels transforms the patches again.
     panel_blocks = blocks_for(p.threads, tile_blocks * groups, panels);
     task_panels = ceil_div(panels, panel_blocks);
-    plane = odd_lines(block_tiles * kChunkStride);
-    products_plane = odd_lines(block_tiles * kWide);
+    plane = odd_lines(tiles_at_once * tile_stride);
+    products_plane = odd_lines(tiles_at_once * product_stride);
     scratch_patches = depth.chunks() * kProducts * plane;
     scratch_weights = (Tile::kTaps + 1) * kChunk * kWide + (shared ? 0 : kProducts * weights_plane);
-    scratch_images = round_up(scratch_patches + scratch_weights + kProducts * products_plane, 64);
-    const bool copies = narrow && phases.source.channel == 1 && pixels * C <= kCopiedElements;
-    copied = copies ? (ceil_div(block_tiles, grid.per_image()) + 1) * pixels * C : 0;
-    scratch_size = round_up(scratch_images + copied, 64) + 64;
+    scratch_copy =
+        round_up(scratch_patches + scratch_weights + (narrow ? 0 : kProducts * products_plane), 64);
+    scratch_results = round_up(scratch_copy + copy.images * copy.padded.pixels() * C, 64);
+    scratch_size = scratch_results + round_up(turned() ? copy.images * copy.results * C : 0, 64) + 64;
     packed = reinterpret_cast<A*>(workspace);
     scratch = packed + round_up(weights_size, 64);
   }
@@ -107,30 +118,54 @@ struct Winograd {
       const Range tiles = block(task / groups, block_tiles, grid.size());
       A* patches = scratch + thread * scratch_size;
       A* weights = patches + scratch_patches;
-      A* products = weights + scratch_weights;
-      const T* from = source + group * phases.source_channels * phases.source.channel;
-      Strides strides = phases.source;
-      if (copied > 0)
-        from = copy_images(tiles, from, strides, reinterpret_cast<T*>(patches + scratch_images));
-      for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
-        transform_patches(from, strides, tiles, chunk, patches + chunk * kProducts * plane);
-      }
-      const int64_t calls = kProducts * fetch_calls(tiles.size(), depth.total());  // for a panel
-      const Range next = {tiles.end, min_of(tiles.end + block_tiles, grid.size())};
+      Reader read = {grid, TileSpace::source(grid, taps.at(0)),
+                     source + group * phases.source_channels * phases.source.channel, phases.source};
+      const Target whole = {destination + group * phases.channels * phases.destination.channel,
+                            phases.destination};
+      Target target = whole;
       Ahead ahead;
-      if (copied == 0) {
-        ahead.source = fetched_tiles(from, strides, grid, TileSpace::source(grid, taps.at(0)), next,
-                                     H::kPatch, {0, phases.source_channels}, part.size() * calls);
+      const BlockPixels pixels(copy, grid, tiles);
+      A* results = patches + scratch_results;
+      if constexpr (std::is_same_v<T, A>) {
+        if (turned()) {
+          const int64_t C = phases.channels;
+          ahead = planes_ahead(group, pixels, read, whole);
+          target = {results - (pixels.image * copy.results + pixels.first) * C, {copy.results * C, 1, C}};
+        }
+        if (copy.images > 0) read_copy(read, tiles, patches + scratch_copy);
       }
-      for (int64_t panel = part.begin; panel < part.end; ++panel) {
-        const Range channels = block(panel, kWide, phases.channels);
-        ahead.destination = fetched_tiles(destination + group * phases.channels * phases.destination.channel,
-                                          phases.destination, grid, TileSpace::destination(grid), tiles,
-                                          H::kOutputs, channels, calls);
-        multiply(group, tiles.size(), panel, patches, weights, products, ahead);
-        store_tiles(group, tiles, panel, products);
+      if (narrow && !shared) transform_weights(group, 0, 0, weights + kProducts * weights_plane, weights);
+      for (int64_t first = tiles.begin; first < tiles.end; first += tiles_at_once)
+        compute(group, {first, min_of(first + tiles_at_once, tiles.end)}, part, read, target, patches, ahead);
+      if constexpr (std::is_same_v<T, A>) {
+        if (turned()) store_planes(pixels, results, whole);
       }
     });
+  }
+
+  // Some tiles of a block, for some panels.
+  void compute(int64_t group, Range tiles, Range part, const Reader& read, const Target& target, A* patches,
+               Ahead& ahead) const {
+    A* weights = patches + scratch_patches;
+    A* products = narrow ? patches : weights + scratch_weights;
+    for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
+      transform_patches(read, tiles, chunk, patches + chunk * kProducts * plane);
+    }
+    const int64_t calls = kProducts * fetch_calls(tiles.size(), narrow ? 1 : depth.total());  // for a panel
+    const Range next = {tiles.end, min_of(tiles.end + tiles_at_once, grid.size())};
+    if (!read.near) {
+      ahead.source = fetched_tiles(read.from, read.s, grid, read.space, next, H::kPatch,
+                                   {0, phases.source_channels}, part.size() * calls);
+    }
+    for (int64_t panel = part.begin; panel < part.end; ++panel) {
+      const Range channels = block(panel, kWide, phases.channels);
+      if (!turned()) {
+        ahead.destination = fetched_tiles(target.first, target.s, grid, TileSpace::destination(grid), tiles,
+                                          H::kOutputs, channels, calls);
+      }
+      multiply(group, tiles.size(), panel, patches, weights, products, ahead);
+      store_tiles(group, tiles, panel, products, target);
+    }
   }
 
   A* transformed(int64_t group, int64_t panel, int64_t chunk) const {
@@ -174,42 +209,68 @@ struct Winograd {
                            block(panel, kWide, phases.channels), {0, part.depth()}, calls);
   }
 
-  // patches[product][tile][kChunkStride], `plane` apart
-  void transform_patches(const T* from, Strides strides, Range tiles, int64_t chunk, A* patches) const {
-    const Range channels = depth.channels_of(chunk), blocks = depth.blocks_of(chunk);
+  // patches[product][tile][tile_stride], `plane` apart
+  void transform_patches(Reader read, Range tiles, int64_t chunk, A* patches) const {
+    const Range blocks = depth.blocks_of(chunk);
+    const Range channels = narrow ? Range{0, phases.source_channels} : depth.channels_of(chunk);
     for (int64_t index = blocks.begin; index < blocks.end; ++index, patches += channels.size()) {
-      const TileReader<T, H::kPatch, W::kPatch> read{grid, TileSpace::source(grid, taps.at(index)), from,
-                                                     strides};
-      read(tiles, channels, [&](int64_t t, int64_t c, const Vec<A>* d, int64_t step) {
-        A* to = patches + (t - tiles.begin) * kChunkStride + c - channels.begin;
-        transform_tile<A, Transform::kInput, Tile>([&](int i, int j) { return d[i * step + j]; },
+      if (!read.near) read.space = TileSpace::source(grid, taps.at(index));
+      read(tiles, channels, [&](int64_t t, int64_t c, auto pixels) {
+        A* to = patches + (t - tiles.begin) * tile_stride + c - channels.begin;
+        transform_tile<A, Transform::kInput, Tile>(pixels,
                                                    [&](int n, Vec<A> v) { store(to + n * plane, v); });
       });
     }
   }
 
-  // A narrow group's channels of the images that the tiles belong to, pixels close to each other: in place
-  // they fall on a few sets of the cache. Returns where image 0 would be.
-  const T* copy_images(Range tiles, const T* from, Strides& s, T* to) const {
-    const int64_t C = phases.source_channels, pixels = grid.source_pixels();
-    const int64_t begin = tiles.begin / grid.per_image(), end = (tiles.end - 1) / grid.per_image() + 1;
-    const T* pixel = from + begin * s.image;
-    T* out = to;
-    for (int64_t n = (end - begin) * pixels; n > 0; --n, pixel += s.pixel) {
-      for (int64_t c = 0; c < C; c += L, out += L) {
-        __builtin_memcpy(out, pixel + c, L * sizeof(T));
-        __builtin_prefetch(pixel + C + c, 0, 2);  // of the next group
-      }
+  // Lets a block's tiles be read from a copy of their group.
+  void read_copy(Reader& read, Range tiles, A* to) const {
+    const int64_t C = phases.source_channels, image = copy.padded.pixels() * C;
+    const TileGrid::Tile first = grid.at(tiles.begin);
+    TileSpace padded = copy.padded;
+    padded.offset[1] = -first.first[1] * padded.first_step[1];
+    const A* from = read.from + first.image * read.s.image;
+    read.from = to - first.image * image;
+    for (int64_t left = tiles.size(); left > 0; left -= grid.per_image(), from += read.s.image) {
+      to = copy_padded(from, read.s, read.space, padded, C, to);
     }
-    s = {pixels * C, 1, C};
-    return to - begin * s.image;
+    read.space = padded;
+    read.s = {image, 1, C};
+    read.near = true;
   }
 
-  // products[product][tile][kWide] = patches * weights, summed over all chunks; `products_plane` apart. Sums
-  // in halves of a chunk would round a fifth less and take 3 % longer. Channels first has them: direct sums
-  // are as short there, and the error shall be of that size.
+  // Channels first are computed as channels last from a copy, and turned at the end of a block. Meanwhile the
+  // planes that the next group reads and this one writes are fetched.
+  bool turned() const { return copy.images > 0 && phases.destination.channel != 1; }
+  Ahead planes_ahead(int64_t group, const BlockPixels& b, const Reader& read, const Target& planes) const {
+    const int64_t C = phases.channels, calls = kProducts * ceil_div(copy.tiles, kRows);
+    const int64_t pixels = min_of(b.pixels, read.space.pixels() - b.first);
+    const T* next = read.from + C * read.s.channel + b.image * read.s.image + b.first;
+    T* to = planes.first + b.image * planes.s.image + b.first;
+    Ahead ahead;
+    if (group + 1 < groups)
+      ahead.source = {next, pixels, {C, read.s.channel}, {b.images, read.s.image}, calls};
+    ahead.destination = {to, b.pixels, {C, planes.s.channel}, {b.images, planes.s.image}, calls};
+    return ahead;
+  }
+  void store_planes(const BlockPixels& b, const A* results, const Target& planes) const {
+    T* to = planes.first + b.image * planes.s.image + b.first;
+    for (int64_t n = 0; n < b.images; ++n, to += planes.s.image, results += copy.results * phases.channels) {
+      store_group_planes(results, phases.channels, b.pixels, planes.s.channel, to);
+    }
+  }
+
+  // products[product][tile][product_stride] = patches * weights, summed over all chunks; `products_plane`
+  // apart. Sums in halves of a chunk would round a fifth less and take 3 % longer. Channels first has them:
+  // direct sums are as short there, and the error shall be of that size.
   void multiply(int64_t group, int64_t tiles, int64_t panel, const A* patches, A* weights, A* products,
                 Ahead& ahead) const {
+    if (narrow) {
+      const A* b = shared ? transformed(group, panel, 0) : weights;
+      for (int64_t n = 0; n < kProducts; ++n)
+        multiply_in_place(tiles, b + n * weights_plane, products + n * plane, ahead);
+      return;
+    }
     const int64_t cols = min_of(kWide, phases.channels - panel * kWide);
     const int64_t chain = phases.source.channel == 1 ? kChunk : kChunk / 2;
     for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
@@ -231,51 +292,73 @@ struct Winograd {
     }
   }
 
-  void store_tiles(int64_t group, Range tiles, int64_t panel, const A* products) const {
+  // A narrow group's product takes the place of its patches.
+  void multiply_in_place(int64_t tiles, const A* weights, A* patches, Ahead& ahead) const {
+    for (int64_t parts = ceil_div(tiles, kRows); parts > 0; --parts) {
+      ahead.fetch();
+      const int64_t rows = ceil_div(tiles, parts);
+      if (phases.joined_groups > 1) {
+        const auto run = tile_in_place_of<HalfVec, 1, L>(rows);
+        run(weights, patches);
+        run(weights + kHalfGroup, patches + kHalfGroup);
+      } else if (phases.channels == L) {
+        tile_in_place_of<Vec<A>, 1, L>(rows)(weights, patches);
+      } else {
+        tile_in_place_of<Vec<A>, 2, 2 * L>(rows)(weights, patches);
+      }
+      patches += rows * phases.channels;
+      tiles -= rows;
+    }
+  }
+
+  void store_tiles(int64_t group, Range tiles, int64_t panel, const A* products, const Target& target) const {
     // Pixels of a tile; a row takes kRow of them, so that it lies in one vector after they are transposed.
     constexpr int kRow = W::kOutputs == 1 ? 1 : W::kOutputs == 2 ? 2 : W::kOutputs <= 4 ? 4 : 8;
     constexpr int64_t kPadded = round_up(H::kOutputs * kRow, L);
     const Range channels = block(panel, kWide, phases.channels);
-    const int64_t first = group * phases.channels + channels.begin;
-    const TileSpace target = TileSpace::destination(grid);
+    const TileSpace space = TileSpace::destination(grid);
+    const Strides& s = target.s;
     A add[kWide] = {};
-    if (bias) copy_run(bias + first, add, channels.size());
+    if (bias) copy_run(bias + group * phases.channels + channels.begin, add, channels.size());
     TileGrid::Tile tile = grid.at(tiles.begin);
     for (int64_t t = 0; t < tiles.size(); ++t, grid.advance(tile)) {
-      int64_t pixel[Tile::kOutputs];
-      target.pixels<H::kOutputs, W::kOutputs>(tile, pixel);
-      T* to = destination + tile.image * phases.destination.image + first * phases.destination.channel;
+      const TileSpace::Box box = space.box(tile, H::kOutputs, W::kOutputs);
+      T* to = target.first + tile.image * s.image + channels.begin * s.channel + box.first * s.pixel;
+      const int64_t row = box.row * s.pixel, column = box.column * s.pixel;
       for (int64_t k = 0; k < channels.size(); k += L) {
-        const A* m = products + t * kWide + k;
+        const A* m = products + t * product_stride + k;
+        const int64_t count = min_of(L, channels.size() - k);
+        T* out = to + k * s.channel;
         Vec<A> y[kPadded] = {};
         transform_tile<A, Transform::kOutput, Tile>(
             [&](int i, int j) { return load(m + (i * W::kPatch + j) * products_plane); },
             [&](int n, Vec<A> sum) { y[n / W::kOutputs * kRow + n % W::kOutputs] = sum + load(add + k); });
-        T* out = to + k * phases.destination.channel;
-        const int64_t count = min_of(L, channels.size() - k);
-        if (phases.destination.channel == 1) {
-          for (int n = 0; n < Tile::kOutputs; ++n) {
-            const Vec<A> value = y[n / W::kOutputs * kRow + n % W::kOutputs];
-            if (pixel[n] >= 0) store_some(out + pixel[n] * phases.destination.pixel, value, count);
+        if (s.channel == 1) {
+#pragma GCC unroll 6
+          for (int i = 0; i < H::kOutputs; ++i) {
+#pragma GCC unroll 6
+            for (int j = 0; j < W::kOutputs; ++j) {
+              if (i < box.rows.end && j < box.columns.end)
+                store_some(out + i * row + j * column, y[i * kRow + j], count);
+            }
           }
-        } else {
-          for (int64_t n = 0; n < kPadded; n += L) transpose<A>(y + n);  // y[n + channel][pixel - n]
-          const bool whole = pixel[Tile::kOutputs - 1] >= 0 && grid.residues[2] == 1;
-          for (int64_t lane = 0; lane < count; ++lane) {
-            T* channel = out + lane * phases.destination.channel;
-            for (int i = 0; i < H::kOutputs; ++i) {
-              const int64_t* row = pixel + i * W::kOutputs;
-              const int n = i * kRow;
-              const auto values = reinterpret_cast<const A*>(y + n / L * L + lane) + n % L;
-              if (std::is_same_v<T, A> && kRow <= L && whole) {
-                __builtin_memcpy(channel + row[0], values, W::kOutputs * sizeof(A));
-                continue;
-              }
-              for (int j = 0; j < W::kOutputs; ++j) {
-                const int at = n + j;
-                const auto value = reinterpret_cast<const A*>(y + at / L * L + lane) + at % L;
-                if (row[j] >= 0) store_one(channel + row[j], *value);
-              }
+          continue;
+        }
+        for (int64_t n = 0; n < kPadded; n += L) transpose<A>(y + n);  // y[n + channel][pixel - n]
+        const bool whole = box.whole && column == 1;
+        for (int64_t lane = 0; lane < count; ++lane) {
+          T* channel = out + lane * s.channel;
+          for (int i = 0; i < H::kOutputs; ++i, channel += row) {
+            const int n = i * kRow;
+            const auto values = reinterpret_cast<const A*>(y + n / L * L + lane) + n % L;
+            if (std::is_same_v<T, A> && kRow <= L && whole) {
+              __builtin_memcpy(channel, values, W::kOutputs * sizeof(A));
+              continue;
+            }
+            for (int j = 0; j < W::kOutputs; ++j) {
+              const int at = n + j;
+              const auto value = reinterpret_cast<const A*>(y + at / L * L + lane) + at % L;
+              if (i < box.rows.end && j < box.columns.end) store_one(channel + j * column, *value);
             }
           }
         }
@@ -290,10 +373,11 @@ struct Winograd {
   int64_t groups;
   const T *source, *weight, *bias;
   T* destination;
-  int64_t panels, tile_blocks, block_tiles, task_panels, panel_blocks, plane, products_plane;
-  bool shared;
-  int64_t copied, scratch_images;  // elements of images, and where they are
-  int64_t weights_plane, weights_size, scratch_patches, scratch_weights, scratch_size;  // in elements
+  bool narrow, shared;
+  GroupCopy copy;
+  int64_t panels, tile_blocks, block_tiles, tiles_at_once, task_panels, panel_blocks;
+  int64_t tile_stride, product_stride, plane, products_plane, weights_plane;  // in elements
+  int64_t weights_size, scratch_patches, scratch_weights, scratch_copy, scratch_results, scratch_size;
   A *packed, *scratch;
 };
 

@@ -33,7 +33,7 @@ CNNEXT_INLINE bool filters_alike(const Gather& g) {
   return alike;
 }
 
-constexpr int64_t kFewest = 16;            // source channels
+constexpr int64_t kFewest = 16, kFewestOfGroup = 8;  // source channels
 constexpr int64_t kSharedBytes = 8 << 20;  // transformed weights up to this size are made once for all tasks
 
 // Tiles of a block, whose patches stay together in the cache. `depth` is that of their products.
@@ -41,6 +41,18 @@ template <class Tile>
 CNNEXT_INLINE int64_t most_tiles_of(int64_t depth) {
   constexpr int64_t kSquare = kPoints * kPoints, kPatches = 64 * 512 * kSquare;  // elements
   return clamp(kPatches / (Tile::kProducts * depth), kRows, Tile::kProducts == kSquare ? 64 : 192);
+}
+
+constexpr int64_t kHalfGroup = kLanes<float> / 2;  // channels
+
+// Groups of half a vector are taken by twos.
+inline Phases winograd_phases(const ConvProblem& p, bool gradient) {
+  Phases phases(p, gradient);
+  const ConvShape& s = p.shape;
+  const bool halves = sizeof(HalfVec) < sizeof(Vec<float>) && s.C_per_group() == kHalfGroup &&
+                      s.K_per_group() == kHalfGroup && s.groups % 2 == 0;
+  if (halves && p.dtype != DType::kFloat64) phases.join_groups(2);
+  return phases;
 }
 
 // Cycles of a vector unit, counted roughly.
@@ -53,9 +65,10 @@ struct WinogradCost {
 template <class Tile>
 WinogradCost conv_cost(const Phases& phases) {
   const Gather g = phases.at(0);
-  const double C = double(phases.source_channels), K = double(ceil_div(phases.channels, kLanes<float>));
+  const double C = double(phases.summed_channels()), K = double(ceil_div(phases.channels, kLanes<float>));
   const double vectors_of_C = double(ceil_div(phases.source_channels, kLanes<float>));
   const double blocks = double(TapBlocks(g, Tile::kTapsOf).size());
+  if (phases.joined_groups > 1 && blocks > 1) return {1e300, 0};  // their products take one block of taps
   const double tiles = double(TileGrid(g, Tile::kSizeOf).per_image());
   const double each =
       phases.shape.groups > 1 ? 7 : 15;  // the channels of a group are copied close to each other
@@ -92,7 +105,7 @@ void with_cheapest_tile(const ConvProblem& p, const Gather& g, Cost&& cost, Visi
 }
 template <bool Gradient, class Visit>
 void with_tile(const ConvProblem& p, Visit&& visit) {
-  const Phases phases(p, Gradient);
+  const Phases phases = winograd_phases(p, Gradient);
   const auto cost = [&](auto tile) { return conv_cost<decltype(tile)>(phases); };
   with_cheapest_tile(p, phases.at(0), cost, visit);
 }
@@ -112,10 +125,12 @@ inline const char* winograd_excludes(const ConvProblem& p, bool gradient) {
 template <bool Gradient>
 const char* winograd_refuses(const ConvProblem& p) {
   if (const char* reason = winograd_excludes(p, Gradient)) return reason;
-  const Phases phases(p, Gradient);
+  const Phases phases = winograd_phases(p, Gradient);
   // A short direct sum rounds much less than the transforms do.
-  if (phases.source_channels < kFewest) return "takes at least 16 channels to sum over";
-  const double products = double(phases.source_channels) * double(ceil_div(phases.channels, kLanes<float>));
+  const bool fills = p.shape.groups > 1 && phases.source_channels % kLanes<float> == 0;  // vectors
+  if (phases.summed_channels() < (fills ? kFewestOfGroup : kFewest))
+    return "takes at least 16 channels to sum over, 8 of groups that fill vectors";
+  const double products = double(phases.summed_channels()) * double(ceil_div(phases.channels, kLanes<float>));
   const double rate = pairs_refuse<Gradient>(p) ? 1 : 2;  // of the direct sum's products
   const double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products / rate;
   const char* reason = "its tiles do not have this kernel's shape";

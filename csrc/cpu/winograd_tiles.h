@@ -69,7 +69,6 @@ struct TileGrid {
     return residues[0] * residues[1] * residues[2] * tiles[0] * tiles[1] * tiles[2];
   }
   int64_t size() const { return g.images * per_image(); }
-  int64_t source_pixels() const { return g.axis[0].source * g.axis[1].source * g.axis[2].source; }
 
   struct Tile {
     int64_t image, residue[kAxes], number[kAxes];
@@ -138,6 +137,19 @@ struct TileSpace {
     return space;
   }
 
+  // The same for some rows of tiles, with all the padding that they read.
+  TileSpace padded(const TileGrid& grid, const int64_t patch[kAxes], int64_t rows) const {
+    TileSpace space = *this;
+    for (int a = 1; a < kAxes; ++a) {
+      const int64_t tiles = a == 1 ? rows : grid.tiles[a];
+      const int64_t last = grid.residues[a] * ((tiles - 1) * grid.size_of[a] + 1) - 1;
+      space.offset[a] = 0;
+      space.extent[a] = last * first_step[a] + (patch[a] - 1) * step[a] + 1;
+    }
+    return space;
+  }
+  int64_t pixels() const { return extent[0] * extent[1] * extent[2]; }
+
   int64_t position(const TileGrid::Tile& tile, int a, int64_t i) const {
     return tile.first[a] * first_step[a] + offset[a] + i * step[a];
   }
@@ -147,16 +159,31 @@ struct TileSpace {
     const bool inside = d >= 0 && d < extent[0] && h >= 0 && h < extent[1];
     return inside ? (d * extent[1] + h) * extent[2] : -1;
   }
-  // The pixels' numbers in memory, -1 outside the volume.
-  template <int Height, int Width>
-  void pixels(const TileGrid::Tile& tile, int64_t* pixel) const {
-    for (int i = 0; i < Height; ++i) {
-      const int64_t first = row(tile, i);
-      for (int j = 0; j < Width; ++j) {
-        const int64_t w = position(tile, 2, j);
-        pixel[i * Width + j] = first >= 0 && w >= 0 && w < extent[2] ? first + w : -1;
-      }
-    }
+
+  // A tile's box of pixels: number `first + i * row + j * column` is pixel (i, j), if it lies inside the
+  // volume.
+  struct Box {
+    int64_t first, row, column;
+    Range rows, columns;  // inside
+    bool whole;
+  };
+  Box box(const TileGrid::Tile& tile, int64_t height, int64_t width) const {
+    const int64_t d = position(tile, 0, 0);
+    Box b = {(d * extent[1] + position(tile, 1, 0)) * extent[2] + position(tile, 2, 0),
+             step[1] * extent[2],
+             step[2],
+             inside(tile, 1, height),
+             inside(tile, 2, width),
+             false};
+    if (d < 0 || d >= extent[0]) b.rows = {0, 0};
+    b.whole = b.rows.size() == height && b.columns.size() == width;
+    return b;
+  }
+  Range inside(const TileGrid::Tile& tile, int a, int64_t size) const {
+    Range range = {0, size};
+    while (range.size() > 0 && position(tile, a, range.begin) < 0) ++range.begin;
+    while (range.size() > 0 && position(tile, a, range.end - 1) >= extent[a]) --range.end;
+    return range;
   }
 };
 
@@ -167,7 +194,7 @@ FetchedRows fetched_tiles(const T* from, Strides s, const TileGrid& grid, const 
                           int64_t height, Range channels, int64_t calls) {
   if (tiles.size() <= 0) return {};
   const int64_t* extent = space.extent;
-  const int64_t pixels = extent[0] * extent[1] * extent[2];
+  const int64_t pixels = space.pixels();
   const auto row_of = [&](const TileGrid::Tile& tile, int64_t i) {
     const int64_t d = clamp(space.position(tile, 0, 0), 0, extent[0] - 1);
     const int64_t h = clamp(space.position(tile, 1, i), 0, extent[1]);
@@ -187,14 +214,24 @@ FetchedRows fetched_tiles(const T* from, Strides s, const TileGrid& grid, const 
           calls};
 }
 
+// Pixels of a box, L channels of each.
+template <class T>
+struct BoxPixels {
+  const T* first;
+  int64_t row, column;  // elements from one to the next
+  __attribute__((always_inline)) Vec<Acc<T>> operator()(int i, int j) const {
+    return load(first + i * row + j * column);
+  }
+};
+
 // Reads a box of Height x Width pixels for each tile.
 template <class T, int Height, int Width>
 struct TileReader {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
 
-  // visit(tile, channel, d, step) for each tile and each L channels from the first: pixel (i, j) of the box
-  // is d[i * step + j], zero outside the plane and beyond the last channel.
+  // visit(tile, channel, pixels) for each tile and each L channels from the first. Pixels are zero outside
+  // the plane and beyond the last channel.
   template <class Visit>
   void operator()(Range tiles, Range channels, Visit&& visit) const {
     if (s.channel == 1) {
@@ -206,30 +243,38 @@ struct TileReader {
 
   template <class Visit>
   void channels_last(Range tiles, Range channels, Visit&& visit) const {
-    struct Box {
-      const T* image;
-      int64_t pixel[Height * Width];
-    };
+    // Columns that the tile before does not read.
+    const int64_t fresh = near ? Width : Width - grid.size_of[2];
     TileGrid::Tile tile = grid.at(tiles.begin);
-    const auto place = [&](Box& box) {
-      box.image = from + tile.image * s.image;
-      space.pixels<Height, Width>(tile, box.pixel);
-    };
-    Box box, next;  // which is fetched meanwhile
-    place(box);
-    for (int64_t t = tiles.begin; t < tiles.end; ++t, box = next) {
+    TileSpace::Box box = space.box(tile, Height, Width);
+    BoxPixels<T> pixels = pixels_of(tile, box);
+    for (int64_t t = tiles.begin; t < tiles.end; ++t) {
       grid.advance(tile);
-      place(next);
+      const TileSpace::Box next = space.box(tile, Height, Width);  // which is fetched meanwhile
+      const BoxPixels<T> ahead = pixels_of(tile, next);
       for (int64_t c = channels.begin; c < channels.end; c += L) {
-        const int64_t count = min_of(L, channels.end - c);
-        Vec<A> d[Height * Width];
-        for (int n = 0; n < Height * Width; ++n) {
-          d[n] = box.pixel[n] < 0 ? Vec<A>{} : load_some(box.image + box.pixel[n] * s.pixel + c, count);
-          __builtin_prefetch(next.image + next.pixel[n] * s.pixel + c);
+        for (int64_t i = next.rows.begin; i < next.rows.end; ++i) {
+          for (int64_t j = max_of(next.columns.begin, fresh); j < next.columns.end; ++j)
+            __builtin_prefetch(ahead.first + i * ahead.row + j * ahead.column + c);
         }
-        visit(t, c, d, Width);
+        const int64_t count = min_of(L, channels.end - c);
+        if (box.whole && count == L) {
+          visit(t, c, BoxPixels<T>{pixels.first + c, pixels.row, pixels.column});
+          continue;
+        }
+        Vec<A> d[Height * Width] = {};
+        for (int64_t i = box.rows.begin; i < box.rows.end; ++i) {
+          for (int64_t j = box.columns.begin; j < box.columns.end; ++j)
+            d[i * Width + j] = load_some(pixels.first + i * pixels.row + j * pixels.column + c, count);
+        }
+        visit(t, c, BoxPixels<A>{reinterpret_cast<const A*>(d), Width * L, L});
       }
+      box = next;
+      pixels = ahead;
     }
+  }
+  BoxPixels<T> pixels_of(const TileGrid::Tile& tile, const TileSpace::Box& box) const {
+    return {from + tile.image * s.image + box.first * s.pixel, box.row * s.pixel, box.column * s.pixel};
   }
 
   // Strips of tiles in a row are turned to channels last first.
@@ -249,7 +294,10 @@ struct TileReader {
           load_row(from + tile.image * s.image + c * s.channel, tile, i, width, count,
                    reinterpret_cast<A*>(strip + i * width));
         }
-        for (int64_t at = t; at < end; ++at) visit(at, c, strip + (at - t) * shift, width);
+        for (int64_t at = t; at < end; ++at) {
+          const auto first = reinterpret_cast<const A*>(strip + (at - t) * shift);
+          visit(at, c, BoxPixels<A>{first, width * L, L});
+        }
       }
       t = end;
     }
@@ -285,6 +333,7 @@ struct TileReader {
   TileSpace space;
   const T* from;
   Strides s;
+  bool near = false;  // in the cache: nothing is fetched
 };
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -133,6 +133,7 @@ struct WinogradTile {
   using H = TileAxis<TapsH>;
   using W = TileAxis<TapsW>;
   static constexpr int64_t kTapsOf[kAxes] = {1, TapsH, TapsW}, kSizeOf[kAxes] = {1, H::kOutputs, W::kOutputs};
+  static constexpr int64_t kPatchOf[kAxes] = {1, H::kPatch, W::kPatch};
   static constexpr int kTaps = TapsH * TapsW, kProducts = H::kPatch * W::kPatch,
                        kOutputs = H::kOutputs * W::kOutputs;
 };
