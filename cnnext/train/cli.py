@@ -165,7 +165,7 @@ def _train(args: argparse.Namespace) -> int:
             done = len(trainer.history)
             kept = f"{last} holds epoch {done}, go on with --resume" if done else "no epoch was finished"
             console.print(f"[yellow]interrupted[/]: {kept}", soft_wrap=True)
-            return 130
+            raise
         console.print(
             f"[bold]{history[-1].test_accuracy:.2%}[/] of the held-out pictures right after epoch {len(history)}, "
             f"in {sum(epoch.seconds for epoch in history):.1f} s; {last}, {out / 'curves.png'}",
