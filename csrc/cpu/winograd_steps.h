@@ -1,0 +1,219 @@
+// What convolutions by Winograd's algorithm have in common: a problem cut into blocks of taps and into tiles,
+// and the three transforms, of weights, of patches and of their products.
+//
+// Weights are transformed for all tasks beforehand where many blocks of tiles use them and they fit the
+// cache, else in each task as it goes, a chunk at a time: they never reach memory.
+#pragma once
+
+#include "winograd_choice.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+constexpr int64_t kChunk = 64;  // source channels, or channels times blocks of taps, summed at a time
+constexpr int64_t kChunkStride = kChunk + 16;
+
+// The depth of the matrix products, (block of taps, source channel), in chunks: of many blocks where there
+// are few channels, else of the channels of one block.
+struct WinogradDepth {
+  WinogradDepth(int64_t tap_blocks, int64_t source_channels)
+      : blocks(tap_blocks),
+        channels(source_channels),
+        whole(blocks * channels <= kChunk),
+        per_block(whole ? 1 : ceil_div(channels, kChunk)) {}
+  int64_t total() const { return blocks * channels; }
+  int64_t chunks() const { return whole ? 1 : blocks * per_block; }
+  Range blocks_of(int64_t chunk) const {
+    return whole ? Range{0, blocks} : Range{chunk / per_block, chunk / per_block + 1};
+  }
+  Range channels_of(int64_t chunk) const {
+    return whole ? Range{0, channels} : block(chunk % per_block, kChunk, channels);
+  }
+  int64_t size_of(int64_t chunk) const { return blocks_of(chunk).size() * channels_of(chunk).size(); }
+  int64_t before(int64_t chunk) const { return blocks_of(chunk).begin * channels + channels_of(chunk).begin; }
+
+  int64_t blocks, channels;
+  bool whole;
+  int64_t per_block;
+};
+
+// Where tiles' transforms lie: [product][tile][stride], products `plane` apart, in elements.
+struct TilePlanes {
+  int64_t stride, plane;
+};
+
+template <class T, class Tile>
+struct WinogradSteps {
+  using A = Acc<T>;
+  using H = typename Tile::H;
+  using W = typename Tile::W;
+  using Reader = TileReader<T, H::kPatch, W::kPatch>;
+  static constexpr int64_t L = kLanes<A>, kWide = kCols<A>;
+  static constexpr int kProducts = Tile::kProducts;
+  static constexpr int64_t kRaw = (Tile::kTaps + 1) * kChunk * kWide;  // a chunk's weights, and zeros
+  struct Target {  // where a group's results go: channel 0 of the first pixel
+    T* first;
+    Strides s;
+  };
+
+  WinogradSteps(const ConvProblem& p, bool gradient, const ConvBuffers& b)
+      : phases(winograd_phases(p, gradient)),
+        taps(phases.at(0), Tile::kTapsOf),
+        grid(phases.at(0), Tile::kSizeOf),
+        depth(taps.size(), phases.summed_channels()),
+        groups(p.shape.groups / phases.joined_groups),
+        panels(ceil_div(phases.channels, kWide)),
+        source(static_cast<const T*>(gradient ? b.output : b.input)),
+        weight(static_cast<const T*>(b.weight)),
+        bias(static_cast<const T*>(b.bias)),
+        destination(static_cast<T*>(gradient ? b.input : b.output)) {}
+
+  // Tiles of a block, all blocks alike.
+  int64_t even_tiles() const {
+    return ceil_div(grid.size(), ceil_div(grid.size(), most_tiles_of<Tile>(depth.total())));
+  }
+  // How the tiles are cut, and with that the weights' place: all of them in front of the threads' memory, or
+  // a chunk in each thread's.
+  void cut_tiles(int64_t tiles) {
+    block_tiles = tiles;
+    tile_blocks = ceil_div(grid.size(), tiles);
+    const int64_t all = groups * panels * kProducts * depth.total() * kWide;
+    shared = tile_blocks > 2 && all * int64_t(sizeof(A)) <= kSharedBytes;
+    weights_plane = odd_lines((shared ? depth.total() : kChunk) * kWide);
+    weights_size = shared ? round_up(groups * panels * kProducts * weights_plane, 64) : 0;
+    scratch_weights = kRaw + (shared ? 0 : kProducts * weights_plane);
+  }
+  void set_memory(char* workspace, int64_t of_thread) {
+    packed = reinterpret_cast<A*>(workspace);
+    scratch = packed + weights_size;
+    scratch_size = round_up(of_thread, 64) + 64;
+  }
+  int64_t memory(int64_t threads) const { return (weights_size + threads * scratch_size) * sizeof(A); }
+
+  Reader reader(int64_t group) const {
+    return {grid, TileSpace::source(grid, taps.at(0)),
+            source + group * phases.source_channels * phases.source.channel, phases.source};
+  }
+  Target target(int64_t group) const {
+    return {destination + group * phases.channels * phases.destination.channel, phases.destination};
+  }
+
+  void share_weights(const Parallel& parallel) const {
+    if (!shared) return;
+    parallel(groups * panels, [&](int64_t task, int thread) {
+      const int64_t group = task / panels, panel = task % panels;
+      for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
+        transform_weights(group, panel, chunk, scratch + thread * scratch_size,
+                          transformed(group, panel, chunk));
+      }
+    });
+  }
+  A* transformed(int64_t group, int64_t panel, int64_t chunk) const {
+    return packed + (group * panels + panel) * kProducts * weights_plane + depth.before(chunk) * kWide;
+  }
+
+  // to[product][block of taps, source channel][kWide], products `weights_plane` apart; `raw` is scratch
+  // memory.
+  void transform_weights(int64_t group, int64_t panel, int64_t chunk, A* raw, A* to) const {
+    const Range channels = depth.channels_of(chunk), blocks = depth.blocks_of(chunk);
+    A* zeros = raw + Tile::kTaps * kChunk * kWide;
+    const bool fewer = taps.size() * Tile::kTaps > phases.max_taps;  // than a tile has, in some block
+    fill_zero(zeros, fewer ? channels.size() * kWide : 0);
+    for (int64_t index = blocks.begin; index < blocks.end; ++index, to += channels.size() * kWide) {
+      Gather part = taps.at(index);
+      part.channels = channels.size();
+      pack_weight_panel(phases, part, weight + channels.begin * phases.weight_source, group,
+                        block(panel, kWide, phases.channels), {0, part.depth()}, raw);
+      const A* tap[Tile::kTaps];  // a block at the end of the kernel may have fewer
+      const int64_t height = part.axis[1].taps, width = part.axis[2].taps, size = channels.size() * kWide;
+      for (int n = 0; n < Tile::kTaps; ++n) {
+        const int h = n / W::kTaps, w = n % W::kTaps;
+        tap[n] = h < height && w < width ? raw + (h * width + w) * size : zeros;
+      }
+      const bool one = phases.channels - panel * kWide <= L;  // vector of them
+      for (int64_t i = 0; i < size; i += one ? kWide : L) {
+        transform_tile<A, Transform::kWeight, Tile>(
+            [&](int h, int w) { return load(tap[h * W::kTaps + w] + i); },
+            [&](int n, Vec<A> u) { store(to + n * weights_plane + i, u); });
+      }
+    }
+  }
+
+  void transform_patches(const Reader& read, Range tiles, Range channels, TilePlanes planes,
+                         A* patches) const {
+    read(tiles, channels, [&](int64_t t, int64_t c, auto pixels) {
+      A* to = patches + (t - tiles.begin) * planes.stride + c - channels.begin;
+      transform_tile<A, Transform::kInput, Tile>(pixels,
+                                                 [&](int n, Vec<A> v) { store(to + n * planes.plane, v); });
+    });
+  }
+
+  void store_tiles(int64_t group, Range tiles, int64_t panel, const A* products, TilePlanes planes,
+                   const Target& target) const {
+    // Pixels of a tile; a row takes kRow of them, so that it lies in one vector after they are transposed.
+    constexpr int kRow = W::kOutputs == 1 ? 1 : W::kOutputs == 2 ? 2 : W::kOutputs <= 4 ? 4 : 8;
+    constexpr int64_t kPadded = round_up(H::kOutputs * kRow, L);
+    const Range channels = block(panel, kWide, phases.channels);
+    const TileSpace space = TileSpace::destination(grid);
+    const Strides& s = target.s;
+    A add[kWide] = {};
+    if (bias) copy_run(bias + group * phases.channels + channels.begin, add, channels.size());
+    TileGrid::Tile tile = grid.at(tiles.begin);
+    for (int64_t t = 0; t < tiles.size(); ++t, grid.advance(tile)) {
+      const TileSpace::Box box = space.box(tile, H::kOutputs, W::kOutputs);
+      T* to = target.first + tile.image * s.image + channels.begin * s.channel + box.first * s.pixel;
+      const int64_t row = box.row * s.pixel, column = box.column * s.pixel;
+      for (int64_t k = 0; k < channels.size(); k += L) {
+        const A* m = products + t * planes.stride + k;
+        const int64_t count = min_of(L, channels.size() - k);
+        T* out = to + k * s.channel;
+        Vec<A> y[kPadded] = {};
+        transform_tile<A, Transform::kOutput, Tile>(
+            [&](int i, int j) { return load(m + (i * W::kPatch + j) * planes.plane); },
+            [&](int n, Vec<A> sum) { y[n / W::kOutputs * kRow + n % W::kOutputs] = sum + load(add + k); });
+        if (s.channel == 1) {
+#pragma GCC unroll 6
+          for (int i = 0; i < H::kOutputs; ++i) {
+#pragma GCC unroll 6
+            for (int j = 0; j < W::kOutputs; ++j) {
+              if (i < box.rows.end && j < box.columns.end)
+                store_some(out + i * row + j * column, y[i * kRow + j], count);
+            }
+          }
+          continue;
+        }
+        for (int64_t n = 0; n < kPadded; n += L) transpose<A>(y + n);  // y[n + channel][pixel - n]
+        const bool whole = box.whole && column == 1;
+        for (int64_t lane = 0; lane < count; ++lane) {
+          T* channel = out + lane * s.channel;
+          for (int i = 0; i < H::kOutputs; ++i, channel += row) {
+            const int n = i * kRow;
+            const auto values = reinterpret_cast<const A*>(y + n / L * L + lane) + n % L;
+            if (std::is_same_v<T, A> && kRow <= L && whole) {
+              __builtin_memcpy(channel, values, W::kOutputs * sizeof(A));
+              continue;
+            }
+            for (int j = 0; j < W::kOutputs; ++j) {
+              const int at = n + j;
+              const auto value = reinterpret_cast<const A*>(y + at / L * L + lane) + at % L;
+              if (i < box.rows.end && j < box.columns.end) store_one(channel + j * column, *value);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  Phases phases;
+  TapBlocks taps;
+  TileGrid grid;
+  WinogradDepth depth;
+  int64_t groups, panels;
+  const T *source, *weight, *bias;
+  T* destination;
+  int64_t block_tiles, tile_blocks;
+  bool shared;
+  int64_t weights_plane, weights_size, scratch_weights, scratch_size;  // in elements
+  A *packed, *scratch;
+};
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
