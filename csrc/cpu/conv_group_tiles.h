@@ -10,7 +10,7 @@
 #pragma once
 
 #include "conv_group_rows.h"
-#include "conv_winograd.h"
+#include "winograd_choice.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
