@@ -159,7 +159,9 @@ inline PoolProblem problem_of(const Pool<int64_t>& pool, at::ScalarType type, La
   PoolProblem problem;
   problem.shape = pool.shape();
   problem.dtype = *element_type(type);
-  problem.layout = layout;
+  // A plane of one pixel is laid out both ways, and only channels fill vectors.
+  const bool pixel = problem.shape.input_pixels() == 1 && problem.shape.output_pixels() == 1;
+  problem.layout = pixel ? Layout::kChannelsLast : layout;
   problem.threads = at::get_num_threads();
   return problem;
 }
