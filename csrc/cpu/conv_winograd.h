@@ -22,7 +22,7 @@ struct Winograd : WinogradSteps<T, Tile> {
 
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : Steps(p, gradient, b) {
-    this->cut_tiles(this->even_tiles());
+    this->cut_tiles(this->even_tiles(p.threads));
     // Each block of panels transforms the patches again.
     panel_blocks = blocks_for(p.threads, tile_blocks * groups, panels);
     task_panels = ceil_div(panels, panel_blocks);

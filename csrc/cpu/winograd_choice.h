@@ -36,11 +36,13 @@ CNNEXT_INLINE bool filters_alike(const Gather& g) {
 constexpr int64_t kFewest = 16, kFewestOfGroup = 8;  // source channels
 constexpr int64_t kSharedBytes = 8 << 20;  // transformed weights up to this size are made once for all tasks
 
-// Tiles of a block, whose patches stay together in the cache. `depth` is that of their products.
+// Tiles of a block, few enough that their patches stay in the cache beside other operators' data, but more
+// where each block transforms the weights, which are not kept. `depth` is that of the products.
 template <class Tile>
-CNNEXT_INLINE int64_t most_tiles_of(int64_t depth) {
+CNNEXT_INLINE int64_t most_tiles_of(int64_t depth, bool kept) {
   constexpr int64_t kSquare = kPoints * kPoints, kPatches = 64 * 512 * kSquare;  // elements
-  return clamp(kPatches / (Tile::kProducts * depth), kRows, Tile::kProducts == kSquare ? 64 : 192);
+  const int64_t rows = (kept ? 2 : 5) * (Tile::kProducts == kSquare ? 1 : 6) * kRows;
+  return clamp(kPatches / (Tile::kProducts * depth), kRows, rows);
 }
 
 constexpr int64_t kHalfGroup = kLanes<float> / 2;  // channels
@@ -74,7 +76,7 @@ WinogradCost conv_cost(const Phases& phases) {
       phases.shape.groups > 1 ? 7 : 15;  // the channels of a group are copied close to each other
   // Weights too many to be kept are transformed again for each block of tiles.
   const bool kept = Tile::kProducts * blocks * C * K * kLanes<float> * sizeof(float) <= kSharedBytes;
-  const int64_t tile_blocks = ceil_div(int64_t(tiles), most_tiles_of<Tile>(int64_t(blocks * C)));
+  const int64_t tile_blocks = ceil_div(int64_t(tiles), most_tiles_of<Tile>(int64_t(blocks * C), kept));
   const double times = kept ? 1 : double(tile_blocks);
   const double weights = 3.6 * times * blocks * C * K, patches = each * tiles * blocks * vectors_of_C,
                sums = each * tiles * K;

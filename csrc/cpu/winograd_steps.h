@@ -62,22 +62,23 @@ struct WinogradSteps {
         depth(taps.size(), phases.summed_channels()),
         groups(p.shape.groups / phases.joined_groups),
         panels(ceil_div(phases.channels, kWide)),
+        kept(groups * panels * kProducts * depth.total() * kWide * int64_t(sizeof(A)) <= kSharedBytes),
         source(static_cast<const T*>(gradient ? b.output : b.input)),
         weight(static_cast<const T*>(b.weight)),
         bias(static_cast<const T*>(b.bias)),
         destination(static_cast<T*>(gradient ? b.input : b.output)) {}
 
-  // Tiles of a block, all blocks alike.
-  int64_t even_tiles() const {
-    return ceil_div(grid.size(), ceil_div(grid.size(), most_tiles_of<Tile>(depth.total())));
+  // Tiles of a block: blocks are alike, and where there are several, as many for each thread.
+  int64_t even_tiles(int64_t threads) const {
+    const int64_t blocks = ceil_div(grid.size(), most_tiles_of<Tile>(depth.total(), kept));
+    return ceil_div(grid.size(), blocks > 1 ? round_up(blocks, threads) : blocks);
   }
   // How the tiles are cut, and with that the weights' place: all of them in front of the threads' memory, or
   // a chunk in each thread's.
   void cut_tiles(int64_t tiles) {
     block_tiles = tiles;
     tile_blocks = ceil_div(grid.size(), tiles);
-    const int64_t all = groups * panels * kProducts * depth.total() * kWide;
-    shared = tile_blocks > 2 && all * int64_t(sizeof(A)) <= kSharedBytes;
+    shared = kept && tile_blocks > 2;
     weights_plane = odd_lines((shared ? depth.total() : kChunk) * kWide);
     weights_size = shared ? round_up(groups * panels * kProducts * weights_plane, 64) : 0;
     scratch_weights = kRaw + (shared ? 0 : kProducts * weights_plane);
@@ -208,6 +209,7 @@ struct WinogradSteps {
   TileGrid grid;
   WinogradDepth depth;
   int64_t groups, panels;
+  bool kept;  // the weights, if they are used often enough
   const T *source, *weight, *bias;
   T* destination;
   int64_t block_tiles, tile_blocks;
