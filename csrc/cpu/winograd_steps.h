@@ -62,7 +62,8 @@ struct WinogradSteps {
         depth(taps.size(), phases.summed_channels()),
         groups(p.shape.groups / phases.joined_groups),
         panels(ceil_div(phases.channels, kWide)),
-        kept(groups * panels * kProducts * depth.total() * kWide * int64_t(sizeof(A)) <= kSharedBytes),
+        kept(grid.size() > 2 * most_tiles_of<Tile>(depth.total(), false) &&
+             groups * panels * kProducts * depth.total() * kWide * int64_t(sizeof(A)) <= kSharedBytes),
         source(static_cast<const T*>(gradient ? b.output : b.input)),
         weight(static_cast<const T*>(b.weight)),
         bias(static_cast<const T*>(b.bias)),
@@ -209,7 +210,7 @@ struct WinogradSteps {
   TileGrid grid;
   WinogradDepth depth;
   int64_t groups, panels;
-  bool kept;  // the weights, if they are used often enough
+  bool kept;  // the weights, transformed: they fit the cache, and there are many tiles
   const T *source, *weight, *bias;
   T* destination;
   int64_t block_tiles, tile_blocks;
