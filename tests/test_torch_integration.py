@@ -172,6 +172,17 @@ def test_autocast_types() -> None:
         assert functional.avg_pool3d(x.bfloat16()[None], 2).dtype == torch.float32
 
 
+@pytest.mark.usefixtures("no_fallback")
+def test_autocast_of_the_layers_of_a_network() -> None:
+    """From the second layer on, inputs have the lower precision already and weights have not."""
+    model = torch.nn.Sequential(nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 3, 2, 2), nn.ConvTranspose2d(3, 2, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(r(1, 2, 6, 6).float())
+    assert output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+
+
 # meta, compile, export, trace
 
 

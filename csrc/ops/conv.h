@@ -17,6 +17,12 @@ at::Tensor conv_grad_input(const at::Tensor& grad_output, const at::Tensor& weig
                            c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                            c10::SymIntArrayRef dilation, c10::SymInt groups);
 
+// Composed of conv_grad_input; itself no call through the dispatcher.
+at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                          c10::SymIntArrayRef output_padding, c10::SymInt groups,
+                          c10::SymIntArrayRef dilation);
+
 at::Tensor conv_grad_weight(const at::Tensor& grad_output, const at::Tensor& input,
                             c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
                             c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,

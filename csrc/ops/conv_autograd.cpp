@@ -1,6 +1,5 @@
 // Derivatives of convolution. The three operators close under differentiation: the derivatives of each are
-// the other two, so that gradients of any order run on our kernels. Autocast is here too.
-#include <ATen/autocast_mode.h>
+// the other two, so that gradients of any order run on our kernels.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -246,34 +245,6 @@ at::Tensor conv_grad_bias_autograd(const at::Tensor& grad_output) {
   return conv_grad_bias(grad_output);
 }
 
-// Convolution runs in autocast's lower precision, as torch's does.
-template <c10::DeviceType Device>
-at::Tensor lowered(const at::Tensor& t) {
-  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(Device), t, Device);
-}
-template <c10::DeviceType Device>
-OptionalTensor lowered(const OptionalTensor& t) {
-  return t && t->defined() ? OptionalTensor(lowered<Device>(*t)) : t;
-}
-
-template <c10::DeviceType Device, c10::DispatchKey Key>
-at::Tensor conv_autocast(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                         c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                         c10::SymIntArrayRef dilation, c10::SymInt groups) {
-  c10::impl::ExcludeDispatchKeyGuard once(Key);
-  return conv(lowered<Device>(input), lowered<Device>(weight), lowered<Device>(bias), stride, padding,
-              dilation, groups);
-}
-template <c10::DeviceType Device, c10::DispatchKey Key>
-at::Tensor conv_grad_input_autocast(const at::Tensor& grad_output, const at::Tensor& weight,
-                                    const OptionalTensor& bias, c10::SymIntArrayRef input_size,
-                                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                                    c10::SymIntArrayRef dilation, c10::SymInt groups) {
-  c10::impl::ExcludeDispatchKeyGuard once(Key);
-  return conv_grad_input(lowered<Device>(grad_output), lowered<Device>(weight), lowered<Device>(bias),
-                         input_size, stride, padding, dilation, groups);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(cnnext, Autograd, m) {
@@ -281,14 +252,6 @@ TORCH_LIBRARY_IMPL(cnnext, Autograd, m) {
   m.impl("conv_grad_input", conv_grad_input_autograd);
   m.impl("conv_grad_weight", conv_grad_weight_autograd);
   m.impl("conv_grad_bias", conv_grad_bias_autograd);
-}
-TORCH_LIBRARY_IMPL(cnnext, AutocastCPU, m) {
-  m.impl("conv", conv_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>);
-  m.impl("conv_grad_input", conv_grad_input_autocast<c10::DeviceType::CPU, c10::DispatchKey::AutocastCPU>);
-}
-TORCH_LIBRARY_IMPL(cnnext, AutocastCUDA, m) {
-  m.impl("conv", conv_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>);
-  m.impl("conv_grad_input", conv_grad_input_autocast<c10::DeviceType::CUDA, c10::DispatchKey::AutocastCUDA>);
 }
 
 }  // namespace cnnext::ops

@@ -33,6 +33,8 @@ at::Tensor by_torch(const at::Tensor& input, const at::Tensor& weight, const Opt
   }
 }
 
+}  // namespace
+
 at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                           c10::SymIntArrayRef output_padding, c10::SymInt groups,
@@ -70,8 +72,6 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
   const at::Tensor source = beyond ? at::constant_pad_nd_symint(input, zeros, 0) : input;
   return conv_grad_input(source, weight, bias, size, s, p, d, std::move(groups));
 }
-
-}  // namespace
 
 TORCH_LIBRARY_FRAGMENT(cnnext, m) {
   m.def(
