@@ -44,6 +44,15 @@ inline void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
 }
 
+// The architecture that this GPU's code of a kernel was compiled for, 10 * major + minor: an older one than
+// its own where the driver compiles PTX.
+template <class... Parameters>
+int compiled_arch(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel));
+  return attributes.ptxVersion;
+}
+
 // Starts one kernel on the stream. `shared` is in bytes.
 template <class... Parameters>
 void launch(void (*kernel)(Parameters...), Grid grid, int threads, int shared, const Stream& stream,
@@ -72,6 +81,7 @@ CNNEXT_DEVICE void fail_unless(bool condition) { assert(condition); }
 
 #else
 
+using emulator::compiled_arch;
 using emulator::convert;
 using emulator::fail_unless;
 using emulator::high_product;

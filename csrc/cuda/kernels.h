@@ -5,6 +5,10 @@
 
 namespace cnnext::cuda {
 
+// The architecture that the kernels' code for the current GPU was compiled for, 10 * major + minor: what is
+// meant for a newer one is not in it.
+int code_arch();
+
 #define CNNEXT_CONV_KERNEL(name) \
   void name(const ConvProblem&, const ConvBuffers&, const Stream&, char* workspace)
 #define CNNEXT_POOL_KERNEL(name) \

@@ -4,9 +4,13 @@
 
 #if defined(CNNEXT_WITH_CUDA)
 #include <c10/cuda/CUDACachingAllocator.h>
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+
+#include <array>
+#include <atomic>
+
+#include "../cuda/kernels.h"
 #endif
 
 namespace cnnext::ops {
@@ -27,11 +31,10 @@ OnGpu::OnGpu(const at::Tensor& tensor) : state_(new State{c10::cuda::CUDAGuard(t
 OnGpu::~OnGpu() { delete state_; }
 
 int OnGpu::arch() const {
-  const int device = state_->guard.current_device().index();
-  int major = 0, minor = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  return 10 * major + minor;
+  static std::array<std::atomic<int>, C10_COMPILE_TIME_MAX_GPUS> known;  // by device; 0 until it is asked for
+  std::atomic<int>& arch = known[state_->guard.current_device().index()];
+  if (arch == 0) arch = cuda::code_arch();
+  return arch;
 }
 cuda::Stream OnGpu::stream() const { return {c10::cuda::getCurrentCUDAStream().stream()}; }
 at::DataPtr OnGpu::workspace(int64_t bytes) const {

@@ -21,7 +21,7 @@ class OnGpu {
   OnGpu(const OnGpu&) = delete;
   OnGpu& operator=(const OnGpu&) = delete;
 
-  int arch() const;
+  int arch() const;  // that the code was compiled for which this GPU runs
   cuda::Stream stream() const;
   at::DataPtr workspace(int64_t bytes) const;
 

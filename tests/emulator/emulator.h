@@ -88,6 +88,11 @@ void launch(void (*kernel)(Parameters...), cuda::Grid grid, int threads, int sha
   run(size, threads, shared_bytes, [&] { kernel(parameters...); });
 }
 
+template <class... Parameters>
+int compiled_arch(void (*)(Parameters...)) {
+  return 90;
+}
+
 template <class T>
 T* shared_memory() {
   return reinterpret_cast<T*>(shared);
