@@ -7,7 +7,8 @@
     python benchmarks/gpu.py cases        # a short list of calls, for compute-sanitizer
 
 Times are medians of GPU events, each call with its operands out of the L2 cache; data is random. Every result of ours
-is compared with torch's before it is timed; one that differs is marked WRONG and ends the program with status 1.
+is compared with torch's before it is timed; one that differs is marked WRONG, a call that raises an error FAILED, and
+the program ends with status 1. Results are in the file from the first one on: time may be up before the last.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from cnnext.bench.suites import SUITES, suite
 DEVICE = torch.device("cuda")
 TIMES = 15
 CONV_OPS = ("conv", "conv_grad_input", "conv_grad_weight")
+Save = Callable[[], None]
 
 
 class Mode(NamedTuple):
@@ -91,17 +93,22 @@ class Clock:
         return statistics.median(start.elapsed_time(end) for start, end in events)
 
 
-def ceilings(clock: Clock) -> dict[str, float]:
+def ceilings(found: dict[str, float], clock: Clock, save: Save) -> None:
     """What this GPU reaches at best: GB/s read and written by a copy, TFLOP/s of matrix products of random numbers."""
+
+    def add(name: str, value: float) -> None:
+        found[name] = value
+        print(f"{name}: {value:.1f}")
+        save()
+
     source = torch.randn(1 << 28, device=DEVICE)
     target = torch.empty_like(source)
-    found = {"copy_gbs": 2 * source.numel() * 4 / clock(lambda: target.copy_(source)) / 1e6}
+    add("copy_gbs", 2 * source.numel() * 4 / clock(lambda: target.copy_(source)) / 1e6)
     size = 8192
     for name in ("bf16", "fp16", "tf32", "fp32"):
         a, b = (torch.randn(size, size, device=DEVICE).to(MODES[name].dtype) for _ in range(2))
         with setting(MODES[name]):
-            found[f"{name}_tflops"] = 2 * size**3 / clock(lambda a=a, b=b: a @ b) / 1e9
-    return found
+            add(f"{name}_tflops", 2 * size**3 / clock(lambda a=a, b=b: a @ b) / 1e9)
 
 
 def layers_of(name: str, batch: int) -> list[Layer]:
@@ -184,10 +191,16 @@ def measure_layers(
     layouts: list[str],
     batch: int,
     until: float,
-) -> None:
-    """Prints and adds a row for each layer, mode, layout and direction. Stops before a layer when time is up."""
+    save: Save,
+) -> int:
+    """Prints and adds a row for each layer, mode, layout and direction. Stops before a layer when time is up.
+
+    Returns:
+        How many times a layer in a mode failed.
+    """
     torch.backends.cudnn.benchmark = True
     print(HEADER)
+    failed = 0
     for name in names:
         layers = layers_of(name, batch)
         for number, layer in enumerate(layers):
@@ -197,10 +210,19 @@ def measure_layers(
                 )
                 break
             for mode in modes if layer.is_conv else [mode for mode in modes if mode in POOLING_MODES]:
-                for row in measure_layer(clock, layer, mode, layouts):
-                    rows.append({"suite": name, "number": number, **row})
-                    print(line(row))
+                try:
+                    for row in measure_layer(clock, layer, mode, layouts):
+                        rows.append({"suite": name, "number": number, **row})
+                        print(line(row))
+                except RuntimeError as error:
+                    print(f"{layer.label():<30} {mode:<5} FAILED: {error}")
+                    if "CUDA error" in str(error):  # this process can not use the GPU any more
+                        raise
+                    failed += 1
+                finally:
+                    save()
             torch.cuda.empty_cache()
+    return failed
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:
@@ -226,7 +248,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def measure_networks(rows: list[dict[str, Any]], batch: int, until: float) -> None:
+def measure_networks(rows: list[dict[str, Any]], batch: int, until: float, save: Save) -> None:
     """Images per second of ResNet-50, trained and run, in channels last: by autocast to bfloat16, and with TF32."""
     torch.backends.cudnn.benchmark = True
     x = torch.randn(batch, 3, 224, 224, device=DEVICE).to(memory_format=torch.channels_last)
@@ -242,6 +264,7 @@ def measure_networks(rows: list[dict[str, Any]], batch: int, until: float) -> No
                     rate = batch / seconds_of(step)
                 found = {"network": "resnet50", "mode": mode, "training": training, "ours": ours, "images_per_s": rate}
                 rows.append(found)
+                save()
                 task, whose = "training" if training else "inference", "cnnext" if ours else "torch"
                 print(f"resnet50 {mode} {task:<9} by {whose:<6}: {rate:7.0f} images/s, N = {batch}")
 
@@ -328,26 +351,30 @@ def main(arguments: list[str] | None = None) -> int:
     if args.what == "cases":
         cases()
         return 0
-    results: Any = []
-    wrong = 0
-    try:  # what was measured before an error is kept
-        if args.what == "ceilings":
-            results = ceilings(Clock())
-            print("\n".join(f"{name}: {value:.1f}" for name, value in results.items()))
-        elif args.what == "layers":
-            measure_layers(results, Clock(), args.suite, args.modes, args.layouts, args.batch, until)
-        else:
-            measure_networks(results, args.batch, until)
-    finally:
-        if args.what == "layers":
-            print("\n".join(summary(results)))
-            wrong = sum(not row["right"] for row in results)
-            print(f"{len(results)} results compared with torch's: {wrong or 'none'} wrong")
+    results: Any = {} if args.what == "ceilings" else []
+    about = {**facts(DEVICE), "driver": driver(), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+
+    def save() -> None:
         if args.json:
-            about = {**facts(DEVICE), "driver": driver(), "cuda": torch.version.cuda}
-            about["cudnn"] = torch.backends.cudnn.version()
-            args.json.write_text(json.dumps({"facts": about, "batch": args.batch, args.what: results}, indent=1))
-    return int(wrong > 0)
+            unfinished = args.json.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps({"facts": about, "batch": args.batch, args.what: results}, indent=1))
+            unfinished.replace(args.json)
+
+    save()
+    if args.what == "ceilings":
+        ceilings(results, Clock(), save)
+    elif args.what == "networks":
+        measure_networks(results, args.batch, until, save)
+    else:
+        failed = 1
+        try:
+            failed = measure_layers(results, Clock(), args.suite, args.modes, args.layouts, args.batch, until, save)
+        finally:
+            wrong = sum(not row["right"] for row in results)
+            print("\n".join(summary(results)))
+            print(f"{len(results)} results compared with torch's: {wrong or 'none'} wrong; {failed or 'no'} failures")
+        return int(wrong + failed > 0)
+    return 0
 
 
 if __name__ == "__main__":

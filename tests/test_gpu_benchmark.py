@@ -97,19 +97,20 @@ def test_rows_of_layers(on_the_cpu: ModuleType, tmp_path: Path, capsys: pytest.C
     rows = json.loads(file.read_text())["layers"]
     assert len(rows) == 2 * 5 * 2 * 3 + 3 * 2 * 2
     assert all(row["right"] and row["ratio"] == 1 for row in rows)
-    assert "72 results compared with torch's: none wrong" in capsys.readouterr().out
+    assert "72 results compared with torch's: none wrong; no failures" in capsys.readouterr().out
 
 
 def test_wrong_results_and_errors(
     on_the_cpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A wrong result fails the run; after an error what was measured before is there."""
+    """A wrong result and a layer that fails are told of; after an error of the GPU what was found before is there."""
     ours, calls = on_the_cpu.our_call, []
+    errors = {5: "CUDA error: an illegal memory access was encountered"}
 
     def wrong(*args: Any) -> Any:
         calls.append(args)
-        if len(calls) == 5:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if len(calls) in errors:
+            raise RuntimeError(errors[len(calls)])
         call = ours(*args)
         return lambda: call() * (1.1 if len(calls) == 2 else 1)
 
@@ -121,8 +122,32 @@ def test_wrong_results_and_errors(
     assert [row["right"] for row in rows] == [True, False, True, True]
     assert "WRONG: differs by" in capsys.readouterr().out
     calls.clear()
+    errors = {1: "CUDA out of memory"}
+    assert on_the_cpu.main([*arguments, str(tmp_path / "found.json")]) == 1
+    printed = capsys.readouterr().out
+    assert "fp32  FAILED: CUDA out of memory" in printed
+    assert "3 results compared with torch's: 1 wrong; 1 failures" in printed
+    calls.clear()
+    errors.clear()
     monkeypatch.setattr(on_the_cpu, "layers_of", lambda name, batch: [CONV])
     assert on_the_cpu.main([*arguments, str(tmp_path / "found.json")]) == 1
+
+
+def test_results_are_written_as_they_are_found(on_the_cpu: ModuleType, tmp_path: Path) -> None:
+    """A program that is ended, and not by an error of its own, has left all up to then."""
+    file, found = tmp_path / "found.json", []
+
+    def look() -> None:
+        found.append(len(json.loads(file.read_text())["layers"]))
+        if len(found) == 3:
+            raise KeyboardInterrupt
+
+    measure = on_the_cpu.measure_layers
+    on_the_cpu.measure_layers = lambda *args: measure(*args[:-1], lambda: (args[-1](), look()))
+    with pytest.raises(KeyboardInterrupt):
+        on_the_cpu.main(["layers", "--modes", "fp32", "tf32", "--layouts", "nchw", "--json", str(file)])
+    on_the_cpu.measure_layers = measure
+    assert found == [3, 6, 9]
 
 
 def test_networks(on_the_cpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -174,7 +199,7 @@ def test_sections_of_the_script(tmp_path: Path) -> None:
     command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "ceilings", "resnet50", "googlenet"]
     done = subprocess.run(command, env={**environ, "LAYERS": "--modes bf16"}, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    layers = f"gpu.py --json {tmp_path}/out/resnet50.json layers --suite resnet50 --seconds 220 --modes bf16"
+    layers = f"gpu.py --json {tmp_path}/out/resnet50.json layers --suite resnet50 --seconds 210 --modes bf16"
     assert f"{layers} from {ROOT}\n" in done.stdout  # nothing needs to be installed
     summary = (tmp_path / "out" / "summary.txt").read_text().splitlines()
     assert [each.split(",")[0] for each in summary] == [
