@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,12 +32,30 @@ pytestmark = [
 ]
 
 
-def on_gpu(t: Operands) -> Operands:
-    def move(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.cuda()
+@pytest.fixture(autouse=True)
+def healthy() -> Iterator[None]:
+    """Ends the process after an error that would fail every further test too; pytest -n starts another one."""
+    yield
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        print(f"the GPU can not be used any more: {error}", file=sys.stderr, flush=True)
+        os._exit(3)
 
-    tensors = (t.input.cuda(), t.weight.cuda(), t.grad_output.cuda())
-    return Operands(*tensors, move(t.bias), move(t.shift))
+
+def each_tensor(t: Operands, change: Callable[[Tensor], Tensor]) -> Operands:
+    given = (t.input, t.weight, t.grad_output, t.bias, t.shift)
+    return Operands(*(None if each is None else change(each) for each in given))  # type: ignore[arg-type]
+
+
+def on_gpu(t: Operands) -> Operands:
+    return each_tensor(t, torch.Tensor.cuda)
+
+
+def shifted(tensor: Tensor) -> Tensor:
+    """The same, one element off the alignment that memory has."""
+    memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
+    return memory.as_strided(tensor.size(), tensor.stride(), 1).copy_(tensor)
 
 
 @contextmanager
@@ -90,6 +113,60 @@ def test_convolution(conv: Conv) -> None:
                 source = {"conv": given.input, "conv_grad_input": given.grad_output}.get(op)
                 if source is not None and is_last(source) and not source.is_contiguous():  # of 1x1 it can be both
                     assert is_last(result), where
+
+
+VIEWS = [
+    problem((2, 64, 9, 10), (72, 64, 3, 3), padding=1),
+    problem((2, 64, 9, 10), (72, 64, 1, 1)),
+    problem((2, 3, 20, 21), (64, 3, 7, 7), stride=2, padding=3),
+    problem((2, 64, 9, 10), (64, 1, 3, 3), padding=1, groups=64),
+]
+
+
+@pytest.mark.parametrize("conv", VIEWS, ids=str)
+def test_views(conv: Conv) -> None:
+    """Tensors one element off their memory's alignment, which vectors do not find."""
+    operands = integers(conv)
+    expected = by_torch(conv, operands)
+    for dtype, last in itertools.product(DTYPES, (False, True)):
+        given = each_tensor(on_gpu(operands.to(dtype, last, last)), shifted)
+        assert given.input.data_ptr() % 16 == dtype.itemsize
+        for op in OPS:
+            for kernel in backends.kernels(op, device="cuda"):
+                result = forced(op, kernel, conv, given, last)
+                assert result is None or torch.equal(result.cpu(), expected[op].to(dtype)), (op, kernel, dtype, last)
+        x = given.input.detach().requires_grad_()
+        for pool in (F.max_pool2d, F.avg_pool2d):
+            ours = getattr(cnnext.functional, pool.__name__)(x, 2)
+            assert torch.equal(ours, pool(x, 2))
+            grads = [torch.autograd.grad(y, x, shifted(torch.ones_like(y)))[0] for y in (ours, pool(x, 2))]
+            assert torch.equal(*grads)
+
+
+def test_infinities() -> None:
+    """They come through as they do in float32, also through three products of TF32."""
+    conv = problem((1, 8, 4, 4), (8, 8, 3, 3), padding=1)
+    operands = integers(conv, bias=False).to(torch.float32)
+    operands.weight[operands.weight == 0] = 1
+    operands.input[0, 1, 0, 2], operands.input[0, 3, 3, 3], operands.input[0, 5, 3, 0] = math.inf, math.nan, 3e38
+    expected = by_torch(conv, operands)["conv"]
+    for last in (False, True):
+        given = on_gpu(operands.to(torch.float32, last, last))
+        results = [forced("conv", kernel, conv, given, last) for kernel in backends.kernels("conv", device="cuda")]
+        found = [result.cpu() for result in results if result is not None]
+        assert len(found) == 3
+        for result in found:
+            torch.testing.assert_close(result, expected, rtol=1e-3, atol=0, equal_nan=True)
+
+
+def test_more_images_than_a_grid_has_rows() -> None:
+    x = torch.randint(-2, 3, (70_000, 8, 2, 2), device="cuda", dtype=torch.bfloat16)
+    w = torch.randint(-2, 3, (8, 8, 1, 1), device="cuda", dtype=torch.bfloat16)
+    for last in (False, True):
+        given = layout(x, last)
+        assert torch.equal(cnnext.functional.conv2d(given, w), F.conv2d(given, w))
+        assert torch.equal(cnnext.functional.max_pool2d(given, 2), F.max_pool2d(given, 2))
+        assert torch.equal(cnnext.functional.avg_pool2d(given, 2), F.avg_pool2d(given, 2))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -154,8 +231,8 @@ def test_gradients_of_gradients() -> None:
 
 
 def test_autocast_and_converted_model() -> None:
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), nn.Conv2d(8, 4, 3))
-    converted = cnnext.convert(model).cuda()
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), nn.Conv2d(8, 4, 3)]
+    converted = cnnext.convert(torch.nn.Sequential(*layers, torch.nn.ConvTranspose2d(4, 2, 2, 2))).cuda()
     with torch.autocast("cuda", dtype=torch.bfloat16):
         output = converted(torch.randn(2, 3, 12, 12, device="cuda"))
     assert output.dtype == torch.bfloat16
@@ -168,9 +245,10 @@ def test_current_stream_and_graph() -> None:
     x = torch.randn(4, 32, 16, 16, device="cuda").bfloat16().to(memory_format=torch.channels_last)
     w = torch.randn(32, 32, 3, 3, device="cuda").bfloat16()
 
-    def step() -> tuple[Tensor, Tensor]:
+    def step() -> tuple[Tensor, ...]:
         y = cnnext.functional.max_pool2d(cnnext.functional.conv2d(x, w, padding=1), 2)
-        return y, torch.ops.cnnext.conv_grad_weight(x, x, [3, 3], [1], [1], [1], 1, False)
+        transposed = cnnext.functional.conv2d(x.contiguous(), w, padding=1)
+        return y, transposed, torch.ops.cnnext.conv_grad_weight(x, x, [3, 3], [1], [1], [1], 1, False)
 
     expected = step()
     graph = torch.cuda.CUDAGraph()
@@ -197,6 +275,30 @@ def test_tensors_of_more_than_2_to_the_31_elements() -> None:
     output = cnnext.functional.conv2d(x, w)
     assert torch.equal(output[-1:], F.conv2d(x[-1:], w))
     assert torch.equal(cnnext.functional.max_pool2d(x, 2)[-1:], F.max_pool2d(x[-1:], 2))
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_code_that_the_driver_compiles_is_known_by_its_age(tmp_path: Path) -> None:
+    """From PTX for 7.5: kernels that need more have no bodies there, whatever GPU runs it."""
+    source, program = tmp_path / "age.cu", str(tmp_path / "age")
+    source.write_text("""
+        #include <cstdio>
+        #include "cuda/device.cuh"
+        __global__ void kernel(int) {}
+        int main() { std::printf("%d", cnnext::cuda::compiled_arch(kernel)); }
+    """)
+    folder = Path(__file__).resolve().parent.parent / "csrc"
+    only_ptx = ["-gencode", "arch=compute_75,code=compute_75"]
+    subprocess.run(["nvcc", "-std=c++17", *only_ptx, f"-I{folder}", str(source), "-o", program], check=True)
+    assert subprocess.run([program], check=True, capture_output=True, text=True).stdout == "75"
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_tensors_gpu_is_used() -> None:
+    x, w = torch.randn(2, 64, 9, 9, device="cuda:1"), torch.randn(128, 64, 3, 3, device="cuda:1")
+    assert torch.cuda.current_device() == 0
+    torch.testing.assert_close(cnnext.functional.conv2d(x, w), F.conv2d(x, w), rtol=1e-2, atol=1e-1)
+    assert torch.equal(cnnext.functional.max_pool2d(x, 2), F.max_pool2d(x, 2))
 
 
 def test_several_devices_are_torchs_error() -> None:

@@ -52,21 +52,28 @@ def kernels(op: str) -> list[str]:
     return backends.kernels(op, device="cuda")
 
 
-def run(emulator: Emulator, op: str, kernel: str, conv: Conv, t: Operands, expected: Tensor, *args: object) -> bool:
-    """Whether the kernel takes the problem; then its result is exact. TF32 is exact for small integers too."""
-    tf32 = "3xtf32" not in kernel
+def run(
+    emulator: Emulator, op: str, kernel: str, conv: Conv, t: Operands, expected: Tensor,
+    dtype: torch.dtype, last: bool, weight_last: bool, shift: int, blocks: int,
+) -> bool:  # fmt: skip
+    """Whether the kernel takes the problem; then its result is exact. TF32 is exact for small integers too.
+
+    `shift`: elements by which tensors are off the alignment that memory has.
+    """
+    ways = (dtype, last, weight_last)
+    more = {"tf32": "3xtf32" not in kernel, "shift": shift * dtype.itemsize, "blocks": blocks}
     try:
-        result = emulator.conv(op, kernel, conv, t, *args[:3], tf32=tf32, shift=args[3], blocks=args[4])  # type: ignore[arg-type]
+        result = emulator.conv(op, kernel, conv, t, *ways, **more)
     except Refused:
         return False
-    assert torch.equal(result, expected.to(result.dtype)), (op, kernel, str(conv), *args)
+    assert torch.equal(result, expected.to(dtype)), (op, kernel, str(conv), *ways, shift, blocks)
     return True
 
 
 @pytest.mark.parametrize(("op", "kernel"), [(op, kernel) for op in OPS for kernel in kernels(op)])
 def test_convolution(emulator: Emulator, op: str, kernel: str) -> None:
     """Every kernel, all its types, layouts and tiles in turn, aligned memory and not."""
-    ways = itertools.cycle(itertools.product(DTYPES, (False, True), (False, True), (0, 8), (1, 264)))
+    ways = itertools.cycle(itertools.product(DTYPES, (False, True), (False, True), (0, 1), (1, 264)))
     taken = 0
     for conv in [*SMALL, *TILES]:
         operands = integers(conv)
@@ -198,6 +205,22 @@ def test_pooling_of_more_than_2_to_the_31_elements(
         check_corners(grad_input, *(each.bfloat16() for each in grads))
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_more_images_than_a_grid_has_rows(emulator: Emulator, last: bool) -> None:
+    """The last of them, which a second launch pools, and a second one transposes."""
+    images = 2**16 + 1
+    x = layout(torch.randint(-2, 3, (images, 8, 2, 2)).bfloat16(), last)
+    pooled = layout(torch.zeros(images, 8, 1, 1).bfloat16(), last)
+    axes = [[2, 1, 2, 2, 0, 1, 0]] * 2
+    emulator.pool("avg_pool", (images, 8), axes, [x, pooled, None, None], torch.bfloat16, last, most_blocks=8)
+    assert torch.equal(pooled[-2:], F.avg_pool2d(x[-2:].float(), 2).bfloat16())
+    conv = problem(x.shape, (8, 8, 1, 1))
+    t = Operands(x, torch.randint(-2, 3, conv.weight).bfloat16(), layout(torch.zeros(conv.output).bfloat16(), last))
+    kernel = "gemm_sm80" if last else "gemm_sm80_transposed"
+    found = emulator.conv("conv", kernel, conv, t, torch.bfloat16, last, False, most_blocks=64)
+    assert torch.equal(found[-32:], F.conv2d(x[-32:].float(), t.weight.float()).bfloat16())
+
+
 def error(result: Tensor, right: Tensor) -> float:
     return float((result.double() - right).norm() / right.norm())
 
@@ -219,10 +242,11 @@ def test_three_products_keep_infinities(emulator: Emulator) -> None:
     conv = problem((1, 8, 4, 4), (8, 8, 3, 3), padding=1)
     operands = integers(conv, bias=False).to(torch.float32)
     operands.weight[operands.weight == 0] = 1
-    operands.input[0, 1, 1, 2], operands.input[0, 3, 3, 3] = math.inf, math.nan
+    operands.input[0, 1, 0, 2], operands.input[0, 3, 3, 3], operands.input[0, 5, 3, 0] = math.inf, math.nan, 3e38
     expected = by_torch(conv, operands)["conv"]
     result = emulator.conv("conv", "gemm_3xtf32_sm80", conv, operands, torch.float32, True, True)
-    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+    assert expected.isfinite().any()
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=0, equal_nan=True)
 
 
 def windows(pool: Pool, output: Tensor) -> list[list[int]]:
@@ -241,11 +265,11 @@ def windows(pool: Pool, output: Tensor) -> list[list[int]]:
 
 @pytest.mark.parametrize("part", range(4))
 def test_pooling(emulator: Emulator, part: int) -> None:
-    ways = itertools.cycle(itertools.product(DTYPES, (False, True), (0, 8)))
+    ways = itertools.cycle(itertools.product(DTYPES, (False, True), (0, 1)))
     for pool in POOLS[part::4]:
         dtype, last, shift = next(ways)
         last = last and pool.dims > 1
-        check_pool(emulator, pool, dtype, last, shift)
+        check_pool(emulator, pool, dtype, last, shift * max(dtype.itemsize, torch.int32.itemsize))
 
 
 def check_pool(emulator: Emulator, pool: Pool, dtype: torch.dtype, last: bool, shift: int) -> None:
@@ -310,14 +334,20 @@ def test_unpooling(emulator: Emulator, last: bool) -> None:
 
 
 def test_single_instructions() -> None:
-    """What a GPU must print too (benchmarks/gpu.sh golden): nine instructions, four registers of each lane."""
+    """What a GPU must print too (benchmarks/gpu.sh golden): eleven instructions, four registers of each lane."""
     lines = dict(line.split(" ", 1) for line in golden().splitlines())
     words = {name: [int(word, 16) for word in text.split()] for name, text in lines.items()}
     assert set(map(len, words.values())) == {128}
-    assert len(words) == 9
+    assert len(words) == 11
     # Lane 5 has row 1, columns 2 and 3 of each matrix, and transposed the rows 2 and 3 of column 1.
     assert words["ldmatrix"][20:24] == [(64 * m + 11) << 16 | 64 * m + 10 for m in range(4)]
     assert words["ldmatrix.trans"][20:24] == [(64 * m + 25) << 16 | 64 * m + 17 for m in range(4)]
+    # Lane 3 gets what lanes 6 and 19 have.
+    assert words["shfl"][12:16] == [0x40C00000, (1 << 30) + 19, 1, 0]
+    # 1 + 24 / 2048: to float16 exact; to bfloat16 halfway, to the even one above. Too large a number; 3 / 2 ** 25.
+    assert words["cvt"][96:99] == [0x3F82 << 16 | 0x3C0C, 0x3F818000, 0x3F820000]
+    assert words["cvt"][117:119] == [0x7F800000, 0x47800000]
+    assert words["cvt"][120] & 0xFFFF == 2
     # Lane 31 reads the chunk of lane 0, of which nothing is copied; lane 30 that of lane 1, with one word.
     assert words["cp.async"][124:] == [0, 0, 0, 0]
     assert words["cp.async"][120:124] == [1004, 0, 0, 0]
@@ -345,7 +375,7 @@ def test_planted_faults_of_mbarriers_are_caught(fault: str) -> None:
     right = golden().splitlines()
     found = golden(MBARRIER_FAULTS[fault]).splitlines()
     assert found != right
-    assert found[:7] == right[:7]
+    assert found[:9] == right[:9]
     if fault == "a missing arrival":
         assert found[-1] == "error: deadlock: 64 threads wait for a phase of an mbarrier that does not end"
     if fault == "no initialisation":

@@ -26,7 +26,8 @@ struct Dim {
   unsigned x = 0, y = 0, z = 0;
 };
 
-constexpr int kWarp = 32, kMostShared = 160 * 1024;
+constexpr int kWarp = 32;
+constexpr int kMostShared = 99 * 1024;   // bytes that a block can have on every GPU since 8.0
 constexpr unsigned char kPoison = 0xff;  // NaN in every type
 
 struct Copy {

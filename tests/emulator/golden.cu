@@ -57,6 +57,33 @@ CNNEXT_LAUNCH(kWarp, 1) round_numbers(const uint32_t*, uint32_t* to) {
   for (int r = 0; r < 4; ++r) to[threadIdx.x * 4 + r] = ptx::round_to_tf32(bits | (r % 2 ? 0x80000000u : 0));
 }
 
+// What a lane gets from others: 4 bytes and 8, and whether any has it.
+CNNEXT_LAUNCH(kWarp, 1) exchange(const uint32_t*, uint32_t* to) {
+  const int lane = threadIdx.x;
+  to[lane * 4] = ptx::as_bits(ptx::shuffle_xor(float(lane), 5));
+  to[lane * 4 + 1] = uint32_t(ptx::shuffle_xor(lane + double(1 << 30), 16));
+  to[lane * 4 + 2] = ptx::any(lane == 9);
+  to[lane * 4 + 3] = ptx::any(lane > 31);
+}
+
+// To 16 bits and back: halfway numbers, one that overflows, a subnormal one, infinity. And a product's high
+// half.
+CNNEXT_LAUNCH(kWarp, 1) convert_numbers(const uint32_t*, uint32_t* to) {
+  const int lane = threadIdx.x;
+  const uint32_t bits = lane == 29   ? 0x477ff000u
+                        : lane == 30 ? 0x33c00000u
+                        : lane == 31 ? 0xff800000u
+                                     : 0x3f800000u + lane * 0x1000u;
+  Float16 half;
+  BFloat16 brain;
+  convert(ptx::as_float(bits), &half);
+  convert(ptx::as_float(bits), &brain);
+  to[lane * 4] = half.bits | uint32_t{brain.bits} << 16;
+  to[lane * 4 + 1] = ptx::as_bits(to_float(half));
+  to[lane * 4 + 2] = ptx::as_bits(to_float(brain));
+  to[lane * 4 + 3] = high_product(bits, 0x9e3779b9u);
+}
+
 // Chunks of which some bytes are zeros.
 CNNEXT_LAUNCH(kWarp, 1) copy(const uint32_t* from, uint32_t* to) {
   auto* memory = shared_memory<uint32_t>();
@@ -175,6 +202,8 @@ int main(int count, char** arguments) try {
   print("mma.bf16", multiply<cnnext::BFloat16>, from);
   print("mma.tf32", multiply<float>, from);
   print("cvt.rna.tf32", round_numbers, from);
+  print("shfl", exchange, from);
+  print("cvt", convert_numbers, from);
   print("cp.async", copy, from);
   print("mbarrier", ring<false>, from, 2 * kWarp);
   if (is_sm90()) print("cp.async.bulk", ring<true>, from, 2 * kWarp);
