@@ -404,6 +404,17 @@ def test_planted_faults_are_caught(fault: str) -> None:
             assert not torch.equal(result, expected)
 
 
+def test_a_warp_that_runs_ahead_is_caught() -> None:
+    """Without the last barrier a warp writes results where others still read operands: in some orders, not in all."""
+    fault = ("tile_sm80.cuh", "ptx::wait_copies<0>();\n    __syncthreads();", "")
+    faulty = Emulator(build(fault, "conv_gemm_float_sm80.cu"))
+    conv = problem((1, 16, 5, 7), (24, 16, 1, 1))
+    operands = integers(conv)
+    expected = by_torch(conv, operands)["conv"].float()
+    results = [faulty.conv("conv", "gemm_3xtf32_sm80", conv, operands, torch.float32, True, True) for _ in range(20)]
+    assert not all(torch.equal(result, expected) for result in results)
+
+
 def test_bank_conflicts_are_counted() -> None:
     """Without the permutation of chunks, rows meet in the same banks."""
     plain = Emulator(build(("tile_sm80.cuh", "chunk ^ (row >> 1 & 3)", "chunk"), "conv_gemm_float_sm80.cu"))

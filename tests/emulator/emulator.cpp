@@ -86,6 +86,8 @@ void run_block(int threads) {
     ready.push_back(fiber);
   }
   reset_instructions();
+  // In every other block a warp runs ahead as far as it can; among all its fibers warps would keep in step.
+  const bool runs_ahead = random() % 2;
   int done = 0;
   while (error.empty() && done < threads) {
     if (ready.empty() || random() % 16 == 0) deliver();
@@ -104,7 +106,7 @@ void run_block(int threads) {
       break;
     }
     if (ready.empty()) continue;
-    const size_t i = random() % ready.size();
+    const size_t i = runs_ahead && random() % 64 > 0 ? ready.size() - 1 : random() % ready.size();
     Running* fiber = ready[i];
     ready[i] = ready.back();
     ready.pop_back();

@@ -1,5 +1,6 @@
 // Runs the CUDA kernels' own sources on the CPU: each thread of a block is a fiber. What it checks:
-// - the order in which fibers run and in which asynchronous copies arrive is random, by a seed;
+// - the order in which fibers run and in which asynchronous copies arrive is random, by a seed, and in every
+// other block warps run ahead of each other;
 // - the destination of an asynchronous copy is poisoned until it is waited for, shared memory from the start;
 // - vector accesses and asynchronous copies are aligned and stay inside a tensor or the block's shared
 // memory;
