@@ -1,9 +1,9 @@
 """Compiles every CUDA source for every architecture, with no GPU: `make cuda-check`.
 
-Warnings are errors. Prints registers, shared memory and spills of each kernel; no kernel may spill. Looks for the
-instructions that are meant in the machine code, where nvdisasm is found (`pip install nvidia-cuda-nvdisasm`). With
---torch, builds and links the whole extension beside a torch for CUDA, imports it and looks for its operators.
-What was compiled is kept in build/cuda-check, and compiled again only when it or a header of it has changed.
+Warnings are errors. Prints registers and local memory of each kernel; none may spill, or keep an array there. Looks for
+the instructions that are meant in the machine code, where nvdisasm is found (`pip install nvidia-cuda-nvdisasm`). With
+--torch, builds and links the whole extension beside a torch for CUDA, imports it and looks for its operators. What was
+compiled is kept in build/cuda-check, and compiled again only when it or a header of it has changed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Kernel:
     name: str
     registers: int
     shared_bytes: int
-    spill_bytes: int
+    local_bytes: int  # the stack frame, where spills are too
 
 
 def find(tool: str) -> str | None:
@@ -72,15 +72,15 @@ def demangle(names: Sequence[str]) -> list[str]:
 def kernels_of(log: str) -> list[Kernel]:
     """Reads what ptxas -v prints."""
     pattern = (
-        r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores"
         r".*?Used (\d+) registers(.*?)\n"
     )
     found = re.findall(pattern, log, re.DOTALL)
     names = demangle([each[0] for each in found])
     kernels = []
-    for name, (_, stores, loads, registers, rest) in zip(names, found, strict=True):
+    for name, (_, frame, stores, registers, rest) in zip(names, found, strict=True):
         shared = re.search(r"(\d+) bytes smem", rest)
-        kernels.append(Kernel(name, int(registers), int(shared[1]) if shared else 0, int(stores) + int(loads)))
+        kernels.append(Kernel(name, int(registers), int(shared[1]) if shared else 0, max(int(frame), int(stores))))
     return kernels
 
 
@@ -119,7 +119,7 @@ def check_sources(archs: Sequence[str], jobs: int) -> list[str]:
     tasks = []
     for source in [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "tests/emulator/golden.cu"]:
         text = b"".join(path.read_bytes() for path in with_headers(source))
-        key = hashlib.sha256(text + " ".join(FLAGS).encode()).hexdigest()[:12]
+        key = hashlib.sha256(text + " ".join((*FLAGS, *Kernel.__annotations__)).encode()).hexdigest()[:12]
         tasks += [(source, arch, key) for arch in archs]
     with ThreadPoolExecutor(jobs) as pool:
         results = list(pool.map(lambda task: compile(nvcc, *task), tasks))
@@ -128,13 +128,15 @@ def check_sources(archs: Sequence[str], jobs: int) -> list[str]:
     for (source, arch, _), (_, kernels, _) in zip(tasks, results, strict=True):
         for kernel in kernels:
             table.setdefault((source.stem, kernel.name), {})[arch] = kernel
-            if kernel.spill_bytes:
-                wrong.append(f"{source.stem}: {kernel.name} spills {kernel.spill_bytes} bytes for sm_{arch}")
-    print(f"{'registers for sm_':>76} {' '.join(f'{arch:>4}' for arch in archs)}  spills")
+            if kernel.local_bytes:
+                wrong.append(
+                    f"{source.stem}: {kernel.name} has {kernel.local_bytes} bytes of local memory for sm_{arch}"
+                )
+    print(f"{'registers for sm_':>76} {' '.join(f'{arch:>4}' for arch in archs)}  local bytes")
     for (source_name, name), by_arch in table.items():
         registers = " ".join(f"{by_arch[arch].registers if arch in by_arch else '-':>4}" for arch in archs)
-        spills = sum(kernel.spill_bytes for kernel in by_arch.values())
-        print(f"{source_name + ': ' + name:<76.76} {registers}  {spills}")
+        local = sum(kernel.local_bytes for kernel in by_arch.values())
+        print(f"{source_name + ': ' + name:<76.76} {registers}  {local}")
     nvdisasm = find("nvdisasm")
     if nvdisasm is None:
         print("The machine code was not looked at: nvdisasm was not found (pip install nvidia-cuda-nvdisasm)")
