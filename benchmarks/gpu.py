@@ -307,18 +307,19 @@ def differentiate(result: Tensor) -> None:
 
 def cases() -> None:
     """Every kernel at least once, on small shapes: for compute-sanitizer."""
-    shapes = [((2, 24, 9, 11), (72, 24, 3, 2), 2, 1, 1), ((2, 64, 8, 8), (64, 1, 3, 3), 1, 1, 64),
-              ((2, 16, 9, 9), (16, 1, 5, 5), 2, 2, 16), ((1, 3, 12, 13), (24, 3, 5, 5), 2, 2, 1),
-              ((2, 72, 5, 7), (136, 72, 1, 1), 1, 1, 1)]  # fmt: skip
+    shapes = [((2, 24, 9, 11), (72, 24, 3, 2), 2, 1, 1, 1), ((2, 64, 8, 8), (64, 1, 3, 3), 1, 1, 1, 64),
+              ((2, 16, 9, 9), (16, 1, 5, 5), 2, 2, 1, 16), ((1, 16, 12, 9), (16, 1, 3, 3), 1, 2, 2, 16),
+              ((1, 5, 9, 9), (5, 1, 7, 7), 1, 3, 1, 5), ((1, 3, 12, 13), (24, 3, 5, 5), 2, 2, 1, 1),
+              ((2, 17, 6, 5), (33, 17, 2, 2), 1, 0, 1, 1), ((2, 72, 5, 7), (136, 72, 1, 1), 1, 1, 1, 1)]  # fmt: skip
     modes = [MODES["bf16"], MODES["fp16"], MODES["tf32"], MODES["fp32"], MODES["ffma"], Mode(torch.float64, 1e-12)]
-    for size, weight, stride, padding, groups in shapes:
+    for size, weight, stride, padding, dilation, groups in shapes:
         for mode in modes:
             for layout in LAYOUTS:
                 x, w = (in_layout(torch.randn(s, device=DEVICE).to(mode.dtype), layout) for s in (size, weight))
                 x, w = x.requires_grad_(), w.requires_grad_()
                 b = torch.randn(weight[0], device=DEVICE).to(mode.dtype).requires_grad_()
                 with setting(mode, force=True):
-                    y = functional.conv2d(x, w, b, stride, padding, 1, groups)
+                    y = functional.conv2d(x, w, b, stride, padding, dilation, groups)
                     differentiate(y)
                     y = y.detach().requires_grad_()
                     for kernel, step in ((2, 2), (3, 2), (3, 1), (2, 3)):
@@ -327,6 +328,14 @@ def cases() -> None:
                     differentiate(functional.adaptive_avg_pool2d(y, (3, 2)))
                     pooled, indices = functional.max_pool2d(y.detach(), 2, return_indices=True)
                     differentiate(functional.max_unpool2d(pooled.requires_grad_(), indices, 2, output_size=y.shape[2:]))
+    for mode in modes:
+        for layout in LAYOUTS:
+            x = in_layout(torch.randn(1, 8, 18, 17, device=DEVICE).to(mode.dtype), layout).requires_grad_()
+            for kernel in (17, 3):  # 289 taps: offsets of four bytes; and a gradient's gradient
+                y = functional.max_pool2d(x, kernel, 2, kernel // 2)
+                functional.max_pool2d(x.detach(), kernel, 2, kernel // 2)
+                grad = torch.ones_like(y).requires_grad_()
+                differentiate(torch.autograd.grad(y, x, grad, create_graph=True)[0])
     torch.cuda.synchronize()
     print("cases ran")
 

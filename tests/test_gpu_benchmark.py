@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnext.bench.layers import Layer
 
@@ -170,6 +171,24 @@ def test_networks(on_the_cpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert sorted(set(steps)) == [(False, False), (False, True), (True, False), (True, True)]
     assert on_the_cpu.main([*arguments, "--seconds", "-1"]) == 0
     assert json.loads((tmp_path / "found.json").read_text())["networks"] == []
+
+
+def test_cases_for_the_sanitizer_call_every_operator(on_the_cpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = set()
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.add(func._schema.name.removeprefix("cnnext::").removeprefix("adaptive_"))
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    with Recorder():
+        on_the_cpu.cases()
+    kernels = {"conv", "conv_grad_input", "conv_grad_weight", "conv_grad_bias", "max_pool", "max_pool_with_offsets",
+               "max_pool_indices", "max_pool_grad_input", "max_pool_select", "avg_pool", "avg_pool_grad_input",
+               "max_unpool", "max_unpool_grad_input"}  # fmt: skip
+    assert kernels - {"max_pool_indices"} <= called
+    assert called & {"max_pool_indices", "max_pool_with_indices"}  # made of offsets
 
 
 def test_modes_cover_float32_in_three_ways(gpu: ModuleType) -> None:
