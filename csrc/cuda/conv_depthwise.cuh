@@ -13,7 +13,7 @@
 
 namespace cnnext::cuda {
 
-constexpr int kDepthwiseThreads = 256, kMostRowTaps = 1024;
+constexpr int kDepthwiseThreads = 256;
 
 struct DepthwiseGather {
   ConvGather g;
