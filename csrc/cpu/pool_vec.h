@@ -234,6 +234,33 @@ CNNEXT_INLINE Vec<A> slide_lanes(Vec<A> a, Vec<A> b) {
   return slide_lanes<A, kBy>(a, b, std::make_integer_sequence<int, kLanes<A>>());
 }
 
+// Lanes under a mask, of two vectors, put side by side; how many. Room is needed for whole vectors. Without
+// an instruction for it all lanes are taken.
+#if CNNEXT_VECTOR_BYTES == 64
+constexpr bool kPacksLanes = true;
+CNNEXT_INLINE int64_t pack_lanes(IntVec mask, IntVec x, Vec<float> y, int32_t* to_x, float* to_y) {
+  const __mmask16 lanes = _mm512_movepi32_mask((__m512i)mask);
+  store_unaligned(to_x, _mm512_maskz_compress_epi32(lanes, (__m512i)x));
+  store_unaligned(to_y, _mm512_maskz_compress_ps(lanes, (__m512)y));
+  return __builtin_popcount(lanes);
+}
+CNNEXT_INLINE int64_t pack_lanes(OffsetVec<double> mask, OffsetVec<double> x, Vec<double> y, int64_t* to_x,
+                                 double* to_y) {
+  const __mmask8 lanes = _mm512_movepi64_mask((__m512i)mask);
+  store_unaligned(to_x, _mm512_maskz_compress_epi64(lanes, (__m512i)x));
+  store_unaligned(to_y, _mm512_maskz_compress_pd(lanes, (__m512d)y));
+  return __builtin_popcount(lanes);
+}
+#else
+constexpr bool kPacksLanes = false;
+template <class I, class V, class O, class A>
+CNNEXT_INLINE int64_t pack_lanes(I, I x, V y, O* to_x, A* to_y) {
+  store_unaligned(to_x, x);
+  store_unaligned(to_y, y);
+  return kLanes<A>;
+}
+#endif
+
 // A vector of elements as they are in memory.
 template <class T>
 struct StoredOf {
