@@ -184,6 +184,10 @@ struct PoolGradChannelsLast {
           const int64_t from = (row->output + q) * pool.C + c;
           for (int v = 0; v < V; ++v) {
             const T* source = pool.grad_output + from + v * L;
+            if (kStreamed) {  // whose operands are no longer in the caches either
+              __builtin_prefetch(source + kReadAhead * pool.C, 0, 3);
+              if (v % 4 == 0) __builtin_prefetch(pool.offsets + from + v * L + kReadAhead * pool.C, 0, 3);
+            }
             const Vec<A> grad = kPart ? load_part(source, count) : load(source);
             const auto match = kPart ? match_part<A>(pool.offsets + from, count)
                                      : OffsetMatch<A>(pool.offsets + from + v * L);
@@ -197,7 +201,7 @@ struct PoolGradChannelsLast {
       for (int i = 0; end < w.output && i < kCarried * V; ++i) store(kept + i * L, sum[i / V][i % V]);
     }
   };
-  static constexpr int64_t kAhead = 4;  // inputs
+  static constexpr int64_t kAhead = 4, kReadAhead = 8;  // inputs, windows
   // As many vectors side by side as leave a few registers.
   static constexpr int side_by_side() {
     int V = 1;
@@ -222,11 +226,11 @@ struct PoolGradChannelsLast {
             *this, rows, end, at.number * w.input * C, q, q_end, carried + thread * most_carried, in_order};
         each_channel_block<A, side_by_side()>(c_begin, c_end, beneath);
       };
-      if (put.streamed) return inputs(std::true_type(), 0, w.output, false);
       const bool in_order = c_end - c_begin > side_by_side() * L &&
                             shape.N * shape.input_pixels() * C * sizeof(T) > kCacheBytes;
       for (int64_t q = 0, count = in_order ? 1 : w.output; q < w.output; q += count)
-        inputs(std::false_type(), q, q + count, in_order);
+        put.streamed ? inputs(std::true_type(), q, q + count, false)
+                     : inputs(std::false_type(), q, q + count, in_order);
       return;
     }
     const int64_t over_rows = kAverage ? common[0][at.depth] * common[1][at.height] : 1;
