@@ -92,6 +92,24 @@ def test_many_planes(pool: Pool) -> None:
             check(pool, dtype, last)
 
 
+# Input and output take more than 16 MiB, also in bfloat16, but for the last: its rows of channels end within a line.
+BEYOND_CACHES = [
+    max_pool((2, 64, 232, 228), 3, 2, 1),
+    max_pool((2, 64, 233, 231), 2, 2),
+    max_pool((2, 64, 183, 181), 3, 1, 1),
+    avg_pool((2, 64, 233, 231), 2, 2),
+    max_pool((2, 40, 232, 228), 3, 2, 1),
+]
+
+
+@pytest.mark.parametrize("pool", BEYOND_CACHES, ids=str)
+def test_beyond_the_caches(pool: Pool) -> None:
+    """Large results are streamed to memory, line by line, past what lies unaligned before and behind."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for last in (False, True):
+            check(pool, dtype, last)
+
+
 @examples(150)
 @given(pools(), st.sampled_from(DTYPES), st.booleans(), st.integers(0, 1 << 30))
 def test_any_parameters(pool: Pool, dtype: torch.dtype, last: bool, seed: int) -> None:

@@ -59,7 +59,8 @@ struct PoolChannelsLast {
         C(p.shape.C),
         input(static_cast<const T*>(b.input)),
         output(static_cast<T*>(b.output)),
-        offsets(b.offsets) {
+        offsets(b.offsets),
+        put(shape, output) {
     scratch.base = workspace;
     for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, false, scratch);
     most_rows = round_up(shape.axis[0].kernel * shape.axis[1].kernel, kAlignment);
@@ -95,6 +96,7 @@ struct PoolChannelsLast {
       for (RowPosition row(first, d.output, h.output); row.number < end; row.next(d.output, h.output)) {
         output_row(row, rows + thread * most_rows, c_begin, c_end);
       }
+      if (put.streamed) end_streams();
     });
   }
 
@@ -140,7 +142,7 @@ struct PoolChannelsLast {
       for (int v = 0; v < V; ++v) {
         if constexpr (mode == PoolMode::kAverage) value[v] /= broadcast<A>(divide_by);
         const int64_t to = at + c + v * L;
-        store_part(pool.output + to, value[v], kPart ? count : L);
+        pool.put(pool.output + to, value[v], kPart ? count : L);
         if constexpr (mode == PoolMode::kMaxOffsets) {
           if (pool.problem.wide_offsets()) {
             store_offsets_part<A>(static_cast<int32_t*>(pool.offsets) + to, offset[v], kPart ? count : L);
@@ -196,6 +198,7 @@ struct PoolChannelsLast {
   const T* input;
   T* output;
   void* offsets;
+  ResultStores put;
   ScratchLayout scratch;
   AxisTable axis[kAxes];
   int64_t most_rows;  // room for each thread

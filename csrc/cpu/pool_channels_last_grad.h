@@ -32,7 +32,8 @@ struct PoolGradChannelsLast {
         C(p.shape.C),
         grad_output(static_cast<const T*>(b.output)),
         grad_input(static_cast<T*>(b.input)),
-        offsets(static_cast<const O*>(b.offsets)) {
+        offsets(static_cast<const O*>(b.offsets)),
+        put(shape, grad_input) {
     scratch.base = workspace;
     for (int a = 0; a < kAxes; ++a) {
       axis[a].lay_out(shape, a, true, scratch);
@@ -79,6 +80,7 @@ struct PoolGradChannelsLast {
       for (RowPosition row(first, d.input, h.input); row.number < end; row.next(d.input, h.input)) {
         input_row(row, thread, c_begin, c_end);
       }
+      if (put.streamed) end_streams();
     });
   }
 
@@ -141,12 +143,13 @@ struct PoolGradChannelsLast {
         } else if (kAverage && divide_by != A(0)) {
           sum[v] /= broadcast<A>(divide_by);
         }
-        store_part(pool.grad_input + at + c + v * L, sum[v], kPart ? count : L);
+        pool.put(pool.grad_input + at + c + v * L, sum[v], kPart ? count : L);
       }
     }
   };
 
   // The inputs of a row beneath windows [begin, end).
+  template <bool kStreamed>
   struct Inputs {
     const PoolGradChannelsLast& pool;
     const Row *rows, *rows_end;
@@ -166,7 +169,9 @@ struct PoolGradChannelsLast {
       T* to = pool.grad_input + at + x * pool.C + c;
       const auto next_input = [&]() __attribute__((always_inline)) {
         for (int v = 0; v < V && in_order; ++v) __builtin_prefetch(to + kAhead * pool.C + v * L, 1, 2);
-        for (int v = 0; v < V && w.contains(x); ++v) store_part(to + v * L, sum[0][v], kPart ? count : L);
+        for (int v = 0; v < V && w.contains(x); ++v) {
+          kStreamed ? stream(to + v * L, sum[0][v]) : store_part(to + v * L, sum[0][v], kPart ? count : L);
+        }
         to += pool.C;
         ++x;
         for (int v = 0; v < V; ++v) {
@@ -179,6 +184,10 @@ struct PoolGradChannelsLast {
           const int64_t from = (row->output + q) * pool.C + c;
           for (int v = 0; v < V; ++v) {
             const T* source = pool.grad_output + from + v * L;
+            if (kStreamed) {  // whose operands are no longer in the caches either
+              __builtin_prefetch(source + kReadAhead * pool.C, 0, 3);
+              if (v % 4 == 0) __builtin_prefetch(pool.offsets + from + v * L + kReadAhead * pool.C, 0, 3);
+            }
             const Vec<A> grad = kPart ? load_part(source, count) : load(source);
             const auto match = kPart ? match_part<A>(pool.offsets + from, count)
                                      : OffsetMatch<A>(pool.offsets + from + v * L);
@@ -192,7 +201,7 @@ struct PoolGradChannelsLast {
       for (int i = 0; end < w.output && i < kCarried * V; ++i) store(kept + i * L, sum[i / V][i % V]);
     }
   };
-  static constexpr int64_t kAhead = 4;  // inputs
+  static constexpr int64_t kAhead = 4, kReadAhead = 8;  // inputs, windows
   // As many vectors side by side as leave a few registers.
   static constexpr int side_by_side() {
     int V = 1;
@@ -212,13 +221,16 @@ struct PoolGradChannelsLast {
       }
     }
     if constexpr (kTaps > 0) {
+      const auto inputs = [&](auto streamed, int64_t q, int64_t q_end, bool in_order) {
+        const Inputs<streamed> beneath = {
+            *this, rows, end, at.number * w.input * C, q, q_end, carried + thread * most_carried, in_order};
+        each_channel_block<A, side_by_side()>(c_begin, c_end, beneath);
+      };
       const bool in_order = c_end - c_begin > side_by_side() * L &&
                             shape.N * shape.input_pixels() * C * sizeof(T) > kCacheBytes;
-      for (int64_t q = 0, count = in_order ? 1 : w.output; q < w.output; q += count) {
-        each_channel_block<A, side_by_side()>(c_begin, c_end,
-                                              Inputs{*this, rows, end, at.number * w.input * C, q, q + count,
-                                                     carried + thread * most_carried, in_order});
-      }
+      for (int64_t q = 0, count = in_order ? 1 : w.output; q < w.output; q += count)
+        put.streamed ? inputs(std::true_type(), q, q + count, false)
+                     : inputs(std::false_type(), q, q + count, in_order);
       return;
     }
     const int64_t over_rows = kAverage ? common[0][at.depth] * common[1][at.height] : 1;
@@ -245,6 +257,7 @@ struct PoolGradChannelsLast {
   const T* grad_output;
   T* grad_input;
   const O* offsets;
+  ResultStores put;
   ScratchLayout scratch;
   AxisTable axis[kAxes];
   int64_t *divisor[kAxes] = {}, *common[kAxes] = {};

@@ -47,6 +47,7 @@ struct MaxPoolGradRows {
     T* grad;      // copies of outputs
     uint8_t* offsets;
     T* rows[2];  // of inputs
+    T* run;      // of inputs in the order of memory, to be streamed from
   };
 
   MaxPoolGradRows(const PoolProblem& p, const PoolBuffers& b, char* workspace)
@@ -57,10 +58,11 @@ struct MaxPoolGradRows {
         outputs(p.shape.axis[2].output),
         outputs_height(p.shape.axis[1].output),
         all_rows(p.shape.N * p.shape.C * p.shape.axis[0].output * height),
-        run_rows(max_of(1, kOutputs / width)),
         grad_output(static_cast<const T*>(b.output)),
         offsets(static_cast<const uint8_t*>(b.offsets)),
         grad_input(static_cast<T*>(b.input)),
+        streamed(beyond_caches<T>(p.shape)),
+        run_rows(max_of(1, (streamed ? kOutputs / 2 : kOutputs) / width)),
         workspace(workspace) {
     for (int t = 0; t < Rows::kTaps * Columns::kTaps; ++t) keys[t] = OffsetMatch<A>::key(t);
     ScratchLayout scratch;
@@ -77,6 +79,7 @@ struct MaxPoolGradRows {
       for (int64_t n = task * per_task; n < min_of(runs, (task + 1) * per_task); ++n) {
         input_rows(l, n * run_rows, min_of(run_rows, all_rows - n * run_rows));
       }
+      if (streamed) end_streams();
     });
   }
 
@@ -91,15 +94,27 @@ struct MaxPoolGradRows {
     l.grad = scratch.take<T>(copied);
     l.offsets = scratch.take<uint8_t>(copied);
     for (int f = 0; f < kRows; ++f) l.rows[f] = scratch.take<T>(stored);
+    l.run = scratch.take<T>(streamed ? run_rows * kRows * input + L : 0);
     return l;
   }
 
   // The inputs beneath `count` rows of outputs, which are numbered through all planes.
   void input_rows(const Local& l, int64_t first, int64_t count) const {
     const Run from = find(l, first + kFirst, first + count + kLast);
-    if (kStride == 1) return store_run(from, count * width, grad_input + first * width, nullptr);
-    store_run(from, count * width, l.rows[0], l.rows[kRows - 1]);
-    T* to = grad_input + (first / height * input_height + first % height * kRows) * input;
+    T* const result = grad_input + (first / height * input_height + first % height * kRows) * input;
+    T* to = streamed ? l.run : result;
+    if (kStride == 1) {
+      store_run(from, count * width, to, nullptr);
+      to += count * width;
+    } else {
+      store_run(from, count * width, l.rows[0], l.rows[kRows - 1]);
+      to = copy_rows(l, first, count, to);
+    }
+    if (streamed) stream_copy(result, l.run, to - l.run);
+  }
+
+  // To their places one after the other, the end of which is returned.
+  T* copy_rows(const Local& l, int64_t first, int64_t count, T* to) const {
     for (int64_t r = 0, y = first % height; r < count; ++r, y = y + 1 < height ? y + 1 : 0) {
       for (int f = 0; f < kRows && y * kRows + f < input_height; ++f, to += input) {
         const T* row = l.rows[f] + r * kStride * width;
@@ -110,6 +125,7 @@ struct MaxPoolGradRows {
         }
       }
     }
+    return to;
   }
 
   // Rows of outputs [begin, end) and a vector more, where they are or in a copy with zeros for what is
@@ -205,10 +221,12 @@ struct MaxPoolGradRows {
   int64_t input, input_height;  // extents
   int64_t width, height;        // of the outputs, those included that are missing
   int64_t outputs, outputs_height;
-  int64_t all_rows, run_rows;  // rows of outputs in all, and of those worked on at once
+  int64_t all_rows;  // of outputs
   const T* grad_output;
   const uint8_t* offsets;
   T* grad_input;
+  bool streamed;     // stores pass the caches
+  int64_t run_rows;  // rows of outputs that are worked on at once, less where streams run beside
   char* workspace;
   typename OffsetMatch<A>::Key keys[Rows::kTaps * Columns::kTaps];
 };

@@ -3,7 +3,8 @@
 //
 // A task owns planes (channels first) or a block of channels of an image (channels last). Vectors of windows
 // find their inputs, one by one they are added there. Neighbouring windows often have the same maximum, and
-// each addition waits for the one before it: several planes take turns.
+// each addition waits for the one before it: several planes take turns, and channels add up such neighbours
+// in registers.
 #pragma once
 
 #include "pool_lookup.h"
@@ -72,8 +73,9 @@ struct MaxPoolGradScatter {
       : problem(p),
         shape(p.shape),
         last(p.layout == Layout::kChannelsLast),
-        width(last ? min_of(shape.C, L) : min_of(shape.N * shape.C, kScatterPlanes)),
         pixels(shape.input_pixels()),
+        width(last ? min_of(round_up(shape.C, L), vectors_of_tile() * L)
+                   : min_of(shape.N * shape.C, kScatterPlanes)),
         windows(shape.output_pixels()),
         buffers(b),
         table(shape, workspace) {
@@ -105,6 +107,12 @@ struct MaxPoolGradScatter {
   }
 
  private:
+  // Pixels are stored by whole cache lines, some side by side, from a tile in the caches.
+  int64_t vectors_of_tile() const {
+    constexpr int64_t kTileBytes = 1 << 18, kMostVectors = 4;
+    return max_of(1, min_of(kMostVectors, kTileBytes / (pixels * L * static_cast<int64_t>(sizeof(A)))));
+  }
+
   static constexpr int32_t kFar = TapSteps<A, O>::kFar;
 
   // Inputs of L windows, of which `count` exist; the gradient of one that leads nowhere is zero.
@@ -151,36 +159,52 @@ struct MaxPoolGradScatter {
   }
 
   void channels_of_image(int64_t n, int64_t c, int64_t count, A* sums) const {
-    __builtin_memset(sums, 0, pixels * count * sizeof(A));
+    __builtin_memset(sums, 0, pixels * width * sizeof(A));
     const TapSteps<A, O> steps(table);
-    constexpr int64_t kWindows = 16;
-    alignas(kAlignment) Offset<A> at[kWindows * L];
-    alignas(kAlignment) A value[kWindows * L];
-    for (int64_t begin = 0; begin < windows; begin += kWindows) {
-      const int64_t found = min_of(kWindows, windows - begin);
-      for (int64_t i = 0; i < found; ++i) {
-        find(steps, broadcast_offset<A>(origin[begin + i]), (n * windows + begin + i) * shape.C + c, count,
-             at + i * L, value + i * L);
-      }
-      for (int64_t i = 0; i < found; ++i) {
-        if (count == L) {
-#pragma GCC unroll 16
-          for (int64_t k = 0; k < L; ++k) sums[at[i * L + k] * L + k] += value[i * L + k];
-        } else {
-          for (int64_t k = 0; k < count; ++k) sums[at[i * L + k] * count + k] += value[i * L + k];
-        }
-      }
+    for (int64_t k = 0; k < count; k += L) {
+      add_windows(steps, n * windows * shape.C + c + k, min_of(L, count - k), sums + k);
     }
     T* to = static_cast<T*>(buffers.input) + n * pixels * shape.C + c;
-    for (int64_t i = 0; i < pixels; ++i, to += shape.C)
-      store_part(to, load_part(sums + i * count, count), count);
+    for (int64_t i = 0; i < pixels; ++i, to += shape.C) {
+      for (int64_t k = 0; k < count; k += L) store_part(to + k, load(sums + i * width + k), count - k);
+    }
+  }
+
+  // All windows of a vector of channels, `count` of which exist, from output `from` on. Neighbours mostly
+  // have the same maximum: in each lane they are added up as long as it stays.
+  void add_windows(const TapSteps<A, O>& steps, int64_t from, int64_t count, A* sums) const {
+    constexpr int64_t kMost = 16 * L;
+    Offset<A> part_at[kMost];
+    A part[kMost];
+    int64_t parts = 0;  // that wait to be added
+    const OffsetVec<A> lane = lane_numbers<A>(1), pitch = broadcast_offset<A>(width);
+    OffsetVec<A> at = lane;
+    Vec<A> sum = {};
+    for (int64_t i = 0; i <= windows; ++i, from += shape.C) {
+      OffsetVec<A> next = at;
+      Vec<A> value = {};
+      if (i < windows) {
+        const OffsetVec<A> to = origin[i] + steps(offsets() + from, count);
+        const auto inside = (to >= 0) & (to < static_cast<Offset<A>>(pixels));
+        next = inside ? to * pitch + lane : at;
+        value = inside ? load_part(static_cast<const T*>(buffers.output) + from, count) : Vec<A>{};
+      }
+      const auto ended = i < windows ? next != at : at == at;
+      parts += pack_lanes(ended, at, sum, part_at + parts, part + parts);
+      sum = kPacksLanes ? (ended ? value : sum + value) : value;
+      at = next;
+      if (parts <= kMost - L && i < windows) continue;
+      for (int64_t k = 0; k < parts; ++k) sums[part_at[k]] += part[k];
+      parts = 0;
+    }
   }
 
   const PoolProblem& problem;
   const PoolShape& shape;
   bool last;
-  int64_t width;  // planes, or channels
-  int64_t pixels, windows, sums_bytes;
+  int64_t pixels;
+  int64_t width;  // planes, or channels of a tile
+  int64_t windows, sums_bytes;
   const PoolBuffers& buffers;
   OffsetTable<O> table;
   ScratchLayout shared;
@@ -188,7 +212,7 @@ struct MaxPoolGradScatter {
 };
 
 CNNEXT_INLINE const char* refuses_scatter(const PoolProblem& p) {
-  return p.shape.input_pixels() < 1 << 29 ? nullptr : "huge planes";
+  return p.shape.input_pixels() < 1 << 27 ? nullptr : "huge planes";
 }
 
 template <class Run>

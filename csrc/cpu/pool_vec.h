@@ -4,7 +4,7 @@
 
 #include "vec.h"
 
-#if CNNEXT_VECTOR_BYTES >= 32
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -234,6 +234,33 @@ CNNEXT_INLINE Vec<A> slide_lanes(Vec<A> a, Vec<A> b) {
   return slide_lanes<A, kBy>(a, b, std::make_integer_sequence<int, kLanes<A>>());
 }
 
+// Lanes under a mask, of two vectors, put side by side; how many. Room is needed for whole vectors. Without
+// an instruction for it all lanes are taken.
+#if CNNEXT_VECTOR_BYTES == 64
+constexpr bool kPacksLanes = true;
+CNNEXT_INLINE int64_t pack_lanes(IntVec mask, IntVec x, Vec<float> y, int32_t* to_x, float* to_y) {
+  const __mmask16 lanes = _mm512_movepi32_mask((__m512i)mask);
+  store_unaligned(to_x, _mm512_maskz_compress_epi32(lanes, (__m512i)x));
+  store_unaligned(to_y, _mm512_maskz_compress_ps(lanes, (__m512)y));
+  return __builtin_popcount(lanes);
+}
+CNNEXT_INLINE int64_t pack_lanes(OffsetVec<double> mask, OffsetVec<double> x, Vec<double> y, int64_t* to_x,
+                                 double* to_y) {
+  const __mmask8 lanes = _mm512_movepi64_mask((__m512i)mask);
+  store_unaligned(to_x, _mm512_maskz_compress_epi64(lanes, (__m512i)x));
+  store_unaligned(to_y, _mm512_maskz_compress_pd(lanes, (__m512d)y));
+  return __builtin_popcount(lanes);
+}
+#else
+constexpr bool kPacksLanes = false;
+template <class I, class V, class O, class A>
+CNNEXT_INLINE int64_t pack_lanes(I, I x, V y, O* to_x, A* to_y) {
+  store_unaligned(to_x, x);
+  store_unaligned(to_y, y);
+  return kLanes<A>;
+}
+#endif
+
 // A vector of elements as they are in memory.
 template <class T>
 struct StoredOf {
@@ -250,6 +277,57 @@ struct StoredOf<Float16> {
 template <class T>
 using Stored = typename StoredOf<T>::type;
 
+// Stores past the caches, for results that would not stay there: an ordinary store reads the line first, and
+// two of three bytes that pass to memory are spared. Whole lines only, each at once: what is left of a line
+// costs more than it spares.
+template <class T>
+CNNEXT_INLINE void stream_stored(T* p, Stored<T> bits) {
+#if defined(__x86_64__)
+#if CNNEXT_VECTOR_BYTES == 64
+  if constexpr (sizeof(bits) == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)bits);
+#endif
+#if CNNEXT_VECTOR_BYTES >= 32
+  if constexpr (sizeof(bits) == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)bits);
+#endif
+  if constexpr (sizeof(bits) == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)bits);
+#endif
+  store_unaligned(p, bits);
+}
+template <class T>
+CNNEXT_INLINE void stream(T* p, Vec<Acc<T>> v) {
+  T as_stored[kLanes<Acc<T>>];
+  store(as_stored, v);
+  stream_stored(p, load_unaligned<Stored<T>>(as_stored));
+}
+// After the last of them, before another thread may read.
+CNNEXT_INLINE void end_streams() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+// Where input and output do not stay in the caches.
+template <class T>
+CNNEXT_INLINE bool beyond_caches(const PoolShape& shape) {
+  constexpr int64_t kCacheBytes = 1 << 24;
+  const int64_t pixels = shape.input_pixels() + shape.output_pixels();
+  return shape.N * shape.C * pixels * static_cast<int64_t>(sizeof(T)) > kCacheBytes;
+}
+// Stores of a result in rows of shape.C elements.
+struct ResultStores {
+  template <class T>
+  ResultStores(const PoolShape& shape, const T* result)
+      : streamed(beyond_caches<T>(shape) && shape.C * sizeof(T) % kAlignment == 0 &&
+                 reinterpret_cast<uintptr_t>(result) % kAlignment == 0) {}
+
+  // The first `count` lanes.
+  template <class T>
+  __attribute__((always_inline)) void operator()(T* p, Vec<Acc<T>> v, int64_t count) const {
+    streamed ? stream(p, v) : store_part(p, v, count);
+  }
+
+  bool streamed;
+};
+
 template <class T>
 CNNEXT_INLINE void copy_row(T* to, const T* from, int64_t count) {
   constexpr int64_t L = kLanes<Acc<T>>;
@@ -257,6 +335,19 @@ CNNEXT_INLINE void copy_row(T* to, const T* from, int64_t count) {
   int64_t i = 0;
   for (; i + L <= count; i += L) store_unaligned(to + i, load_unaligned<Stored<T>>(from + i));
   store_unaligned(to + count - L, load_unaligned<Stored<T>>(from + count - L));
+}
+
+template <class T>
+void stream_copy(T* to, const T* from, int64_t count) {
+  constexpr int64_t kLine = kAlignment / sizeof(T), L = kLanes<Acc<T>>;
+  const int64_t past_line = reinterpret_cast<uintptr_t>(to) / sizeof(T) % kLine;
+  int64_t i = min_of(count, past_line > 0 ? kLine - past_line : 0);
+  for (int64_t k = 0; k < i; ++k) to[k] = from[k];
+  for (; i + kLine <= count; i += kLine) {
+#pragma GCC unroll 16
+    for (int64_t k = 0; k < kLine; k += L) stream_stored(to + i + k, load_unaligned<Stored<T>>(from + i + k));
+  }
+  for (; i < count; ++i) to[i] = from[i];
 }
 
 template <class A, int64_t L>
