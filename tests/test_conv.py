@@ -223,10 +223,13 @@ def test_padding_is_no_value(kernel: str) -> None:
     conv = problem((1, channels, 5, 5), weight, padding=2, dilation=(1, 2), groups=groups)
     if kernel == "thin":
         conv = problem((1, 2, 5, 14), (16, 2, 3, 3), padding=2, dilation=(2, 1))
+    if kernel == "rows":
+        conv = problem((1, 2, 5, 14), (4, 2, 3, 3), padding=2, dilation=(2, 1))
     t = integers(conv)
     t.input[0, 1, 0, 4] = float("nan")
     dtype = torch.bfloat16 if kernel.endswith("_bf16") else torch.float64
-    result = forced("conv", kernel, conv, t.to(dtype, last=True, weight_last=True))
+    last = kernel != "rows"
+    result = forced("conv", kernel, conv, t.to(dtype, last, last))
     assert torch.equal(result.isnan(), by_torch(conv, t)["conv"].isnan())
     assert 0 < result.isnan().sum() < result.numel() / 2
 

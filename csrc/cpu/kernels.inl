@@ -4,6 +4,7 @@
 #include "vec.h"
 
 #include "conv_gemm.h"
+#include "conv_rows.h"
 #include "conv_thin.h"
 #include "conv_winograd.h"
 #include "conv_grad_weight_gemm.h"
@@ -32,11 +33,12 @@ CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
 
 const Kernels& kernels() {
   static const ConvKernel conv[] = {
-      kConvDepthwise, kPairsGroupTiles<false>, kConvGroupTiles, kConvGrouped,  kConvWinograd,
-      kConvThin,      kPairsGemm<false>,       kConvGemm,       kConvReference};
+      kConvDepthwise, kPairsGroupTiles<false>, kConvGroupTiles,   kConvGrouped, kConvWinograd,
+      kConvThin,      kConvRows<false>,        kPairsGemm<false>, kConvGemm,    kConvReference};
   static const ConvKernel conv_grad_input[] = {
-      kConvGradInputDepthwise, kPairsGroupTiles<true>, kConvGradInputGroupTiles, kConvGradInputGrouped,
-      kConvGradInputWinograd,  kPairsGemm<true>,       kConvGradInputGemm,       kConvGradInputReference};
+      kConvGradInputDepthwise, kPairsGroupTiles<true>, kConvGradInputGroupTiles,
+      kConvGradInputGrouped,   kConvGradInputWinograd, kConvRows<true>,
+      kPairsGemm<true>,        kConvGradInputGemm,     kConvGradInputReference};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise,  kPairsGradWeightGroupTiles,
                                                 kConvGradWeightGroupTiles, kConvGradWeightGrouped,
                                                 kConvGradWeightWinograd,   kPairsGradWeightGemm,

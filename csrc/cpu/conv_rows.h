@@ -1,0 +1,233 @@
+// Convolution by whole rows of the destination: few source channels in channels first, as in a network's
+// first layer on images that are stored plane by plane.
+//
+// gemm copies the window of each pixel, so that with few channels it copies more than it multiplies. Here the
+// source rows that a block of destination rows reads are copied once, with zeros for the padding, split by
+// the residue of the stride: what a tap reads for neighbouring pixels are then neighbours too. A tile is some
+// channels times some vectors of pixels of a row; its vectors are loaded for each tap at the tap's distance.
+// The last vector of a row overlaps the one before, and writes the same there again.
+#pragma once
+
+#include "conv_phases.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+constexpr int64_t kRowsChannels = 16;              // more push each other out of the cache
+constexpr int64_t kRowsDepth = 384;                // most taps times source channels
+constexpr int64_t kRowsWeights = kRowsDepth + 16;  // elements from a channel's weights to the next one's
+constexpr int64_t kRowsCopied = 32 << 10;          // bytes of copied rows, about, of a block of rows
+
+template <class T>
+struct ConvRows {
+  using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>;
+
+  ConvRows(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
+      : phases(p, gradient),
+        g(phases.at(0)),
+        source(static_cast<const T*>(gradient ? b.output : b.input)),
+        weight(static_cast<const T*>(b.weight)),
+        bias(static_cast<const T*>(b.bias)),
+        destination(static_cast<T*>(gradient ? b.input : b.output)) {
+    const PhaseAxis &h = g.axis[1], &w = g.axis[2];
+    planes = g.axis[0].taps * g.channels;
+    pitch = round_up(w.count + (w.taps - 1) * w.offset_step / w.source_step, L);
+    const int64_t row_bytes = planes * w.source_step * pitch * int64_t(sizeof(A));
+    const int64_t taps_height = (h.taps - 1) * h.offset_step + 1;
+    const int64_t fitting = (kRowsCopied / row_bytes - taps_height) / h.source_step + 1;
+    const int64_t rows = g.images * phases.shape.groups * g.axis[0].count * h.count;
+    block_rows = clamp(min_of(fitting, rows / (4 * p.threads)), 1, 8);
+    height = (block_rows - 1) * h.source_step + taps_height;
+    packed = reinterpret_cast<A*>(workspace);
+    packed_size = round_up(phases.shape.groups * phases.channels * kRowsWeights, 64);
+    scratch = packed + packed_size;
+    scratch_size = round_up(planes * height * w.source_step * pitch, 64) + 64;
+    place_taps();
+  }
+
+  static int64_t workspace(const ConvProblem& p, bool gradient) {
+    const ConvRows self(p, gradient, {}, nullptr);
+    return (self.packed_size + p.threads * self.scratch_size) * sizeof(A);
+  }
+
+  void run(const Parallel& parallel) const {
+    parallel(phases.shape.groups, [&](int64_t group, int) { pack_weights(group); });
+    const int64_t blocks = ceil_div(g.axis[1].count, block_rows);
+    parallel(g.images * phases.shape.groups * g.axis[0].count * blocks, [&](int64_t task, int thread) {
+      const Range rows = block(task % blocks, block_rows, g.axis[1].count);
+      task /= blocks;
+      const int64_t j0 = task % g.axis[0].count, group = task / g.axis[0].count % phases.shape.groups;
+      const int64_t image = task / g.axis[0].count / phases.shape.groups;
+      A* copy = scratch + thread * scratch_size;
+      copy_rows(image, group, j0, rows.begin, copy);
+      fill_rows(image, group, j0, rows, copy);
+    });
+  }
+
+ private:
+  // Where each term of a sum is read: elements from the place of a pixel. Channels are outside, taps inside,
+  // as in the memory of a weight in channels first.
+  void place_taps() {
+    const PhaseAxis &h = g.axis[1], &w = g.axis[2];
+    int64_t n = 0;
+    for (int64_t c = 0; c < g.channels; ++c) {
+      for (int64_t m = 0; m < g.taps(); ++m) {
+        const int64_t m2 = m % w.taps * w.offset_step, m1 = m / w.taps % h.taps, m0 = m / w.taps / h.taps;
+        const int64_t row = (m0 * g.channels + c) * height + m1 * h.offset_step;
+        place[n++] = int32_t((row * w.source_step + m2 % w.source_step) * pitch + m2 / w.source_step);
+      }
+    }
+  }
+
+  // packed[channel][kRowsWeights], in the order of place_taps.
+  void pack_weights(int64_t group) const {
+    const T* from = weight + group * phases.weight_group;
+    A* to = packed + group * phases.channels * kRowsWeights;
+    const int64_t taps = g.taps();
+    const bool as_in_memory = !phases.gradient && phases.weight_tap == 1;
+    for (int64_t k = 0; k < phases.channels; ++k, from += phases.weight_channel, to += kRowsWeights) {
+      if (as_in_memory) {
+        copy_run(from, to, g.depth());
+        continue;
+      }
+      for (int64_t m = 0; m < taps; ++m) {
+        const T* tap = from + phases.weight_offset(g, m);
+        for (int64_t c = 0; c < g.channels; ++c) to[c * taps + m] = load_one(tap + c * phases.weight_source);
+      }
+    }
+  }
+
+  // to[plane][row][residue][pitch]: the source rows of a block of destination rows.
+  void copy_rows(int64_t image, int64_t group, int64_t j0, int64_t j1, A* to) const {
+    const PhaseAxis &d = g.axis[0], &h = g.axis[1], &w = g.axis[2];
+    const Strides& s = phases.source;
+    for (int64_t plane = 0; plane < planes; ++plane) {
+      const int64_t i0 = d.source_index(j0, plane / g.channels), c = group * g.channels + plane % g.channels;
+      const T* from = source + image * s.image + c * s.channel;
+      for (int64_t row = 0; row < height; ++row) {
+        const int64_t i1 = h.source_index(j1, 0) + row;
+        const bool inside = i0 >= 0 && i0 < d.source && i1 >= 0 && i1 < h.source;
+        for (int64_t residue = 0; residue < w.source_step; ++residue, to += pitch) {
+          const int64_t first = w.offset + residue;  // source position of the first element
+          const int64_t begin = inside ? clamp(ceil_div(max_of(-first, 0), w.source_step), 0, pitch) : pitch;
+          const int64_t end = clamp(ceil_div(max_of(w.source - first, 0), w.source_step), begin, pitch);
+          fill_zero(to, begin);
+          if (begin < end) {
+            const int64_t pixel = (i0 * h.source + i1) * w.source + first + begin * w.source_step;
+            copy_strided(from + pixel * s.pixel, w.source_step * s.pixel, to + begin, end - begin, false);
+          }
+          fill_zero(to + end, pitch - end);
+        }
+      }
+    }
+  }
+
+  void fill_rows(int64_t image, int64_t group, int64_t j0, Range rows, const A* copy) const {
+    const PhaseAxis &h = g.axis[1], &w = g.axis[2];
+    const Strides& s = phases.destination;
+    const int64_t channels = phases.channels, row_step = h.source_step * w.source_step * pitch;
+    T* to =
+        destination + image * s.image + group * channels * s.channel + j0 * g.extent[1] * w.count * s.pixel;
+    const A* weights = packed + group * channels * kRowsWeights;
+    for (int64_t tiles = ceil_div(channels, kRows), k = 0; tiles > 0; --tiles) {
+      const int64_t some = ceil_div(channels - k, tiles);
+      for (int64_t j1 = rows.begin; j1 < rows.end; ++j1) {
+        fill_row(some, weights + k * kRowsWeights, copy + (j1 - rows.begin) * row_step,
+                 bias ? bias + group * channels + k : nullptr, to + k * s.channel + j1 * w.count * s.pixel);
+      }
+      k += some;
+    }
+  }
+
+  // Few channels take many vectors, so that there are sums enough to hide the latency of a product.
+  template <int Rows = kRows>
+  void fill_row(int64_t channels, const A* weights, const A* copy, const T* add, T* to) const {
+    if constexpr (Rows > 1) {
+      if (channels < Rows) return fill_row<Rows - 1>(channels, weights, copy, add, to);
+    }
+    constexpr int kMost = Rows == 1 ? 8 : Rows <= 3 ? 4 : kVectors;
+    const int64_t width = g.axis[2].count;
+    int64_t j = 0;
+    for (; j + kMost * L <= width; j += kMost * L) fill_tile<Rows, kMost>(j, weights, copy, add, to);
+    for (; j < width; j += kVectors * L) fill_tile<Rows, kVectors>(j, weights, copy, add, to);
+  }
+
+  template <int Rows, int Vectors>
+  void fill_tile(int64_t j, const A* weights, const A* copy, const T* add, T* to) const {
+    int64_t at[Vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) at[v] = min_of(j + v * L, g.axis[2].count - L);
+    Vec<A> sum[Rows][Vectors] = {};
+    const int32_t* distance = place;
+    for (int64_t d = g.depth(); d > 0; --d, ++weights) {
+      const A* x = copy + *distance++;
+      Vec<A> y[Vectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) y[v] = load(x + at[v]);
+#pragma GCC unroll 14
+      for (int r = 0; r < Rows; ++r) {
+        const Vec<A> factor = broadcast(weights[r * kRowsWeights]);
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) sum[r][v] += factor * y[v];
+      }
+    }
+    const Strides& s = phases.destination;
+#pragma GCC unroll 14
+    for (int r = 0; r < Rows; ++r) {
+      const Vec<A> added = broadcast(add ? load_one(add + r) : A(0));
+      T* row = to + r * s.channel;
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) {
+        if (s.pixel == 1) {
+          store(row + at[v], sum[r][v] + added);
+        } else {
+          for (int64_t i = 0; i < L; ++i) store_one(row + (at[v] + i) * s.pixel, sum[r][v][i] + added[i]);
+        }
+      }
+    }
+  }
+
+  Phases phases;
+  Gather g;
+  const T *source, *weight, *bias;
+  T* destination;
+  int64_t planes, pitch, height, block_rows;  // copied: channels times taps of the first axis; rows of each
+  int64_t packed_size, scratch_size;
+  A *packed, *scratch;
+  int32_t place[kRowsDepth];
+};
+
+template <bool Gradient>
+const char* rows_refuse(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  const bool narrow = s.groups > 1 && max_of(s.C_per_group(), s.K_per_group()) < 4;
+  if (p.layout != Layout::kChannelsFirst && !narrow) return "takes channels first, or groups of up to 3";
+  for (const Window& w : s.axis) {
+    if (Gradient && w.stride != 1) return "takes gradients of stride 1";
+  }
+  const int64_t channels = Gradient ? s.K_per_group() : s.C_per_group();
+  if (s.axis[2].kernel == 1) return "takes rows of several taps";
+  if (channels > kRowsChannels || channels * s.taps() > kRowsDepth)
+    return "takes at most 16 source channels, and sums of 384 products";
+  int64_t lanes = 0;
+  with_type(p.dtype, [&](auto* tag) { lanes = kLanes<Acc<Pointee<decltype(tag)>>>; });
+  const int64_t width = Gradient ? s.axis[2].input : s.axis[2].output;
+  return width < lanes ? "takes rows of a vector or more" : nullptr;
+}
+
+template <bool Gradient>
+constexpr ConvKernel kConvRows = {
+    "rows", "few channels, the source's rows copied once", rows_refuse<Gradient>,
+    [](const ConvProblem& p) {
+      int64_t bytes = 0;
+      with_type(p.dtype,
+                [&](auto* tag) { bytes = ConvRows<Pointee<decltype(tag)>>::workspace(p, Gradient); });
+      return bytes;
+    },
+    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
+      with_type(p.dtype, [&](auto* tag) {
+        ConvRows<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel);
+      });
+    }};
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
