@@ -85,7 +85,7 @@ CASES = [
     problem((1, 2, 4, 5, 18), (32, 2, 3, 2, 3), padding=1),
     # Few channels by whole rows: widths on and off the vectors, many vectors for one to three channels, several groups
     # and blocks of rows, strides that split a row into residues, padding beyond the row.
-    *(problem((2, 3, 12, width), (5, 3, 3, 3), padding=1) for width in (16, 17, 32, 33, 63)),
+    *(problem((2, 3, 12, width), (5, 3, 3, 3), padding=1) for width in (4, 7, 8, 15, 16, 17, 32, 33, 63)),
     *(problem((1, n, 19, 150), (n, 1, 3, 5), padding=(1, 2), groups=n) for n in (1, 2, 3)),
     *(problem((1, 2, 9, 290), (n, 2, 2, 3), padding=(0, 1)) for n in (2, 3, 4)),
     *(problem((1, 3, 21, 79), (17, 3, 5, 4), stride=(2, n), padding=(1, 2)) for n in (2, 3, 4)),

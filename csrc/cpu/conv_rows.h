@@ -41,7 +41,8 @@ struct ConvRows {
     packed = reinterpret_cast<A*>(workspace);
     packed_size = round_up(phases.shape.groups * phases.channels * kRowsWeights, 64);
     scratch = packed + packed_size;
-    scratch_size = round_up(planes * height * w.source_step * pitch, 64) + 64;
+    scratch_size =
+        round_up(planes * height * w.source_step * pitch + L, 64) + 64;  // the last vector reads on
     place_taps();
   }
 
@@ -147,6 +148,7 @@ struct ConvRows {
     }
     constexpr int kMost = Rows == 1 ? 8 : Rows <= 3 ? 4 : kVectors;
     const int64_t width = g.axis[2].count;
+    if (width <= L) return fill_tile<Rows, 1>(0, weights, copy, add, to);
     int64_t j = 0;
     for (; j + kMost * L <= width; j += kMost * L) fill_tile<Rows, kMost>(j, weights, copy, add, to);
     for (; j < width; j += kVectors * L) fill_tile<Rows, kVectors>(j, weights, copy, add, to);
@@ -156,7 +158,7 @@ struct ConvRows {
   void fill_tile(int64_t j, const A* weights, const A* copy, const T* add, T* to) const {
     int64_t at[Vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) at[v] = min_of(j + v * L, g.axis[2].count - L);
+    for (int v = 0; v < Vectors; ++v) at[v] = max_of(min_of(j + v * L, g.axis[2].count - L), 0);
     Vec<A> sum[Rows][Vectors] = {};
     const int32_t* distance = place;
     for (int64_t d = g.depth(); d > 0; --d, ++weights) {
@@ -172,16 +174,18 @@ struct ConvRows {
       }
     }
     const Strides& s = phases.destination;
+    const int64_t whole = min_of(L, g.axis[2].count);  // pixels of a vector
 #pragma GCC unroll 14
     for (int r = 0; r < Rows; ++r) {
       const Vec<A> added = broadcast(add ? load_one(add + r) : A(0));
       T* row = to + r * s.channel;
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {
+        const Vec<A> result = sum[r][v] + added;
         if (s.pixel == 1) {
-          store(row + at[v], sum[r][v] + added);
+          store_some(row + at[v], result, whole);
         } else {
-          for (int64_t i = 0; i < L; ++i) store_one(row + (at[v] + i) * s.pixel, sum[r][v][i] + added[i]);
+          for (int64_t i = 0; i < whole; ++i) store_one(row + (at[v] + i) * s.pixel, result[i]);
         }
       }
     }
@@ -212,7 +216,7 @@ const char* rows_refuse(const ConvProblem& p) {
   int64_t lanes = 0;
   with_type(p.dtype, [&](auto* tag) { lanes = kLanes<Acc<Pointee<decltype(tag)>>>; });
   const int64_t width = Gradient ? s.axis[2].input : s.axis[2].output;
-  return width < lanes ? "takes rows of a vector or more" : nullptr;
+  return 2 * width < lanes ? "takes rows of half a vector or more" : nullptr;
 }
 
 template <bool Gradient>
