@@ -51,6 +51,7 @@ def layers_named(*names):
     [
         ("dense", lambda layer: layer.is_conv, layers_named(*suites.DENSE)),
         ("grouped", lambda layer: layer.groups > 1, layers_named("mobilenet_v2", "resnext50_32x4d")),
+        ("few_channels", lambda layer: layer.weight[1] <= 32, set()),
         ("pooling", lambda layer: not layer.is_conv, layers_named(*suites.POOLED)),
     ],
 )
@@ -59,6 +60,11 @@ def test_suites_of_many_networks_have_each_of_their_layers_once(name, belongs, e
     assert all(use.count == 1 and belongs(use.layer) for use in found)
     assert len({use.layer for use in found}) == len(found)
     assert {use.layer for use in found} >= {layer for layer in expected if belongs(layer)}
+
+
+def test_the_gradient_of_an_image_is_not_measured():
+    needed = {use.layer.weight: use.needs_grad_input for use in suites.suite("few_channels")}
+    assert not needed[6, 1, 5, 5] and needed[16, 6, 5, 5]  # LeNet's first layer and its second
 
 
 def test_suite_has_each_layer_once_with_its_flops():

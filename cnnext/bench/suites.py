@@ -1,4 +1,4 @@
-"""Suites of distinct layers: those of one model, or the dense, dilated, grouped or pooling layers of many networks."""
+"""Suites of distinct layers: those of one model, or of one kind in many networks (:data:`SUITES`)."""
 
 from __future__ import annotations
 
@@ -90,6 +90,17 @@ DILATED = {
     # the fourth and fifth stage at an output stride of 8
     "drn": tuple(ConvRow(512, 28, 3, dilation=dilation) for dilation in (2, 4)),
 }
+# Images of one to three channels, and what follows in small networks.
+FEW_CHANNELS = {
+    "lenet_5": (ConvRow(1, 28, 5, out_channels=6), ConvRow(6, 14, 5, out_channels=16)),
+    "digits": (ConvRow(1, 28, 3, out_channels=32),),
+    "resnet20": (ConvRow(3, 32, 3, out_channels=16),),
+    "alexnet": (ConvRow(3, 224, 11, 4, out_channels=64),),
+    "yolo_v3": (ConvRow(3, 416, 3, out_channels=32),),
+    "srcnn": (ConvRow(1, 256, 9, out_channels=64), ConvRow(32, 256, 5, out_channels=1)),
+    "wav2vec": (ConvRow(1, (16000,), 10, 5, out_channels=512),),
+    "filters": (ConvRow(1, 512, 3), _depthwise(3, 512, 7)),
+}
 # Pooling that those models lack: a call each, of a function of torch.nn.functional on C and the spatial size.
 POOLING: dict[str, tuple[tuple[str, tuple[int, ...], dict[str, Any]], ...]] = {
     "yolo_spp": tuple(
@@ -115,7 +126,7 @@ POOLING: dict[str, tuple[tuple[str, tuple[int, ...], dict[str, Any]], ...]] = {
         ("avg_pool3d", (32, 16, 28, 28), {"kernel_size": 3, "stride": 1, "padding": 1}),
     ),
 }
-SUITES = ("dense", "dilated", "grouped", "pooling")  # beside the models
+SUITES = ("dense", "dilated", "grouped", "few_channels", "pooling")  # beside the models
 
 
 def suite(name: str, batch: int = 1, size: int | None = None, training: bool = False) -> list[LayerUse]:
@@ -124,8 +135,8 @@ def suite(name: str, batch: int = 1, size: int | None = None, training: bool = F
     Args:
         name: a model's name; or ``dense``, the convolutions of the models :data:`DENSE`; ``dilated``, those of
             :data:`DILATED`; ``grouped``, the depthwise and grouped ones of MobileNet-V2 and :data:`GROUPED`;
-            ``pooling``, the pooling layers of the models :data:`POOLED` and :data:`POOLING`. These four have each layer
-            once, however many networks use it and how often.
+            ``few_channels``, those of :data:`FEW_CHANNELS`; ``pooling``, the pooling layers of the models
+            :data:`POOLED` and :data:`POOLING`. These have each layer once, however many networks use it and how often.
         batch: N.
         size: height and width of a model's images, by default the model's own; of a suite's models that always.
         training: include what only runs in training (GoogLeNet's auxiliary heads).
@@ -145,7 +156,9 @@ def suite(name: str, batch: int = 1, size: int | None = None, training: bool = F
 
     def of_rows(networks: dict[str, tuple[ConvRow, ...]]) -> None:
         for network, rows in networks.items():
-            add(network, (LayerUse(row.layer(batch), [str(number)], True) for number, row in enumerate(rows)))
+            for number, row in enumerate(rows):
+                of_image = row.channels <= 3 and row.groups == 1  # whose gradient nothing needs
+                add(network, [LayerUse(row.layer(batch), [str(number)], not of_image)])
 
     if name == "dense":
         of_models(DENSE, lambda layer: layer.is_conv)
@@ -154,6 +167,8 @@ def suite(name: str, batch: int = 1, size: int | None = None, training: bool = F
     elif name == "grouped":
         of_models(["mobilenet_v2"], lambda layer: layer.groups > 1)
         of_rows(GROUPED)
+    elif name == "few_channels":
+        of_rows(FEW_CHANNELS)
     elif name == "pooling":
         of_models(POOLED, lambda layer: not layer.is_conv)
         for network, calls in POOLING.items():
