@@ -26,7 +26,7 @@ from convolutions import (
 )
 from torch import Tensor
 
-from cnnext import backends
+from cnnext import _C, backends
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ops = torch.ops.cnnext
@@ -232,6 +232,26 @@ def test_padding_is_no_value(kernel: str) -> None:
     result = forced("conv", kernel, conv, t.to(dtype, last, last))
     assert torch.equal(result.isnan(), by_torch(conv, t)["conv"].isnan())
     assert 0 < result.isnan().sum() < result.numel() / 2
+
+
+@pytest.mark.parametrize(
+    ("conv", "taken"),
+    [
+        (problem((1, 2, 9, 40), (3, 2, 3, 3), padding=1), True),
+        (problem((1, 2, 9, 40), (3, 2, 3, 3), padding=(10**9, 1), dilation=(10**9, 1)), False),
+        (problem((1, 2, 9, 40), (3, 2, 3, 3), padding=(1, 10**9), dilation=(1, 10**9)), False),
+        (problem((1, 2, 16000), (3, 2, 5)), True),
+        (problem((1, 2, 10**6), (3, 2, 5)), False),
+    ],
+    ids=str,
+)
+def test_rows_are_copied_where_they_fit_the_cache(conv: Conv, taken: bool) -> None:
+    parameters = [list(values) for values in conv.parameters[:3]]
+    for op in ("conv", "conv_grad_input"):
+        choice = _C.explain_conv(
+            op, list(conv.input), list(conv.weight), *parameters, 1, torch.float32, channels_last=False
+        )
+        assert (choice["kernel"] == "rows") == taken
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])

@@ -16,6 +16,7 @@ constexpr int64_t kRowsChannels = 16;              // more push each other out o
 constexpr int64_t kRowsDepth = 384;                // most taps times source channels
 constexpr int64_t kRowsWeights = kRowsDepth + 16;  // elements from a channel's weights to the next one's
 constexpr int64_t kRowsCopied = 32 << 10;          // bytes of copied rows, about, of a block of rows
+constexpr int64_t kRowsMost = 256 << 10;           // bytes that the windows of one row may read
 
 template <class T>
 struct ConvRows {
@@ -216,7 +217,13 @@ const char* rows_refuse(const ConvProblem& p) {
   int64_t lanes = 0;
   with_type(p.dtype, [&](auto* tag) { lanes = kLanes<Acc<Pointee<decltype(tag)>>>; });
   const int64_t width = Gradient ? s.axis[2].input : s.axis[2].output;
-  return 2 * width < lanes ? "takes rows of half a vector or more" : nullptr;
+  if (2 * width < lanes) return "takes rows of half a vector or more";
+  // In floating point, as a dilation may be any number.
+  double bytes = sizeof(float) * double(channels * s.axis[0].kernel) * double(s.axis[2].stride);
+  bytes *= double(s.axis[1].kernel - 1) * double(s.axis[1].dilation) + 1;
+  bytes *=
+      double(width) + double(s.axis[2].kernel - 1) * double(s.axis[2].dilation) / double(s.axis[2].stride);
+  return bytes > kRowsMost ? "takes windows that fit the cache with all their row" : nullptr;
 }
 
 template <bool Gradient>
