@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "_build_backend"))
 from backend import reach_torch  # noqa: E402
 
 os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)  # ninja, where the environment is not activated
-os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0+PTX")  # torch indexes an empty list where no GPU is
+os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0+PTX;9.0a")  # torch indexes an empty list where no GPU is
 if "CUDA_HOME" not in os.environ and "CUDA_PATH" not in os.environ:  # nvcc on the path may be a script elsewhere
     for home in (Path(shutil.which("nvcc") or "nvcc").resolve().parent.parent, Path("/usr/local/cuda")):
         if (home / "include/cuda_runtime.h").exists():

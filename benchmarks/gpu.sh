@@ -28,6 +28,8 @@ if [ -z "$capability" ]; then
   echo "nvidia-smi sees no GPU"
   exit 2
 fi
+arch=${capability/./}
+[ "$arch" != 90 ] || arch=90a capability=9.0a # with Hopper's own instructions
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability}
 export MAX_JOBS=${MAX_JOBS:-$(nproc)} CNNEXT_CUDA=1 CNNEXT_REQUIRE_GPU=1 PYTHONUNBUFFERED=1
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # nothing is installed
@@ -53,7 +55,7 @@ golden() {
   folder=$(mktemp -d)
   g++ -std=c++17 -O1 -w -U_FORTIFY_SOURCE -Icsrc -Itests/emulator -x c++ tests/emulator/golden.cu \
     tests/emulator/{emulator,instructions}.cpp -o "$folder/emulated" &&
-    nvcc -std=c++17 -arch="sm_${capability/./}" -Icsrc tests/emulator/golden.cu -o "$folder/on_gpu" &&
+    nvcc -std=c++17 -arch="sm_$arch" -Icsrc tests/emulator/golden.cu -o "$folder/on_gpu" &&
     "$folder/emulated" >"$folder/expected.txt" && { "$folder/on_gpu" >"$OUT/golden.txt" || ! cat "$OUT/golden.txt"; } &&
     [ -s "$OUT/golden.txt" ] && ! grep -Fxv -f "$folder/expected.txt" "$OUT/golden.txt" && # other lines are wrong
     echo "$(wc -l <"$OUT/golden.txt") instructions do what their emulation does"
@@ -70,7 +72,7 @@ sanitize() {
   return $bad
 }
 export -f build run_tests golden sanitize
-export PYTHON OUT capability seconds
+export PYTHON OUT arch seconds
 
 : >"$OUT/summary.txt"
 bad=0

@@ -47,6 +47,7 @@ struct ConvProblem {
   bool winograd = true;  // whether kernels may compute by Winograd's algorithm, whose rounding is another
   int arch = 0;          // of the GPU, 10 * major + minor; 0 on the CPU
   bool tf32 = false;     // on a GPU: whether float32 may be multiplied with a mantissa of 10 bits
+  bool aligned = true;   // whether all tensors start at multiples of 16 bytes
 };
 
 // forward: input, weight, bias -> output. grad_input: output, weight, bias -> input.

@@ -119,7 +119,7 @@ class Emulator:
 
     def conv(
         self, op: str, kernel: str, conv: Conv, t: Operands, dtype: torch.dtype, last: bool, weight_last: bool,
-        arch: int = 80, tf32: bool = False, shift: int = 0, blocks: int = 264, most_blocks: int = 0,
+        arch: int = 90, tf32: bool = False, shift: int = 0, blocks: int = 264, most_blocks: int = 0,
     ) -> Tensor:  # fmt: skip
         """The result of one operator by one kernel, on small tensors of that type and layout.
 

@@ -78,8 +78,8 @@ def test_convolution(emulator: Emulator, op: str, kernel: str) -> None:
     for conv in [*SMALL, *TILES]:
         operands = integers(conv)
         expected = by_torch(conv, operands)[op]
-        tries = (run(emulator, op, kernel, conv, operands, expected, *next(ways)) for _ in range(11))
-        taken += sum(itertools.islice((taken for taken in tries if taken), 1 if conv in SMALL else 3))
+        tries = (run(emulator, op, kernel, conv, operands, expected, *next(ways)) for _ in range(64))
+        taken += sum(itertools.islice((taken for taken in tries if taken), 1 if conv in SMALL else 4))
     assert taken > 5
 
 
@@ -101,7 +101,7 @@ def test_no_bank_is_met_twice(emulator: Emulator, op: str, kernel: str) -> None:
     conv = problem((1, 64, 6, 6), (128, 64, 3, 3), padding=1)
     for blocks in (1, 264):
         emulator.conv(
-            op, kernel, conv, integers(conv), dtype, "transposed" not in kernel, True,
+            op, kernel, conv, integers(conv), dtype, "packed" not in kernel, True,
             tf32="3xtf32" not in kernel, blocks=blocks,
         )  # fmt: skip
         assert emulator.bank_conflicts == 0
@@ -150,7 +150,7 @@ def test_tensors_of_more_than_2_to_the_31_elements(emulator: Emulator, op: str, 
             )
             check_corners(result, first, end)
             taken.append(kernel)
-    fast = "depthwise" if conv.groups > 1 else "gemm_sm80" if last else "gemm_sm80_transposed"
+    fast = "depthwise" if conv.groups > 1 else "gemm_sm80" if last else "gemm_sm80_packed"
     assert taken == [fast, "direct"]
 
 
@@ -216,7 +216,7 @@ def test_more_images_than_a_grid_has_rows(emulator: Emulator, last: bool) -> Non
     assert torch.equal(pooled[-2:], F.avg_pool2d(x[-2:].float(), 2).bfloat16())
     conv = problem(x.shape, (8, 8, 1, 1))
     t = Operands(x, torch.randint(-2, 3, conv.weight).bfloat16(), layout(torch.zeros(conv.output).bfloat16(), last))
-    kernel = "gemm_sm80" if last else "gemm_sm80_transposed"
+    kernel = "gemm_sm80" if last else "gemm_sm80_packed"
     found = emulator.conv("conv", kernel, conv, t, torch.bfloat16, last, False, most_blocks=64)
     assert torch.equal(found[-32:], F.conv2d(x[-32:].float(), t.weight.float()).bfloat16())
 
@@ -334,11 +334,11 @@ def test_unpooling(emulator: Emulator, last: bool) -> None:
 
 
 def test_single_instructions() -> None:
-    """What a GPU must print too (benchmarks/gpu.sh golden): eleven instructions, four registers of each lane."""
+    """What a GPU must print too (benchmarks/gpu.sh golden): four registers of each lane of a warp, or one of each thread of four."""
     lines = dict(line.split(" ", 1) for line in golden().splitlines())
     words = {name: [int(word, 16) for word in text.split()] for name, text in lines.items()}
     assert set(map(len, words.values())) == {128}
-    assert len(words) == 11
+    assert len(words) == 15
     # Lane 5 has row 1, columns 2 and 3 of each matrix, and transposed the rows 2 and 3 of column 1.
     assert words["ldmatrix"][20:24] == [(64 * m + 11) << 16 | 64 * m + 10 for m in range(4)]
     assert words["ldmatrix.trans"][20:24] == [(64 * m + 25) << 16 | 64 * m + 17 for m in range(4)]
@@ -354,6 +354,12 @@ def test_single_instructions() -> None:
     # Seven steps through a ring of two stages, each lane's numbers from four further on.
     assert words["mbarrier"] == words["cp.async.bulk"][: 4 * 26] + words["mbarrier"][4 * 26 :]
     assert words["mbarrier"][0] == sum((1000 + 4 * step) * 3 ** (6 - step) for step in range(7))
+    # Thread 0 has row 0, columns 8 j and 8 j + 1, and row 8; a[row, k] and b[k, column] are of fixed numbers.
+    for name, across in (("wgmma.f16", False), ("wgmma.bf16", False), ("wgmma.bf16.across", True)):
+        first, second = (torch.tensor([(m * i + n) * 7 % 11 - 5 for i in range(4096)]).view(64, 64) for m, n in ((1, 0), (3, 1)))
+        product = first.T @ second if across else first @ second.T
+        sums = [int(product[8 * (r // 2), 8 * j + r % 2]) + 4 * j + r for j in range(8) for r in range(4)]
+        assert words[name][0] == sum(each * (i + 1) for i, each in enumerate(sums)) % 2**32
     assert golden(seed=7) == golden(seed=8)
 
 
@@ -383,10 +389,10 @@ def test_planted_faults_of_mbarriers_are_caught(fault: str) -> None:
 
 
 FAULTS = {
-    "a missing wait": ("tile_sm80.cuh", "ptx::wait_copies<kStages - 2>();", ""),
+    "a missing wait": ("tile_sm80.cuh", "ptx::wait_copies<kAhead - 1>();", ""),
     "a missing barrier": ("tile_sm80.cuh", "__syncthreads();  // the copies", "// the copies"),
     "a tap one too far": ("conv_gather.cuh", "offset + m * offset_step;", "offset + (m + 1) * offset_step;"),
-    "a write beyond the end": ("conv_gemm_sm80.cuh", "first + at >= rows ||", "first + at > rows ||"),
+    "a write beyond the end": ("conv_gemm.cuh", "first + at >= rows ||", "first + at > rows ||"),
     "a divergent barrier": ("tile_sm80.cuh", "__syncthreads();  // the copies", "if (lane) __syncthreads();  //"),
 }
 
@@ -401,6 +407,27 @@ def test_planted_faults_are_caught(fault: str) -> None:
     for _ in range(5):
         with contextlib.suppress(RuntimeError):
             result = faulty.conv("conv", "gemm_3xtf32_sm80", conv, operands, torch.float32, True, True)
+            assert not torch.equal(result, expected)
+
+
+WGMMA_FAULTS = {
+    "a missing fence": ("tile_sm90.cuh", "ptx::fence_for_wgmma();", ""),
+    "a missing wait for products": ("tile_sm90.cuh", "ptx::wgmma_wait<0>();", ""),
+    "a stage filled too early": ("tile_sm90.cuh", "ptx::wgmma_wait<1>();", ""),
+    "a wrong permutation": ("tile_sm90.cuh", "chunk % 8 ^ row % 8", "chunk % 8 ^ row % 4"),
+    "a wrong step": ("tile_sm90.cuh", "kAcross ? 16 * 128 :", "kAcross ? 8 * 128 :"),
+}
+
+
+@pytest.mark.parametrize("fault", WGMMA_FAULTS)
+def test_planted_faults_of_wgmma_are_caught(fault: str) -> None:
+    faulty = Emulator(build(WGMMA_FAULTS[fault], "conv_gemm_sm90.cu"))
+    conv = problem((1, 72, 5, 7), (72, 72, 3, 3), padding=1)
+    operands = integers(conv)
+    expected = by_torch(conv, operands)["conv_grad_input"].bfloat16()
+    for _ in range(5):
+        with contextlib.suppress(RuntimeError):
+            result = faulty.conv("conv_grad_input", "gemm_sm90", conv, operands, torch.bfloat16, True, True)
             assert not torch.equal(result, expected)
 
 

@@ -93,7 +93,7 @@ def test_forced_kernel() -> None:
     [
         ((7, 5), torch.float16, True, "direct"),
         ((8, 0), torch.float16, True, "gemm_sm80"),
-        ((9, 0), torch.bfloat16, False, "gemm_sm80_transposed"),
+        ((9, 0), torch.bfloat16, False, "gemm_sm80_packed"),
         ((8, 6), torch.float32, True, "gemm_tf32_sm80"),
         ((10, 0), torch.float64, True, "direct"),
     ],
@@ -121,7 +121,7 @@ def test_kernels_of_a_gpu_by_settings() -> None:
         [accurate] = cnnext.explain(F.conv2d, x, dense, arch=(8, 0)).layers
     finally:
         torch.backends.cudnn.allow_tf32 = before
-    assert {each.kernel for each in accurate.directions} == {"gemm_3xtf32_sm80_transposed"}
+    assert {each.kernel for each in accurate.directions} == {"gemm_3xtf32_sm80_packed"}
     with cnnext.backends.force_kernel("conv", "direct", device="cuda"):
         assert cnnext.explain(F.conv2d, x, dense, arch=(8, 0)).layers[0].directions[0].kernel == "direct"
         assert cnnext.explain(F.conv2d, x, dense).layers[0].directions[0].kernel != "direct"

@@ -94,7 +94,7 @@ conv_gather_direct(ConvGather g) {
   const int group = blockIdx.y / tiles, first_channel = blockIdx.y % tiles * kN;
   const Rows row_at(phase, first);
   const Phase &d = phase.axis[0], &h = phase.axis[1], &w = phase.axis[2];
-  const T* source = static_cast<const T*>(g.source) + group * g.source_channels * g.source_strides.channel;
+  const T* source = static_cast<const T*>(g.source) + group * g.source_group;
   const T* weight =
       static_cast<const T*>(g.weight) + group * g.weight_group + first_channel * g.weight_destination;
 
@@ -155,9 +155,8 @@ conv_grad_weight_direct(ConvGradWeight g) {
   const int group = blockIdx.y / tiles_m, first_k = blockIdx.y % tiles_m * kM;
   const int part = blockIdx.z;
   const T* grad_output =
-      static_cast<const T*>(g.grad_output) + (int64_t(group) * g.K + first_k) * g.output_strides.channel;
-  const T* input =
-      static_cast<const T*>(g.input) + (int64_t(group) * g.C + first_c) * g.input_strides.channel;
+      static_cast<const T*>(g.grad_output) + group * g.output_group + first_k * g.output_strides.channel;
+  const T* input = static_cast<const T*>(g.input) + group * g.input_group + first_c * g.input_strides.channel;
   const GradWeightPixels pixels(g, part, tap);
 
   DirectTile<T, kM, kN> tile;

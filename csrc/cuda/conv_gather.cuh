@@ -36,6 +36,7 @@ struct ConvGather {
   int64_t images;
   int groups, source_channels, destination_channels;  // channels of one group
   Strides source_strides, destination_strides;
+  int64_t source_group;  // from one group's channels to the next's, in elements
   int64_t weight_group, weight_destination, weight_source, weight_tap;  // strides, in elements
   int kernel[kAxes], destination_extent[kAxes], source_extent[kAxes];
   int phases;
@@ -127,6 +128,7 @@ void for_each_phases(Direction direction, const ConvProblem& p, const ConvBuffer
   const Strides output = strides_of(p.layout, s.K, s.output_pixels());
   g.source_strides = forward ? input : output;
   g.destination_strides = forward ? output : input;
+  g.source_group = g.source_channels * g.source_strides.channel;
   g.weight_group = s.K_per_group() * w.k;
   g.weight_destination = forward ? w.k : w.c;
   g.weight_source = forward ? w.c : w.k;

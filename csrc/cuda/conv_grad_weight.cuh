@@ -18,6 +18,7 @@ struct ConvGradWeight {
   int groups, K, C;  // channels of one group
   int taps;
   Strides output_strides, input_strides;
+  int64_t output_group, input_group;  // from one group's channels to the next's, in elements
   int output_pixels;
   int output[kAxes], input_extent[kAxes], kernel[kAxes], stride[kAxes], padding[kAxes], dilation[kAxes];
   Divisor by_pixels, by_output[kAxes];
@@ -89,6 +90,8 @@ inline ConvGradWeight grad_weight_arguments(const ConvProblem& p, const ConvBuff
   g.taps = int(s.taps());
   g.output_strides = strides_of(p.layout, s.K, s.output_pixels());
   g.input_strides = strides_of(p.layout, s.C, s.input_pixels());
+  g.output_group = g.K * g.output_strides.channel;
+  g.input_group = g.C * g.input_strides.channel;
   g.output_pixels = int(s.output_pixels());
   g.by_pixels = Divisor(g.output_pixels);
   for (int a = 0; a < kAxes; ++a) {

@@ -35,6 +35,12 @@
 #else
 #define CNNEXT_SM90 0
 #endif
+// Hopper's matrix products are in no code for newer GPUs.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define CNNEXT_SM90A 1
+#else
+#define CNNEXT_SM90A 0
+#endif
 
 namespace cnnext::cuda {
 
@@ -44,13 +50,23 @@ inline void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
 }
 
+template <class... Parameters>
+cudaFuncAttributes attributes_of(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel));
+  return attributes;
+}
 // The architecture that this GPU's code of a kernel was compiled for, 10 * major + minor: an older one than
 // its own where the driver compiles PTX.
 template <class... Parameters>
 int compiled_arch(void (*kernel)(Parameters...)) {
-  cudaFuncAttributes attributes;
-  check(cudaFuncGetAttributes(&attributes, kernel));
-  return attributes.ptxVersion;
+  return attributes_of(kernel).ptxVersion;
+}
+// Whether this GPU's code of a kernel of matrix products is more than an empty body, which takes few
+// registers.
+template <class... Parameters>
+bool has_body(void (*kernel)(Parameters...)) {
+  return attributes_of(kernel).numRegs > 32;
 }
 
 // Starts one kernel on the stream. `shared` is in bytes.
@@ -68,7 +84,7 @@ void launch(void (*kernel)(Parameters...), Grid grid, int threads, int shared, c
 
 template <class T>
 CNNEXT_DEVICE T* shared_memory() {
-  extern __shared__ __align__(128) unsigned char cnnext_shared[];
+  extern __shared__ __align__(1024) unsigned char cnnext_shared[];  // as wgmma's operands must lie
   return reinterpret_cast<T*>(cnnext_shared);
 }
 
@@ -84,6 +100,7 @@ CNNEXT_DEVICE void fail_unless(bool condition) { assert(condition); }
 using emulator::compiled_arch;
 using emulator::convert;
 using emulator::fail_unless;
+using emulator::has_body;
 using emulator::high_product;
 using emulator::launch;
 using emulator::shared_memory;

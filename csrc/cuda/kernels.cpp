@@ -1,7 +1,6 @@
 // The ordered lists of candidates, the first that accepts wins. Plain C++: builds without CUDA have the table
 // too, to tell what a GPU would run. To add a kernel: write its body in a .cuh of its own, its launcher in a
-// .cu of the same name, declare that in kernels.h, and put it in a list here. Hopper's own kernels (_sm90)
-// will stand before _sm80.
+// .cu of the same name, declare that in kernels.h, and put it in a list here.
 #include "kernels.h"
 #include "plan.h"
 
@@ -55,17 +54,20 @@ int64_t grad_weight_depthwise_workspace(const ConvProblem& p) {
   return depthwise_parts(p) * p.shape.weights() * accumulator_bytes(p);
 }
 
-// Matrix products on tensor cores: of 16-bit types, of float32 as TF32, of float32 by three TF32 products.
-enum class Product { kHalf, kTf32, kAccurate };
+// Matrix products on tensor cores: of 16-bit types, the same by Hopper's own instructions, of float32 as
+// TF32, of float32 by three TF32 products.
+enum class Product { kHalf, kHalfSm90, kTf32, kAccurate };
 
 template <Product kProduct>
-const char* gemm_refuses_any(const ConvProblem& p) {
+const char* gemm_refuses(const ConvProblem& p) {
   const ConvShape& s = p.shape;
+  constexpr bool is_half = kProduct == Product::kHalf || kProduct == Product::kHalfSm90;
+  if (kProduct == Product::kHalfSm90 && p.arch != 90) return "for compute capability 9.0, by code for 9.0a";
   if (p.arch < 80) return "needs compute capability 8.0";
-  if (kProduct == Product::kHalf && p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) {
+  if (is_half && p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) {
     return "for float16 and bfloat16";
   }
-  if (kProduct != Product::kHalf && p.dtype != DType::kFloat32) return "for float32";
+  if (!is_half && p.dtype != DType::kFloat32) return "for float32";
   if (kProduct == Product::kTf32 && !p.tf32) return "TF32 is not allowed (torch.backends.cudnn.allow_tf32)";
   if (s.groups > 1 && min_of(s.C_per_group(), s.K_per_group()) < 8) return "fewer than 8 channels in a group";
   if (const char* reason = axes_refuse(s)) return reason;
@@ -76,17 +78,18 @@ const char* gemm_refuses_any(const ConvProblem& p) {
   }
   return nullptr;
 }
-template <Product kProduct, Layout kLayout>
-const char* gemm_refuses(const ConvProblem& p) {
-  if (p.layout != kLayout)
-    return p.layout == Layout::kChannelsLast ? "not channels first" : "not channels last";
-  return gemm_refuses_any<kProduct>(p);
+// packed: bytes of operands that are packed.
+template <Product kProduct, int64_t (*packed)(const ConvProblem&)>
+const char* gemm_refuses_unpacked(const ConvProblem& p) {
+  if (packed(p) > 0) return "operands are not channels last in whole chunks of 16 bytes";
+  return gemm_refuses<kProduct>(p);
 }
-int64_t gemm_workspace_forward(const ConvProblem& p) { return gemm_workspace(p, input_bytes(p)); }
-int64_t gemm_workspace_grad_input(const ConvProblem& p) { return gemm_workspace(p, output_bytes(p)); }
+int64_t packed_forward(const ConvProblem& p) { return input_workspace(p) + weight_workspace(p); }
+int64_t packed_grad_input(const ConvProblem& p) { return output_workspace(p) + weight_workspace(p); }
+int64_t packed_grad_weight(const ConvProblem& p) { return input_workspace(p) + output_workspace(p); }
 template <bool kAccurate>
-int64_t gemm_workspace_grad_weight(const ConvProblem& p) {
-  return gemm_grad_weight_workspace(p, kAccurate);
+int64_t gemm_grad_weight_workspace(const ConvProblem& p) {
+  return packed_grad_weight(p) + gemm_grad_weight_parts(p, kAccurate) * p.shape.weights() * 4;
 }
 
 int64_t grad_bias_workspace(const ConvProblem& p) {
@@ -115,69 +118,35 @@ const char* const kDirect = "multiply-adds, any shape and type";
 const char* const kDepthwise = "one channel in a group: a strip of pixels for each thread";
 const char* const kGather = "each element gathered by one thread";
 
+// A matrix product, by operands as they are and by packed ones.
+#define CNNEXT_GEMM(name, what, product, packed, workspace, launcher)                                   \
+  {name, what, gemm_refuses_unpacked<Product::product, packed>, workspace, CNNEXT_RUN(launcher)}, {     \
+    name "_packed", what ", once packed into channels last", gemm_refuses<Product::product>, workspace, \
+        CNNEXT_RUN(launcher)                                                                            \
+  }
+#define CNNEXT_GEMMS(run, packed, workspace, accurate_workspace)                                           \
+  CNNEXT_GEMM("gemm_sm90", "Hopper's tensor cores", kHalfSm90, packed, workspace, run##_gemm_sm90),        \
+      CNNEXT_GEMM("gemm_sm80", "tensor cores", kHalf, packed, workspace, run##_gemm_sm80),                 \
+      CNNEXT_GEMM("gemm_tf32_sm80", "tensor cores, TF32", kTf32, packed, workspace, run##_gemm_tf32_sm80), \
+      CNNEXT_GEMM("gemm_3xtf32_sm80", "tensor cores, three TF32 products of each pair", kAccurate, packed, \
+                  accurate_workspace, run##_gemm_3xtf32_sm80)
+
 const ConvKernel kConv[] = {
     {"depthwise", kDepthwise, depthwise_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_depthwise)},
-    {"gemm_sm80", "tensor cores", gemm_refuses<Product::kHalf, Layout::kChannelsLast>, gemm_workspace_forward,
-     CNNEXT_RUN(run_conv_gemm_sm80)},
-    {"gemm_sm80_transposed", "tensor cores, once transposed to channels last",
-     gemm_refuses<Product::kHalf, Layout::kChannelsFirst>, gemm_workspace_forward,
-     CNNEXT_RUN(run_conv_gemm_sm80)},
-    {"gemm_tf32_sm80", "tensor cores, TF32", gemm_refuses<Product::kTf32, Layout::kChannelsLast>,
-     gemm_workspace_forward, CNNEXT_RUN(run_conv_gemm_tf32_sm80)},
-    {"gemm_tf32_sm80_transposed", "tensor cores, TF32, once transposed to channels last",
-     gemm_refuses<Product::kTf32, Layout::kChannelsFirst>, gemm_workspace_forward,
-     CNNEXT_RUN(run_conv_gemm_tf32_sm80)},
-    {"gemm_3xtf32_sm80", "tensor cores, three TF32 products of each pair",
-     gemm_refuses<Product::kAccurate, Layout::kChannelsLast>, gemm_workspace_forward,
-     CNNEXT_RUN(run_conv_gemm_3xtf32_sm80)},
-    {"gemm_3xtf32_sm80_transposed",
-     "tensor cores, three TF32 products of each pair, once transposed to channels last",
-     gemm_refuses<Product::kAccurate, Layout::kChannelsFirst>, gemm_workspace_forward,
-     CNNEXT_RUN(run_conv_gemm_3xtf32_sm80)},
+    CNNEXT_GEMMS(run_conv, packed_forward, packed_forward, packed_forward),
     {"direct", kDirect, direct_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_direct)},
 };
 const ConvKernel kConvGradInput[] = {
     {"depthwise", kDepthwise, depthwise_refuses, no_workspace<ConvProblem>,
      CNNEXT_RUN(run_conv_grad_input_depthwise)},
-    {"gemm_sm80", "tensor cores", gemm_refuses<Product::kHalf, Layout::kChannelsLast>,
-     gemm_workspace_grad_input, CNNEXT_RUN(run_conv_grad_input_gemm_sm80)},
-    {"gemm_sm80_transposed", "tensor cores, once transposed to channels last",
-     gemm_refuses<Product::kHalf, Layout::kChannelsFirst>, gemm_workspace_grad_input,
-     CNNEXT_RUN(run_conv_grad_input_gemm_sm80)},
-    {"gemm_tf32_sm80", "tensor cores, TF32", gemm_refuses<Product::kTf32, Layout::kChannelsLast>,
-     gemm_workspace_grad_input, CNNEXT_RUN(run_conv_grad_input_gemm_tf32_sm80)},
-    {"gemm_tf32_sm80_transposed", "tensor cores, TF32, once transposed to channels last",
-     gemm_refuses<Product::kTf32, Layout::kChannelsFirst>, gemm_workspace_grad_input,
-     CNNEXT_RUN(run_conv_grad_input_gemm_tf32_sm80)},
-    {"gemm_3xtf32_sm80", "tensor cores, three TF32 products of each pair",
-     gemm_refuses<Product::kAccurate, Layout::kChannelsLast>, gemm_workspace_grad_input,
-     CNNEXT_RUN(run_conv_grad_input_gemm_3xtf32_sm80)},
-    {"gemm_3xtf32_sm80_transposed",
-     "tensor cores, three TF32 products of each pair, once transposed to channels last",
-     gemm_refuses<Product::kAccurate, Layout::kChannelsFirst>, gemm_workspace_grad_input,
-     CNNEXT_RUN(run_conv_grad_input_gemm_3xtf32_sm80)},
+    CNNEXT_GEMMS(run_conv_grad_input, packed_grad_input, packed_grad_input, packed_grad_input),
     {"direct", kDirect, direct_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_grad_input_direct)},
 };
 const ConvKernel kConvGradWeight[] = {
     {"depthwise", "one channel in a group: one pass, parts added in order", grad_weight_depthwise_refuses,
      grad_weight_depthwise_workspace, CNNEXT_RUN(run_conv_grad_weight_depthwise)},
-    {"gemm_sm80", "tensor cores", gemm_refuses<Product::kHalf, Layout::kChannelsLast>,
-     gemm_workspace_grad_weight<false>, CNNEXT_RUN(run_conv_grad_weight_gemm_sm80)},
-    {"gemm_sm80_transposed", "tensor cores, once transposed to channels last",
-     gemm_refuses<Product::kHalf, Layout::kChannelsFirst>, gemm_workspace_grad_weight<false>,
-     CNNEXT_RUN(run_conv_grad_weight_gemm_sm80)},
-    {"gemm_tf32_sm80", "tensor cores, TF32", gemm_refuses<Product::kTf32, Layout::kChannelsLast>,
-     gemm_workspace_grad_weight<false>, CNNEXT_RUN(run_conv_grad_weight_gemm_tf32_sm80)},
-    {"gemm_tf32_sm80_transposed", "tensor cores, TF32, once transposed to channels last",
-     gemm_refuses<Product::kTf32, Layout::kChannelsFirst>, gemm_workspace_grad_weight<false>,
-     CNNEXT_RUN(run_conv_grad_weight_gemm_tf32_sm80)},
-    {"gemm_3xtf32_sm80", "tensor cores, three TF32 products of each pair",
-     gemm_refuses<Product::kAccurate, Layout::kChannelsLast>, gemm_workspace_grad_weight<true>,
-     CNNEXT_RUN(run_conv_grad_weight_gemm_3xtf32_sm80)},
-    {"gemm_3xtf32_sm80_transposed",
-     "tensor cores, three TF32 products of each pair, once transposed to channels last",
-     gemm_refuses<Product::kAccurate, Layout::kChannelsFirst>, gemm_workspace_grad_weight<true>,
-     CNNEXT_RUN(run_conv_grad_weight_gemm_3xtf32_sm80)},
+    CNNEXT_GEMMS(run_conv_grad_weight, packed_grad_weight, gemm_grad_weight_workspace<false>,
+                 gemm_grad_weight_workspace<true>),
     {"direct", kDirect, direct_refuses, direct_workspace, CNNEXT_RUN(run_conv_grad_weight_direct)},
 };
 const ConvKernel kConvGradBias[] = {

@@ -6,7 +6,7 @@
 namespace cnnext::cuda {
 
 // The architecture that the kernels' code for the current GPU was compiled for, 10 * major + minor: what is
-// meant for a newer one is not in it.
+// meant for a newer one is not in it. 89 stands for code for 9.0 without Hopper's own instructions.
 int code_arch();
 
 #define CNNEXT_CONV_KERNEL(name) \
@@ -21,8 +21,11 @@ CNNEXT_CONV_KERNEL(run_conv_depthwise);
 CNNEXT_CONV_KERNEL(run_conv_grad_input_depthwise);
 CNNEXT_CONV_KERNEL(run_conv_grad_weight_depthwise);
 CNNEXT_CONV_KERNEL(run_conv_gemm_sm80);
+CNNEXT_CONV_KERNEL(run_conv_gemm_sm90);
 CNNEXT_CONV_KERNEL(run_conv_grad_input_gemm_sm80);
+CNNEXT_CONV_KERNEL(run_conv_grad_input_gemm_sm90);
 CNNEXT_CONV_KERNEL(run_conv_grad_weight_gemm_sm80);
+CNNEXT_CONV_KERNEL(run_conv_grad_weight_gemm_sm90);
 CNNEXT_CONV_KERNEL(run_conv_gemm_tf32_sm80);
 CNNEXT_CONV_KERNEL(run_conv_grad_input_gemm_tf32_sm80);
 CNNEXT_CONV_KERNEL(run_conv_grad_weight_gemm_tf32_sm80);

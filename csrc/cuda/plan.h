@@ -61,32 +61,40 @@ inline int64_t unpool_blocks(const PoolProblem& p) {
   return max_of(1, min_of(min_of(planes, 8 * blocks_wanted), kMostPartialBytes / bytes));
 }
 
-// Matrix products on tensor cores read channels last: what is laid out otherwise is transposed into the
-// workspace.
+// Matrix products on tensor cores read channels last, in aligned and whole chunks of 16 bytes. What lies
+// otherwise is packed so, into the workspace (pack.cuh).
 inline int64_t element_bytes(const ConvProblem& p) {
   return p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
 }
-inline bool transposes_images(const ConvProblem& p) { return p.layout == Layout::kChannelsFirst; }
-inline bool transposes_weight(const ConvProblem& p) {
-  return p.weight_layout == Layout::kChannelsFirst && p.shape.taps() > 1 && p.shape.C_per_group() > 1;
+inline int64_t whole_chunks(const ConvProblem& p, int64_t channels) {
+  return round_up(channels, 16 / element_bytes(p));
 }
-inline int64_t image_bytes(const ConvProblem& p, int64_t channels, int64_t pixels) {
-  return round_up(p.shape.N * channels * pixels * element_bytes(p), kAlignment);
+inline bool packs_images(const ConvProblem& p, int64_t channels_per_group) {
+  return p.layout == Layout::kChannelsFirst || !p.aligned ||
+         whole_chunks(p, channels_per_group) != channels_per_group;
 }
-inline int64_t input_bytes(const ConvProblem& p) { return image_bytes(p, p.shape.C, p.shape.input_pixels()); }
-inline int64_t output_bytes(const ConvProblem& p) {
-  return image_bytes(p, p.shape.K, p.shape.output_pixels());
-}
-
-// Whether the taps of the last axis are folded into the channels, of which there are few.
-inline bool folds(const ConvProblem& p) {
+inline bool packs_input(const ConvProblem& p) { return packs_images(p, p.shape.C_per_group()); }
+inline bool packs_output(const ConvProblem& p) { return packs_images(p, p.shape.K_per_group()); }
+inline bool packs_weight(const ConvProblem& p) {
   const ConvShape& s = p.shape;
-  return s.groups == 1 && s.C < 16 && s.axis[2].kernel > 1 && s.axis[2].dilation == 1;
+  return (p.weight_layout == Layout::kChannelsFirst && s.taps() > 1) || !p.aligned ||
+         whole_chunks(p, s.C_per_group()) != s.C_per_group();
 }
-
-inline int64_t gemm_workspace(const ConvProblem& p, int64_t source_bytes) {
-  return (transposes_images(p) ? source_bytes : 0) +
-         (transposes_weight(p) ? round_up(p.shape.weights() * element_bytes(p), kAlignment) : 0);
+inline int64_t packed_bytes(const ConvProblem& p, int64_t images, int64_t groups, int64_t channels_per_group,
+                            int64_t pixels) {
+  return round_up(images * groups * whole_chunks(p, channels_per_group) * pixels * element_bytes(p),
+                  kAlignment);
+}
+inline int64_t input_workspace(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  return packs_input(p) ? packed_bytes(p, s.N, s.groups, s.C_per_group(), s.input_pixels()) : 0;
+}
+inline int64_t output_workspace(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  return packs_output(p) ? packed_bytes(p, s.N, s.groups, s.K_per_group(), s.output_pixels()) : 0;
+}
+inline int64_t weight_workspace(const ConvProblem& p) {
+  return packs_weight(p) ? packed_bytes(p, p.shape.K, 1, p.shape.C_per_group(), p.shape.taps()) : 0;
 }
 
 // The side of a tile of grad_weight, and its parts. `accurate`: float32 by three products.
@@ -96,14 +104,9 @@ inline int gemm_grad_weight_side(const ConvProblem& p, bool accurate) {
 inline int64_t gemm_grad_weight_parts(const ConvProblem& p, bool accurate) {
   const ConvShape& s = p.shape;
   const int side = gemm_grad_weight_side(p, accurate);
-  const int64_t folded = folds(p) ? s.axis[2].kernel : 1;
-  const int64_t blocks = s.taps() / folded * ceil_div(s.C_per_group() * folded, side) *
-                         ceil_div(s.K_per_group(), side) * s.groups;
+  const int64_t blocks =
+      s.taps() * ceil_div(s.C_per_group(), side) * ceil_div(s.K_per_group(), side) * s.groups;
   return parts_of(all_output_pixels(p), 512, blocks, s.weights() * 4);
-}
-inline int64_t gemm_grad_weight_workspace(const ConvProblem& p, bool accurate) {
-  return (transposes_images(p) ? input_bytes(p) + output_bytes(p) : 0) +
-         gemm_grad_weight_parts(p, accurate) * p.shape.weights() * 4;
 }
 
 }  // namespace cnnext::cuda

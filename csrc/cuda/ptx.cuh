@@ -146,6 +146,93 @@ CNNEXT_DEVICE void mma(float, float (&c)[4], const uint32_t (&a)[4], const uint3
 }
 #undef CNNEXT_MMA
 
+// Hopper's matrix products, of operands in shared memory: four warps of a warpgroup issue them together, they
+// go on by themselves. Before the first of a group the registers of the sum must be fenced, and what threads
+// wrote to shared memory.
+CNNEXT_DEVICE void fence_for_wgmma() {
+#if CNNEXT_SM90
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+CNNEXT_DEVICE void wgmma_fence() {
+#if CNNEXT_SM90A
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+CNNEXT_DEVICE void wgmma_commit() {
+#if CNNEXT_SM90A
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+// Waits until at most that many groups of this warpgroup are going on.
+template <int kGroupsLeft>
+CNNEXT_DEVICE void wgmma_wait() {
+#if CNNEXT_SM90A
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroupsLeft) : "memory");
+#endif
+}
+
+// Where an operand starts in shared memory: rows of 128 bytes, in eights that are aligned to 1024 bytes, in
+// which row i has its 16-byte chunk c at place c ^ i. `to_next_8`: bytes to the next eight rows. Along the
+// summed index rows are rows of the matrix. Across it they are numbers of the summed index, and
+// `to_next_columns` is what lies between its next 64 columns.
+CNNEXT_DEVICE uint64_t wgmma_operand(const void* start, int to_next_8, int to_next_columns) {
+  return (uint64_t{1} << 62) | uint64_t(uint32_t(to_next_8) >> 4) << 32 |
+         uint64_t(uint32_t(to_next_columns) >> 4) << 16 | (shared_address(start) & 0x3ffff) >> 4;
+}
+CNNEXT_DEVICE uint64_t wgmma_advance(uint64_t operand, int bytes) { return operand + (bytes >> 4); }
+
+// c[64, 2 kCount] += a[64, 16] * b[16, 2 kCount]. Of the 16 rows of a warp lane i holds row i / 4 and row 8
+// more, and of each eight columns numbers 2 (i % 4) and the next: as m16n8 of mma does.
+#define CNNEXT_R16(f, i)                                                                                     \
+  f(i), f(i + 1), f(i + 2), f(i + 3), f(i + 4), f(i + 5), f(i + 6), f(i + 7), f(i + 8), f(i + 9), f(i + 10), \
+      f(i + 11), f(i + 12), f(i + 13), f(i + 14), f(i + 15)
+#define CNNEXT_R32(f, i) CNNEXT_R16(f, i), CNNEXT_R16(f, i + 16)
+#define CNNEXT_R64(f, i) CNNEXT_R32(f, i), CNNEXT_R32(f, i + 32)
+#define CNNEXT_R128(f, i) CNNEXT_R64(f, i), CNNEXT_R64(f, i + 64)
+#define CNNEXT_N16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define CNNEXT_N32 \
+  CNNEXT_N16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define CNNEXT_N64                                                                                         \
+  CNNEXT_N32                                                                                               \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
+  "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define CNNEXT_N128                                                                                        \
+  CNNEXT_N64                                                                                               \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, " \
+  "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "     \
+  "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, " \
+  "%120, %121, %122, %123, %124, %125, %126, %127"
+#define CNNEXT_SUM(i) "+f"(c[i])
+#define CNNEXT_WGMMA(n, type, registers, names, a_at, b_at, ta_at, tb_at)                                    \
+  asm volatile("{.reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type \
+               "." type " {" names "}, " a_at ", " b_at ", add, 1, 1, " ta_at ", " tb_at ";}"                \
+               : registers(CNNEXT_SUM, 0)                                                                    \
+               : "l"(a), "l"(b), "n"(int(kAcrossA)), "n"(int(kAcrossB)))
+template <class T, bool kAcrossA, bool kAcrossB, int kCount>
+CNNEXT_DEVICE void wgmma(float (&c)[kCount], uint64_t a, uint64_t b) {
+  constexpr bool kHalf = std::is_same_v<T, Float16>;
+  static_assert(kHalf || std::is_same_v<T, BFloat16>);
+  static_assert(kCount == 32 || kCount == 64 || kCount == 128);
+#if CNNEXT_SM90A
+  if constexpr (kCount == 32 && kHalf) {
+    CNNEXT_WGMMA("64", "f16", CNNEXT_R32, CNNEXT_N32, "%32", "%33", "%34", "%35");
+  } else if constexpr (kCount == 32) {
+    CNNEXT_WGMMA("64", "bf16", CNNEXT_R32, CNNEXT_N32, "%32", "%33", "%34", "%35");
+  } else if constexpr (kCount == 64 && kHalf) {
+    CNNEXT_WGMMA("128", "f16", CNNEXT_R64, CNNEXT_N64, "%64", "%65", "%66", "%67");
+  } else if constexpr (kCount == 64) {
+    CNNEXT_WGMMA("128", "bf16", CNNEXT_R64, CNNEXT_N64, "%64", "%65", "%66", "%67");
+  } else if constexpr (kHalf) {
+    CNNEXT_WGMMA("256", "f16", CNNEXT_R128, CNNEXT_N128, "%128", "%129", "%130", "%131");
+  } else {
+    CNNEXT_WGMMA("256", "bf16", CNNEXT_R128, CNNEXT_N128, "%128", "%129", "%130", "%131");
+  }
+#endif
+}
+#undef CNNEXT_WGMMA
+#undef CNNEXT_SUM
+
 // Whether the condition holds for any lane of the warp.
 CNNEXT_DEVICE bool any(bool condition) { return __any_sync(0xffffffffu, condition); }
 
@@ -199,6 +286,23 @@ void mma(T, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
                 : std::is_same_v<T, BFloat16> ? Number::kBFloat16
                                               : Number::kTf32,
                 c, a, b);
+}
+inline void fence_for_wgmma() { emulator::fence_for_wgmma(); }
+inline void wgmma_fence() {}
+inline void wgmma_commit() { emulator::wgmma_commit(); }
+template <int kGroupsLeft>
+void wgmma_wait() {
+  emulator::wgmma_wait(kGroupsLeft);
+}
+inline uint64_t wgmma_operand(const void* start, int to_next_8, int to_next_columns) {
+  return emulator::wgmma_operand(start, to_next_8, to_next_columns);
+}
+inline uint64_t wgmma_advance(uint64_t operand, int bytes) { return operand + (bytes >> 4); }
+template <class T, bool kAcrossA, bool kAcrossB, int kCount>
+void wgmma(float (&c)[kCount], uint64_t a, uint64_t b) {
+  constexpr bool kHalf = std::is_same_v<T, Float16>;
+  emulator::wgmma(kHalf ? emulator::Number::kFloat16 : emulator::Number::kBFloat16, c, kCount, a, kAcrossA, b,
+                  kAcrossB);
 }
 inline bool any(bool condition) { return emulator::any(condition); }
 template <class T>

@@ -30,6 +30,7 @@ struct OperandStage {
   static constexpr int kChunksInRow = kElements / kRows / kChunk<T>;
   static constexpr int kRowsAtOnce = kTileThreads / kChunksInRow;  // that all threads fill with a chunk each
   static constexpr int kRowsOfThread = kRows / kRowsAtOnce;
+  static constexpr int kNextRow = kRowsAtOnce * kChunksInRow * kChunk<T>;  // elements to a thread's next row
 
   CNNEXT_DEVICE static int place(int row, int chunk) {
     const int moved = !kAcross         ? chunk ^ (row >> 1 & 3)
@@ -39,36 +40,24 @@ struct OperandStage {
   }
 };
 
-// Copies a chunk whose elements [begin, end) are in memory to shared memory, and zeros for the others:
-// asynchronously where memory is aligned, else at once, element by element.
-template <class T>
-CNNEXT_DEVICE void copy_chunk(T* to, const T* from, int begin, int end, bool aligned) {
-  if (aligned) {
-    ptx::copy_async(to, from, end > 0 ? kChunkBytes : 0);
-    return;
-  }
-  Pack<T, kChunk<T>> chunk;
-#pragma unroll
-  for (int i = 0; i < kChunk<T>; ++i) {
-    chunk.at[i] = load_if<T, 1>(i >= begin && i < end, from + i, {}).at[0];
-  }
-  store_shared(to, chunk);
-}
-
-template <class T, int kM, int kN, bool kAcrossA, bool kAcrossB, bool kAccurate>
-struct Tile {
+template <class T, int kM_, int kN_, bool kAcrossA, bool kAcrossB, bool kAccurate>
+struct TileSm80 {
+  static constexpr bool kCompiled = CNNEXT_SM80;
+  static constexpr int kM = kM_, kN = kN_, kThreads = kTileThreads, kBlocks = 2, kSummed = kDepth<T>;
+  static constexpr int kAhead = kStages - 1;  // steps whose copies are started early
   using StageA = OperandStage<T, kM, kAcrossA>;
   using StageB = OperandStage<T, kN, kAcrossB>;
   static constexpr int kWarpM = kM / 2, kWarpN = kN / 2;
   static constexpr int kTilesM = kWarpM / 16, kTilesN = kWarpN / 8;  // of one mma
   static constexpr int kStageElements = StageA::kElements + StageB::kElements;
   static constexpr int kBytes = kStages * kStageElements * int(sizeof(T));
+  static_assert(kBytes <= 96 * 1024);  // a block has 99 KB on every GPU since 8.0
 
   T* memory;
   int lane, warp_m, warp_n;  // this thread's lane, and where its warp's quarter starts
   float acc[kTilesM][kTilesN][4];
 
-  CNNEXT_DEVICE Tile() : memory(shared_memory<T>()), lane(threadIdx.x % 32) {
+  CNNEXT_DEVICE TileSm80() : memory(shared_memory<T>()), lane(threadIdx.x % 32) {
     const int warp = threadIdx.x / 32;
     warp_m = warp / 2 * kWarpM;
     warp_n = warp % 2 * kWarpN;
@@ -220,16 +209,16 @@ struct Tile {
   template <class Load>
   CNNEXT_DEVICE void accumulate(int steps, Load&& load) {
 #pragma unroll 1
-    for (int step = 0; step < kStages - 1; ++step) {
+    for (int step = 0; step < kAhead; ++step) {
       if (step < steps) load(step, step);
       ptx::commit_copies();
     }
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
-      ptx::wait_copies<kStages - 2>();
+      ptx::wait_copies<kAhead - 1>();
       __syncthreads();  // the copies of all threads have arrived, and none reads the stage that is filled
                         // next
-      if (step + kStages - 1 < steps) load(step + kStages - 1, (step + kStages - 1) % kStages);
+      if (step + kAhead < steps) load(step + kAhead, (step + kAhead) % kStages);
       ptx::commit_copies();
       multiply(step % kStages);
     }

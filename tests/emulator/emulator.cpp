@@ -15,7 +15,7 @@ unsigned char* shared = nullptr;
 
 namespace {
 
-constexpr int kStack = 256 * 1024, kGuard = 4096;  // bytes
+constexpr int kStack = 256 * 1024, kGuard = 4096, kAlignment = 1024;  // bytes
 
 struct Running : Fiber {
   ucontext_t start;
@@ -33,6 +33,7 @@ uint64_t random_state = 1;
 int shared_size = 0;
 int threads_at_barrier = 0;
 bool any_condition = false, barrier_result = false;
+bool any_unfenced = false, fenced = false;  // before the barrier, and when the last one ended
 
 struct Region {
   const char *begin, *end;
@@ -74,6 +75,7 @@ void run_block(int threads) {
   warps.assign((threads + kWarp - 1) / kWarp, Warp());
   ready.clear();
   threads_at_barrier = 0;
+  any_unfenced = fenced = false;
   for (int i = 0; i < threads; ++i) {
     if (i == int(pool.size())) pool.push_back(new_fiber());
     Running* fiber = pool[i];
@@ -83,6 +85,9 @@ void run_block(int threads) {
     fiber->state = State::kReady;
     fiber->open.clear();
     fiber->pending.clear();
+    fiber->open_products.clear();
+    fiber->products.clear();
+    fiber->unfenced = false;
     ready.push_back(fiber);
   }
   reset_instructions();
@@ -167,6 +172,8 @@ void check_access(const void* at, int64_t bytes) {
   check_inside(at, bytes);
 }
 
+bool all_is_fenced() { return fenced; }
+
 void suspend(State state) {
   current->state = state;
   leave();
@@ -179,8 +186,11 @@ void wake(State state) {
 
 void barrier() {
   const int threads = launched.block_size.x;
+  any_unfenced |= current->unfenced;
   if (++threads_at_barrier < threads) return suspend(State::kBarrier);
   threads_at_barrier = 0;
+  fenced = !any_unfenced;
+  any_unfenced = false;
   barrier_result = any_condition;
   any_condition = false;
   wake(State::kBarrier);
@@ -202,10 +212,10 @@ void together(void (*what)(void**), void* argument) {
 }
 
 void run(Dim grid, int threads, int shared_bytes, const std::function<void()>& body) {
-  static std::vector<unsigned char> memory(kMostShared + 2 * kGuard + 128);
+  static std::vector<unsigned char> memory(kMostShared + 2 * kGuard + kAlignment);
   if (shared_bytes > kMostShared) throw std::runtime_error("too much shared memory");
   shared = memory.data() + kGuard;
-  shared += 128 - reinterpret_cast<uintptr_t>(shared) % 128;
+  shared += kAlignment - reinterpret_cast<uintptr_t>(shared) % kAlignment;
   shared_size = shared_bytes;
   kernel_body = &body;
   launched = {{}, grid, {unsigned(threads), 1, 1}};

@@ -5,6 +5,8 @@
 // - vector accesses and asynchronous copies are aligned and stay inside a tensor or the block's shared
 // memory;
 // - mbarriers count arrivals and bytes; a phase that never ends is an error, not a hang;
+// - asynchronous matrix products read their operands and write their sums as late as at the wait, or earlier;
+// what threads wrote to shared memory they find only behind a fence and a barrier;
 // - all threads reach every barrier, all lanes every instruction of a warp: else the launch fails by name.
 // It counts bank conflicts of ldmatrix and of single loads. It knows no memory model and no limits of a GPU.
 #pragma once
@@ -28,7 +30,7 @@ struct Dim {
 };
 
 constexpr int kWarp = 32;
-constexpr int kMostShared = 99 * 1024;   // bytes that a block can have on every GPU since 8.0
+constexpr int kMostShared = 113 * 1024;  // bytes, of which two blocks find room on 9.0
 constexpr unsigned char kPoison = 0xff;  // NaN in every type
 
 struct Copy {
@@ -45,6 +47,14 @@ struct Warp {
 
 enum class State { kReady, kBarrier, kWarp, kMbarrier, kDone };
 
+struct Product {  // c[64, 2 count] += a[64, 16] * b[16, 2 count], this thread's part
+  int number;
+  float* c;
+  int count;
+  uint64_t a, b;
+  bool across_a, across_b;
+};
+
 struct Fiber {
   Dim thread;
   int lane = 0;
@@ -52,6 +62,9 @@ struct Fiber {
   State state = State::kReady;
   std::vector<Copy> open;                  // issued, not in a group yet
   std::vector<std::vector<Copy>> pending;  // groups, the oldest first
+  std::vector<Product> open_products;
+  std::vector<std::vector<Product>> products;  // groups
+  bool unfenced = false;                       // copied to shared memory what matrix products may not see yet
 };
 
 struct Launch {
@@ -72,6 +85,7 @@ void add_region(const void* begin, int64_t bytes);
 void clear_regions();
 void check_access(const void* at, int64_t bytes);
 void check_inside(const void* at, int64_t bytes);
+bool all_is_fenced();       // whether all threads had fenced what they copied when the last barrier ended
 void suspend(State state);  // until the state is woken
 void wake(State state);     // all threads of the block that wait so
 void barrier();
@@ -93,6 +107,10 @@ void launch(void (*kernel)(Parameters...), cuda::Grid grid, int threads, int sha
 template <class... Parameters>
 int compiled_arch(void (*)(Parameters...)) {
   return 90;
+}
+template <class... Parameters>
+bool has_body(void (*)(Parameters...)) {
+  return true;
 }
 
 template <class T>
@@ -143,6 +161,11 @@ void mbarrier_wait(void* address, bool parity);
 void copy_bulk(void* to, const void* from, int bytes, void* address);
 enum class Number { kFloat16, kBFloat16, kTf32 };
 void mma(Number number, float* c, const uint32_t* a, const uint32_t* b);
+void fence_for_wgmma();
+void wgmma_commit();
+void wgmma_wait(int groups_left);
+uint64_t wgmma_operand(const void* start, int to_next_8, int to_next_columns);
+void wgmma(Number number, float* c, int count, uint64_t a, bool across_a, uint64_t b, bool across_b);
 bool any(bool condition);
 float shuffle_xor(float x, int mask);
 double shuffle_xor(double x, int mask);

@@ -5,7 +5,7 @@
 #include <exception>
 #include <vector>
 
-#include "cuda/ptx.cuh"
+#include "cuda/tile_sm90.cuh"
 
 namespace cnnext::cuda {
 
@@ -49,6 +49,36 @@ multiply(const uint32_t*, uint32_t* to) {
   for (int r = 0; r < 2; ++r) b[r] = *reinterpret_cast<uint32_t*>(&pack[4 + r]);
   ptx::mma(T(), c, a, b);
   for (int r = 0; r < 4; ++r) to[threadIdx.x * 4 + r] = ptx::as_bits(c[r]);
+}
+
+// A warpgroup's product of 64 rows, 64 columns and 64 summed numbers: of each thread the sum of its elements
+// times their places.
+template <class T, bool kAcrossA, bool kAcrossB>
+CNNEXT_LAUNCH(4 * kWarp, 1)
+multiply_in_shared(const uint32_t*, uint32_t* to) {
+  constexpr int kSide = 64, kThreads = 4 * kWarp;
+  using A = OperandStageSm90<T, kSide, kAcrossA, kThreads>;
+  using B = OperandStageSm90<T, kSide, kAcrossB, kThreads>;
+  T *a = shared_memory<T>(), *b = a + A::kElements;
+  for (int i = threadIdx.x; i < kSide * kSide; i += kThreads) {
+    const int row = i / kSide, column = i % kSide;
+    a[A::place(row, column / 8) + column % 8] = value<T>(i);
+    b[B::place(row, column / 8) + column % 8] = value<T>(3 * i + 1);
+  }
+  ptx::fence_for_wgmma();
+  __syncthreads();
+  float c[kSide / 2];
+  for (int i = 0; i < kSide / 2; ++i) c[i] = float(i);
+  ptx::wgmma_fence();
+  for (int k = 0; k < kSide / 16; ++k) {
+    ptx::wgmma<T, kAcrossA, kAcrossB>(c, ptx::wgmma_advance(A::operand(a, 0), k * A::kStep),
+                                      ptx::wgmma_advance(B::operand(b, 0), k * B::kStep));
+  }
+  ptx::wgmma_commit();
+  ptx::wgmma_wait<0>();
+  int sum = 0;
+  for (int i = 0; i < kSide / 2; ++i) sum += int(c[i]) * (i + 1);
+  to[threadIdx.x] = uint32_t(sum);
 }
 
 // Rounding to TF32: halves go away from zero; infinity stays.
@@ -159,7 +189,7 @@ uint32_t* allocate() {
 void print(const char* name, void (*kernel)(const uint32_t*, uint32_t*), const uint32_t* from,
            int threads = kWarp) {
   uint32_t* to = allocate();
-  launch(kernel, Grid{1}, threads, 2048, Stream(), from, to);
+  launch(kernel, Grid{1}, threads, 16 * 1024, Stream(), from, to);
   std::vector<uint32_t> words(kWords);
 #if defined(__CUDACC__)
   check(cudaMemcpy(words.data(), to, kWords * 4, cudaMemcpyDeviceToHost));
@@ -171,15 +201,13 @@ void print(const char* name, void (*kernel)(const uint32_t*, uint32_t*), const u
   std::printf("\n");
 }
 
-// Whether this GPU has bulk copies.
-bool is_sm90() {
+// This GPU's compute capability.
+int major_capability() {
+  int major = 9;
 #if defined(__CUDACC__)
-  int major = 0;
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
-  return major >= 9;
-#else
-  return true;
 #endif
+  return major;
 }
 
 }  // namespace
@@ -206,7 +234,13 @@ int main(int count, char** arguments) try {
   print("cvt", convert_numbers, from);
   print("cp.async", copy, from);
   print("mbarrier", ring<false>, from, 2 * kWarp);
-  if (is_sm90()) print("cp.async.bulk", ring<true>, from, 2 * kWarp);
+  if (major_capability() >= 9) print("cp.async.bulk", ring<true>, from, 2 * kWarp);
+  if (major_capability() == 9) {
+    print("wgmma.f16", multiply_in_shared<cnnext::Float16, false, false>, from, 4 * kWarp);
+    print("wgmma.bf16", multiply_in_shared<cnnext::BFloat16, false, false>, from, 4 * kWarp);
+    print("wgmma.bf16.across", multiply_in_shared<cnnext::BFloat16, true, true>, from, 4 * kWarp);
+    print("wgmma.f16.across", multiply_in_shared<cnnext::Float16, false, true>, from, 4 * kWarp);
+  }
 } catch (const std::exception& error) {
   std::printf("error: %s\n", error.what());
   return 1;

@@ -119,6 +119,7 @@ void commit_copies() {
 }
 void wait_copies(int groups_left) {
   auto& pending = current->pending;
+  current->unfenced |= int(pending.size()) > groups_left;
   while (int(pending.size()) > groups_left) {
     finish(pending.front());
     pending.erase(pending.begin());
@@ -244,6 +245,86 @@ void mma(Number number, float* c, const uint32_t* a, const uint32_t* b) {
   Mma mine = {number, c, a, b};
   together(multiply, &mine);
 }
+
+namespace {
+
+constexpr int kAddressBits = 18;  // of shared memory
+
+// Element [row, k] of an operand in shared memory, as a float.
+float operand(Number number, uint64_t descriptor, bool across, int row, int k) {
+  const auto field = [&](int bit) { return int(descriptor >> bit & 0x3fff) << 4; };
+  const int to_next_columns = field(16), to_next_8 = field(32);
+  int at = field(0);
+  if (across) {
+    at += row / 64 * to_next_columns + row % 64 * 2 + k / 8 * to_next_8 + k % 8 * 128;
+  } else {
+    at += row / 8 * to_next_8 + row % 8 * 128 + k * 2;
+  }
+  at ^= (at >> 7 & 7) << 4;
+  check_access(shared + at, 2);
+  uint16_t half;
+  std::memcpy(&half, shared + at, 2);
+  return number == Number::kFloat16 ? to_float(Float16{half}) : to_float(BFloat16{half});
+}
+
+void finish(std::vector<Product>& group) {
+  for (const Product& p : group) {
+    const auto number = Number(p.number);
+    const int first_row = current->thread.x / kWarp % 4 * 16 + current->lane / 4;
+    for (int r = 0; r < 2; ++r) {
+      float a[16];
+      for (int k = 0; k < 16; ++k) a[k] = operand(number, p.a, p.across_a, first_row + 8 * r, k);
+      for (int j = 0; j < p.count / 4; ++j) {
+        for (int e = 0; e < 2; ++e) {
+          float& sum = p.c[4 * j + 2 * r + e];
+          for (int k = 0; k < 16; ++k) {
+            sum += a[k] * operand(number, p.b, p.across_b, 8 * j + current->lane % 4 * 2 + e, k);
+          }
+        }
+      }
+    }
+  }
+  group.clear();
+}
+
+void check_same(void** lanes) {
+  const auto* first = static_cast<Product*>(lanes[0]);
+  for (int i = 1; i < kWarp; ++i) {
+    const auto* lane = static_cast<Product*>(lanes[i]);
+    if (lane->a != first->a || lane->b != first->b) note("lanes give a matrix product other operands");
+  }
+}
+
+}  // namespace
+
+uint64_t wgmma_operand(const void* start, int to_next_8, int to_next_columns) {
+  check_access(start, 16);
+  const auto at = uint64_t(static_cast<const unsigned char*>(start) - shared);
+  if (at >> kAddressBits != 0) fail("an operand's address has more bits than shared memory");
+  return uint64_t{1} << 62 | uint64_t(to_next_8 >> 4) << 32 | uint64_t(to_next_columns >> 4) << 16 | at >> 4;
+}
+void fence_for_wgmma() { current->unfenced = false; }
+void wgmma(Number number, float* c, int count, uint64_t a, bool across_a, uint64_t b, bool across_b) {
+  if (!all_is_fenced()) fail("a matrix product reads what was not fenced for it, with a barrier behind");
+  Product mine = {int(number), c, count, a, b, across_a, across_b};
+  together(check_same, &mine);
+  current->open_products.push_back(mine);
+}
+void wgmma_commit() {
+  current->products.push_back(std::move(current->open_products));
+  current->open_products.clear();
+  if (random() % 4 == 0) {
+    for (auto& group : current->products) finish(group);
+  }
+}
+void wgmma_wait(int groups_left) {
+  auto& products = current->products;
+  while (int(products.size()) > groups_left) {
+    finish(products.front());
+    products.erase(products.begin());
+  }
+}
+
 bool any(bool condition) {
   together(
       [](void** lanes) {

@@ -113,7 +113,7 @@ extern "C" const char* emulate_conv(const char* op, const char* name, const int6
     p.shape.axis[a] = {s[0], s[1], s[2], s[3], s[4], s[5]};
   }
   p.dtype = DType(flags[0]), p.layout = Layout(flags[1]), p.weight_layout = Layout(flags[2]);
-  p.arch = flags[3], p.tf32 = flags[4];
+  p.arch = flags[3], p.tf32 = flags[4], p.aligned = shift % 16 == 0;
   const auto& table = cuda::kernels();
   const std::string which = op;
   const auto& list = which == "conv"               ? table.conv

@@ -1,0 +1,129 @@
+// A block's tile of a matrix product on Hopper's tensor cores (wgmma), with the interface of tile_sm80.cuh: a
+// warpgroup of 128 threads for each 64 rows of kM x kN, which reads both operands from shared memory. A stage
+// holds 64 numbers of the summed index (kDepth), 128 bytes, for each row and column of the tile.
+//
+// An operand lies in its stage by rows along the summed index ("along": [kM or kN][128 bytes]) or across it
+// ("across": for each 64 of kM or kN, [kDepth][128 bytes]), as it lies in memory. The 16-byte chunks of a row
+// are permuted as wgmma_operand tells.
+//
+// T: Float16 or BFloat16.
+#pragma once
+
+#include "tile_sm80.cuh"
+
+namespace cnnext::cuda {
+
+template <class T, int kExtent, bool kAcross, int kThreads>
+struct OperandStageSm90 {
+  static constexpr int kRowOf128 = 128 / int(sizeof(T)), kDepth = kRowOf128;
+  static constexpr int kElements = kExtent * kDepth;
+  static constexpr int kRows = kAcross ? kDepth : kExtent;
+  static constexpr int kChunksInRow = kElements / kRows / kChunk<T>;
+  static constexpr int kRowsAtOnce = kThreads / kChunksInRow;  // that all threads fill with a chunk each
+  static constexpr int kRowsOfThread = kRows / kRowsAtOnce;
+  static constexpr int kNextRow = kRowsAtOnce * kRowOf128;  // elements to a thread's next row
+
+  CNNEXT_DEVICE static int place(int row, int chunk) {
+    if (kAcross) row += chunk / 8 * kDepth;
+    return row * kRowOf128 + (chunk % 8 ^ row % 8) * kChunk<T>;
+  }
+  // The operand that starts at row or column `first`, a multiple of 64, of the stage.
+  CNNEXT_DEVICE static uint64_t operand(const T* stage, int first) {
+    return ptx::wgmma_operand(stage + first * kDepth, 8 * 128, kAcross ? kDepth * 128 : 16);
+  }
+  // Bytes to the next 16 numbers of the summed index.
+  static constexpr int kStep = kAcross ? 16 * 128 : 16 * int(sizeof(T));
+};
+
+template <class T, int kM_, int kN_, bool kAcrossA, bool kAcrossB>
+struct TileSm90 {
+  static constexpr bool kCompiled = CNNEXT_SM90A;
+  static constexpr int kM = kM_, kN = kN_, kThreads = kM * 2;
+  using StageA = OperandStageSm90<T, kM, kAcrossA, kThreads>;
+  using StageB = OperandStageSm90<T, kN, kAcrossB, kThreads>;
+  static constexpr int kSummed = StageA::kDepth;
+  static constexpr int kStageElements = StageA::kElements + StageB::kElements;
+  static constexpr int kStages = kM + kN > 192 ? 3 : 4;  // two blocks or more on a multiprocessor
+  static constexpr int kAhead = kStages - 2;             // steps whose copies are started early
+  static constexpr int kBlocks = 2;
+  static constexpr int kBytes = kStages * kStageElements * int(sizeof(T));
+  static_assert(kBytes <= 96 * 1024 && kM * kN <= kStages * kStageElements);
+
+  T* memory;
+  int lane, warp_m;  // this thread's lane, and where its warp's rows start
+  float acc[kN / 2];
+
+  CNNEXT_DEVICE TileSm90()
+      : memory(shared_memory<T>()), lane(threadIdx.x % 32), warp_m(threadIdx.x / 32 * 16) {
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) acc[i] = 0;
+  }
+  CNNEXT_DEVICE T* stage_a(int stage) const { return memory + stage * kStageElements; }
+  CNNEXT_DEVICE T* stage_b(int stage) const { return stage_a(stage) + StageA::kElements; }
+
+  CNNEXT_DEVICE void multiply(int stage) {
+    const uint64_t a = StageA::operand(stage_a(stage), threadIdx.x / 128 * 64);
+    const uint64_t b = StageB::operand(stage_b(stage), 0);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kSummed / 16; ++k) {
+      ptx::wgmma<T, kAcrossA, kAcrossB>(acc, ptx::wgmma_advance(a, k * StageA::kStep),
+                                        ptx::wgmma_advance(b, k * StageB::kStep));
+    }
+    ptx::wgmma_commit();
+  }
+
+  // The sum over `steps` stages. load(step, stage) starts the copies of a step into a stage. The products of
+  // a step go on while the next copies are started; a stage is filled again two steps after it was read.
+  template <class Load>
+  CNNEXT_DEVICE void accumulate(int steps, Load&& load) {
+#pragma unroll 1
+    for (int step = 0; step < kAhead; ++step) {
+      if (step < steps) load(step, step);
+      ptx::commit_copies();
+    }
+    int stage = 0, next = kAhead;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      ptx::wait_copies<kAhead - 1>();
+      ptx::fence_for_wgmma();
+      __syncthreads();  // the copies of all threads have arrived, and none's product reads the stage that is
+                        // filled next
+      multiply(stage);
+      if (step + kAhead < steps) load(step + kAhead, next);
+      ptx::commit_copies();
+      ptx::wgmma_wait<1>();
+      stage = stage + 1 < kStages ? stage + 1 : 0;
+      next = next + 1 < kStages ? next + 1 : 0;
+    }
+    ptx::wgmma_wait<0>();
+    ptx::wait_copies<0>();
+    __syncthreads();
+  }
+
+  // Adds value(column) to every row.
+  template <class Value>
+  CNNEXT_DEVICE void add_to_rows(const Value& value) {
+#pragma unroll
+    for (int j = 0; j < kN / 8; ++j) {
+      const int column = j * 8 + lane % 4 * 2;
+      const float pair[2] = {value(column), value(column + 1)};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) acc[4 * j + e] += pair[e % 2];
+    }
+  }
+
+  // Calls body(row, column, value) for this thread's elements, in pairs along the columns.
+  template <class Body>
+  CNNEXT_DEVICE void each_pair(Body&& body) const {
+#pragma unroll
+    for (int j = 0; j < kN / 8; ++j) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        body(warp_m + lane / 4 + r * 8, j * 8 + lane % 4 * 2, acc[4 * j + 2 * r], acc[4 * j + 2 * r + 1]);
+      }
+    }
+  }
+};
+
+}  // namespace cnnext::cuda
