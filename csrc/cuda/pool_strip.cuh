@@ -151,7 +151,7 @@ CNNEXT_DEVICE void each_strip_window(const PoolArguments& a, const PoolItem& ite
                                      const Body& body) {
   constexpr int kKernel = Window::kKernel, kStride = Window::kStride, kMore = (kKernel - 1) / kStride;
   int first_o, end_o;
-  a.axis[0].windows(item.at[0], &first_o, &end_o);
+  a.axis[0].windows(item.at[0], a.axis[0].adaptive, &first_o, &end_o);
   const int first_p = item.at[1] * (kStrip<kPack> / kStride);
   const int right = item.at[2] + a.axis[2].padding, last_q = right / kStride, last_s = right % kStride;
   unsigned rows[kMore + 1];  // of the column of outputs
@@ -162,7 +162,7 @@ CNNEXT_DEVICE void each_strip_window(const PoolArguments& a, const PoolItem& ite
     rows[n] = is_column ? a.axis[1].output : 0;
   }
   for (int o = first_o; o < end_o; ++o) {
-    const int z = a.axis[0].tap(o, item.at[0]);
+    const int z = a.axis[0].tap(o, item.at[0], a.axis[0].adaptive);
     if (z < 0) continue;
     const int64_t step = column_step<kPack>(a.output), row = a.axis[2].output * step;
     int64_t at = item.output_at(a, o, first_p - kMore, last_q);
