@@ -38,9 +38,10 @@ PoolArguments arguments(const PoolProblem& p, int pack) {
 
 enum class Over { kOutput, kInput };  // what threads compute
 
-// Calls run(arguments, grid) for each batch that fits a grid. strip: rows that a thread computes.
+// Calls run(arguments, grid) for each batch that fits a grid. strip: rows that a thread computes; block:
+// items of a block.
 template <class Run>
-void for_each_batch(const PoolProblem& p, int pack, int strip, Over over, Run&& run) {
+void for_each_batch(const PoolProblem& p, int pack, int strip, Over over, int block, Run&& run) {
   PoolArguments a = arguments(p, pack);
   PoolAxis& h = a.axis[1];
   const bool over_input = over == Over::kInput;
@@ -51,7 +52,7 @@ void for_each_batch(const PoolProblem& p, int pack, int strip, Over over, Run&& 
     (over_input ? h.by_input : h.by_output) = Divisor(strips);
     a.large = items > kMostGridX - kPoolThreads;
   }
-  const int64_t blocks = ceil_div(items, kPoolThreads);
+  const int64_t blocks = ceil_div(items, block);
   for (; a.first_image < p.shape.N; a.first_image += kMostGridYZ) {
     run(a, Grid{blocks, min_of(kMostGridYZ, p.shape.N - a.first_image)});
   }
@@ -105,10 +106,17 @@ const T* as_const(void* pointer) {
 
 constexpr int kPlanes = 8;  // of a thread in channels first
 
+bool few_windows(const PoolProblem& p) { return p.shape.output_pixels() < 16; }
+
 // Whether threads take several planes. Few windows are better spread over more threads.
 bool by_planes(const PoolProblem& p, Over over) {
   return p.layout == Layout::kChannelsFirst && p.shape.C % kPlanes == 0 &&
-         (over == Over::kInput || p.shape.output_pixels() >= 16);
+         (over == Over::kInput || !few_windows(p));
+}
+
+bool shares_windows(const PoolProblem& p) {
+  const auto& axis = p.shape.axis;
+  return few_windows(p) && axis[0].kernel * axis[1].kernel * axis[2].kernel >= 32;
 }
 
 // Calls run(tag of the type, channels of a thread, window, tag of the offsets' type) for the body that fits
@@ -144,7 +152,7 @@ void start_max_pool(const PoolProblem& p, const PoolBuffers& b, const Stream& st
     using Offset = Pointee<decltype(offset)>;
     using Window = decltype(window);
     const auto start = [&](auto kernel, int strip) {
-      for_each_batch(p, kPack, strip, Over::kOutput, [&](const PoolArguments& a, Grid grid) {
+      for_each_batch(p, kPack, strip, Over::kOutput, kPoolThreads, [&](const PoolArguments& a, Grid grid) {
         launch(kernel, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input), as<T>(b.output),
                as<Offset>(b.offsets));
       });
@@ -174,7 +182,7 @@ void run_max_pool_grad_input(const PoolProblem& p, const PoolBuffers& b, const S
     using Offset = Pointee<decltype(offset)>;
     using Window = decltype(window);
     const auto start = [&](auto kernel, int strip) {
-      for_each_batch(p, kPack, strip, Over::kInput, [&](const PoolArguments& a, Grid grid) {
+      for_each_batch(p, kPack, strip, Over::kInput, kPoolThreads, [&](const PoolArguments& a, Grid grid) {
         launch(kernel, grid, kPoolThreads, 0, stream, a, as<T>(b.input), as_const<T>(b.output),
                as_const<Offset>(b.offsets));
       });
@@ -193,14 +201,18 @@ void run_avg_pool(const PoolProblem& p, const PoolBuffers& b, const Stream& stre
     using Channels = decltype(channels);
     constexpr int kPack = Channels::kCount;
     using Window = decltype(window);
-    const auto start = [&](auto kernel, int strip) {
-      for_each_batch(p, kPack, strip, Over::kOutput, [&](const PoolArguments& a, Grid grid) {
-        launch(kernel, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input), as<T>(b.output));
+    const auto start = [&](auto kernel, int strip, int block = kPoolThreads, int shared = 0) {
+      for_each_batch(p, kPack, strip, Over::kOutput, block, [&](const PoolArguments& a, Grid grid) {
+        launch(kernel, grid, kPoolThreads, shared, stream, a, as_const<T>(b.input), as<T>(b.output));
       });
     };
     if constexpr (Window::kKernel > 0) {
       start(avg_pool_strip<T, kPack, Window>, kStrip<kPack>);
     } else {
+      if constexpr (!Channels::kPlanes) {
+        const int bytes = kSharers<kPack> * kPack * kSumStep<kPack> * sizeof(Acc<T>);
+        if (shares_windows(p)) return start(avg_pool_shared<T, kPack>, 1, kSharedWindows<kPack>, bytes);
+      }
       start(avg_pool<T, Channels>, 1);
     }
   });
@@ -213,7 +225,7 @@ void run_avg_pool_grad_input(const PoolProblem& p, const PoolBuffers& b, const S
     constexpr int kPack = Channels::kCount;
     using Window = decltype(window);
     const auto start = [&](auto kernel, int strip) {
-      for_each_batch(p, kPack, strip, Over::kInput, [&](const PoolArguments& a, Grid grid) {
+      for_each_batch(p, kPack, strip, Over::kInput, kPoolThreads, [&](const PoolArguments& a, Grid grid) {
         launch(kernel, grid, kPoolThreads, 0, stream, a, as<T>(b.input), as_const<T>(b.output));
       });
     };
@@ -230,7 +242,7 @@ void run_max_pool_select(const PoolProblem& p, const PoolBuffers& b, const Strea
     using T = Pointee<decltype(tag)>;
     with_offsets(p, [&](auto* offset) {
       using Offset = Pointee<decltype(offset)>;
-      for_each_batch(p, 1, 1, Over::kOutput, [&](const PoolArguments& a, Grid grid) {
+      for_each_batch(p, 1, 1, Over::kOutput, kPoolThreads, [&](const PoolArguments& a, Grid grid) {
         launch(max_pool_select<T, Offset>, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input),
                as<T>(b.output), as_const<Offset>(b.offsets));
       });
@@ -241,7 +253,7 @@ void run_max_pool_select(const PoolProblem& p, const PoolBuffers& b, const Strea
 void run_max_pool_indices(const PoolProblem& p, const PoolBuffers& b, const Stream& stream, char*) {
   with_offsets(p, [&](auto* offset) {
     using Offset = Pointee<decltype(offset)>;
-    for_each_batch(p, 1, 1, Over::kOutput, [&](const PoolArguments& a, Grid grid) {
+    for_each_batch(p, 1, 1, Over::kOutput, kPoolThreads, [&](const PoolArguments& a, Grid grid) {
       launch(max_pool_indices<Offset>, grid, kPoolThreads, 0, stream, a, as_const<Offset>(b.offsets),
              b.indices);
     });

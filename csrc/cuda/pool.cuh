@@ -123,8 +123,11 @@ struct PoolItem {
 
   template <bool kInput, int kPack>
   CNNEXT_DEVICE static PoolItem of(const PoolArguments& a) {
+    return of<kInput, kPack>(a, int64_t(blockIdx.x) * kPoolThreads + threadIdx.x);
+  }
+  template <bool kInput, int kPack>
+  CNNEXT_DEVICE static PoolItem of(const PoolArguments& a, int64_t number) {
     PoolItem item;
-    const int64_t number = int64_t(blockIdx.x) * kPoolThreads + threadIdx.x;
     item.valid = number < (kInput ? a.inputs : a.outputs);
     const auto take = [&](auto& rest) {  // coordinates off a number, the fastest first
       int pack = 0;
@@ -279,6 +282,62 @@ avg_pool(PoolArguments a, const T* input, T* output) {
   for (int i = 0; i < kPack; ++i) convert(sum[i] / divisor, &result.at[i]);
   T* to = output + item.output_at(a, item.at[0], item.at[1], item.at[2]);
   store_channels<Channels>(to, a.output.channel, result);
+}
+
+// Windows of many taps that are too few to fill a GPU: threads share a window, each adds every kSharers-th of
+// its inputs, and the first of them adds up their sums in order.
+template <int kPack>
+constexpr int kSharers = kPack == 1 ? 4 : 16;
+template <int kPack>
+constexpr int kSharedWindows = kPoolThreads / kSharers<kPack>;  // of a block
+template <int kPack>
+constexpr int kSumStep = kSharedWindows<kPack> + 32 / kSharers<kPack>;  // so that sharers use different banks
+
+// Calls body(input's place) for the taps of a window that are a thread's.
+template <class Body>
+CNNEXT_DEVICE void each_shared_tap(const PoolArguments& a, const PoolItem& item, int share, int sharers,
+                                   const Body& body) {
+  const Taps d = a.axis[0].taps(item.at[0]), h = a.axis[1].taps(item.at[1]), w = a.axis[2].taps(item.at[2]);
+  if (h.count == 0 || w.count == 0) return;
+  for (int z = 0, y = 0, x = share;; x += sharers) {
+    for (; x >= w.count; x -= w.count) ++y;
+    for (; y >= h.count; y -= h.count) ++z;
+    if (z >= d.count) return;
+    body(item.input_at(a, d.index + z * a.axis[0].dilation, h.index + y * a.axis[1].dilation,
+                       w.index + x * a.axis[2].dilation));
+  }
+}
+
+template <class T, int kPack>
+CNNEXT_LAUNCH(kPoolThreads, 1)
+avg_pool_shared(PoolArguments a, const T* input, T* output) {
+  // Neighbouring threads read neighbours in memory.
+  const int thread = threadIdx.x;
+  const int share = a.channels_last ? thread / kSharedWindows<kPack> : thread % kSharers<kPack>;
+  const int window = a.channels_last ? thread % kSharedWindows<kPack> : thread / kSharers<kPack>;
+  const PoolItem item = PoolItem::of<false, kPack>(a, int64_t(blockIdx.x) * kSharedWindows<kPack> + window);
+  Acc<T> sum[kPack] = {};
+  if (item.valid) {
+    each_shared_tap(a, item, share, kSharers<kPack>, [&](int64_t at) {
+      const Pack<T, kPack> values = load_pack<T, kPack>(input + at);
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) sum[i] += to_float(values.at[i]);
+    });
+  }
+  Acc<T>* sums = shared_memory<Acc<T>>() + window;
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) sums[(share * kPack + i) * kSumStep<kPack>] = sum[i];
+  __syncthreads();
+  if (share > 0 || !item.valid) return;
+  for (int s = 1; s < kSharers<kPack>; ++s) {
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) sum[i] += sums[(s * kPack + i) * kSumStep<kPack>];
+  }
+  const Acc<T> divisor = Acc<T>(a.divisor(item.at[0], item.at[1], item.at[2]));
+  Pack<T, kPack> result;
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) convert(sum[i] / divisor, &result.at[i]);
+  store_pack(output + item.output_at(a, item.at[0], item.at[1], item.at[2]), result);
 }
 
 template <class T, class Channels>
