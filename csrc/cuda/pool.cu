@@ -133,8 +133,11 @@ void with_bodies(const PoolProblem& p, const PoolBuffers& b, Over over, Run&& ru
     auto* offset = static_cast<uint8_t*>(nullptr);
     if (p.layout == Layout::kChannelsFirst) {
       return with_window<T>(p, [&](auto window) {
-        if constexpr (window.kKernel == 0) return generic(offset);
-        run(tag, ChannelPack<1, false>(), window, offset);
+        if constexpr (window.kKernel == 0) {
+          generic(offset);
+        } else {
+          run(tag, ChannelPack<1, false>(), window, offset);
+        }
       });
     }
     // Whole vectors of channels where they fill vectors.

@@ -22,11 +22,14 @@ struct ChannelPack {
 
 template <class Channels, class T>
 CNNEXT_DEVICE Pack<T, Channels::kCount> load_channels(const T* from, int64_t plane) {
-  if constexpr (!Channels::kPlanes) return load_pack<T, Channels::kCount>(from);
-  Pack<T, Channels::kCount> values;
+  if constexpr (Channels::kPlanes) {
+    Pack<T, Channels::kCount> values;
 #pragma unroll
-  for (int i = 0; i < Channels::kCount; ++i) values.at[i] = load_pack<T, 1>(from + i * plane).at[0];
-  return values;
+    for (int i = 0; i < Channels::kCount; ++i) values.at[i] = load_pack<T, 1>(from + i * plane).at[0];
+    return values;
+  } else {
+    return load_pack<T, Channels::kCount>(from);
+  }
 }
 template <class Channels, class T>
 CNNEXT_DEVICE void store_channels(T* to, int64_t plane, const Pack<T, Channels::kCount>& values) {
