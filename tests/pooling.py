@@ -128,6 +128,21 @@ def _table() -> Iterator[Pool]:
     yield adaptive("max_pool", (2, 3, 4, 5), (7, 11))
     yield adaptive("avg_pool", (2, 3, 4, 5), (7, 11))
     yield adaptive("avg_pool", (1, 3, 9, 40), (2, 40))
+    yield adaptive("max_pool", (1, 1, 65541), 40000)  # an index times an extent exceeds 31 bits
+    # Several planes at a time: signals, dilation, many taps, windows that do not tile, that overlap, of all.
+    for size in [(2, 16, 67), (1, 8, 13, 19)]:
+        for op in (max_pool, avg_pool):
+            yield op(size, 3, 2, 1)
+            yield op(size, 5, 3)
+            yield op(size, size[2:])
+    yield max_pool((2, 8, 13, 21), 3, 2, 1, 2)
+    yield max_pool((1, 16, 13, 13), 13, 1, 6)
+    yield max_pool((1, 8, 19, 20), 17, 1, 8)
+    yield avg_pool((1, 8, 13, 21), (3, 5), (2, 3), (1, 2), True, False, 7)
+    for op in ("max_pool", "avg_pool"):
+        yield adaptive(op, (2, 8, 33, 14), (7, 4))
+        yield adaptive(op, (1, 8, 6, 12), (3, 4))
+        yield adaptive(op, (1, 24, 70), 9)
 
 
 TABLE = list(_table())

@@ -210,6 +210,20 @@ def test_pooling(pool: Pool) -> None:
                 assert torch.equal(pool.with_indices(x.cuda())[1].cpu(), indices), (dtype, last)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (3, 1), (2, 2), (4, 3)])
+def test_maxima_of_no_numbers(dtype: torch.dtype, last: bool, kernel: int, stride: int) -> None:
+    x = torch.randint(-2, 3, (1, 8, 9, 11)).to(dtype)
+    for value in (math.nan, -math.inf, math.inf):
+        x[torch.rand(x.shape) < 0.15] = value
+    expected, indices = F.max_pool2d(x.double(), kernel, stride, 1, return_indices=True)
+    x = layout(x, last).cuda()
+    output, found = cnnext.functional.max_pool2d(x, kernel, stride, 1, return_indices=True)
+    torch.testing.assert_close(output.cpu().double(), expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(found.cpu(), indices)
+
+
 def test_unpooling() -> None:
     x = torch.randn(2, 3, 8, 10, device="cuda")
     pooled, indices = cnnext.functional.max_pool2d(x, 2, return_indices=True)

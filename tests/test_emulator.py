@@ -311,6 +311,25 @@ def check_pool(emulator: Emulator, pool: Pool, dtype: torch.dtype, last: bool, s
         assert ((result.double() - right).abs() <= eps * (right.abs() + 8)).all(), str(pool)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (3, 1), (2, 2), (4, 3)])
+def test_maxima_of_no_numbers(emulator: Emulator, dtype: torch.dtype, last: bool, kernel: int, stride: int) -> None:
+    x = torch.randint(-2, 3, (1, 8, 9, 11)).to(dtype)
+    for value in (math.nan, -math.inf, math.inf):
+        x[torch.rand(x.shape) < 0.15] = value
+    x[:, 3] = -math.inf
+    x = layout(x, last)
+    expected, indices = F.max_pool2d(x.double(), kernel, stride, 1, return_indices=True)
+    axes = [[size, out, kernel, stride, 1, 1, 0] for size, out in zip((9, 11), expected.shape[2:], strict=True)]
+    output, offsets = layout(expected.to(dtype), last).fill_(77), layout(expected.to(torch.uint8), last).fill_(77)
+    found = torch.empty_like(offsets, dtype=torch.int64)
+    emulator.pool("max_pool_with_offsets", (1, 8), axes, [x, output, offsets, None], dtype, last)
+    emulator.pool("max_pool_indices", (1, 8), axes, [None, None, offsets, found], dtype, last)
+    torch.testing.assert_close(output.double(), expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(found, indices)
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_unpooling(emulator: Emulator, last: bool) -> None:
     """Of equal indices the last one stays, whichever thread comes first; a block may have several planes."""

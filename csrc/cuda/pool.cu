@@ -15,7 +15,8 @@ PoolArguments arguments(const PoolProblem& p, int pack) {
     const int64_t whole = w.input + 2 * w.padding;
     const int64_t stride = min_of(w.stride, whole), dilation = min_of(w.dilation, whole);
     axis = {int(w.input),   int(w.output), int(w.kernel), int(stride),
-            int(w.padding), int(dilation), s.adaptive[i]};
+            int(w.padding), int(dilation), s.adaptive[i], (w.input + 1) * (w.output + 1) > INT32_MAX};
+    a.adaptive = a.adaptive || s.adaptive[i];
     axis.by_input = Divisor(w.input);
     axis.by_output = Divisor(w.output);
     axis.by_kernel = Divisor(w.kernel);
@@ -37,9 +38,10 @@ PoolArguments arguments(const PoolProblem& p, int pack) {
 
 enum class Over { kOutput, kInput };  // what threads compute
 
-// Calls run(arguments, grid) for each batch that fits a grid. strip: rows that a thread computes.
+// Calls run(arguments, grid) for each batch that fits a grid. strip: rows that a thread computes; block:
+// items of a block.
 template <class Run>
-void for_each_batch(const PoolProblem& p, int pack, int strip, Over over, Run&& run) {
+void for_each_batch(const PoolProblem& p, int pack, int strip, Over over, int block, Run&& run) {
   PoolArguments a = arguments(p, pack);
   PoolAxis& h = a.axis[1];
   const bool over_input = over == Over::kInput;
@@ -50,20 +52,9 @@ void for_each_batch(const PoolProblem& p, int pack, int strip, Over over, Run&& 
     (over_input ? h.by_input : h.by_output) = Divisor(strips);
     a.large = items > kMostGridX - kPoolThreads;
   }
-  const int64_t blocks = ceil_div(items, kPoolThreads);
+  const int64_t blocks = ceil_div(items, block);
   for (; a.first_image < p.shape.N; a.first_image += kMostGridYZ) {
     run(a, Grid{blocks, min_of(kMostGridYZ, p.shape.N - a.first_image)});
-  }
-}
-
-// Whole vectors of channels where they are neighbours and fill vectors.
-template <class T, class Run>
-void with_pack(const PoolProblem& p, const PoolBuffers& b, Run&& run) {
-  if (are_aligned(b.input, b.output, b.offsets) && p.layout == Layout::kChannelsLast &&
-      p.shape.C % kPerVector<T> == 0) {
-    run(std::integral_constant<int, kPerVector<T>>());
-  } else {
-    run(std::integral_constant<int, 1>());
   }
 }
 
@@ -113,38 +104,66 @@ const T* as_const(void* pointer) {
   return static_cast<const T*>(pointer);
 }
 
-// Calls run(tag of the type, pack, window, tag of the offsets' type) for the body that fits the problem.
+constexpr int kPlanes = 8;  // of a thread in channels first
+
+bool few_windows(const PoolProblem& p) { return p.shape.output_pixels() < 16; }
+
+// Whether threads take several planes. Few windows are better spread over more threads.
+bool by_planes(const PoolProblem& p, Over over) {
+  return p.layout == Layout::kChannelsFirst && p.shape.C % kPlanes == 0 &&
+         (over == Over::kInput || !few_windows(p));
+}
+
+bool shares_windows(const PoolProblem& p) {
+  const auto& axis = p.shape.axis;
+  return few_windows(p) && axis[0].kernel * axis[1].kernel * axis[2].kernel >= 32;
+}
+
+// Calls run(tag of the type, channels of a thread, window, tag of the offsets' type) for the body that fits
+// the problem.
 template <class Run>
-void with_bodies(const PoolProblem& p, const PoolBuffers& b, Run&& run) {
+void with_bodies(const PoolProblem& p, const PoolBuffers& b, Over over, Run&& run) {
   with_type(p.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
-    if (b.offsets && p.wide_offsets()) {
-      return run(tag, std::integral_constant<int, 1>(), Square<0, 0>(), static_cast<int32_t*>(nullptr));
+    const auto generic = [&](auto* offset) {
+      if (by_planes(p, over)) return run(tag, ChannelPack<kPlanes, true>(), Square<0, 0>(), offset);
+      run(tag, ChannelPack<1, false>(), Square<0, 0>(), offset);
+    };
+    if (b.offsets && p.wide_offsets()) return generic(static_cast<int32_t*>(nullptr));
+    auto* offset = static_cast<uint8_t*>(nullptr);
+    if (p.layout == Layout::kChannelsFirst) {
+      return with_window<T>(p, [&](auto window) {
+        if constexpr (window.kKernel == 0) {
+          generic(offset);
+        } else {
+          run(tag, ChannelPack<1, false>(), window, offset);
+        }
+      });
     }
-    with_pack<T>(p, b, [&](auto pack) {
-      auto* offset = static_cast<uint8_t*>(nullptr);
-      if (pack == 1 && p.layout == Layout::kChannelsLast) return run(tag, pack, Square<0, 0>(), offset);
-      with_window<T>(p, [&](auto window) { run(tag, pack, window, offset); });
-    });
+    // Whole vectors of channels where they fill vectors.
+    if (!are_aligned(b.input, b.output, b.offsets) || p.shape.C % kPerVector<T> != 0) return generic(offset);
+    with_window<T>(p, [&](auto window) { run(tag, ChannelPack<kPerVector<T>, false>(), window, offset); });
   });
 }
 
 template <bool kWithOffsets>
 void start_max_pool(const PoolProblem& p, const PoolBuffers& b, const Stream& stream) {
-  with_bodies(p, b, [&](auto* tag, auto pack, auto window, auto* offset) {
+  with_bodies(p, b, Over::kOutput, [&](auto* tag, auto channels, auto window, auto* offset) {
     using T = Pointee<decltype(tag)>;
+    using Channels = decltype(channels);
+    constexpr int kPack = Channels::kCount;
     using Offset = Pointee<decltype(offset)>;
     using Window = decltype(window);
     const auto start = [&](auto kernel, int strip) {
-      for_each_batch(p, pack, strip, Over::kOutput, [&](const PoolArguments& a, Grid grid) {
+      for_each_batch(p, kPack, strip, Over::kOutput, kPoolThreads, [&](const PoolArguments& a, Grid grid) {
         launch(kernel, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input), as<T>(b.output),
                as<Offset>(b.offsets));
       });
     };
     if constexpr (Window::kKernel > 0) {
-      start(max_pool_strip<T, pack, Window, kWithOffsets>, kStrip<pack>);
+      start(max_pool_strip<T, kPack, Window, kWithOffsets>, kStrip<kPack>);
     } else {
-      start(max_pool<T, pack, Offset, kWithOffsets>, 1);
+      start(max_pool<T, Channels, Offset, kWithOffsets>, 1);
     }
   });
 }
@@ -159,54 +178,64 @@ void run_max_pool_with_offsets(const PoolProblem& p, const PoolBuffers& b, const
 }
 
 void run_max_pool_grad_input(const PoolProblem& p, const PoolBuffers& b, const Stream& stream, char*) {
-  with_bodies(p, b, [&](auto* tag, auto pack, auto window, auto* offset) {
+  with_bodies(p, b, Over::kInput, [&](auto* tag, auto channels, auto window, auto* offset) {
     using T = Pointee<decltype(tag)>;
+    using Channels = decltype(channels);
+    constexpr int kPack = Channels::kCount;
     using Offset = Pointee<decltype(offset)>;
     using Window = decltype(window);
     const auto start = [&](auto kernel, int strip) {
-      for_each_batch(p, pack, strip, Over::kInput, [&](const PoolArguments& a, Grid grid) {
+      for_each_batch(p, kPack, strip, Over::kInput, kPoolThreads, [&](const PoolArguments& a, Grid grid) {
         launch(kernel, grid, kPoolThreads, 0, stream, a, as<T>(b.input), as_const<T>(b.output),
                as_const<Offset>(b.offsets));
       });
     };
     if constexpr (Window::kKernel > 0) {
-      start(max_pool_grad_input_strip<T, pack, Window>, kStrip<pack>);
+      start(max_pool_grad_input_strip<T, kPack, Window>, kStrip<kPack>);
     } else {
-      start(max_pool_grad_input<T, pack, Offset>, 1);
+      start(max_pool_grad_input<T, Channels, Offset>, 1);
     }
   });
 }
 
 void run_avg_pool(const PoolProblem& p, const PoolBuffers& b, const Stream& stream, char*) {
-  with_bodies(p, b, [&](auto* tag, auto pack, auto window, auto*) {
+  with_bodies(p, b, Over::kOutput, [&](auto* tag, auto channels, auto window, auto*) {
     using T = Pointee<decltype(tag)>;
+    using Channels = decltype(channels);
+    constexpr int kPack = Channels::kCount;
     using Window = decltype(window);
-    const auto start = [&](auto kernel, int strip) {
-      for_each_batch(p, pack, strip, Over::kOutput, [&](const PoolArguments& a, Grid grid) {
-        launch(kernel, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input), as<T>(b.output));
+    const auto start = [&](auto kernel, int strip, int block = kPoolThreads, int shared = 0) {
+      for_each_batch(p, kPack, strip, Over::kOutput, block, [&](const PoolArguments& a, Grid grid) {
+        launch(kernel, grid, kPoolThreads, shared, stream, a, as_const<T>(b.input), as<T>(b.output));
       });
     };
     if constexpr (Window::kKernel > 0) {
-      start(avg_pool_strip<T, pack, Window>, kStrip<pack>);
+      start(avg_pool_strip<T, kPack, Window>, kStrip<kPack>);
     } else {
-      start(avg_pool<T, pack>, 1);
+      if constexpr (!Channels::kPlanes) {
+        const int bytes = kSharers<kPack> * kPack * kSumStep<kPack> * sizeof(Acc<T>);
+        if (shares_windows(p)) return start(avg_pool_shared<T, kPack>, 1, kSharedWindows<kPack>, bytes);
+      }
+      start(avg_pool<T, Channels>, 1);
     }
   });
 }
 
 void run_avg_pool_grad_input(const PoolProblem& p, const PoolBuffers& b, const Stream& stream, char*) {
-  with_bodies(p, b, [&](auto* tag, auto pack, auto window, auto*) {
+  with_bodies(p, b, Over::kInput, [&](auto* tag, auto channels, auto window, auto*) {
     using T = Pointee<decltype(tag)>;
+    using Channels = decltype(channels);
+    constexpr int kPack = Channels::kCount;
     using Window = decltype(window);
     const auto start = [&](auto kernel, int strip) {
-      for_each_batch(p, pack, strip, Over::kInput, [&](const PoolArguments& a, Grid grid) {
+      for_each_batch(p, kPack, strip, Over::kInput, kPoolThreads, [&](const PoolArguments& a, Grid grid) {
         launch(kernel, grid, kPoolThreads, 0, stream, a, as<T>(b.input), as_const<T>(b.output));
       });
     };
     if constexpr (Window::kKernel > 0) {
-      start(avg_pool_grad_input_strip<T, pack, Window>, kStrip<pack>);
+      start(avg_pool_grad_input_strip<T, kPack, Window>, kStrip<kPack>);
     } else {
-      start(avg_pool_grad_input<T, pack>, 1);
+      start(avg_pool_grad_input<T, Channels>, 1);
     }
   });
 }
@@ -216,7 +245,7 @@ void run_max_pool_select(const PoolProblem& p, const PoolBuffers& b, const Strea
     using T = Pointee<decltype(tag)>;
     with_offsets(p, [&](auto* offset) {
       using Offset = Pointee<decltype(offset)>;
-      for_each_batch(p, 1, 1, Over::kOutput, [&](const PoolArguments& a, Grid grid) {
+      for_each_batch(p, 1, 1, Over::kOutput, kPoolThreads, [&](const PoolArguments& a, Grid grid) {
         launch(max_pool_select<T, Offset>, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input),
                as<T>(b.output), as_const<Offset>(b.offsets));
       });
@@ -227,7 +256,7 @@ void run_max_pool_select(const PoolProblem& p, const PoolBuffers& b, const Strea
 void run_max_pool_indices(const PoolProblem& p, const PoolBuffers& b, const Stream& stream, char*) {
   with_offsets(p, [&](auto* offset) {
     using Offset = Pointee<decltype(offset)>;
-    for_each_batch(p, 1, 1, Over::kOutput, [&](const PoolArguments& a, Grid grid) {
+    for_each_batch(p, 1, 1, Over::kOutput, kPoolThreads, [&](const PoolArguments& a, Grid grid) {
       launch(max_pool_indices<Offset>, grid, kPoolThreads, 0, stream, a, as_const<Offset>(b.offsets),
              b.indices);
     });

@@ -1,7 +1,8 @@
-// Pooling in one, two and three dimensions, both layouts. A thread computes kPack channels of one pixel: 16
-// bytes in channels last, one element in channels first. Everything is a gather: each element of a result is
-// written once, by one thread, so that nothing is cleared before, nothing is atomic, and every result is the
-// same bit by bit.
+// Pooling in one, two and three dimensions, both layouts. A thread computes one pixel of several channels: 16
+// bytes in channels last, eight planes in channels first, so that they share the arithmetic of its windows
+// and their loads are on the way at once. Everything is a gather: each element of a result is written once,
+// by one thread, so that nothing is cleared before, nothing is atomic, and every result is the same bit by
+// bit.
 //
 // output[n, c, o] = maximum, or sum over its divisor, of input[n, c, o * stride - padding + tap * dilation]
 #pragma once
@@ -12,6 +13,34 @@ namespace cnnext::cuda {
 
 constexpr int kPoolThreads = 256;
 
+// The channels of a thread: neighbours in memory, or each in a plane of its own.
+template <int kCount_, bool kPlanes_>
+struct ChannelPack {
+  static constexpr int kCount = kCount_;
+  static constexpr bool kPlanes = kPlanes_;
+};
+
+template <class Channels, class T>
+CNNEXT_DEVICE Pack<T, Channels::kCount> load_channels(const T* from, int64_t plane) {
+  if constexpr (Channels::kPlanes) {
+    Pack<T, Channels::kCount> values;
+#pragma unroll
+    for (int i = 0; i < Channels::kCount; ++i) values.at[i] = load_pack<T, 1>(from + i * plane).at[0];
+    return values;
+  } else {
+    return load_pack<T, Channels::kCount>(from);
+  }
+}
+template <class Channels, class T>
+CNNEXT_DEVICE void store_channels(T* to, int64_t plane, const Pack<T, Channels::kCount>& values) {
+  if constexpr (Channels::kPlanes) {
+#pragma unroll
+    for (int i = 0; i < Channels::kCount; ++i) store_pack(to + i * plane, Pack<T, 1>{values.at[i]});
+  } else {
+    store_pack(to, values);
+  }
+}
+
 struct Taps {  // of one window that are inside the input: tap + j reads index + j * dilation
   int index, tap, count;
 };
@@ -19,15 +48,21 @@ struct Taps {  // of one window that are inside the input: tap + j reads index +
 struct PoolAxis {
   int input, output, kernel, stride, padding, dilation;
   bool adaptive;
+  bool wide;  // an index times an extent may exceed 31 bits
   Divisor by_input, by_output, by_kernel, by_stride, by_dilation;
 
-  CNNEXT_DEVICE int origin(int o) const {
-    return adaptive ? int(int64_t(o) * input / output) : o * stride - padding;
+  // Divisions of 64 bits take a hundred instructions.
+  CNNEXT_DEVICE int divide(int64_t product, const Divisor& divisor) const {
+    return wide ? int(product / divisor.by) : int(divisor.quotient(uint32_t(product)));
+  }
+  CNNEXT_DEVICE int origin(int o) const { return origin(o, adaptive); }
+  CNNEXT_DEVICE int origin(int o, bool adaptive) const {
+    return adaptive ? divide(int64_t(o) * input, by_output) : o * stride - padding;
   }
   CNNEXT_DEVICE Taps taps(int o) const {
     if (!adaptive) return fixed_taps(o);
     const int start = origin(o);
-    return {start, 0, int(((o + 1) * int64_t(input) + output - 1) / output) - start};
+    return {start, 0, divide((o + 1) * int64_t(input) + output - 1, by_output) - start};
   }
   CNNEXT_DEVICE Taps fixed_taps(int o) const {  // of windows that are not adaptive
     const int start = o * stride - padding;
@@ -46,10 +81,10 @@ struct PoolAxis {
     return kernel < most ? kernel : most;
   }
   // Windows that may have a tap on input i are [first, end).
-  CNNEXT_DEVICE void windows(int i, int* first, int* end) const {
+  CNNEXT_DEVICE void windows(int i, bool adaptive, int* first, int* end) const {
     if (adaptive) {
-      *first = int(int64_t(i) * output / input);
-      *end = int(((i + 1) * int64_t(output) - 1) / input) + 1;
+      *first = divide(int64_t(i) * output, by_input);
+      *end = divide((i + 1) * int64_t(output) - 1, by_input) + 1;
       return;
     }
     const int behind = i + padding - dilation * (kernel - 1), last = int(by_stride.quotient(i + padding)) + 1;
@@ -57,8 +92,8 @@ struct PoolAxis {
     *end = last < output ? last : output;
   }
   // The tap by which window o reads input i, or -1.
-  CNNEXT_DEVICE int tap(int o, int i) const {
-    const int distance = i - origin(o);
+  CNNEXT_DEVICE int tap(int o, int i, bool adaptive) const {
+    const int distance = i - origin(o, adaptive);
     if (dilation == 1) return distance;
     const int tap = int(by_dilation.quotient(distance));
     return tap * dilation == distance ? tap : -1;
@@ -67,7 +102,7 @@ struct PoolAxis {
 
 struct PoolArguments {
   PoolAxis axis[kAxes];
-  bool channels_last, count_padding;
+  bool channels_last, count_padding, adaptive;
   int64_t divisor_override;
   int packs;  // of channels
   Divisor by_packs;
@@ -91,8 +126,11 @@ struct PoolItem {
 
   template <bool kInput, int kPack>
   CNNEXT_DEVICE static PoolItem of(const PoolArguments& a) {
+    return of<kInput, kPack>(a, int64_t(blockIdx.x) * kPoolThreads + threadIdx.x);
+  }
+  template <bool kInput, int kPack>
+  CNNEXT_DEVICE static PoolItem of(const PoolArguments& a, int64_t number) {
     PoolItem item;
-    const int64_t number = int64_t(blockIdx.x) * kPoolThreads + threadIdx.x;
     item.valid = number < (kInput ? a.inputs : a.outputs);
     const auto take = [&](auto& rest) {  // coordinates off a number, the fastest first
       int pack = 0;
@@ -132,28 +170,54 @@ CNNEXT_DEVICE void each_tap(const PoolArguments& a, const PoolItem& item, const 
   }
 }
 
-// Calls body(output's place, o, p, q, tap) for each window that has a tap on the item's input.
-template <class Body>
+// Calls body(output's place, tap, taps that an average counts) for each window that has a tap on the item's
+// input. The caller asks once whether windows are adaptive, so that the loops need not.
+template <bool kAdaptive, bool kCounted, class Body>
 CNNEXT_DEVICE void each_window(const PoolArguments& a, const PoolItem& item, const Body& body) {
   int first[kAxes], end[kAxes];
-  for (int axis = 0; axis < kAxes; ++axis) a.axis[axis].windows(item.at[axis], &first[axis], &end[axis]);
+#pragma unroll
+  for (int axis = 0; axis < kAxes; ++axis) {
+    a.axis[axis].windows(item.at[axis], kAdaptive && a.axis[axis].adaptive, &first[axis], &end[axis]);
+  }
+  const auto tap = [&](int axis, int o) {
+    return a.axis[axis].tap(o, item.at[axis], kAdaptive && a.axis[axis].adaptive);
+  };
+  const auto counted = [&](int axis, int o) {
+    if (!kCounted) return 1;
+    if (kAdaptive) return a.axis[axis].counted(o, a.count_padding);
+    return a.axis[axis].fixed_counted(o, a.count_padding);
+  };
   for (int o = first[0]; o < end[0]; ++o) {
-    const int z = a.axis[0].tap(o, item.at[0]);
-    for (int p = first[1]; z >= 0 && p < end[1]; ++p) {
-      const int y = a.axis[1].tap(p, item.at[1]);
-      for (int q = first[2]; y >= 0 && q < end[2]; ++q) {
-        const int x = a.axis[2].tap(q, item.at[2]);
-        if (x >= 0)
-          body(item.output_at(a, o, p, q), o, p, q, (z * a.axis[1].kernel + y) * a.axis[2].kernel + x);
+    const int z = tap(0, o);
+    if (z < 0) continue;
+    const int planes = counted(0, o);
+    for (int p = first[1]; p < end[1]; ++p) {
+      const int y = tap(1, p);
+      if (y < 0) continue;
+      const int64_t rows = int64_t(planes) * counted(1, p);
+      const int row = (z * a.axis[1].kernel + y) * a.axis[2].kernel;
+      int64_t at = item.output_at(a, o, p, first[2]);
+      for (int q = first[2]; q < end[2]; ++q, at += a.output.pixel) {
+        const int x = tap(2, q);
+        if (x >= 0) body(at, row + x, rows * counted(2, q));
       }
     }
   }
 }
+template <bool kCounted, class Body>
+CNNEXT_DEVICE void each_window(const PoolArguments& a, const PoolItem& item, const Body& body) {
+  if (a.adaptive) {
+    each_window<true, kCounted>(a, item, body);
+  } else {
+    each_window<false, kCounted>(a, item, body);
+  }
+}
 
 // Of equals the first is taken, and the last NaN.
-template <class T, int kPack, class Offset, bool kWithOffsets>
+template <class T, class Channels, class Offset, bool kWithOffsets>
 CNNEXT_LAUNCH(kPoolThreads, 1)
 max_pool(PoolArguments a, const T* input, T* output, Offset* offsets) {
+  constexpr int kPack = Channels::kCount;
   const PoolItem item = PoolItem::of<false, kPack>(a);
   if (!item.valid) return;
   Acc<T> best[kPack];
@@ -164,7 +228,7 @@ max_pool(PoolArguments a, const T* input, T* output, Offset* offsets) {
 #pragma unroll
   for (int i = 0; i < kPack; ++i) best[i] = -INFINITY, best_tap[i] = first;
   each_tap(a, item, [&](int64_t at, int tap) {
-    const Pack<T, kPack> values = load_pack<T, kPack>(input + at);
+    const Pack<T, kPack> values = load_channels<Channels>(input + at, a.input.channel);
 #pragma unroll
     for (int i = 0; i < kPack; ++i) {
       const Acc<T> value = to_float(values.at[i]);
@@ -177,19 +241,20 @@ max_pool(PoolArguments a, const T* input, T* output, Offset* offsets) {
 #pragma unroll
   for (int i = 0; i < kPack; ++i)
     convert(best[i], &result.at[i]), taps.at[i] = static_cast<Offset>(best_tap[i]);
-  store_pack(output + to, result);
-  if (kWithOffsets) store_pack(offsets + to, taps);
+  store_channels<Channels>(output + to, a.output.channel, result);
+  if (kWithOffsets) store_channels<Channels>(offsets + to, a.output.channel, taps);
 }
 
-template <class T, int kPack, class Offset>
+template <class T, class Channels, class Offset>
 CNNEXT_LAUNCH(kPoolThreads, 1)
 max_pool_grad_input(PoolArguments a, T* grad_input, const T* grad_output, const Offset* offsets) {
+  constexpr int kPack = Channels::kCount;
   const PoolItem item = PoolItem::of<true, kPack>(a);
   if (!item.valid) return;
   Acc<T> sum[kPack] = {};
-  each_window(a, item, [&](int64_t at, int, int, int, int tap) {
-    const Pack<Offset, kPack> taps = load_pack<Offset, kPack>(offsets + at);
-    const Pack<T, kPack> grads = load_pack<T, kPack>(grad_output + at);
+  each_window<false>(a, item, [&](int64_t at, int tap, int64_t) {
+    const Pack<Offset, kPack> taps = load_channels<Channels>(offsets + at, a.output.channel);
+    const Pack<T, kPack> grads = load_channels<Channels>(grad_output + at, a.output.channel);
 #pragma unroll
     for (int i = 0; i < kPack; ++i) {
       if (int(taps.at[i]) == tap) sum[i] += to_float(grads.at[i]);
@@ -198,17 +263,19 @@ max_pool_grad_input(PoolArguments a, T* grad_input, const T* grad_output, const 
   Pack<T, kPack> result;
 #pragma unroll
   for (int i = 0; i < kPack; ++i) convert(sum[i], &result.at[i]);
-  store_pack(grad_input + item.input_at(a, item.at[0], item.at[1], item.at[2]), result);
+  T* to = grad_input + item.input_at(a, item.at[0], item.at[1], item.at[2]);
+  store_channels<Channels>(to, a.input.channel, result);
 }
 
-template <class T, int kPack>
+template <class T, class Channels>
 CNNEXT_LAUNCH(kPoolThreads, 1)
 avg_pool(PoolArguments a, const T* input, T* output) {
+  constexpr int kPack = Channels::kCount;
   const PoolItem item = PoolItem::of<false, kPack>(a);
   if (!item.valid) return;
   Acc<T> sum[kPack] = {};
   each_tap(a, item, [&](int64_t at, int) {
-    const Pack<T, kPack> values = load_pack<T, kPack>(input + at);
+    const Pack<T, kPack> values = load_channels<Channels>(input + at, a.input.channel);
 #pragma unroll
     for (int i = 0; i < kPack; ++i) sum[i] += to_float(values.at[i]);
   });
@@ -216,25 +283,84 @@ avg_pool(PoolArguments a, const T* input, T* output) {
   Pack<T, kPack> result;
 #pragma unroll
   for (int i = 0; i < kPack; ++i) convert(sum[i] / divisor, &result.at[i]);
-  store_pack(output + item.output_at(a, item.at[0], item.at[1], item.at[2]), result);
+  T* to = output + item.output_at(a, item.at[0], item.at[1], item.at[2]);
+  store_channels<Channels>(to, a.output.channel, result);
+}
+
+// Windows of many taps that are too few to fill a GPU: threads share a window, each adds every kSharers-th of
+// its inputs, and the first of them adds up their sums in order.
+template <int kPack>
+constexpr int kSharers = kPack == 1 ? 4 : 16;
+template <int kPack>
+constexpr int kSharedWindows = kPoolThreads / kSharers<kPack>;  // of a block
+template <int kPack>
+constexpr int kSumStep = kSharedWindows<kPack> + 32 / kSharers<kPack>;  // so that sharers use different banks
+
+// Calls body(input's place) for the taps of a window that are a thread's.
+template <class Body>
+CNNEXT_DEVICE void each_shared_tap(const PoolArguments& a, const PoolItem& item, int share, int sharers,
+                                   const Body& body) {
+  const Taps d = a.axis[0].taps(item.at[0]), h = a.axis[1].taps(item.at[1]), w = a.axis[2].taps(item.at[2]);
+  if (h.count == 0 || w.count == 0) return;
+  for (int z = 0, y = 0, x = share;; x += sharers) {
+    for (; x >= w.count; x -= w.count) ++y;
+    for (; y >= h.count; y -= h.count) ++z;
+    if (z >= d.count) return;
+    body(item.input_at(a, d.index + z * a.axis[0].dilation, h.index + y * a.axis[1].dilation,
+                       w.index + x * a.axis[2].dilation));
+  }
 }
 
 template <class T, int kPack>
 CNNEXT_LAUNCH(kPoolThreads, 1)
+avg_pool_shared(PoolArguments a, const T* input, T* output) {
+  // Neighbouring threads read neighbours in memory.
+  const int thread = threadIdx.x;
+  const int share = a.channels_last ? thread / kSharedWindows<kPack> : thread % kSharers<kPack>;
+  const int window = a.channels_last ? thread % kSharedWindows<kPack> : thread / kSharers<kPack>;
+  const PoolItem item = PoolItem::of<false, kPack>(a, int64_t(blockIdx.x) * kSharedWindows<kPack> + window);
+  Acc<T> sum[kPack] = {};
+  if (item.valid) {
+    each_shared_tap(a, item, share, kSharers<kPack>, [&](int64_t at) {
+      const Pack<T, kPack> values = load_pack<T, kPack>(input + at);
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) sum[i] += to_float(values.at[i]);
+    });
+  }
+  Acc<T>* sums = shared_memory<Acc<T>>() + window;
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) sums[(share * kPack + i) * kSumStep<kPack>] = sum[i];
+  __syncthreads();
+  if (share > 0 || !item.valid) return;
+  for (int s = 1; s < kSharers<kPack>; ++s) {
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) sum[i] += sums[(s * kPack + i) * kSumStep<kPack>];
+  }
+  const Acc<T> divisor = Acc<T>(a.divisor(item.at[0], item.at[1], item.at[2]));
+  Pack<T, kPack> result;
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) convert(sum[i] / divisor, &result.at[i]);
+  store_pack(output + item.output_at(a, item.at[0], item.at[1], item.at[2]), result);
+}
+
+template <class T, class Channels>
+CNNEXT_LAUNCH(kPoolThreads, 1)
 avg_pool_grad_input(PoolArguments a, T* grad_input, const T* grad_output) {
+  constexpr int kPack = Channels::kCount;
   const PoolItem item = PoolItem::of<true, kPack>(a);
   if (!item.valid) return;
   Acc<T> sum[kPack] = {};
-  each_window(a, item, [&](int64_t at, int o, int p, int q, int) {
-    const Acc<T> share = Acc<T>(1) / Acc<T>(a.divisor(o, p, q));
-    const Pack<T, kPack> grads = load_pack<T, kPack>(grad_output + at);
+  each_window<true>(a, item, [&](int64_t at, int, int64_t counted) {
+    const Acc<T> share = Acc<T>(1) / Acc<T>(a.divisor_override != 0 ? a.divisor_override : counted);
+    const Pack<T, kPack> grads = load_channels<Channels>(grad_output + at, a.output.channel);
 #pragma unroll
     for (int i = 0; i < kPack; ++i) sum[i] += to_float(grads.at[i]) * share;
   });
   Pack<T, kPack> result;
 #pragma unroll
   for (int i = 0; i < kPack; ++i) convert(sum[i], &result.at[i]);
-  store_pack(grad_input + item.input_at(a, item.at[0], item.at[1], item.at[2]), result);
+  T* to = grad_input + item.input_at(a, item.at[0], item.at[1], item.at[2]);
+  store_channels<Channels>(to, a.input.channel, result);
 }
 
 // The input pixel of the item's window that a tap reads.

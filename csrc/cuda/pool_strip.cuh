@@ -55,6 +55,66 @@ CNNEXT_DEVICE void each_strip_input(const PoolArguments& a, const PoolItem& item
   }
 }
 
+// The maxima of a pack's channels so far and the taps that they were read by.
+template <class T, int kPack>
+struct Maxima {
+  Acc<T> best[kPack];
+  int best_tap[kPack];
+
+  CNNEXT_DEVICE void start(int tap) {
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) best[i] = -INFINITY, best_tap[i] = tap;
+  }
+  CNNEXT_DEVICE void compare(const Pack<T, kPack>& values, int tap) {
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      const Acc<T> value = to_float(values.at[i]);
+      const bool wins = (value > best[i]) | (value != value);
+      best[i] = wins ? value : best[i];
+      best_tap[i] = wins ? tap : best_tap[i];
+    }
+  }
+  CNNEXT_DEVICE void finish(Pack<T, kPack>* result, Pack<uint8_t, kPack>* taps) const {
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      convert(best[i], &result->at[i]);
+      taps->at[i] = static_cast<uint8_t>(best_tap[i]);
+    }
+  }
+};
+
+// The same for pairs of 16 bits, without a conversion and in half as many instructions.
+template <class T, int kPack>
+struct PairedMaxima {
+  static constexpr int kPairs = kPack / 2;
+  uint32_t best[kPairs], best_tap[kPairs];
+
+  CNNEXT_DEVICE void start(int tap) {
+    T lowest;
+    convert(ptx::opaque(-INFINITY), &lowest);
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) best[i] = lowest.bits * 0x10001u, best_tap[i] = tap * 0x10001u;
+  }
+  CNNEXT_DEVICE void compare(const Pack<T, kPack>& values, int tap) {
+    uint32_t pairs[kPairs];
+    memcpy(pairs, &values, sizeof(pairs));
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const uint32_t wins = ptx::greater_or_nan(pairs[i], best[i], T());
+      best[i] = (wins & pairs[i]) | (~wins & best[i]);
+      best_tap[i] = (wins & (tap * 0x10001u)) | (~wins & best_tap[i]);
+    }
+  }
+  CNNEXT_DEVICE void finish(Pack<T, kPack>* result, Pack<uint8_t, kPack>* taps) const {
+    memcpy(result, best, sizeof(best));
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) taps->at[i] = static_cast<uint8_t>(best_tap[i / 2] >> i % 2 * 16);
+  }
+};
+
+template <class T, int kPack>
+constexpr bool kPaired = sizeof(T) == 2 && kPack % 2 == 0 && (std::is_same_v<T, Float16> || CNNEXT_SM90);
+
 template <class T, int kPack, class Window, bool kWithOffsets>
 CNNEXT_LAUNCH(kPoolThreads, 2)
 max_pool_strip(PoolArguments a, const T* input, T* output, uint8_t* offsets) {
@@ -63,14 +123,11 @@ max_pool_strip(PoolArguments a, const T* input, T* output, uint8_t* offsets) {
   if (!item.valid) return;
   const Taps d = a.axis[0].taps(item.at[0]);
   const int p = item.at[1] * kRows;
-  Acc<T> best[kRows][kPack];
-  int best_tap[kRows][kPack];
+  std::conditional_t<kPaired<T, kPack>, PairedMaxima<T, kPack>, Maxima<T, kPack>> maxima[kRows];
 #pragma unroll
   for (int j = 0; j < kRows; ++j) {
     const int y = a.axis[1].padding - (p + j) * kStride, x = a.axis[2].padding - item.at[2] * kStride;
-    const int first = (d.tap * kKernel + (y > 0 ? y : 0)) * kKernel + (x > 0 ? x : 0);
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) best[j][i] = -INFINITY, best_tap[j][i] = first;
+    maxima[j].start((d.tap * kKernel + (y > 0 ? y : 0)) * kKernel + (x > 0 ? x : 0));
   }
   for (int z = 0; z < d.count; ++z) {
     const int plane_tap = (d.tap + z) * kKernel * kKernel;
@@ -78,14 +135,7 @@ max_pool_strip(PoolArguments a, const T* input, T* output, uint8_t* offsets) {
 #pragma unroll
       for (int j = 0; j < kRows; ++j) {
         const int r = y - j * kStride;
-        if (r < 0 || r >= kKernel) continue;
-#pragma unroll
-        for (int i = 0; i < kPack; ++i) {
-          const Acc<T> value = to_float(values.at[i]);
-          const bool wins = (value > best[j][i]) | (value != value);
-          best[j][i] = wins ? value : best[j][i];
-          best_tap[j][i] = wins ? plane_tap + r * kKernel + x : best_tap[j][i];
-        }
+        if (r >= 0 && r < kKernel) maxima[j].compare(values, plane_tap + r * kKernel + x);
       }
     };
     // What compilers know of a constant they would make branches of.
@@ -98,11 +148,7 @@ max_pool_strip(PoolArguments a, const T* input, T* output, uint8_t* offsets) {
     if (p + j >= a.axis[1].output) break;
     Pack<T, kPack> result;
     Pack<uint8_t, kPack> taps;
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) {
-      convert(best[j][i], &result.at[i]);
-      taps.at[i] = static_cast<uint8_t>(best_tap[j][i]);
-    }
+    maxima[j].finish(&result, &taps);
     store_pack(output + to, result);
     if (kWithOffsets) store_pack(offsets + to, taps);
   }
@@ -151,7 +197,7 @@ CNNEXT_DEVICE void each_strip_window(const PoolArguments& a, const PoolItem& ite
                                      const Body& body) {
   constexpr int kKernel = Window::kKernel, kStride = Window::kStride, kMore = (kKernel - 1) / kStride;
   int first_o, end_o;
-  a.axis[0].windows(item.at[0], &first_o, &end_o);
+  a.axis[0].windows(item.at[0], a.axis[0].adaptive, &first_o, &end_o);
   const int first_p = item.at[1] * (kStrip<kPack> / kStride);
   const int right = item.at[2] + a.axis[2].padding, last_q = right / kStride, last_s = right % kStride;
   unsigned rows[kMore + 1];  // of the column of outputs
@@ -162,7 +208,7 @@ CNNEXT_DEVICE void each_strip_window(const PoolArguments& a, const PoolItem& ite
     rows[n] = is_column ? a.axis[1].output : 0;
   }
   for (int o = first_o; o < end_o; ++o) {
-    const int z = a.axis[0].tap(o, item.at[0]);
+    const int z = a.axis[0].tap(o, item.at[0], a.axis[0].adaptive);
     if (z < 0) continue;
     const int64_t step = column_step<kPack>(a.output), row = a.axis[2].output * step;
     int64_t at = item.output_at(a, o, first_p - kMore, last_q);

@@ -14,6 +14,23 @@ CNNEXT_DEVICE float opaque(float x) {
   return x;
 }
 
+// All ones in the halves where a pair's element is greater than the other's, or is not a number. Pairs of
+// bfloat16 have such instructions since sm_90.
+CNNEXT_DEVICE uint32_t greater_or_nan(uint32_t pair, uint32_t other, Float16) {
+  uint32_t greater, nan;
+  asm("set.gt.u32.f16x2 %0, %1, %2;" : "=r"(greater) : "r"(pair), "r"(other));
+  asm("set.nan.u32.f16x2 %0, %1, %1;" : "=r"(nan) : "r"(pair));
+  return greater | nan;
+}
+CNNEXT_DEVICE uint32_t greater_or_nan(uint32_t pair, uint32_t other, BFloat16) {
+  uint32_t greater = 0, nan = 0;
+#if CNNEXT_SM90
+  asm("set.gt.u32.bf16x2 %0, %1, %2;" : "=r"(greater) : "r"(pair), "r"(other));
+  asm("set.nan.u32.bf16x2 %0, %1, %1;" : "=r"(nan) : "r"(pair));
+#endif
+  return greater | nan;
+}
+
 CNNEXT_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -256,6 +273,17 @@ CNNEXT_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
 #else
 
 inline float opaque(float x) { return x; }
+template <class T>
+uint32_t greater_or_nan(uint32_t pair, uint32_t other, T) {
+  T values[2], others[2];
+  memcpy(values, &pair, 4), memcpy(others, &other, 4);
+  uint32_t mask = 0;
+  for (int i = 0; i < 2; ++i) {
+    const float value = to_float(values[i]);
+    if (value > to_float(others[i]) || value != value) mask |= 0xffffu << 16 * i;
+  }
+  return mask;
+}
 inline void copy_async(void* to, const void* from, int valid) { emulator::copy_async(to, from, 16, valid); }
 inline void commit_copies() { emulator::commit_copies(); }
 template <int kGroupsLeft>
