@@ -140,6 +140,8 @@ def measure_layer(clock: Clock, layer: Layer, name: str, layouts: list[str]) -> 
     """One row for each layout and direction. Pooling's forward pass is that of training."""
     mode = MODES[name]
     plain = operands(layer, mode.dtype)
+    if not layer.is_conv:
+        plain.input.requires_grad_()
     for layout in layouts:
         tensors = plain.to(mode.dtype, layout, DEVICE)
         if not layer.is_conv:
@@ -147,7 +149,8 @@ def measure_layer(clock: Clock, layer: Layer, name: str, layouts: list[str]) -> 
         for direction in layer.directions:
             with setting(mode):
                 theirs = torch_call(layer, direction, tensors)
-                result = theirs().detach()
+                # torch 2.11 forgets the padding in the gradient of averages in channels last, not in channels first.
+                result = (theirs if layer.is_conv else torch_call(layer, direction, plain))().detach()
                 torch_ms = clock(theirs)
                 kernel = kernel_name(layer, direction, mode.dtype, layout, DEVICE)
             force = mode.kernel is not None and kernel.startswith("gemm")
