@@ -47,6 +47,7 @@ struct ConvProblem {
   bool winograd = true;  // whether kernels may compute by Winograd's algorithm, whose rounding is another
   int arch = 0;          // of the GPU, 10 * major + minor; 0 on the CPU
   bool tf32 = false;     // on a GPU: whether float32 may be multiplied with a mantissa of 10 bits
+  bool aligned = true;   // on a GPU: whether the tensors allow accesses of 16 bytes
 };
 
 // forward: input, weight, bias -> output. grad_input: output, weight, bias -> input.
@@ -56,6 +57,12 @@ struct ConvBuffers {
   void* weight = nullptr;
   void* bias = nullptr;
   void* output = nullptr;
+
+  // Whether input, weight and output allow accesses of 16 bytes.
+  bool aligned() const {
+    const auto bits = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); };
+    return (bits(input) | bits(weight) | bits(output)) % 16 == 0;
+  }
 };
 
 // Strides of an activation, in elements. Pixels are numbered through all axes.

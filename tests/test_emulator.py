@@ -41,6 +41,15 @@ STRIPS = [
     problem((1, 3, 11, 12), (3, 1, 7, 7), padding=3, groups=3),
     problem((1, 3, 4, 9, 8), (3, 1, 2, 3, 3), stride=(2, 1, 1), padding=1, groups=3),
 ]
+# What is packed: planes by four pixels at once, in several blocks; one chunk a pixel; odd planes, groups that end in
+# part of a chunk; taps that share a step of the product, and one that crosses it.
+PACKED = [
+    problem((2, 72, 12, 16), (40, 72, 2, 2)),
+    problem((3, 3, 9, 20), (72, 3, 5, 5), stride=2, padding=2),
+    problem((9, 24, 3, 7), (40, 12, 2, 2), padding=1, groups=2),
+    problem((1, 40, 6, 5), (17, 40, 3, 3), padding=1),
+    problem((1, 8, 5, 6), (9, 8, 3, 3), padding=1, dilation=2),
+]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +90,18 @@ def test_convolution(emulator: Emulator, op: str, kernel: str) -> None:
         tries = (run(emulator, op, kernel, conv, operands, expected, *next(ways)) for _ in range(11))
         taken += sum(itertools.islice((taken for taken in tries if taken), 1 if conv in SMALL else 3))
     assert taken > 5
+
+
+@pytest.mark.parametrize("op", OPS[:3])
+@pytest.mark.parametrize("conv", PACKED, ids=str)
+def test_packing(emulator: Emulator, op: str, conv: Conv) -> None:
+    """Every layout, aligned and not, of 16 and of 32 bits."""
+    operands = integers(conv)
+    expected = by_torch(conv, operands)[op]
+    for last, weight_last, shift in itertools.product((False, True), (False, True), (0, 1)):
+        for dtype, name in ((torch.bfloat16, "gemm_sm80"), (torch.float32, "gemm_tf32_sm80")):
+            kernel = name if last else f"{name}_transposed"
+            assert run(emulator, op, kernel, conv, operands, expected, dtype, last, weight_last, shift, 264)
 
 
 @pytest.mark.parametrize("op", OPS[:3])
@@ -168,7 +189,7 @@ def test_gradient_for_the_weight_from_more_than_2_to_the_31_elements(emulator: E
     x, grad = unwritten(conv.input, last), layout(torch.randint(-2, 3, conv.output).bfloat16(), last)
     x[:, :, ::256, ::256] = torch.randint(-2, 3, (65, 32, 4, 4)).bfloat16()
     right = torch.einsum("nkpq,ncpq->kc", grad.float(), x[:, :, ::256, ::256].float()).view(8, 32, 1, 1)
-    for kernel in ("gemm_sm80", "direct") if last else ("direct",):  # the transpose is not what is tested
+    for kernel in ("gemm_sm80", "direct") if last else ("direct",):  # packing is not what is tested
         t = Operands(x, torch.zeros(conv.weight).bfloat16(), grad)
         found = emulator.conv("conv_grad_weight", kernel, conv, t, torch.bfloat16, last, False, most_blocks=999)
         assert torch.equal(found, right.bfloat16()), kernel
@@ -207,7 +228,7 @@ def test_pooling_of_more_than_2_to_the_31_elements(
 
 @pytest.mark.parametrize("last", [False, True])
 def test_more_images_than_a_grid_has_rows(emulator: Emulator, last: bool) -> None:
-    """The last of them, which a second launch pools, and a second one transposes."""
+    """The last of them, which a second launch pools."""
     images = 2**16 + 1
     x = layout(torch.randint(-2, 3, (images, 8, 2, 2)).bfloat16(), last)
     pooled = layout(torch.zeros(images, 8, 1, 1).bfloat16(), last)

@@ -51,18 +51,14 @@ struct Row {
   int64_t image;
   int j[kAxes];
 
-  // The source pixel that the row reads through taps (z, y, x) of the phase, by its number, or -1; and the
-  // first pixel of the source's row that it lies in.
-  CNNEXT_DEVICE int64_t source_row(const PhaseAxes& p, int z, int y) const {
+  // The source pixel that the row reads through taps (z, y, x) of the phase, by its number, or -1.
+  CNNEXT_DEVICE int64_t source_pixel(const PhaseAxes& p, int z, int y, int x) const {
     z = p.axis[0].source_index(j[0], z);
     y = p.axis[1].source_index(j[1], y);
-    const bool inside = unsigned(z) < unsigned(p.axis[0].source) && unsigned(y) < unsigned(p.axis[1].source);
-    return inside ? (int64_t(z) * p.axis[1].source + y) * p.axis[2].source : -1;
-  }
-  CNNEXT_DEVICE int64_t source_pixel(const PhaseAxes& p, int z, int y, int x) const {
-    const int64_t row = source_row(p, z, y);
     x = p.axis[2].source_index(j[2], x);
-    return row >= 0 && unsigned(x) < unsigned(p.axis[2].source) ? row + x : -1;
+    const bool inside = unsigned(z) < unsigned(p.axis[0].source) &&
+                        unsigned(y) < unsigned(p.axis[1].source) && unsigned(x) < unsigned(p.axis[2].source);
+    return inside ? (int64_t(z) * p.axis[1].source + y) * p.axis[2].source + x : -1;
   }
   CNNEXT_DEVICE int64_t destination_pixel(const PhaseAxes& p, const int* extent) const {
     int64_t pixel = 0;

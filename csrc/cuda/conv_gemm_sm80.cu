@@ -2,7 +2,7 @@
 
 namespace cnnext::cuda {
 
-int code_arch() { return compiled_arch(conv_gather_gemm_sm80<BFloat16, 64, 64, false, false, true>); }
+int code_arch() { return compiled_arch(conv_gather_gemm_sm80<BFloat16, 64, 64, false, false>); }
 
 void run_conv_gemm_sm80(const ConvProblem& p, const ConvBuffers& b, const Stream& stream, char* workspace) {
   if (p.dtype == DType::kFloat16)

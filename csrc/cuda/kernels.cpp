@@ -82,11 +82,16 @@ const char* gemm_refuses(const ConvProblem& p) {
     return p.layout == Layout::kChannelsLast ? "not channels first" : "not channels last";
   return gemm_refuses_any<kProduct>(p);
 }
-int64_t gemm_workspace_forward(const ConvProblem& p) { return gemm_workspace(p, input_bytes(p)); }
-int64_t gemm_workspace_grad_input(const ConvProblem& p) { return gemm_workspace(p, output_bytes(p)); }
+int64_t gemm_workspace_forward(const ConvProblem& p) {
+  return packed_input_bytes(p) + packed_weight_bytes(p);
+}
+int64_t gemm_workspace_grad_input(const ConvProblem& p) {
+  return packed_output_bytes(p) + packed_weight_bytes(p);
+}
 template <bool kAccurate>
 int64_t gemm_workspace_grad_weight(const ConvProblem& p) {
-  return gemm_grad_weight_workspace(p, kAccurate);
+  return packed_input_bytes(p) + packed_output_bytes(p) +
+         gemm_grad_weight_parts(p, kAccurate) * p.shape.weights() * 4;
 }
 
 int64_t grad_bias_workspace(const ConvProblem& p) {

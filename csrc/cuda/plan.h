@@ -61,49 +61,51 @@ inline int64_t unpool_blocks(const PoolProblem& p) {
   return max_of(1, min_of(min_of(planes, 8 * blocks_wanted), kMostPartialBytes / bytes));
 }
 
-// Matrix products on tensor cores read channels last: what is laid out otherwise is transposed into the
-// workspace.
+// Matrix products on tensor cores read chunks of 16 bytes, which lie along the channels of a group. What is
+// laid out otherwise, is not aligned or ends in part of a chunk is packed into the workspace (pack.cuh), in
+// the order of these functions: each tells the bytes of one operand there, 0 where it is read as it is.
 inline int64_t element_bytes(const ConvProblem& p) {
   return p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
 }
-inline bool transposes_images(const ConvProblem& p) { return p.layout == Layout::kChannelsFirst; }
-inline bool transposes_weight(const ConvProblem& p) {
-  return p.weight_layout == Layout::kChannelsFirst && p.shape.taps() > 1 && p.shape.C_per_group() > 1;
+// A group's channels in whole chunks.
+inline int64_t padded_channels(const ConvProblem& p, int64_t channels) {
+  return round_up(channels, 16 / element_bytes(p));
 }
-inline int64_t image_bytes(const ConvProblem& p, int64_t channels, int64_t pixels) {
-  return round_up(p.shape.N * channels * pixels * element_bytes(p), kAlignment);
+inline int64_t packed_bytes(const ConvProblem& p, bool moves, int64_t rows, int64_t channels) {
+  const int64_t padded = padded_channels(p, channels);
+  if (!moves && p.aligned && padded == channels) return 0;
+  return round_up(rows * padded * element_bytes(p), kAlignment);
 }
-inline int64_t input_bytes(const ConvProblem& p) { return image_bytes(p, p.shape.C, p.shape.input_pixels()); }
-inline int64_t output_bytes(const ConvProblem& p) {
-  return image_bytes(p, p.shape.K, p.shape.output_pixels());
-}
-
-// Whether the taps of the last axis are folded into the channels, of which there are few.
-inline bool folds(const ConvProblem& p) {
+inline int64_t packed_input_bytes(const ConvProblem& p) {
   const ConvShape& s = p.shape;
-  return s.groups == 1 && s.C < 16 && s.axis[2].kernel > 1 && s.axis[2].dilation == 1;
+  const bool moves = p.layout == Layout::kChannelsFirst;
+  return packed_bytes(p, moves, s.N * s.input_pixels() * s.groups, s.C_per_group());
+}
+inline int64_t packed_output_bytes(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  const bool moves = p.layout == Layout::kChannelsFirst;
+  return packed_bytes(p, moves, s.N * s.output_pixels() * s.groups, s.K_per_group());
+}
+inline int64_t packed_weight_bytes(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  const bool moves = p.weight_layout == Layout::kChannelsFirst && s.taps() > 1;
+  return packed_bytes(p, moves, s.K * s.taps(), s.C_per_group());
 }
 
-inline int64_t gemm_workspace(const ConvProblem& p, int64_t source_bytes) {
-  return (transposes_images(p) ? source_bytes : 0) +
-         (transposes_weight(p) ? round_up(p.shape.weights() * element_bytes(p), kAlignment) : 0);
+// grad_weight is a product of K rows and a column for each channel of each tap. The side of a tile, and into
+// how many parts the sum is cut. `accurate`: float32 by three products.
+inline int64_t gemm_grad_weight_columns(const ConvProblem& p) {
+  return p.shape.taps() * padded_channels(p, p.shape.C_per_group());
 }
-
-// The side of a tile of grad_weight, and its parts. `accurate`: float32 by three products.
 inline int gemm_grad_weight_side(const ConvProblem& p, bool accurate) {
-  return !accurate && min_of(p.shape.C_per_group(), p.shape.K_per_group()) > 64 ? 128 : 64;
+  return !accurate && min_of(gemm_grad_weight_columns(p), p.shape.K_per_group()) > 64 ? 128 : 64;
 }
 inline int64_t gemm_grad_weight_parts(const ConvProblem& p, bool accurate) {
   const ConvShape& s = p.shape;
   const int side = gemm_grad_weight_side(p, accurate);
-  const int64_t folded = folds(p) ? s.axis[2].kernel : 1;
-  const int64_t blocks = s.taps() / folded * ceil_div(s.C_per_group() * folded, side) *
-                         ceil_div(s.K_per_group(), side) * s.groups;
+  const int64_t blocks =
+      ceil_div(gemm_grad_weight_columns(p), side) * ceil_div(s.K_per_group(), side) * s.groups;
   return parts_of(all_output_pixels(p), 512, blocks, s.weights() * 4);
-}
-inline int64_t gemm_grad_weight_workspace(const ConvProblem& p, bool accurate) {
-  return (transposes_images(p) ? input_bytes(p) + output_bytes(p) : 0) +
-         gemm_grad_weight_parts(p, accurate) * p.shape.weights() * 4;
 }
 
 }  // namespace cnnext::cuda

@@ -39,22 +39,6 @@ struct OperandStage {
   }
 };
 
-// Copies a chunk whose elements [begin, end) are in memory to shared memory, and zeros for the others:
-// asynchronously where memory is aligned, else at once, element by element.
-template <class T>
-CNNEXT_DEVICE void copy_chunk(T* to, const T* from, int begin, int end, bool aligned) {
-  if (aligned) {
-    ptx::copy_async(to, from, end > 0 ? kChunkBytes : 0);
-    return;
-  }
-  Pack<T, kChunk<T>> chunk;
-#pragma unroll
-  for (int i = 0; i < kChunk<T>; ++i) {
-    chunk.at[i] = load_if<T, 1>(i >= begin && i < end, from + i, {}).at[0];
-  }
-  store_shared(to, chunk);
-}
-
 template <class T, int kM, int kN, bool kAcrossA, bool kAcrossB, bool kAccurate>
 struct Tile {
   using StageA = OperandStage<T, kM, kAcrossA>;

@@ -68,11 +68,12 @@ Layout either_last(const at::Tensor& a, const at::Tensor& b) {
 }
 
 template <class Select>
-void launch(const char* op, const Select& list_of, const ConvProblem& problem, const at::Tensor& input,
+void launch(const char* op, const Select& list_of, ConvProblem problem, const at::Tensor& input,
             const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& output) {
   const auto pointer = [](const at::Tensor& t) { return const_cast<void*>(t.const_data_ptr()); };
   const ConvBuffers buffers = {pointer(input), pointer(weight), bias ? pointer(*bias) : nullptr,
                                pointer(output)};
+  problem.aligned = buffers.aligned();
   run_kernel(op, list_of, problem, buffers, output);
 }
 

@@ -138,6 +138,7 @@ extern "C" const char* emulate_conv(const char* op, const char* name, const int6
   }
   const ConvBuffers buffers = {given[0]->pointer(), given[1]->pointer(), given[2]->pointer(),
                                given[3]->pointer()};
+  p.aligned = buffers.aligned();
   const char* failure = run(*kernel, p, buffers, given, 4, &result, 1);
   *conflicts = emulator::bank_conflicts;
   return failure;
