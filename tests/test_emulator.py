@@ -104,6 +104,33 @@ def test_packing(emulator: Emulator, op: str, conv: Conv) -> None:
             assert run(emulator, op, kernel, conv, operands, expected, dtype, last, weight_last, shift, 264)
 
 
+# Sums of many pixels in many parts: images in whole vectors and not, weights that are.
+SUMS = [
+    problem((5, 3, 33, 40), (16, 3, 2, 1)),
+    problem((4, 8, 37, 41), (9, 8, 1, 1)),
+    problem((2500, 5, 1, 3), (9, 5, 1, 2)),
+]
+
+
+@pytest.mark.parametrize("op", OPS[2:])
+@pytest.mark.parametrize("conv", SUMS, ids=str)
+def test_sums_of_many_parts(emulator: Emulator, op: str, conv: Conv) -> None:
+    operands = integers(conv)
+    expected = by_torch(conv, operands)[op]
+    kernel = "direct" if op == "conv_grad_weight" else "sum"
+    for way in itertools.product(DTYPES, (False, True), (False, True), (0, 1), (1, 264)):
+        assert run(emulator, op, kernel, conv, operands, expected, *way)
+
+
+def test_the_sum_of_a_bias_is_accurate(emulator: Emulator) -> None:
+    conv = problem((8, 1, 28, 28), (32, 1, 1, 1))
+    single = normals(conv).to(torch.float32)
+    right = single.grad_output.double().sum((0, 2, 3))
+    for last in (False, True):
+        found = emulator.conv("conv_grad_bias", "sum", conv, single, torch.float32, last, last)
+        assert error(found, right) < 1.2e-7
+
+
 @pytest.mark.parametrize("op", OPS[:3])
 @pytest.mark.parametrize("conv", STRIPS, ids=str)
 def test_depthwise(emulator: Emulator, op: str, conv: Conv) -> None:
@@ -268,6 +295,16 @@ def test_three_products_keep_infinities(emulator: Emulator) -> None:
     result = emulator.conv("conv", "gemm_3xtf32_sm80", conv, operands, torch.float32, True, True)
     assert expected.isfinite().any()
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_infinities_stay_in_their_windows(emulator: Emulator) -> None:
+    """What a step reads beyond the last tap, to fill it up, is not multiplied by zeros."""
+    conv = problem((1, 8, 4, 2, 3), (8, 8, 2, 1, 1))
+    operands = integers(conv)
+    operands.input[:, :, 3] = math.inf
+    result = emulator.conv("conv", "gemm_sm80", conv, operands, torch.bfloat16, True, True)
+    expected = by_torch(conv, operands)["conv"].bfloat16()
+    assert torch.equal(result[:, :, :2], expected[:, :, :2])
 
 
 def windows(pool: Pool, output: Tensor) -> list[list[int]]:

@@ -50,9 +50,13 @@ inline int64_t depthwise_parts(const ConvProblem& p) {
                   s.weights() * accumulator_bytes(p));
 }
 
+inline int64_t element_bytes(const ConvProblem& p) {
+  return p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
+}
 inline int64_t grad_bias_parts(const ConvProblem& p) {
-  const int64_t blocks = p.layout == Layout::kChannelsLast ? ceil_div(p.shape.K, 32) : p.shape.K;
-  return parts_of(all_output_pixels(p), 2048, ceil_div(blocks, 4), p.shape.K * accumulator_bytes(p));
+  const int64_t channels = p.layout == Layout::kChannelsLast ? 128 / element_bytes(p) : 1;  // of a block
+  return parts_of(all_output_pixels(p), 1024, ceil_div(ceil_div(p.shape.K, channels), 4),
+                  p.shape.K * accumulator_bytes(p));
 }
 
 // Blocks of max unpooling, each of which keeps the owners of one plane's elements at a time.
@@ -64,9 +68,6 @@ inline int64_t unpool_blocks(const PoolProblem& p) {
 // Matrix products on tensor cores read chunks of 16 bytes, which lie along the channels of a group. What is
 // laid out otherwise, is not aligned or ends in part of a chunk is packed into the workspace (pack.cuh), in
 // the order of these functions: each tells the bytes of one operand there, 0 where it is read as it is.
-inline int64_t element_bytes(const ConvProblem& p) {
-  return p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
-}
 // A group's channels in whole chunks.
 inline int64_t padded_channels(const ConvProblem& p, int64_t channels) {
   return round_up(channels, 16 / element_bytes(p));
