@@ -138,21 +138,36 @@ conv_gather_gemm_sm80(GemmGather arguments) {
   __syncthreads();
   T* destination = static_cast<T*>(g.destination) +
                    int64_t(group) * g.destination_channels * g.destination_strides.channel;
-  const bool last = g.destination_strides.channel == 1;
-  for (int i = threadIdx.x; i < kM * kChunks; i += kTileThreads) {
-    // In channels first neighbouring threads take neighbouring pixels.
-    const int at = last ? i / kChunks : i % kM, chunk = last ? i % kChunks : i / kM;
-    const int channel = first_channel + chunk * kChunk<T>, channels = g.destination_channels - channel;
-    if (first + at >= rows || channels <= 0) continue;
+  const int columns = g.destination_channels - first_channel;
+  const auto start_of = [&](int at) {  // of a row's results
     const Row row = row_at[at];
-    T* to = destination + row.image * g.destination_strides.image +
-            row.destination_pixel(phase, g.destination_extent) * g.destination_strides.pixel +
-            channel * g.destination_strides.channel;
-    const T* from = result + place(at, chunk);
-    if (arguments.destination_aligned && last) {
-      store_pack(to, load_pack<T, kChunk<T>>(from));
-    } else {
-      for (int e = 0; e < kChunk<T> && e < channels; ++e) to[e * g.destination_strides.channel] = from[e];
+    return destination + row.image * g.destination_strides.image +
+           row.destination_pixel(phase, g.destination_extent) * g.destination_strides.pixel +
+           first_channel * g.destination_strides.channel;
+  };
+  if (g.destination_strides.channel == 1) {
+    for (int i = threadIdx.x; i < kM * kChunks; i += kTileThreads) {
+      const int at = i / kChunks, chunk = i % kChunks, channel = chunk * kChunk<T>;
+      if (first + at >= rows || channel >= columns) continue;
+      T* to = start_of(at) + channel;
+      const T* from = result + place(at, chunk);
+      if (arguments.destination_aligned) {
+        store_pack(to, load_pack<T, kChunk<T>>(from));
+      } else {
+        for (int e = 0; e < kChunk<T> && channel + e < columns; ++e) to[e] = from[e];
+      }
+    }
+  } else {  // a thread writes some channels of one pixel, neighbouring threads neighbouring pixels
+    const int at = threadIdx.x % kM;
+    if (first + at >= rows) return;
+    T* to = start_of(at);
+    for (int chunk = threadIdx.x / kM; chunk < kChunks; chunk += kTileThreads / kM) {
+      const Pack<T, kChunk<T>> values = load_pack<T, kChunk<T>>(result + place(at, chunk));
+#pragma unroll
+      for (int e = 0; e < kChunk<T>; ++e) {
+        const int channel = chunk * kChunk<T> + e;
+        if (channel < columns) to[channel * g.destination_strides.channel] = values.at[e];
+      }
     }
   }
 #endif
