@@ -5,6 +5,8 @@
 // for each axis; geometry.h tells why both directions are of this form.
 #pragma once
 
+#include <climits>
+
 #include "device.cuh"
 
 namespace cnnext::cuda {
@@ -100,6 +102,30 @@ inline Phase phase_of(const PhaseAxis& p) {
           int(p.offset_step),
           Divisor(max_of(1, p.count))};
 }
+
+// What one row reads through tap (0, 0, 0) of its phase: the position in the source, which may lie in the
+// padding, and the distance to its first element. What a tap adds is the same for all rows.
+struct SourceRow {
+  int64_t distance;
+  int at[kAxes];
+
+  SourceRow() = default;
+  CNNEXT_DEVICE SourceRow(const PhaseAxes& p, const Row& row, bool exists, const Strides& strides) {
+    distance = 0;
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      at[a] = p.axis[a].source_index(row.j[a], 0);
+      distance = distance * p.axis[a].source + at[a];
+    }
+    distance = row.image * strides.image + distance * strides.pixel;
+    if (!exists) at[0] = INT_MIN;  // no tap reaches the source from here
+  }
+  CNNEXT_DEVICE bool reaches(const PhaseAxes& p, const int (&added)[kAxes]) const {
+    return unsigned(at[0] + added[0]) < unsigned(p.axis[0].source) &&
+           unsigned(at[1] + added[1]) < unsigned(p.axis[1].source) &&
+           unsigned(at[2] + added[2]) < unsigned(p.axis[2].source);
+  }
+};
 
 enum class Direction { kForward, kGradInput };
 

@@ -43,11 +43,14 @@ conv_gather_gemm_sm80(GemmGather arguments) {
   // Each thread copies the same chunk of the same rows in every step.
   const int chunk_a = threadIdx.x % StageA::kChunksInRow, row_a = threadIdx.x / StageA::kChunksInRow;
   const int chunk_b = threadIdx.x % StageB::kChunksInRow, row_b = threadIdx.x / StageB::kChunksInRow;
-  Row row[StageA::kRowsOfThread];
-  const T* pixel[StageA::kRowsOfThread];  // that the tap reads
-  bool inside[StageA::kRowsOfThread];
+  SourceRow row[StageA::kRowsOfThread];
+  bool inside[StageA::kRowsOfThread];  // whether the tap reads a pixel, and no padding
+  int64_t tap_distance = 0;            // what the tap adds to a row's
 #pragma unroll
-  for (int i = 0; i < StageA::kRowsOfThread; ++i) row[i] = row_at[row_a + i * StageA::kRowsAtOnce];
+  for (int i = 0; i < StageA::kRowsOfThread; ++i) {
+    const int at = row_a + i * StageA::kRowsAtOnce;
+    row[i] = SourceRow(phase, row_at[at], first + at < rows, g.source_strides);
+  }
 
   const int taps[kAxes] = {phase.axis[0].taps, phase.axis[1].taps, phase.axis[2].taps};
   const int all_taps = taps[0] * taps[1] * taps[2];
@@ -64,7 +67,10 @@ conv_gather_gemm_sm80(GemmGather arguments) {
   // The first channel of the step, or of this thread's chunk in it.
   int channel = kAcrossB ? 0 : chunk_a * kChunk<T>;
   bool tap_is_new = true;
-  const T* tap_weight = weight;
+  // The weight's rows in a stage, and this thread's chunk of the first step, or of the tap's.
+  const int64_t weight_row = kAcrossB ? g.weight_source : g.weight_destination;
+  const T* first_weight = weight + row_b * weight_row + chunk_b * kChunk<T>;
+  const T* own_weight = first_weight;
   const auto load = [&](Product& product, int step, int stage) {
     if constexpr (!kAcrossB) {
       while (channel >= channels) {
@@ -76,33 +82,39 @@ conv_gather_gemm_sm80(GemmGather arguments) {
     if (tap_is_new) {
       tap_is_new = false;
       if constexpr (kAcrossB) {
-        tap_weight = weight + phase.tap(g.kernel, tap[0], tap[1], tap[2]) * g.weight_tap;
+        own_weight = first_weight + phase.tap(g.kernel, tap[0], tap[1], tap[2]) * g.weight_tap;
       }
+      int added[kAxes];
+      int64_t pixels = 0;
+#pragma unroll
+      for (int a = 0; a < kAxes; ++a) {
+        added[a] = tap[a] * phase.axis[a].offset_step;
+        pixels = pixels * phase.axis[a].source + added[a];
+      }
+      tap_distance = pixels * g.source_strides.pixel;
 #pragma unroll
       for (int i = 0; i < StageA::kRowsOfThread; ++i) {
-        const int64_t at = row[i].source_pixel(phase, tap[0], tap[1], tap[2]);
-        inside[i] = at >= 0 && first + row_a + i * StageA::kRowsAtOnce < rows && tap[0] < taps[0];
-        pixel[i] =
-            source + (inside[i] ? row[i].image * g.source_strides.image + at * g.source_strides.pixel : 0);
+        inside[i] = tap[0] < taps[0] && row[i].reaches(phase, added);
       }
     }
     const int at = channel + (kAcrossB ? chunk_a * kChunk<T> : 0);
+    const T* from = source + (tap_distance + at);
 #pragma unroll
     for (int i = 0; i < StageA::kRowsOfThread; ++i) {
       const bool copied = inside[i] && at < channels;
       ptx::copy_async(product.stage_a(stage) + StageA::place(row_a + i * StageA::kRowsAtOnce, chunk_a),
-                      copied ? pixel[i] + at : source, copied ? kChunkBytes : 0);
+                      copied ? from + row[i].distance : source, copied ? kChunkBytes : 0);
     }
+    const int depth = kAcrossB ? channel : step * kDepth<T>;  // of the weight, where the step begins
+    from = own_weight + depth * (kAcrossB ? weight_row : 1);
 #pragma unroll
     for (int i = 0; i < StageB::kRowsOfThread; ++i) {
-      const int row = row_b + i * StageB::kRowsAtOnce;
-      // Where the chunk is along the summed index, and across it.
-      const int in = kAcrossB ? channel + row : step * kDepth<T> + chunk_b * kChunk<T>;
-      const int out = kAcrossB ? chunk_b * kChunk<T> : row;
-      const bool copied = in < (kAcrossB ? g.source_channels : all_taps * channels) &&
-                          first_channel + out < g.destination_channels;
-      const T* from = tap_weight + (kAcrossB ? in * g.weight_source + out : out * g.weight_destination + in);
-      ptx::copy_async(product.stage_b(stage) + StageB::place(row, chunk_b), copied ? from : weight,
+      const int row = row_b + i * StageB::kRowsAtOnce, chunk = chunk_b * kChunk<T>;
+      const int in = depth + (kAcrossB ? row : chunk), out = first_channel + (kAcrossB ? chunk : row);
+      const bool copied =
+          in < (kAcrossB ? g.source_channels : all_taps * channels) && out < g.destination_channels;
+      ptx::copy_async(product.stage_b(stage) + StageB::place(row, chunk_b),
+                      copied ? from + i * (StageB::kRowsAtOnce * weight_row) : weight,
                       copied ? kChunkBytes : 0);
     }
     channel += kDepth<T>;
