@@ -5,8 +5,6 @@
 // for each axis; geometry.h tells why both directions are of this form.
 #pragma once
 
-#include <climits>
-
 #include "device.cuh"
 
 namespace cnnext::cuda {
@@ -110,7 +108,7 @@ struct SourceRow {
   int at[kAxes];
 
   SourceRow() = default;
-  CNNEXT_DEVICE SourceRow(const PhaseAxes& p, const Row& row, bool exists, const Strides& strides) {
+  CNNEXT_DEVICE SourceRow(const PhaseAxes& p, const Row& row, const Strides& strides) {
     distance = 0;
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
@@ -118,12 +116,12 @@ struct SourceRow {
       distance = distance * p.axis[a].source + at[a];
     }
     distance = row.image * strides.image + distance * strides.pixel;
-    if (!exists) at[0] = INT_MIN;  // no tap reaches the source from here
   }
   CNNEXT_DEVICE bool reaches(const PhaseAxes& p, const int (&added)[kAxes]) const {
-    return unsigned(at[0] + added[0]) < unsigned(p.axis[0].source) &&
-           unsigned(at[1] + added[1]) < unsigned(p.axis[1].source) &&
-           unsigned(at[2] + added[2]) < unsigned(p.axis[2].source);
+    bool inside = true;
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) inside &= unsigned(at[a] + added[a]) < unsigned(p.axis[a].source);
+    return inside;
   }
 };
 

@@ -44,12 +44,13 @@ conv_gather_gemm_sm80(GemmGather arguments) {
   const int chunk_a = threadIdx.x % StageA::kChunksInRow, row_a = threadIdx.x / StageA::kChunksInRow;
   const int chunk_b = threadIdx.x % StageB::kChunksInRow, row_b = threadIdx.x / StageB::kChunksInRow;
   SourceRow row[StageA::kRowsOfThread];
-  bool inside[StageA::kRowsOfThread];  // whether the tap reads a pixel, and no padding
-  int64_t tap_distance = 0;            // what the tap adds to a row's
+  uint32_t exists = 0, inside = 0;  // bit i: row i does; the tap reads a pixel for it, and no padding
+  int64_t tap_distance = 0;         // what the tap adds to a row's
 #pragma unroll
   for (int i = 0; i < StageA::kRowsOfThread; ++i) {
     const int at = row_a + i * StageA::kRowsAtOnce;
-    row[i] = SourceRow(phase, row_at[at], first + at < rows, g.source_strides);
+    row[i] = SourceRow(phase, row_at[at], g.source_strides);
+    exists |= uint32_t(first + at < rows) << i;
   }
 
   const int taps[kAxes] = {phase.axis[0].taps, phase.axis[1].taps, phase.axis[2].taps};
@@ -92,16 +93,18 @@ conv_gather_gemm_sm80(GemmGather arguments) {
         pixels = pixels * phase.axis[a].source + added[a];
       }
       tap_distance = pixels * g.source_strides.pixel;
+      inside = 0;
 #pragma unroll
       for (int i = 0; i < StageA::kRowsOfThread; ++i) {
-        inside[i] = tap[0] < taps[0] && row[i].reaches(phase, added);
+        inside |= uint32_t(row[i].reaches(phase, added)) << i;
       }
+      inside = tap[0] < taps[0] ? inside & exists : 0;
     }
     const int at = channel + (kAcrossB ? chunk_a * kChunk<T> : 0);
     const T* from = source + (tap_distance + at);
 #pragma unroll
     for (int i = 0; i < StageA::kRowsOfThread; ++i) {
-      const bool copied = inside[i] && at < channels;
+      const bool copied = (inside >> i & 1) && at < channels;
       ptx::copy_async(product.stage_a(stage) + StageA::place(row_a + i * StageA::kRowsAtOnce, chunk_a),
                       copied ? from + row[i].distance : source, copied ? kChunkBytes : 0);
     }
