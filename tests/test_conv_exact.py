@@ -132,6 +132,9 @@ CASES = [
     problem((2, 35, 6, 9, 14), (36, 35, 2, 3, 3), stride=(2, 1, 1), padding=(3, 0, 2)),
     problem((1, 32, 7, 16, 17), (32, 32, 3, 3, 3), padding=(3, 2, 2), dilation=(3, 2, 2)),
     problem((1, 64, 4, 5, 17), (64, 64, 3, 1, 7), padding=(0, 1, 3)),
+    # Groups that end in part of a vector, planes in several blocks of a GPU's packing.
+    problem((2, 72, 12, 16), (40, 72, 2, 2)),
+    problem((9, 24, 3, 7), (40, 12, 2, 2), padding=1, groups=2),
     # Groups, depthwise, depthwise with a multiplier, one output channel per group.
     problem((2, 4, 7, 7), (6, 2, 3, 3), padding=1, groups=2),
     problem((1, 96, 5, 5), (66, 32, 3, 3), padding=1, groups=3),

@@ -41,6 +41,15 @@ STRIPS = [
     problem((1, 3, 11, 12), (3, 1, 7, 7), padding=3, groups=3),
     problem((1, 3, 4, 9, 8), (3, 1, 2, 3, 3), stride=(2, 1, 1), padding=1, groups=3),
 ]
+# What is packed: planes by four pixels at once, in several blocks; one chunk a pixel; odd planes, groups that end in
+# part of a chunk; taps that share a step of the product, and one that crosses it.
+PACKED = [
+    problem((2, 72, 12, 16), (40, 72, 2, 2)),
+    problem((3, 3, 9, 20), (72, 3, 5, 5), stride=2, padding=2),
+    problem((9, 24, 3, 7), (40, 12, 2, 2), padding=1, groups=2),
+    problem((1, 40, 6, 5), (17, 40, 3, 3), padding=1),
+    problem((1, 8, 5, 6), (9, 8, 3, 3), padding=1, dilation=2),
+]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +90,45 @@ def test_convolution(emulator: Emulator, op: str, kernel: str) -> None:
         tries = (run(emulator, op, kernel, conv, operands, expected, *next(ways)) for _ in range(64))
         taken += sum(itertools.islice((taken for taken in tries if taken), 1 if conv in SMALL else 4))
     assert taken > 5
+
+
+@pytest.mark.parametrize("op", OPS[:3])
+@pytest.mark.parametrize("conv", PACKED, ids=str)
+def test_packing(emulator: Emulator, op: str, conv: Conv) -> None:
+    """Every layout, aligned and not, of 16 and of 32 bits."""
+    operands = integers(conv)
+    expected = by_torch(conv, operands)[op]
+    for last, weight_last, shift in itertools.product((False, True), (False, True), (0, 1)):
+        for dtype, name in ((torch.bfloat16, "gemm_sm80"), (torch.float32, "gemm_tf32_sm80")):
+            kernel = name if last else f"{name}_transposed"
+            assert run(emulator, op, kernel, conv, operands, expected, dtype, last, weight_last, shift, 264)
+
+
+# Sums of many pixels in many parts: images in whole vectors and not, weights that are.
+SUMS = [
+    problem((5, 3, 33, 40), (16, 3, 2, 1)),
+    problem((4, 8, 37, 41), (9, 8, 1, 1)),
+    problem((2500, 5, 1, 3), (9, 5, 1, 2)),
+]
+
+
+@pytest.mark.parametrize("op", OPS[2:])
+@pytest.mark.parametrize("conv", SUMS, ids=str)
+def test_sums_of_many_parts(emulator: Emulator, op: str, conv: Conv) -> None:
+    operands = integers(conv)
+    expected = by_torch(conv, operands)[op]
+    kernel = "direct" if op == "conv_grad_weight" else "sum"
+    for way in itertools.product(DTYPES, (False, True), (False, True), (0, 1), (1, 264)):
+        assert run(emulator, op, kernel, conv, operands, expected, *way)
+
+
+def test_the_sum_of_a_bias_is_accurate(emulator: Emulator) -> None:
+    conv = problem((8, 1, 28, 28), (32, 1, 1, 1))
+    single = normals(conv).to(torch.float32)
+    right = single.grad_output.double().sum((0, 2, 3))
+    for last in (False, True):
+        found = emulator.conv("conv_grad_bias", "sum", conv, single, torch.float32, last, last)
+        assert error(found, right) < 1.2e-7
 
 
 @pytest.mark.parametrize("op", OPS[:3])
@@ -168,7 +216,7 @@ def test_gradient_for_the_weight_from_more_than_2_to_the_31_elements(emulator: E
     x, grad = unwritten(conv.input, last), layout(torch.randint(-2, 3, conv.output).bfloat16(), last)
     x[:, :, ::256, ::256] = torch.randint(-2, 3, (65, 32, 4, 4)).bfloat16()
     right = torch.einsum("nkpq,ncpq->kc", grad.float(), x[:, :, ::256, ::256].float()).view(8, 32, 1, 1)
-    for kernel in ("gemm_sm80", "direct") if last else ("direct",):  # the transpose is not what is tested
+    for kernel in ("gemm_sm80", "direct") if last else ("direct",):  # packing is not what is tested
         t = Operands(x, torch.zeros(conv.weight).bfloat16(), grad)
         found = emulator.conv("conv_grad_weight", kernel, conv, t, torch.bfloat16, last, False, most_blocks=999)
         assert torch.equal(found, right.bfloat16()), kernel
@@ -207,7 +255,7 @@ def test_pooling_of_more_than_2_to_the_31_elements(
 
 @pytest.mark.parametrize("last", [False, True])
 def test_more_images_than_a_grid_has_rows(emulator: Emulator, last: bool) -> None:
-    """The last of them, which a second launch pools, and a second one transposes."""
+    """The last of them, which a second launch pools."""
     images = 2**16 + 1
     x = layout(torch.randint(-2, 3, (images, 8, 2, 2)).bfloat16(), last)
     pooled = layout(torch.zeros(images, 8, 1, 1).bfloat16(), last)
@@ -247,6 +295,16 @@ def test_three_products_keep_infinities(emulator: Emulator) -> None:
     result = emulator.conv("conv", "gemm_3xtf32_sm80", conv, operands, torch.float32, True, True)
     assert expected.isfinite().any()
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_infinities_stay_in_their_windows(emulator: Emulator) -> None:
+    """What a step reads beyond the last tap, to fill it up, is not multiplied by zeros."""
+    conv = problem((1, 8, 4, 2, 3), (8, 8, 2, 1, 1))
+    operands = integers(conv)
+    operands.input[:, :, 3] = math.inf
+    result = emulator.conv("conv", "gemm_sm80", conv, operands, torch.bfloat16, True, True)
+    expected = by_torch(conv, operands)["conv"].bfloat16()
+    assert torch.equal(result[:, :, :2], expected[:, :, :2])
 
 
 def windows(pool: Pool, output: Tensor) -> list[list[int]]:

@@ -52,18 +52,14 @@ struct Row {
   int64_t image;
   int j[kAxes];
 
-  // The source pixel that the row reads through taps (z, y, x) of the phase, by its number, or -1; and the
-  // first pixel of the source's row that it lies in.
-  CNNEXT_DEVICE int64_t source_row(const PhaseAxes& p, int z, int y) const {
+  // The source pixel that the row reads through taps (z, y, x) of the phase, by its number, or -1.
+  CNNEXT_DEVICE int64_t source_pixel(const PhaseAxes& p, int z, int y, int x) const {
     z = p.axis[0].source_index(j[0], z);
     y = p.axis[1].source_index(j[1], y);
-    const bool inside = unsigned(z) < unsigned(p.axis[0].source) && unsigned(y) < unsigned(p.axis[1].source);
-    return inside ? (int64_t(z) * p.axis[1].source + y) * p.axis[2].source : -1;
-  }
-  CNNEXT_DEVICE int64_t source_pixel(const PhaseAxes& p, int z, int y, int x) const {
-    const int64_t row = source_row(p, z, y);
     x = p.axis[2].source_index(j[2], x);
-    return row >= 0 && unsigned(x) < unsigned(p.axis[2].source) ? row + x : -1;
+    const bool inside = unsigned(z) < unsigned(p.axis[0].source) &&
+                        unsigned(y) < unsigned(p.axis[1].source) && unsigned(x) < unsigned(p.axis[2].source);
+    return inside ? (int64_t(z) * p.axis[1].source + y) * p.axis[2].source + x : -1;
   }
   CNNEXT_DEVICE int64_t destination_pixel(const PhaseAxes& p, const int* extent) const {
     int64_t pixel = 0;
@@ -105,6 +101,30 @@ inline Phase phase_of(const PhaseAxis& p) {
           int(p.offset_step),
           Divisor(max_of(1, p.count))};
 }
+
+// What one row reads through tap (0, 0, 0) of its phase: the position in the source, which may lie in the
+// padding, and the distance to its first element. What a tap adds is the same for all rows.
+struct SourceRow {
+  int64_t distance;
+  int at[kAxes];
+
+  SourceRow() = default;
+  CNNEXT_DEVICE SourceRow(const PhaseAxes& p, const Row& row, const Strides& strides) {
+    distance = 0;
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      at[a] = p.axis[a].source_index(row.j[a], 0);
+      distance = distance * p.axis[a].source + at[a];
+    }
+    distance = row.image * strides.image + distance * strides.pixel;
+  }
+  CNNEXT_DEVICE bool reaches(const PhaseAxes& p, const int (&added)[kAxes]) const {
+    bool inside = true;
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) inside &= unsigned(at[a] + added[a]) < unsigned(p.axis[a].source);
+    return inside;
+  }
+};
 
 enum class Direction { kForward, kGradInput };
 

@@ -1,12 +1,12 @@
-// Convolution as a matrix product on tensor cores (tile_sm80.cuh, tile_sm90.cuh), by the gather of
-// conv_gather.cuh, in channels last. The summed index runs over the taps of the phase, and for each over the
-// source's channels; rows are the pixels of the phase in all images, columns the destination's channels.
-// Padding is copied as zeros. A block computes a tile of kM x kN; blocks that share rows are neighbours.
+// Convolution as a matrix product on tensor cores (tile_sm80.cuh), by the gather of conv_gather.cuh, from
+// operands in channels last whose chunks of 16 bytes are aligned and whole (pack.cuh). Padding is copied as
+// zeros. Rows are the pixels of the phase in all images, columns the destination's channels. A block computes
+// a tile of kM x kN; blocks that share rows are neighbours.
 //
-// Forward: source input, weight [K, taps, C] lies along the summed index. Gradient for the input: source
-// grad_output, the weight lies across it (kAcrossB).
-//
-// Every chunk of 16 bytes of both operands is aligned, and wholly in memory or not at all (pack.cuh).
+// Forward: source input. The summed index runs over the taps, and for each over the source's channels, as the
+// weight [K, taps, C] lies in memory; a step may take in several taps of few channels each.
+// Gradient for the input: source grad_output, the weight lies across the summed index (kAcrossB), and each
+// tap begins a step.
 #pragma once
 
 #include "conv_gather.cuh"
@@ -18,48 +18,8 @@ namespace cnnext::cuda {
 
 struct GemmGather {
   ConvGather g;
-  bool destination_aligned;  // every chunk of 16 bytes
-};
-
-// The chunks of the source that a thread copies in every step: the same one of kRowsOfThread rows. A row
-// knows where its first tap reads; those of other taps are equally far from there in every row.
-template <class T, class Stage>
-struct SourceRows {
-  static constexpr int kCount = Stage::kRowsOfThread;
-
-  const T* first_tap[kCount];  // may be outside of the source
-  int index[kCount][kAxes];    // of the source's pixel that it reads
-  bool inside[kCount];         // whether there is what the current tap reads
-
-  CNNEXT_DEVICE SourceRows(const ConvGather& g, const PhaseAxes& phase, const T* source, int64_t first,
-                           int64_t rows) {
-    const Rows row_at(phase, first);
-    const Phase &d = phase.axis[0], &h = phase.axis[1], &w = phase.axis[2];
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int beyond = threadIdx.x / Stage::kChunksInRow + i * Stage::kRowsAtOnce;
-      const Row row = row_at[beyond];
-#pragma unroll
-      for (int a = 0; a < kAxes; ++a) index[i][a] = phase.axis[a].source_index(row.j[a], 0);
-      first_tap[i] = source + row.image * g.source_strides.image +
-                     ((int64_t(index[i][0]) * h.source + index[i][1]) * w.source + index[i][2]) *
-                         g.source_strides.pixel +
-                     threadIdx.x % Stage::kChunksInRow * kChunk<T>;
-      if (first + beyond >= rows) index[i][0] = -d.source - d.taps * max_of(d.offset_step, -d.offset_step);
-    }
-  }
-  // Goes to taps (z, y, x). Returns what is between the first tap and it, in elements.
-  CNNEXT_DEVICE int64_t go_to(const ConvGather& g, const PhaseAxes& phase, int z, int y, int x) {
-    const Phase &d = phase.axis[0], &h = phase.axis[1], &w = phase.axis[2];
-    z *= d.offset_step, y *= h.offset_step, x *= w.offset_step;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      inside[i] = unsigned(index[i][0] + z) < unsigned(d.source) &&
-                  unsigned(index[i][1] + y) < unsigned(h.source) &&
-                  unsigned(index[i][2] + x) < unsigned(w.source);
-    }
-    return ((int64_t(z) * h.source + y) * w.source + x) * g.source_strides.pixel;
-  }
+  int source_group;          // elements from one group of a source pixel to the next: its channels, padded
+  bool destination_aligned;  // every chunk
 };
 
 template <class T, class Product, bool kAcrossB>
@@ -75,56 +35,102 @@ conv_gather_gemm(GemmGather arguments) {
   const int64_t first = int64_t(blockIdx.x / tiles) * kM, rows = g.rows(blockIdx.z);
   if (first >= rows) return;
   const int first_channel = blockIdx.x % tiles * kN;
+  const Rows row_at(phase, first);
+  const int channels = arguments.source_group;
+  const T* source = static_cast<const T*>(g.source) + int64_t(group) * channels;
+  const T* weight =
+      static_cast<const T*>(g.weight) + group * g.weight_group + first_channel * g.weight_destination;
 
-  SourceRows<T, StageA> source(g, phase, static_cast<const T*>(g.source) + group * g.source_group, first,
-                               rows);
+  // Each thread copies the same chunk of the same rows in every step.
   const int chunk_a = threadIdx.x % StageA::kChunksInRow, row_a = threadIdx.x / StageA::kChunksInRow;
   const int chunk_b = threadIdx.x % StageB::kChunksInRow, row_b = threadIdx.x / StageB::kChunksInRow;
-  const int columns = g.destination_channels - first_channel;
   const int place_a = StageA::place(row_a, chunk_a), place_b = StageB::place(row_b, chunk_b);
-  // Rows of the weight's stage are destination channels, or across the summed index source channels.
-  const int64_t weight_row = kAcrossB ? g.weight_source : g.weight_destination;
-  const T* weight = static_cast<const T*>(g.weight) + group * g.weight_group +
-                    first_channel * g.weight_destination + row_b * weight_row + chunk_b * kChunk<T>;
+  SourceRow row[StageA::kRowsOfThread];
+  uint32_t exists = 0, inside = 0;  // bit i: row i does; the tap reads a pixel for it, and no padding
+  int64_t tap_distance = 0;         // what the tap adds to a row's
+#pragma unroll
+  for (int i = 0; i < StageA::kRowsOfThread; ++i) {
+    const int at = row_a + i * StageA::kRowsAtOnce;
+    row[i] = SourceRow(phase, row_at[at], g.source_strides);
+    exists |= uint32_t(first + at < rows) << i;
+  }
 
-  int tap[kAxes] = {0, 0, 0}, channel = 0;
-  int64_t source_tap = 0;
-  const T* tap_weight = weight;
-  const auto load = [&](Product& product, int stage) {
-    if (channel == 0) {
-      source_tap = source.go_to(g, phase, tap[0], tap[1], tap[2]);
-      tap_weight = weight + phase.tap(g.kernel, tap[0], tap[1], tap[2]) * g.weight_tap;
-    }
-    const bool is_channel = channel + chunk_a * kChunk<T> < g.source_channels;
-#pragma unroll
-    for (int i = 0; i < StageA::kRowsOfThread; ++i) {
-      ptx::copy_async(product.stage_a(stage) + place_a + i * StageA::kNextRow,
-                      source.first_tap[i] + (source_tap + channel),
-                      source.inside[i] && is_channel ? kChunkBytes : 0);
-    }
-    const T* from = tap_weight + channel * g.weight_source;
-#pragma unroll
-    for (int i = 0; i < StageB::kRowsOfThread; ++i) {
-      const int row = row_b + i * StageB::kRowsAtOnce;
-      const bool inside = kAcrossB ? channel + row < g.source_channels && chunk_b * kChunk<T> < columns
-                                   : row < columns && channel + chunk_b * kChunk<T> < g.source_channels;
-      ptx::copy_async(product.stage_b(stage) + place_b + i * StageB::kNextRow,
-                      from + i * StageB::kRowsAtOnce * weight_row, inside ? kChunkBytes : 0);
-    }
-    channel += Product::kSummed;
-    if (channel < g.source_channels) return;
-    channel = 0;
-    if (++tap[2] < phase.axis[2].taps) return;
+  const int taps[kAxes] = {phase.axis[0].taps, phase.axis[1].taps, phase.axis[2].taps};
+  const int all_taps = taps[0] * taps[1] * taps[2];
+  const int steps = kAcrossB ? all_taps * int(ceil_div(channels, Product::kSummed))
+                             : int(ceil_div(int64_t(all_taps) * channels, Product::kSummed));
+  int tap[kAxes] = {0, 0, 0};
+  const auto next_tap = [&] {
+    if (++tap[2] < taps[2]) return;
     tap[2] = 0;
-    if (++tap[1] < phase.axis[1].taps) return;
+    if (++tap[1] < taps[1]) return;
     tap[1] = 0;
     ++tap[0];
   };
+  // The first channel of the step, or of this thread's chunk in it.
+  int channel = kAcrossB ? 0 : chunk_a * kChunk<T>;
+  bool tap_is_new = true;
+  // The weight's rows in a stage, and this thread's chunk of the first step, or of the tap's.
+  const int64_t weight_row = kAcrossB ? g.weight_source : g.weight_destination;
+  const T* first_weight = weight + row_b * weight_row + chunk_b * kChunk<T>;
+  const T* own_weight = first_weight;
+  const auto load = [&](Product& product, int step, int stage) {
+    if constexpr (!kAcrossB) {
+      while (channel >= channels) {
+        channel -= channels;
+        next_tap();
+        tap_is_new = true;
+      }
+    }
+    if (tap_is_new) {
+      tap_is_new = false;
+      if constexpr (kAcrossB) {
+        own_weight = first_weight + phase.tap(g.kernel, tap[0], tap[1], tap[2]) * g.weight_tap;
+      }
+      int added[kAxes];
+      int64_t pixels = 0;
+#pragma unroll
+      for (int a = 0; a < kAxes; ++a) {
+        added[a] = tap[a] * phase.axis[a].offset_step;
+        pixels = pixels * phase.axis[a].source + added[a];
+      }
+      tap_distance = pixels * g.source_strides.pixel;
+      inside = 0;
+#pragma unroll
+      for (int i = 0; i < StageA::kRowsOfThread; ++i) {
+        inside |= uint32_t(row[i].reaches(phase, added)) << i;
+      }
+      inside = tap[0] < taps[0] ? inside & exists : 0;
+    }
+    const int at = channel + (kAcrossB ? chunk_a * kChunk<T> : 0);
+    const T* from = source + (tap_distance + at);
+#pragma unroll
+    for (int i = 0; i < StageA::kRowsOfThread; ++i) {
+      const bool copied = (inside >> i & 1) && at < channels;
+      ptx::copy_async(product.stage_a(stage) + place_a + i * StageA::kNextRow, from + row[i].distance,
+                      copied ? kChunkBytes : 0);
+    }
+    const int depth = kAcrossB ? channel : step * Product::kSummed;  // of the weight, where the step begins
+    from = own_weight + depth * (kAcrossB ? weight_row : 1);
+#pragma unroll
+    for (int i = 0; i < StageB::kRowsOfThread; ++i) {
+      const int row = row_b + i * StageB::kRowsAtOnce, chunk = chunk_b * kChunk<T>;
+      const int in = depth + (kAcrossB ? row : chunk), out = first_channel + (kAcrossB ? chunk : row);
+      const bool copied =
+          in < (kAcrossB ? g.source_channels : all_taps * channels) && out < g.destination_channels;
+      ptx::copy_async(product.stage_b(stage) + place_b + i * StageB::kNextRow,
+                      from + i * (StageB::kRowsAtOnce * weight_row), copied ? kChunkBytes : 0);
+    }
+    channel += Product::kSummed;
+    if (kAcrossB && channel >= channels) {
+      channel = 0;
+      next_tap();
+      tap_is_new = true;
+    }
+  };
 
   Product product;
-  const int taps = phase.axis[0].taps * phase.axis[1].taps * phase.axis[2].taps;
-  product.accumulate(taps * int(ceil_div(g.source_channels, Product::kSummed)),
-                     [&](int, int stage) { load(product, stage); });
+  product.accumulate(steps, [&](int step, int stage) { load(product, step, stage); });
 
   // Through shared memory, to write whole chunks: [kM][kN], the chunks of a row permuted.
   T* result = product.memory;
@@ -134,8 +140,10 @@ conv_gather_gemm(GemmGather arguments) {
   };
   if (g.bias) {
     const T* bias = static_cast<const T*>(g.bias) + int64_t(group) * g.destination_channels + first_channel;
-    product.add_to_rows(
-        [&](int column) { return to_float(load_if<T, 1>(column < columns, bias + column, {}).at[0]); });
+    product.add_to_rows([&](int column) {
+      return to_float(
+          load_if<T, 1>(first_channel + column < g.destination_channels, bias + column, {}).at[0]);
+    });
   }
   product.each_pair([&](int row, int column, float x, float y) {
     Pack<T, 2> pair;
@@ -144,92 +152,133 @@ conv_gather_gemm(GemmGather arguments) {
     store_shared(result + place(row, column / kChunk<T>) + column % kChunk<T>, pair);
   });
   __syncthreads();
-  const Rows row_at(phase, first);
   T* destination = static_cast<T*>(g.destination) +
                    int64_t(group) * g.destination_channels * g.destination_strides.channel;
-  const bool last = g.destination_strides.channel == 1;
-  for (int i = threadIdx.x; i < kM * kChunks; i += Product::kThreads) {
-    // In channels first neighbouring threads take neighbouring pixels.
-    const int at = last ? i / kChunks : i % kM, chunk = last ? i % kChunks : i / kM;
-    const int channel = first_channel + chunk * kChunk<T>, channels = g.destination_channels - channel;
-    if (first + at >= rows || channels <= 0) continue;
+  const int columns = g.destination_channels - first_channel;
+  const auto start_of = [&](int at) {  // of a row's results
     const Row row = row_at[at];
-    T* to = destination + row.image * g.destination_strides.image +
-            row.destination_pixel(phase, g.destination_extent) * g.destination_strides.pixel +
-            channel * g.destination_strides.channel;
-    const T* from = result + place(at, chunk);
-    if (arguments.destination_aligned && last) {
-      store_pack(to, load_pack<T, kChunk<T>>(from));
-    } else {
-      for (int e = 0; e < kChunk<T> && e < channels; ++e) to[e * g.destination_strides.channel] = from[e];
+    return destination + row.image * g.destination_strides.image +
+           row.destination_pixel(phase, g.destination_extent) * g.destination_strides.pixel +
+           first_channel * g.destination_strides.channel;
+  };
+  if (g.destination_strides.channel == 1) {
+    for (int i = threadIdx.x; i < kM * kChunks; i += Product::kThreads) {
+      const int at = i / kChunks, chunk = i % kChunks, channel = chunk * kChunk<T>;
+      if (first + at >= rows || channel >= columns) continue;
+      T* to = start_of(at) + channel;
+      const T* from = result + place(at, chunk);
+      if (arguments.destination_aligned) {
+        store_pack(to, load_pack<T, kChunk<T>>(from));
+      } else {
+        for (int e = 0; e < kChunk<T> && channel + e < columns; ++e) to[e] = from[e];
+      }
+    }
+  } else {  // a thread writes some channels of one pixel, neighbouring threads neighbouring pixels
+    const int at = threadIdx.x % kM;
+    if (first + at >= rows) return;
+    T* to = start_of(at);
+    for (int chunk = threadIdx.x / kM; chunk < kChunks; chunk += Product::kThreads / kM) {
+      const Pack<T, kChunk<T>> values = load_pack<T, kChunk<T>>(result + place(at, chunk));
+#pragma unroll
+      for (int e = 0; e < kChunk<T>; ++e) {
+        const int channel = chunk * kChunk<T> + e;
+        if (channel < columns) to[channel * g.destination_strides.channel] = values.at[e];
+      }
     }
   }
 }
 
-// Where the two operands of grad_weight have a summed pixel, in elements; kNowhere, aligned as the others
-// are, where there is none.
-constexpr int64_t kNowhere = -16;
-struct alignas(16) PixelPlaces {
-  int64_t output, input;
+struct GemmGradWeight {
+  ConvGradWeight g;
+  int output_group, input_group;  // elements from one group of a pixel to the next: its channels, padded
+  Divisor by_input_group;
 };
-// As many steps' places are kept: those that may be read or written between two barriers, a power of two.
-constexpr int kPlaceSteps = 4;
-template <class Product>
-constexpr int kPlacesBytes = kPlaceSteps * Product::kSummed * int(sizeof(PixelPlaces));
 
-// grad_weight: both operands lie across the summed index, the pixels of a part. Grid: taps times tiles of
-// input channels; tiles of output channels in all groups; parts. The places of a step's pixels are found
-// once, one step ahead, each by one thread.
+// Where a summed pixel is: the output's, and what the first tap of the kernel reads of the input, which may
+// lie in the padding. Distances are in elements.
+struct alignas(16) SummedPixel {
+  int64_t output, input;  // kNowhere, if there is no such pixel
+  int at[kAxes], unused;
+};
+constexpr int64_t kNowhere = INT64_MIN;
+// As many steps' pixels are kept: those that may be read or written between two barriers, a power of two.
+constexpr int kPixelSteps = 4;
+template <class Product>
+constexpr int kPixelBytes = kPixelSteps * Product::kSummed * int(sizeof(SummedPixel));
+
+// grad_weight: both operands lie across the summed index, the pixels of a part. Rows are the output channels
+// of a group, columns the padded input channels of one tap after the other. Grid: tiles of columns; tiles of
+// rows in all groups; parts. The pixels of a step are found once, one step ahead, each by one thread.
 template <class T, class Product>
 CNNEXT_LAUNCH(Product::kThreads, Product::kBlocks)
-conv_grad_weight_gemm(ConvGradWeight g) {
+conv_grad_weight_gemm(GemmGradWeight arguments) {
   if (!Product::kCompiled) return;
   static_assert(Product::kM == Product::kN && Product::kSummed <= Product::kThreads);
   constexpr int kSide = Product::kM;
   using Stage = typename Product::StageA;
-  const int tiles_n = int(ceil_div(g.C, kSide)), tiles_m = int(ceil_div(g.K, kSide));
-  const int tap = blockIdx.x / tiles_n, first_c = blockIdx.x % tiles_n * kSide;
+  const ConvGradWeight& g = arguments.g;
+  const int tiles_m = int(ceil_div(g.K, kSide)), first_column = blockIdx.x * kSide;
   const int group = blockIdx.y / tiles_m, first_k = blockIdx.y % tiles_m * kSide;
-  const GradWeightPixels pixels(g, blockIdx.z, tap);
+
+  // Each thread copies the same chunk of both operands in every step: of output channels, and of a tap's
+  // input channels.
   const int chunk = threadIdx.x % Stage::kChunksInRow, first_row = threadIdx.x / Stage::kChunksInRow;
-  const int k = first_k + chunk * kChunk<T>, c = first_c + chunk * kChunk<T>;
   const int place = Stage::place(first_row, chunk);
-  const T* grad_output = static_cast<const T*>(g.grad_output) + group * g.output_group + k;
-  const T* input = static_cast<const T*>(g.input) + group * g.input_group + c;
+  const int k = first_k + chunk * kChunk<T>;
+  uint32_t tap = first_column + chunk * kChunk<T>;
+  const int c = split(tap, arguments.by_input_group);
+  const bool has_k = k < g.K, has_c = tap < uint32_t(g.taps);
+  int added[kAxes];  // by the tap to what the first one reads
+  int64_t pixels_added = 0;
+  for (int a = kAxes - 1; a >= 0; --a) {
+    added[a] = int(tap % g.kernel[a]) * g.dilation[a];
+    tap /= g.kernel[a];
+  }
+  for (int a = 0; a < kAxes; ++a) pixels_added = pixels_added * g.input_extent[a] + added[a];
+  const T* grad_output = static_cast<const T*>(g.grad_output) + int64_t(group) * arguments.output_group + k;
+  const T* input = static_cast<const T*>(g.input) + int64_t(group) * arguments.input_group + c +
+                   pixels_added * g.input_strides.pixel;
 
   Product product;
-  PixelPlaces* places = reinterpret_cast<PixelPlaces*>(product.memory + Product::kBytes / int(sizeof(T)));
-  const auto places_of = [&](int step) { return places + step % kPlaceSteps * Product::kSummed; };
-  const auto find_places = [&](int step) {
+  const GradWeightPixels pixels(g, blockIdx.z, 0);
+  SummedPixel* found = reinterpret_cast<SummedPixel*>(product.memory + Product::kBytes / int(sizeof(T)));
+  const auto pixels_of = [&](int step) { return found + step % kPixelSteps * Product::kSummed; };
+  const auto find_pixels = [&](int step) {
     if (threadIdx.x >= Product::kSummed) return;
-    const int at = step * Product::kSummed + threadIdx.x;
-    const OutputPixel o = pixels[at];
-    const int64_t pixel = pixels.input_pixel(o);
-    PixelPlaces found = {kNowhere, kNowhere};
-    if (at < pixels.count) {
-      found.output = o.image * g.output_strides.image + o.pixel * g.output_strides.pixel;
-      if (pixel >= 0) found.input = o.image * g.input_strides.image + pixel * g.input_strides.pixel;
+    const int number = step * Product::kSummed + threadIdx.x;
+    SummedPixel pixel = {kNowhere, kNowhere, {}, 0};
+    if (number < pixels.count) {
+      const OutputPixel o = pixels[number];
+      const int64_t first = pixels.first_input(o, pixel.at);
+      pixel.output = o.image * g.output_strides.image + o.pixel * g.output_strides.pixel;
+      pixel.input = o.image * g.input_strides.image + first * g.input_strides.pixel;
     }
-    places_of(step)[threadIdx.x] = found;
+    pixels_of(step)[threadIdx.x] = pixel;
   };
-  for (int step = 0; step < Product::kAhead; ++step) find_places(step);
+  for (int step = 0; step < Product::kAhead; ++step) find_pixels(step);
   __syncthreads();
   product.accumulate(int(ceil_div(pixels.count, Product::kSummed)), [&](int step, int stage) {
 #pragma unroll
     for (int i = 0; i < Stage::kRowsOfThread; ++i) {
-      const PixelPlaces from = places_of(step)[first_row + i * Stage::kRowsAtOnce];
-      ptx::copy_async(product.stage_a(stage) + place + i * Stage::kNextRow, grad_output + from.output,
-                      from.output != kNowhere && k < g.K ? kChunkBytes : 0);
-      ptx::copy_async(product.stage_b(stage) + place + i * Stage::kNextRow, input + from.input,
-                      from.input != kNowhere && c < g.C ? kChunkBytes : 0);
+      const SummedPixel pixel = pixels_of(step)[first_row + i * Stage::kRowsAtOnce];
+      const bool exists = pixel.output != kNowhere;
+      bool inside = exists && has_c;
+#pragma unroll
+      for (int a = 0; a < kAxes; ++a)
+        inside &= unsigned(pixel.at[a] + added[a]) < unsigned(g.input_extent[a]);
+      ptx::copy_async(product.stage_a(stage) + place + i * Stage::kNextRow, grad_output + pixel.output,
+                      exists && has_k ? kChunkBytes : 0);
+      ptx::copy_async(product.stage_b(stage) + place + i * Stage::kNextRow, input + pixel.input,
+                      inside ? kChunkBytes : 0);
     }
-    if (step + 1 >= Product::kAhead) find_places(step + 1);
+    if (step + 1 >= Product::kAhead) find_pixels(step + 1);
   });
 
   float* partial = static_cast<float*>(g.partial) + blockIdx.z * g.weights();
   product.each_pair([&](int row, int column, float x, float y) {
-    const int k = first_k + row, c = first_c + column;
-    if (k >= g.K || c >= g.C) return;
+    uint32_t tap = first_column + column;
+    const int k = first_k + row, c = split(tap, arguments.by_input_group);
+    if (k >= g.K || c >= g.C || tap >= uint32_t(g.taps)) return;
     float* to = partial + ((int64_t(group) * g.K + k) * g.taps + tap) * g.C + c;
     to[0] = x;
     if (c + 1 < g.C) to[1] = y;

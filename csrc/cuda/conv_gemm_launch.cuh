@@ -9,41 +9,36 @@
 
 namespace cnnext::cuda {
 
-// An operand as a matrix product reads it, packed into the next part of the workspace if need be.
-struct Operand {
-  void* data;
-  int64_t group, pixel, image;  // strides, in elements
-};
+// Where a matrix product reads an operand: where it is, or packed into the next `bytes` of the workspace.
 template <class T>
-Operand operand(const ConvProblem& p, void* data, Layout layout, int64_t images, int64_t groups,
-                int64_t channels, int64_t pixels, int64_t packed_bytes, char** workspace,
-                const Stream& stream) {
-  if (packed_bytes > 0) {
-    const int64_t padded = whole_chunks(p, channels);
-    start_pack<T>(data, *workspace, layout, images, groups, channels, padded, pixels, stream);
-    data = *workspace;
-    *workspace += packed_bytes;
-    channels = padded;
-  }
-  return {data, channels, groups * channels, groups * channels * pixels};
+void* packed(void* from, int64_t bytes, const Strides& strides, int64_t images, int64_t pixels,
+             int64_t groups, int64_t channels, char** workspace, const Stream& stream) {
+  if (bytes == 0) return from;
+  char* to = *workspace;
+  *workspace += bytes;
+  start_pack<T>(from, strides, images, pixels, groups, channels, to, stream);
+  return to;
 }
 template <class T>
-Operand input_operand(const ConvProblem& p, const ConvBuffers& b, char** workspace, const Stream& stream) {
+void* packed_input(const ConvProblem& p, void* from, char** workspace, const Stream& stream) {
   const ConvShape& s = p.shape;
-  return operand<T>(p, b.input, p.layout, s.N, s.groups, s.C_per_group(), s.input_pixels(),
-                    input_workspace(p), workspace, stream);
+  const int64_t pixels = s.input_pixels();
+  return packed<T>(from, packed_input_bytes(p), strides_of(p.layout, s.C, pixels), s.N, pixels, s.groups,
+                   s.C_per_group(), workspace, stream);
 }
 template <class T>
-Operand output_operand(const ConvProblem& p, const ConvBuffers& b, char** workspace, const Stream& stream) {
+void* packed_output(const ConvProblem& p, void* from, char** workspace, const Stream& stream) {
   const ConvShape& s = p.shape;
-  return operand<T>(p, b.output, p.layout, s.N, s.groups, s.K_per_group(), s.output_pixels(),
-                    output_workspace(p), workspace, stream);
+  const int64_t pixels = s.output_pixels();
+  return packed<T>(from, packed_output_bytes(p), strides_of(p.layout, s.K, pixels), s.N, pixels, s.groups,
+                   s.K_per_group(), workspace, stream);
 }
 template <class T>
-Operand weight_operand(const ConvProblem& p, const ConvBuffers& b, char** workspace, const Stream& stream) {
+void* packed_weight(const ConvProblem& p, void* from, char** workspace, const Stream& stream) {
   const ConvShape& s = p.shape;
-  return operand<T>(p, b.weight, p.weight_layout, s.K, 1, s.C_per_group(), s.taps(), weight_workspace(p),
-                    workspace, stream);
+  const WeightStrides w = weight_strides_of(p.weight_layout, s.C_per_group(), s.taps());
+  return packed<T>(from, packed_weight_bytes(p), {w.k, w.c, w.tap}, s.K, s.taps(), 1, s.C_per_group(),
+                   workspace, stream);
 }
 
 // The matrix products of an architecture.
@@ -83,22 +78,27 @@ void gather(const GemmGather& a, const Stream& stream) {
 }
 
 template <class T, class Gpu>
-void run_gather(Direction direction, const ConvProblem& p, const ConvBuffers& b, const Stream& stream,
+void run_gather(Direction direction, const ConvProblem& p, ConvBuffers b, const Stream& stream,
                 char* workspace) {
+  const ConvShape& s = p.shape;
   const bool forward = direction == Direction::kForward;
-  const Operand source =
-      forward ? input_operand<T>(p, b, &workspace, stream) : output_operand<T>(p, b, &workspace, stream);
-  const Operand weight = weight_operand<T>(p, b, &workspace, stream);
+  if (forward) {
+    b.input = packed_input<T>(p, b.input, &workspace, stream);
+  } else {
+    b.output = packed_output<T>(p, b.output, &workspace, stream);
+  }
+  b.weight = packed_weight<T>(p, b.weight, &workspace, stream);
+  const WeightStrides weight =
+      weight_strides_of(Layout::kChannelsLast, padded_channels(p, s.C_per_group()), s.taps());
   for_each_phases(direction, p, b, [&](const ConvGather& g) {
-    GemmGather a = {g, g.destination_channels % kChunk<T> == 0 && are_aligned(g.destination)};
-    a.g.source = source.data;
-    a.g.source_strides = {source.image, 1, source.pixel};
-    a.g.source_group = source.group;
-    a.g.weight = weight.data;
-    a.g.weight_group = p.shape.K_per_group() * weight.image;
-    a.g.weight_destination = forward ? weight.image : 1;
-    a.g.weight_source = forward ? 1 : weight.image;
-    a.g.weight_tap = weight.pixel;
+    GemmGather a = {g, int(padded_channels(p, g.source_channels)), false};
+    a.g.source_strides = strides_of(Layout::kChannelsLast, g.groups * a.source_group,
+                                    forward ? s.input_pixels() : s.output_pixels());
+    a.g.weight_group = s.K_per_group() * weight.k;
+    a.g.weight_destination = forward ? weight.k : weight.c;
+    a.g.weight_source = forward ? weight.c : weight.k;
+    a.g.weight_tap = weight.tap;
+    a.destination_aligned = g.destination_channels % kChunk<T> == 0 && are_aligned(g.destination);
     if (forward) {
       gather<T, Gpu, false>(a, stream);
     } else {
@@ -108,25 +108,29 @@ void run_gather(Direction direction, const ConvProblem& p, const ConvBuffers& b,
 }
 
 template <class T, class Gpu>
-void run_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Stream& stream, char* workspace) {
-  const Operand input = input_operand<T>(p, b, &workspace, stream);
-  const Operand output = output_operand<T>(p, b, &workspace, stream);
-  ConvGradWeight g = grad_weight_arguments(p, b, workspace, gemm_grad_weight_parts(p, Gpu::kAccurate));
-  g.input = input.data, g.grad_output = output.data;
-  g.input_strides = {input.image, 1, input.pixel}, g.output_strides = {output.image, 1, output.pixel};
-  g.input_group = input.group, g.output_group = output.group;
+void run_grad_weight(const ConvProblem& p, ConvBuffers b, const Stream& stream, char* workspace) {
+  const ConvShape& s = p.shape;
+  b.input = packed_input<T>(p, b.input, &workspace, stream);
+  b.output = packed_output<T>(p, b.output, &workspace, stream);
+  GemmGradWeight a = {grad_weight_arguments(p, b, workspace, gemm_grad_weight_parts(p, Gpu::kAccurate)),
+                      int(padded_channels(p, s.K_per_group())), int(padded_channels(p, s.C_per_group())),
+                      Divisor(padded_channels(p, s.C_per_group()))};
+  a.g.output_strides = strides_of(Layout::kChannelsLast, s.groups * a.output_group, s.output_pixels());
+  a.g.input_strides = strides_of(Layout::kChannelsLast, s.groups * a.input_group, s.input_pixels());
   const auto start = [&](auto side) {
     constexpr int kSide = decltype(side)::value;
     using Product = typename Gpu::template Tile<T, kSide, kSide, true, true>;
-    const Grid grid = {g.taps * ceil_div(g.C, kSide), ceil_div(g.K, kSide) * g.groups, g.parts};
-    launch(conv_grad_weight_gemm<T, Product>, grid, Product::kThreads,
-           Product::kBytes + kPlacesBytes<Product>, stream, g);
+    const Grid grid = {ceil_div(gemm_grad_weight_columns(p), kSide), ceil_div(a.g.K, kSide) * a.g.groups,
+                       a.g.parts};
+    launch(conv_grad_weight_gemm<T, Product>, grid, Product::kThreads, Product::kBytes + kPixelBytes<Product>,
+           stream, a);
   };
+  const int side = gemm_grad_weight_side(p, Gpu::kAccurate);
   if constexpr (!Gpu::kAccurate) {
-    if (gemm_grad_weight_side(p, Gpu::kAccurate) == 128) start(std::integral_constant<int, 128>());
+    if (side == 128) start(std::integral_constant<int, 128>());
   }
-  if (gemm_grad_weight_side(p, Gpu::kAccurate) == 64) start(std::integral_constant<int, 64>());
-  reduce_parts<T>(p, g, b.weight, stream);
+  if (side == 64) start(std::integral_constant<int, 64>());
+  reduce_parts<T>(p, a.g, b.weight, stream);
 }
 
 }  // namespace cnnext::cuda

@@ -5,23 +5,28 @@
 namespace cnnext::cuda {
 void run_conv_grad_bias(const ConvProblem& p, const ConvBuffers& b, const Stream& stream, char* workspace) {
   const ConvShape& s = p.shape;
-  const int64_t pixels = s.N * s.output_pixels(), per_part = ceil_div(pixels, grad_bias_parts(p));
-  const int64_t used = ceil_div(pixels, per_part);
+  const bool last = p.layout == Layout::kChannelsLast;
   with_type(p.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
-    auto* partial = reinterpret_cast<Acc<T>*>(workspace);
-    const auto start = [&](auto kernel, int lanes) {
-      launch(kernel, {ceil_div(s.K, lanes), used}, kGradBiasThreads, kGradBiasThreads * int(sizeof(Acc<T>)),
-             stream, static_cast<const T*>(b.output), strides_of(p.layout, s.K, s.output_pixels()), s.N,
-             s.output_pixels(), int(s.K), per_part, partial);
+    constexpr int kVector = kPerVector<T>;
+    const int64_t pixels = s.output_pixels(), units = last ? pixels : ceil_div(pixels, kVector);
+    const int64_t per_part = ceil_div(s.N * units, grad_bias_parts(p)),
+                  parts = ceil_div(s.N * units, per_part);
+    const GradBias g = {b.output, workspace, strides_of(p.layout, s.K, pixels), s.N * units, per_part, units,
+                        pixels,   int(s.K),  Divisor(last ? 1 : units)};
+    const auto start = [&](auto kernel, int64_t channels) {
+      launch(kernel, {ceil_div(s.K, channels), parts}, kGradBiasThreads,
+             kGradBiasThreads * int(sizeof(Acc<T>)), stream, g);
     };
-    if (p.layout == Layout::kChannelsLast) {
-      start(conv_grad_bias<T, 32>, 32);
+    const bool whole = (last ? s.K : pixels) % kVector == 0 && are_aligned(b.output);
+    if (last) {
+      start(whole ? conv_grad_bias<T, true, true> : conv_grad_bias<T, true, false>, kGradBiasLanes * kVector);
     } else {
-      start(conv_grad_bias<T, 1>, 1);
+      start(whole ? conv_grad_bias<T, false, true> : conv_grad_bias<T, false, false>, 1);
     }
-    launch(add_grad_bias<T>, {ceil_div(s.K, kGradBiasThreads)}, kGradBiasThreads, 0, stream,
-           static_cast<const Acc<T>*>(partial), int(used), int(s.K), static_cast<T*>(b.bias));
+    launch(add_grad_bias<T>, {ceil_div(s.K, kAddBiasLanes)}, kGradBiasThreads,
+           kGradBiasThreads * int(sizeof(Acc<T>)), stream, reinterpret_cast<const Acc<T>*>(workspace),
+           int(parts), int(s.K), static_cast<T*>(b.bias));
   });
 }
 

@@ -57,22 +57,22 @@ struct GradWeightPixels {
     const uint32_t pixel = split(images, g.by_pixels);
     return {image + images, pixel};
   }
-  // The row of input pixels that the tap reads for an output pixel, by the number of its first pixel, or -1
-  // in the padding; and the position in it, which may lie in the padding.
-  CNNEXT_DEVICE int64_t input_row(const OutputPixel& o, int* x) const {
+  // What the tap reads of the input for an output pixel: positions, which may lie in the padding, and the
+  // number of the pixel as if it did not.
+  CNNEXT_DEVICE int64_t first_input(const OutputPixel& o, int (&at)[kAxes]) const {
     uint32_t rest = o.pixel;
-    *x = split(rest, g.by_output[2]) * g.stride[2] + shift[2];
-    const int y = split(rest, g.by_output[1]) * g.stride[1] + shift[1];
-    const int z = int(rest) * g.stride[0] + shift[0];
-    const bool inside =
-        unsigned(z) < unsigned(g.input_extent[0]) && unsigned(y) < unsigned(g.input_extent[1]);
-    return inside ? (int64_t(z) * g.input_extent[1] + y) * g.input_extent[2] : -1;
+    at[2] = split(rest, g.by_output[2]) * g.stride[2] + shift[2];
+    at[1] = split(rest, g.by_output[1]) * g.stride[1] + shift[1];
+    at[0] = int(rest) * g.stride[0] + shift[0];
+    return (int64_t(at[0]) * g.input_extent[1] + at[1]) * g.input_extent[2] + at[2];
   }
-  // The number of the input pixel, or -1 in the padding.
+  // The number of the input pixel that the tap reads for an output pixel, or -1 in the padding.
   CNNEXT_DEVICE int64_t input_pixel(const OutputPixel& o) const {
-    int x;
-    const int64_t row = input_row(o, &x);
-    return row < 0 || unsigned(x) >= unsigned(g.input_extent[2]) ? -1 : row + x;
+    int at[kAxes];
+    const int64_t pixel = first_input(o, at);
+    bool inside = true;
+    for (int a = 0; a < kAxes; ++a) inside &= unsigned(at[a]) < unsigned(g.input_extent[a]);
+    return inside ? pixel : -1;
   }
 };
 

@@ -84,9 +84,9 @@ const char* gemm_refuses_unpacked(const ConvProblem& p) {
   if (packed(p) > 0) return "operands are not channels last in whole chunks of 16 bytes";
   return gemm_refuses<kProduct>(p);
 }
-int64_t packed_forward(const ConvProblem& p) { return input_workspace(p) + weight_workspace(p); }
-int64_t packed_grad_input(const ConvProblem& p) { return output_workspace(p) + weight_workspace(p); }
-int64_t packed_grad_weight(const ConvProblem& p) { return input_workspace(p) + output_workspace(p); }
+int64_t packed_forward(const ConvProblem& p) { return packed_input_bytes(p) + packed_weight_bytes(p); }
+int64_t packed_grad_input(const ConvProblem& p) { return packed_output_bytes(p) + packed_weight_bytes(p); }
+int64_t packed_grad_weight(const ConvProblem& p) { return packed_input_bytes(p) + packed_output_bytes(p); }
 template <bool kAccurate>
 int64_t gemm_grad_weight_workspace(const ConvProblem& p) {
   return packed_grad_weight(p) + gemm_grad_weight_parts(p, kAccurate) * p.shape.weights() * 4;
@@ -97,6 +97,9 @@ int64_t grad_bias_workspace(const ConvProblem& p) {
 }
 
 const char* grad_bias_refuses(const ConvProblem& p) {
+  if (p.layout == Layout::kChannelsFirst && p.shape.output_pixels() * element_bytes(p) / 16 > kMostPixels) {
+    return "a plane of more than 2^31 vectors";
+  }
   return p.shape.K > kMostGridX ? "more than 2^31 channels" : nullptr;
 }
 

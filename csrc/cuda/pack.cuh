@@ -1,77 +1,112 @@
-// Images and weights as matrix products read them: in channels last, the channels of each group rounded up to
-// whole chunks of 16 bytes, with zeros. From any layout and alignment.
+// What matrix products read, in whole chunks of 16 bytes: to[n][pixel][group][Cp] = from[n, group * C + c,
+// pixel], from channels first or last. Cp is C rounded up to a chunk, with zeros beyond C. A weight is packed
+// so too: its rows are images, its taps pixels.
 //
-// to[n][pixel][group][channel] = from[n, group * channels + channel, pixel]
+// A thread makes one chunk of four pixels. kWide is 4 where planes let it read the four at once; it swaps
+// rows and columns in registers. Of a warp's lanes the next chunks come first, then the next pixels, so that
+// both sides move whole sectors of 32 bytes.
 #pragma once
 
 #include "device.cuh"
 
 namespace cnnext::cuda {
 
-constexpr int kPackThreads = 256;
+constexpr int kPackThreads = 256, kPackWarps = kPackThreads / 32, kPackPixels = 4;
 
-struct PackArguments {
-  Strides from;
-  int groups, channels;     // of one group
-  int packs, group_packs;   // that a thread writes: of a pixel, and of a group in it
-  int64_t pixels, threads;  // of an image
-  bool channels_last;
-  Divisor by_packs, by_group_packs, by_pixels;
-  int64_t first_image;
+struct PackPlan {
+  const void* from;
+  void* to;
+  Strides strides;  // of `from`
+  int64_t images;
+  int pixels, channels, chunks;  // channels of a group, chunks of a pixel
+  int chunk_bits, warp_bits;  // 2^chunk_bits lanes lie along the chunks, 2^warp_bits warps along the pixels
+  Divisor by_chunk_blocks, by_pixel_blocks, by_group;  // by_group: the chunks of a group
 };
 
-// A thread writes kChunks chunks of one pixel: 32 bytes where it can, a sector of the cache. Neighbouring
-// threads take neighbours in the memory that is read.
-template <class T, int kChunks>
-CNNEXT_LAUNCH(kPackThreads, 1)
-pack(PackArguments a, const T* from, T* to) {
-  constexpr int kEach = kPerVector<T>;
-  const int64_t number = int64_t(blockIdx.x) * kPackThreads + threadIdx.x;
-  if (number >= a.threads) return;
-  uint32_t rest = uint32_t(number);
-  const uint32_t first = split(rest, a.channels_last ? a.by_packs : a.by_pixels);
-  const uint32_t pixel = a.channels_last ? rest : first, which = a.channels_last ? first : rest;
-  uint32_t group = which;
-  const int channel = split(group, a.by_group_packs) * kChunks * kEach;
-  const int64_t image = a.first_image + blockIdx.y;
-  from +=
-      image * a.from.image + pixel * a.from.pixel + (int64_t(group) * a.channels + channel) * a.from.channel;
-  to += ((image * a.pixels + pixel) * a.packs + which) * kChunks * kEach;
-  Pack<T, kEach> chunks[kChunks];
+template <class Word, int kWide>
+CNNEXT_LAUNCH(kPackThreads, 2)
+pack(PackPlan plan) {
+  constexpr int kChunk = kPerVector<Word>;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  uint32_t rest = blockIdx.x;
+  const int chunk_block = split(rest, plan.by_chunk_blocks), pixel_block = split(rest, plan.by_pixel_blocks);
+  const int64_t image = int64_t(rest) * (kPackWarps >> plan.warp_bits) + (warp >> plan.warp_bits);
+  const int chunk = (chunk_block << plan.chunk_bits) + (lane & ((1 << plan.chunk_bits) - 1));
+  if (image >= plan.images || chunk >= plan.chunks) return;
+  const int lanes = 32 >> plan.chunk_bits, step = kWide > 1 ? 1 : lanes;  // of the thread's pixels
+  const int warps_before = (pixel_block << plan.warp_bits) + (warp & ((1 << plan.warp_bits) - 1));
+  const int first =
+      warps_before * lanes * kPackPixels + (lane >> plan.chunk_bits) * (kWide > 1 ? kPackPixels : 1);
+
+  uint32_t group = chunk;
+  const int channel = split(group, plan.by_group) * kChunk;
+  const Word* from = static_cast<const Word*>(plan.from) + image * plan.strides.image +
+                     (int64_t(group) * plan.channels + channel) * plan.strides.channel;
+  using Read = std::conditional_t<kWide == 1, Word, uint32_t>;  // by words, or loads wait for each other
+  constexpr int kInRead = sizeof(Read) / sizeof(Word), kReads = kWide / kInRead;
+  Pack<Read, kReads> read[kChunk][kPackPixels / kWide];
 #pragma unroll
-  for (int i = 0; i < kChunks * kEach; ++i) {
-    chunks[i / kEach].at[i % kEach] =
-        load_if<T, 1>(channel + i < a.channels, from + i * a.from.channel, {}).at[0];
+  for (int c = 0; c < kChunk; ++c) {
+#pragma unroll
+    for (int j = 0; j < kPackPixels / kWide; ++j) {
+      const int pixel = first + j * step;
+      const Word* at = from + c * plan.strides.channel + pixel * plan.strides.pixel;
+      read[c][j] = load_if<Read, kReads>(channel + c < plan.channels && pixel < plan.pixels,
+                                         reinterpret_cast<const Read*>(at), {});
+    }
   }
+  Word* to = static_cast<Word*>(plan.to) + (image * plan.pixels * plan.chunks + chunk) * kChunk;
 #pragma unroll
-  for (int i = 0; i < kChunks; ++i) store_pack(to + i * kEach, chunks[i]);
+  for (int j = 0; j < kPackPixels; ++j) {
+    const int pixel = first + j * step;
+    if (pixel >= plan.pixels) break;
+    Pack<Word, kChunk> made;
+#pragma unroll
+    for (int c = 0; c < kChunk; ++c) {
+      const Read bits = read[c][j / kWide].at[j % kWide / kInRead];
+      made.at[c] = Word(bits >> (j % kInRead * 8 * sizeof(Word)));
+    }
+    store_pack(to + int64_t(pixel) * plan.chunks * kChunk, made);
+  }
 }
 
-// `padded`: the channels of a group in `to`.
+// The bits of the smallest power of two that is not below n, at most `most`.
+inline int bits_for(int64_t n, int most) {
+  int bits = 0;
+  while (bits < most && (int64_t{1} << bits) < n) ++bits;
+  return bits;
+}
+
+// For any type of the elements' size. `channels` are those of a group.
 template <class T>
-void start_pack(const void* from, void* to, Layout layout, int64_t images, int64_t groups, int64_t channels,
-                int64_t padded, int64_t pixels, const Stream& stream) {
-  const auto start = [&](auto chunks) {
-    constexpr int kChunks = decltype(chunks)::value;
-    PackArguments a = {};
-    a.from = strides_of(layout, groups * channels, pixels);
-    a.groups = int(groups), a.channels = int(channels);
-    a.group_packs = int(padded / (kChunks * kPerVector<T>));
-    a.packs = a.group_packs * a.groups;
-    a.pixels = pixels, a.threads = pixels * a.packs;
-    a.channels_last = layout == Layout::kChannelsLast;
-    a.by_packs = Divisor(a.packs), a.by_group_packs = Divisor(a.group_packs), a.by_pixels = Divisor(pixels);
-    for (a.first_image = 0; a.first_image < images; a.first_image += kMostGridYZ) {
-      const Grid grid = {ceil_div(a.threads, kPackThreads), min_of(kMostGridYZ, images - a.first_image)};
-      launch(pack<T, kChunks>, grid, kPackThreads, 0, stream, a, static_cast<const T*>(from),
-             static_cast<T*>(to));
-    }
-  };
-  if (padded % (2 * kPerVector<T>) == 0) {
-    start(std::integral_constant<int, 2>());
-  } else {
-    start(std::integral_constant<int, 1>());
-  }
+void start_pack(const void* from, const Strides& strides, int64_t images, int64_t pixels, int64_t groups,
+                int64_t channels, void* to, const Stream& stream) {
+  using Word = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+  const int64_t chunks_of_group = ceil_div(channels, kPerVector<Word>), chunks = groups * chunks_of_group;
+  const bool planes = strides.pixel == 1 && strides.channel == pixels;
+  // With one chunk a pixel, single pixels make whole sectors of what is written.
+  const bool wide = planes && chunks > 1 && pixels % kPackPixels == 0 &&
+                    reinterpret_cast<uintptr_t>(from) % (kPackPixels * sizeof(Word)) == 0;
+  const int chunk_bits = bits_for(chunks, planes && !wide ? 2 : 3);
+  const int64_t warp_pixels = (32 >> chunk_bits) * kPackPixels;
+  const int warp_bits = bits_for(ceil_div(pixels, warp_pixels), bits_for(kPackWarps, 31));
+  const int64_t chunk_blocks = ceil_div(chunks, int64_t{1} << chunk_bits);
+  const int64_t pixel_blocks = ceil_div(pixels, warp_pixels << warp_bits);
+  const PackPlan plan = {from,
+                         to,
+                         strides,
+                         images,
+                         int(pixels),
+                         int(channels),
+                         int(chunks),
+                         chunk_bits,
+                         warp_bits,
+                         Divisor(chunk_blocks),
+                         Divisor(pixel_blocks),
+                         Divisor(chunks_of_group)};
+  launch(wide ? pack<Word, kPackPixels> : pack<Word, 1>,
+         {chunk_blocks * pixel_blocks * ceil_div(images, kPackWarps >> warp_bits)}, kPackThreads, 0, stream,
+         plan);
 }
 
 }  // namespace cnnext::cuda

@@ -50,9 +50,13 @@ inline int64_t depthwise_parts(const ConvProblem& p) {
                   s.weights() * accumulator_bytes(p));
 }
 
+inline int64_t element_bytes(const ConvProblem& p) {
+  return p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
+}
 inline int64_t grad_bias_parts(const ConvProblem& p) {
-  const int64_t blocks = p.layout == Layout::kChannelsLast ? ceil_div(p.shape.K, 32) : p.shape.K;
-  return parts_of(all_output_pixels(p), 2048, ceil_div(blocks, 4), p.shape.K * accumulator_bytes(p));
+  const int64_t channels = p.layout == Layout::kChannelsLast ? 128 / element_bytes(p) : 1;  // of a block
+  return parts_of(all_output_pixels(p), 1024, ceil_div(ceil_div(p.shape.K, channels), 4),
+                  p.shape.K * accumulator_bytes(p));
 }
 
 // Blocks of max unpooling, each of which keeps the owners of one plane's elements at a time.
@@ -61,51 +65,47 @@ inline int64_t unpool_blocks(const PoolProblem& p) {
   return max_of(1, min_of(min_of(planes, 8 * blocks_wanted), kMostPartialBytes / bytes));
 }
 
-// Matrix products on tensor cores read channels last, in aligned and whole chunks of 16 bytes. What lies
-// otherwise is packed so, into the workspace (pack.cuh).
-inline int64_t element_bytes(const ConvProblem& p) {
-  return p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
-}
-inline int64_t whole_chunks(const ConvProblem& p, int64_t channels) {
+// Matrix products on tensor cores read chunks of 16 bytes, which lie along the channels of a group. What is
+// laid out otherwise, is not aligned or ends in part of a chunk is packed into the workspace (pack.cuh), in
+// the order of these functions: each tells the bytes of one operand there, 0 where it is read as it is.
+// A group's channels in whole chunks.
+inline int64_t padded_channels(const ConvProblem& p, int64_t channels) {
   return round_up(channels, 16 / element_bytes(p));
 }
-inline bool packs_images(const ConvProblem& p, int64_t channels_per_group) {
-  return p.layout == Layout::kChannelsFirst || !p.aligned ||
-         whole_chunks(p, channels_per_group) != channels_per_group;
+inline int64_t packed_bytes(const ConvProblem& p, bool moves, int64_t rows, int64_t channels) {
+  const int64_t padded = padded_channels(p, channels);
+  if (!moves && p.aligned && padded == channels) return 0;
+  return round_up(rows * padded * element_bytes(p), kAlignment);
 }
-inline bool packs_input(const ConvProblem& p) { return packs_images(p, p.shape.C_per_group()); }
-inline bool packs_output(const ConvProblem& p) { return packs_images(p, p.shape.K_per_group()); }
-inline bool packs_weight(const ConvProblem& p) {
+inline int64_t packed_input_bytes(const ConvProblem& p) {
   const ConvShape& s = p.shape;
-  return (p.weight_layout == Layout::kChannelsFirst && s.taps() > 1) || !p.aligned ||
-         whole_chunks(p, s.C_per_group()) != s.C_per_group();
+  const bool moves = p.layout == Layout::kChannelsFirst;
+  return packed_bytes(p, moves, s.N * s.input_pixels() * s.groups, s.C_per_group());
 }
-inline int64_t packed_bytes(const ConvProblem& p, int64_t images, int64_t groups, int64_t channels_per_group,
-                            int64_t pixels) {
-  return round_up(images * groups * whole_chunks(p, channels_per_group) * pixels * element_bytes(p),
-                  kAlignment);
-}
-inline int64_t input_workspace(const ConvProblem& p) {
+inline int64_t packed_output_bytes(const ConvProblem& p) {
   const ConvShape& s = p.shape;
-  return packs_input(p) ? packed_bytes(p, s.N, s.groups, s.C_per_group(), s.input_pixels()) : 0;
+  const bool moves = p.layout == Layout::kChannelsFirst;
+  return packed_bytes(p, moves, s.N * s.output_pixels() * s.groups, s.K_per_group());
 }
-inline int64_t output_workspace(const ConvProblem& p) {
+inline int64_t packed_weight_bytes(const ConvProblem& p) {
   const ConvShape& s = p.shape;
-  return packs_output(p) ? packed_bytes(p, s.N, s.groups, s.K_per_group(), s.output_pixels()) : 0;
-}
-inline int64_t weight_workspace(const ConvProblem& p) {
-  return packs_weight(p) ? packed_bytes(p, p.shape.K, 1, p.shape.C_per_group(), p.shape.taps()) : 0;
+  const bool moves = p.weight_layout == Layout::kChannelsFirst && s.taps() > 1;
+  return packed_bytes(p, moves, s.K * s.taps(), s.C_per_group());
 }
 
-// The side of a tile of grad_weight, and its parts. `accurate`: float32 by three products.
+// grad_weight is a product of K rows and a column for each channel of each tap. The side of a tile, and into
+// how many parts the sum is cut. `accurate`: float32 by three products.
+inline int64_t gemm_grad_weight_columns(const ConvProblem& p) {
+  return p.shape.taps() * padded_channels(p, p.shape.C_per_group());
+}
 inline int gemm_grad_weight_side(const ConvProblem& p, bool accurate) {
-  return !accurate && min_of(p.shape.C_per_group(), p.shape.K_per_group()) > 64 ? 128 : 64;
+  return !accurate && min_of(gemm_grad_weight_columns(p), p.shape.K_per_group()) > 64 ? 128 : 64;
 }
 inline int64_t gemm_grad_weight_parts(const ConvProblem& p, bool accurate) {
   const ConvShape& s = p.shape;
   const int side = gemm_grad_weight_side(p, accurate);
   const int64_t blocks =
-      s.taps() * ceil_div(s.C_per_group(), side) * ceil_div(s.K_per_group(), side) * s.groups;
+      ceil_div(gemm_grad_weight_columns(p), side) * ceil_div(s.K_per_group(), side) * s.groups;
   return parts_of(all_output_pixels(p), 512, blocks, s.weights() * 4);
 }
 

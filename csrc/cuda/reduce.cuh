@@ -1,4 +1,4 @@
-// Adds partial sums in the order of their parts, so that a result never depends on timing.
+// Adds partial sums in an order that their number alone decides, so that a result never depends on timing.
 #pragma once
 
 #include "conv_grad_weight.cuh"
@@ -7,25 +7,83 @@ namespace cnnext::cuda {
 
 constexpr int kReduceThreads = 256;
 
-// to[k, c, tap] = sum over parts of partial[part][k][tap][c]: a thread for each weight.
-template <class T>
+struct ReducePlan {
+  const void* partial;  // of Acc<T>: [part][k][tap][c]
+  void* to;
+  int parts, part_lanes;  // threads that share the parts of one sum
+  int64_t weights;
+  Divisor by_C, by_taps;  // by_taps of 1: `to` has the order of `partial`
+};
+
+// to[k, c, tap] = sum over parts of partial[part][k][tap][c]. A thread adds every part_lanes-th part of
+// kVector neighbouring weights; the sums of threads that share a weight are added in pairs. Threads follow
+// the order of `to`, so that neighbours write what is contiguous; kVector > 1 where both orders are the same.
+template <class T, int kVector>
 CNNEXT_LAUNCH(kReduceThreads, 1)
-reduce_grad_weight(const Acc<T>* partial, int parts, int64_t weights, int C, int taps, WeightStrides strides,
-                   T* to) {
-  const int64_t i = int64_t(blockIdx.x) * kReduceThreads + threadIdx.x;
-  if (i >= weights) return;
-  Acc<T> sum = 0;
-  for (int part = 0; part < parts; ++part) sum += partial[part * weights + i];
-  const int64_t row = i / C;
-  const int c = int(i - row * C), tap = int(row % taps);
-  convert(sum, to + row / taps * strides.k + c * strides.c + tap * strides.tap);
+reduce_grad_weight(ReducePlan plan) {
+  using A = Acc<T>;
+  constexpr int kAtOnce = 4;
+  const int lanes = kReduceThreads / plan.part_lanes, lane = threadIdx.x % lanes;
+  const int64_t at = (int64_t(blockIdx.x) * lanes + lane) * kVector;
+  int64_t from = at;
+  if constexpr (kVector == 1) {
+    const auto find = [&](auto k) {  // at first the number of the weight
+      const int tap = split(k, plan.by_taps), c = split(k, plan.by_C);
+      from = (int64_t(k) * plan.by_taps.by + tap) * plan.by_C.by + c;
+    };
+    if (plan.weights < kMostPixels) {
+      find(uint32_t(at));
+    } else {
+      find(at);
+    }
+  }
+  const bool inside = at < plan.weights;
+  const A* partial = static_cast<const A*>(plan.partial) + from;
+  A sum[kVector] = {};
+#pragma unroll 1
+  for (int part = threadIdx.x / lanes; part < plan.parts; part += kAtOnce * plan.part_lanes) {
+    Pack<A, kVector> x[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int each = part + j * plan.part_lanes;
+      x[j] = load_if<A, kVector>(inside && each < plan.parts, partial + each * plan.weights, {});
+    }
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) sum[v] += x[j].at[v];
+    }
+  }
+  A* sums = shared_memory<A>();  // [kVector][kReduceThreads]
+  for (int half = kReduceThreads / 2; half >= lanes; half /= 2) {
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) sums[v * kReduceThreads + threadIdx.x] = sum[v];
+    __syncthreads();
+    if (int(threadIdx.x) < half) {
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) sum[v] += sums[v * kReduceThreads + threadIdx.x + half];
+    }
+    __syncthreads();
+  }
+  if (int(threadIdx.x) >= lanes || !inside) return;
+  Pack<T, kVector> result;
+#pragma unroll
+  for (int v = 0; v < kVector; ++v) convert(sum[v], &result.at[v]);
+  store_pack(static_cast<T*>(plan.to) + at, result);
 }
 
 template <class T>
 void reduce_parts(const ConvProblem& p, const ConvGradWeight& g, void* weight, const Stream& stream) {
-  const WeightStrides strides = weight_strides_of(p.weight_layout, g.C, g.taps);
-  launch(reduce_grad_weight<T>, {ceil_div(g.weights(), kReduceThreads)}, kReduceThreads, 0, stream,
-         static_cast<const Acc<T>*>(g.partial), g.parts, g.weights(), g.C, g.taps, strides,
-         static_cast<T*>(weight));
+  constexpr int kVector = kPerVector<Acc<T>>;
+  const bool same = p.weight_layout == Layout::kChannelsLast || g.taps == 1 || g.C == 1;
+  const bool whole = same && g.weights() % kVector == 0 && are_aligned(g.partial, weight);
+  int part_lanes = 1;
+  while (part_lanes < 8 && 2 * part_lanes < g.parts) part_lanes *= 2;
+  const ReducePlan plan = {
+      g.partial, weight, g.parts, part_lanes, g.weights(), Divisor(g.C), Divisor(same ? 1 : g.taps)};
+  const int64_t of_block = kReduceThreads / part_lanes * (whole ? kVector : 1);
+  launch(whole ? reduce_grad_weight<T, kVector> : reduce_grad_weight<T, 1>, {ceil_div(g.weights(), of_block)},
+         kReduceThreads, part_lanes > 1 ? kReduceThreads * 16 : 0, stream, plan);
 }
+
 }  // namespace cnnext::cuda

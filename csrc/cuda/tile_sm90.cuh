@@ -44,7 +44,7 @@ struct TileSm90 {
   static constexpr int kSummed = StageA::kDepth;
   static constexpr int kStageElements = StageA::kElements + StageB::kElements;
   static constexpr int kStages = kM + kN > 192 ? 3 : 4;  // two blocks or more on a multiprocessor
-  static constexpr int kAhead = kStages - 2;             // steps whose copies are started early
+  static constexpr int kAhead = kStages - 1;             // steps whose copies are started early
   static constexpr int kBlocks = 2;
   static constexpr int kBytes = kStages * kStageElements * int(sizeof(T));
   static_assert(kBytes <= 96 * 1024 && kM * kN <= kStages * kStageElements);
@@ -73,8 +73,8 @@ struct TileSm90 {
     ptx::wgmma_commit();
   }
 
-  // The sum over `steps` stages. load(step, stage) starts the copies of a step into a stage. The products of
-  // a step go on while the next copies are started; a stage is filled again two steps after it was read.
+  // The sum over `steps` stages. load(step, stage) starts the copies of a step into a stage, as soon as the
+  // products that read it before are done: while those of the next step go on.
   template <class Load>
   CNNEXT_DEVICE void accumulate(int steps, Load&& load) {
 #pragma unroll 1
@@ -82,19 +82,19 @@ struct TileSm90 {
       if (step < steps) load(step, step);
       ptx::commit_copies();
     }
-    int stage = 0, next = kAhead;
+    int stage = 0, last = kAhead;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       ptx::wait_copies<kAhead - 1>();
       ptx::fence_for_wgmma();
-      __syncthreads();  // the copies of all threads have arrived, and none's product reads the stage that is
-                        // filled next
+      __syncthreads();  // the copies of all threads have arrived
       multiply(stage);
-      if (step + kAhead < steps) load(step + kAhead, next);
-      ptx::commit_copies();
       ptx::wgmma_wait<1>();
+      __syncthreads();  // nobody reads the last step's stage
+      if (step + kAhead < steps) load(step + kAhead, last);
+      ptx::commit_copies();
+      last = stage;
       stage = stage + 1 < kStages ? stage + 1 : 0;
-      next = next + 1 < kStages ? next + 1 : 0;
     }
     ptx::wgmma_wait<0>();
     ptx::wait_copies<0>();
