@@ -12,7 +12,8 @@ void start(const DepthwiseGather& a, const Stream& stream) {
   for (int i = 0; i < a.g.phases; ++i) most = max_of(most, a.strips[i]);
   const Grid grid = {ceil_div(a.g.images * most, kDepthwiseThreads / kLanes),
                      ceil_div(a.g.groups, kLanes * kPack), a.g.phases};
-  const int shared = a.g.kernel[2] * kLanes * kPack * int(sizeof(Acc<T>));
+  // Of 16 bytes: nvcc reads two weights at once before it knows whether the second is needed.
+  const int shared = int(round_up(a.g.kernel[2] * kLanes * kPack * sizeof(Acc<T>), 16));
   launch(conv_gather_depthwise<T, kPack, kLanes, kStrip, kTaps, kStep>, grid, kDepthwiseThreads, shared,
          stream, a);
 }
