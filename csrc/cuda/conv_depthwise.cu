@@ -1,4 +1,5 @@
 #include "conv_depthwise.cuh"
+#include "conv_depthwise_slide.cuh"
 #include "conv_depthwise_strip.cuh"
 #include "kernels.h"
 #include "reduce.cuh"
@@ -101,9 +102,73 @@ bool grad_weight_strips(const ConvProblem& p, const ConvGradWeight& g, void* wei
   });
 }
 
+// Calls run(taps, step) for a square kernel that slides, in channels last; false if it is none.
+template <class T, class Run>
+bool with_slides(const ConvProblem& p, const ConvBuffers& b, const Run& run) {
+  const Window &d = p.shape.axis[0], &h = p.shape.axis[1], &w = p.shape.axis[2];
+  const auto is_aligned = [](const void* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) % (kSlideChannels * sizeof(T)) == 0;
+  };
+  if (p.layout != Layout::kChannelsLast || p.shape.C % kSlideChannels || d.kernel > 1 || d.input > 1 ||
+      d.output > 1 || h.kernel != w.kernel || h.stride != w.stride || h.dilation > h.output ||
+      h.dilation > h.input || w.dilation > w.output || w.dilation > w.input ||
+      w.dilation * p.shape.C >= int64_t{1} << 31 || !is_aligned(b.input) || !is_aligned(b.output)) {
+    return false;
+  }
+  const auto is = [&](auto taps, auto step) {
+    const bool found = h.kernel == taps && h.stride == step && (step == 1 || h.dilation * w.dilation == 1);
+    if (found) run(taps, step);
+    return found;
+  };
+  if constexpr (sizeof(T) < 8) {
+    const std::integral_constant<int, 1> one;
+    const std::integral_constant<int, 2> two;
+    const std::integral_constant<int, 3> three;
+    const std::integral_constant<int, 5> five;
+    const std::integral_constant<int, 7> seven;
+    return is(three, one) || is(three, two) || is(five, one) || is(five, two) || is(seven, one);
+  }
+  return false;
+}
+
+template <class T>
+bool gather_slides(Direction direction, const ConvProblem& p, const ConvBuffers& b, const Stream& stream) {
+  const Window *axis = p.shape.axis, &h = axis[1], &w = axis[2];
+  if (direction == Direction::kGradInput && axis[0].stride * h.stride * w.stride > 1) return false;
+  return with_slides<T>(p, b, [&](auto taps, auto step) {
+    for_each_phases(direction, p, b, [&](const ConvGather& g) {
+      const Phase* count = g.phase[0].axis;
+      const DepthwiseSlides a = {g, {g.images, g.groups, count[1].count, count[2].count, h, w}};
+      launch(conv_gather_depthwise_slide<T, taps, step>,
+             {ceil_div(g.images * a.slides.in_image, a.slides.per_block), slide_tiles(g.groups)},
+             a.slides.threads(), 0, stream, a);
+    });
+  });
+}
+
+template <class T>
+bool grad_weight_slides(const ConvProblem& p, const ConvGradWeight& g, const ConvBuffers& b,
+                        const Stream& stream) {
+  const Window &h = p.shape.axis[1], &w = p.shape.axis[2];
+  return with_slides<T>(p, b, [&](auto taps, auto step) {
+    DepthwiseGradWeightSlides a = {g, {g.images, g.groups, h.output, w.output, h, w}, {}};
+    // What no window reads is not multiplied by zeros either: it may be infinite.
+    for (int i = 1; i < kAxes; ++i) {
+      const int64_t read = (g.output[i] - 1) * g.stride[i] + (taps - 1) * g.dilation[i] - g.padding[i] + 1;
+      a.read[i - 1] = int(max_of(0, min_of(p.shape.axis[i].input, read)));
+    }
+    a.g.per_part = ceil_div(g.images * a.slides.in_image, g.parts);
+    a.g.parts = int(ceil_div(g.images * a.slides.in_image, a.g.per_part));
+    launch(conv_grad_weight_depthwise_slide<T, taps, step>, {slide_tiles(g.groups), 1, a.g.parts},
+           a.slides.threads(), a.slides.threads() * taps * kSlideChannels * int(sizeof(Acc<T>)), stream, a);
+    reduce_parts<T>(p, a.g, b.weight, stream);
+  });
+}
+
 void gather(Direction direction, const ConvProblem& p, const ConvBuffers& b, const Stream& stream) {
   with_type(p.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
+    if (gather_slides<T>(direction, p, b, stream)) return;
     if (gather_strips<T>(direction, p, b, stream)) return;
     const bool vectors = p.layout == Layout::kChannelsLast && p.shape.C % kPerVector<T> == 0;
     for_each_phases(direction, p, b, [&](const ConvGather& g) {
@@ -156,7 +221,7 @@ void run_conv_grad_weight_depthwise(const ConvProblem& p, const ConvBuffers& b, 
   with_type(p.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
     const ConvGradWeight g = grad_weight_arguments(p, b, workspace, depthwise_parts(p));
-    if (grad_weight_strips<T>(p, g, b.weight, stream)) return;
+    if (grad_weight_slides<T>(p, g, b, stream) || grad_weight_strips<T>(p, g, b.weight, stream)) return;
     if (p.layout == Layout::kChannelsLast) {
       grad_weight<T, 32, min_of(4, kPerVector<T>)>(p, g, stream);
     } else {

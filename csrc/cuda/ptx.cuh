@@ -14,6 +14,26 @@ CNNEXT_DEVICE float opaque(float x) {
   return x;
 }
 
+// Global memory, or zeros. The words come as words and in the order that is written: compilers take 16-bit
+// elements apart, and move loads to where they are used.
+CNNEXT_DEVICE Pack<uint32_t, 1> load_or_zero(bool condition, const Pack<uint32_t, 1>* from) {
+  Pack<uint32_t, 1> words;
+  asm volatile(
+      "{.reg .pred inside; setp.ne.b32 inside, %2, 0; mov.b32 %0, 0; @inside ld.global.b32 %0, [%1];}"
+      : "=&r"(words.at[0])
+      : "l"(from), "r"(int(condition)));
+  return words;
+}
+CNNEXT_DEVICE Pack<uint32_t, 2> load_or_zero(bool condition, const Pack<uint32_t, 2>* from) {
+  Pack<uint32_t, 2> words;
+  asm volatile(
+      "{.reg .pred inside; setp.ne.b32 inside, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0;"
+      "@inside ld.global.v2.b32 {%0, %1}, [%2];}"
+      : "=&r"(words.at[0]), "=&r"(words.at[1])
+      : "l"(from), "r"(int(condition)));
+  return words;
+}
+
 CNNEXT_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -169,6 +189,10 @@ CNNEXT_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
 #else
 
 inline float opaque(float x) { return x; }
+template <int kCount>
+Pack<uint32_t, kCount> load_or_zero(bool condition, const Pack<uint32_t, kCount>* from) {
+  return load_if<uint32_t, kCount>(condition, from->at, {});
+}
 inline void copy_async(void* to, const void* from, int valid) { emulator::copy_async(to, from, 16, valid); }
 inline void commit_copies() { emulator::commit_copies(); }
 template <int kGroupsLeft>
