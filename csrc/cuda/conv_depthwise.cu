@@ -1,4 +1,5 @@
 #include "conv_depthwise.cuh"
+#include "conv_depthwise_pairs.cuh"
 #include "conv_depthwise_slide.cuh"
 #include "conv_depthwise_strip.cuh"
 #include "kernels.h"
@@ -102,6 +103,18 @@ bool grad_weight_strips(const ConvProblem& p, const ConvGradWeight& g, void* wei
   });
 }
 
+Slides slides_of(const ConvProblem& p, int64_t rows, int64_t columns) {
+  const Window *axis = p.shape.axis, &h = axis[1], &w = axis[2];
+  return {p.shape.N,
+          p.shape.C / kSlideChannels,
+          slide_tiles(p.shape.C),
+          rows,
+          columns,
+          slide_columns(int(w.kernel)),
+          h.dilation,
+          w.dilation};
+}
+
 // Calls run(taps, step) for a square kernel that slides, in channels last; false if it is none.
 template <class T, class Run>
 bool with_slides(const ConvProblem& p, const ConvBuffers& b, const Run& run) {
@@ -133,12 +146,12 @@ bool with_slides(const ConvProblem& p, const ConvBuffers& b, const Run& run) {
 
 template <class T>
 bool gather_slides(Direction direction, const ConvProblem& p, const ConvBuffers& b, const Stream& stream) {
-  const Window *axis = p.shape.axis, &h = axis[1], &w = axis[2];
-  if (direction == Direction::kGradInput && axis[0].stride * h.stride * w.stride > 1) return false;
+  const Window* axis = p.shape.axis;
+  if (direction == Direction::kGradInput && axis[1].stride > 1) return false;
   return with_slides<T>(p, b, [&](auto taps, auto step) {
     for_each_phases(direction, p, b, [&](const ConvGather& g) {
       const Phase* count = g.phase[0].axis;
-      const DepthwiseSlides a = {g, {g.images, g.groups, count[1].count, count[2].count, h, w}};
+      const DepthwiseSlides a = {g, slides_of(p, count[1].count, count[2].count)};
       launch(conv_gather_depthwise_slide<T, taps, step>,
              {ceil_div(g.images * a.slides.in_image, a.slides.per_block), slide_tiles(g.groups)},
              a.slides.threads(), 0, stream, a);
@@ -149,9 +162,8 @@ bool gather_slides(Direction direction, const ConvProblem& p, const ConvBuffers&
 template <class T>
 bool grad_weight_slides(const ConvProblem& p, const ConvGradWeight& g, const ConvBuffers& b,
                         const Stream& stream) {
-  const Window &h = p.shape.axis[1], &w = p.shape.axis[2];
   return with_slides<T>(p, b, [&](auto taps, auto step) {
-    DepthwiseGradWeightSlides a = {g, {g.images, g.groups, h.output, w.output, h, w}, {}};
+    DepthwiseGradWeightSlides a = {g, slides_of(p, g.output[1], g.output[2]), {}};
     // What no window reads is not multiplied by zeros either: it may be infinite.
     for (int i = 1; i < kAxes; ++i) {
       const int64_t read = (g.output[i] - 1) * g.stride[i] + (taps - 1) * g.dilation[i] - g.padding[i] + 1;
@@ -165,10 +177,56 @@ bool grad_weight_slides(const ConvProblem& p, const ConvGradWeight& g, const Con
   });
 }
 
+template <class T, int kPack, int kTaps, bool kOdd>
+void start_pairs(const ConvProblem& p, const ConvGather& g, const Stream& stream) {
+  const Window &h = p.shape.axis[1], &w = p.shape.axis[2];
+  const int64_t packs = p.shape.C / kPack, tiles = kPack == 1 ? packs : slide_tiles(p.shape.C);
+  const DepthwisePairs a = {
+      g,
+      {g.images, packs, tiles, ceil_div(h.input, 2), ceil_div(w.input, 2), 1, 1, 1},
+      {int(h.padding / 2), int(w.padding / 2)},
+      w.input % 2 == 0 && reinterpret_cast<uintptr_t>(g.destination) % (2 * sizeof(T)) == 0};
+  launch(conv_grad_input_depthwise_pairs<T, kPack, kTaps, kOdd>,
+         {ceil_div(g.images * a.slides.in_image, a.slides.per_block), tiles}, a.slides.threads(), 0, stream,
+         a);
+}
+
+// The gradient for the input with stride 2, or false if others must compute it.
+template <class T>
+bool grad_input_pairs(const ConvProblem& p, const ConvBuffers& b, const Stream& stream) {
+  const Window &d = p.shape.axis[0], &h = p.shape.axis[1], &w = p.shape.axis[2];
+  const bool last = p.layout == Layout::kChannelsLast;
+  const auto is_aligned = [](const void* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) % (kSlideChannels * sizeof(T)) == 0;
+  };
+  if (d.kernel > 1 || d.input > 1 || d.output > 1 || h.stride != 2 || w.stride != 2 ||
+      h.dilation * w.dilation > 1 || h.kernel != w.kernel || (h.kernel != 3 && h.kernel != 5) ||
+      (h.padding - w.padding) % 2 != 0 ||
+      (last && (p.shape.C % kSlideChannels != 0 || !is_aligned(b.input) || !is_aligned(b.output)))) {
+    return false;
+  }
+  if constexpr (sizeof(T) < 8) {
+    for_each_phases(Direction::kGradInput, p, b, [&](const ConvGather& g) {  // once: there are four
+      const auto start = [&](auto taps, auto odd) {
+        if (h.kernel != taps || h.padding % 2 != odd) return;
+        last ? start_pairs<T, kSlideChannels, taps, odd>(p, g, stream)
+             : start_pairs<T, 1, taps, odd>(p, g, stream);
+      };
+      start(std::integral_constant<int, 3>(), std::false_type());
+      start(std::integral_constant<int, 3>(), std::true_type());
+      start(std::integral_constant<int, 5>(), std::false_type());
+      start(std::integral_constant<int, 5>(), std::true_type());
+    });
+    return true;
+  }
+  return false;
+}
+
 void gather(Direction direction, const ConvProblem& p, const ConvBuffers& b, const Stream& stream) {
   with_type(p.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
     if (gather_slides<T>(direction, p, b, stream)) return;
+    if (direction == Direction::kGradInput && grad_input_pairs<T>(p, b, stream)) return;
     if (gather_strips<T>(direction, p, b, stream)) return;
     const bool vectors = p.layout == Layout::kChannelsLast && p.shape.C % kPerVector<T> == 0;
     for_each_phases(direction, p, b, [&](const ConvGather& g) {

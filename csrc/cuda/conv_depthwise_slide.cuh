@@ -23,26 +23,25 @@ constexpr int slide_blocks(int taps, bool has_room) { return taps > 5 ? 2 : (tap
 struct Slides {
   int rows, columns;  // outputs of a strip
   int dilation[2];
-  int pairs, lanes, per_block;  // pairs of channels; of a block; strips of a block
+  int packs, lanes, per_block;  // packs of channels; of a block; strips of a block
   int64_t in_image;
   Divisor by_lanes, by_image, by_columns, by_dilation[2];
 
-  Slides(int64_t images, int64_t channels, int64_t rows, int64_t columns, const Window& h, const Window& w)
-      : columns(slide_columns(int(h.kernel))),
-        dilation{int(h.dilation), int(w.dilation)},
-        by_dilation{Divisor(h.dilation), Divisor(w.dilation)} {
-    pairs = int(channels / kSlideChannels);
-    lanes = int(ceil_div(pairs, slide_tiles(channels)));
+  // `tiles` of packs; strips of `of_strip` columns, at the dilations of h and w.
+  Slides(int64_t images, int64_t packs, int64_t tiles, int64_t rows, int64_t columns, int of_strip, int64_t h,
+         int64_t w)
+      : columns(of_strip), dilation{int(h), int(w)}, packs(int(packs)), by_dilation{Divisor(h), Divisor(w)} {
+    lanes = int(ceil_div(packs, tiles));
     per_block = kSlideThreads / lanes;
     by_lanes = Divisor(lanes);
-    const int64_t in_row = ceil_div(columns, this->columns * w.dilation) * w.dilation;
+    const int64_t in_row = ceil_div(columns, this->columns * w) * w;
     by_columns = Divisor(in_row);
     // Long strips read fewer rows twice, short ones are more: enough to fill a large GPU.
-    int64_t cut = ceil_div(ceil_div(rows, h.dilation), 16);
-    const auto length = [&] { return ceil_div(rows, h.dilation * cut); };
-    while (length() > 4 && images * in_row * h.dilation * cut * pairs < 100'000) cut *= 2;
+    int64_t cut = ceil_div(ceil_div(rows, h), 16);
+    const auto length = [&] { return ceil_div(rows, h * cut); };
+    while (length() > 4 && images * in_row * h * cut * packs < 100'000) cut *= 2;
     this->rows = int(length());
-    in_image = in_row * h.dilation * ceil_div(rows, h.dilation * this->rows);
+    in_image = in_row * h * ceil_div(rows, h * this->rows);
     by_image = Divisor(in_image);
   }
   int threads() const { return lanes * per_block; }
@@ -63,9 +62,11 @@ struct Slide {
 };
 
 // kCount pixels of a row, which moves down a plane, to no more than `steps` rows.
-template <class T, int kCount>
+template <class T, int kCount, int kPack = kSlideChannels>
 struct SlidingRow {
-  using Words = Pack<uint32_t, kSlideChannels * sizeof(T) / 4>;
+  using Element = std::remove_const_t<T>;
+  static constexpr int kWords = kPack * int(sizeof(T)) / 4;  // none of a single 16-bit element
+  using Words = std::conditional_t<(kWords > 0), Pack<uint32_t, max_of(kWords, 1)>, Pack<Element, kPack>>;
   T* first;
   int64_t to_row;  // in elements
   int to_column, y, y_step, rows;
@@ -93,7 +94,11 @@ struct SlidingRow {
   }
   CNNEXT_DEVICE void load(Words (&to)[kCount]) const {
     each([&](int x, const T* pixel, bool inside) {
-      to[x] = ptx::load_or_zero(inside, reinterpret_cast<const Words*>(pixel));
+      if constexpr (kWords > 0) {
+        to[x] = ptx::load_or_zero(inside, reinterpret_cast<const Words*>(pixel));
+      } else {
+        to[x] = load_if<Element, kPack>(inside, pixel, {});
+      }
     });
   }
   CNNEXT_DEVICE void move() {
@@ -101,12 +106,12 @@ struct SlidingRow {
     y += y_step;
   }
 };
-template <class T, int kWords>
-CNNEXT_DEVICE void to_floats(const Pack<uint32_t, kWords>& words, Acc<T> (&to)[kSlideChannels]) {
-  Pack<T, kSlideChannels> values;
+template <class T, class Words, int kPack>
+CNNEXT_DEVICE void to_floats(const Words& words, Acc<T> (&to)[kPack]) {
+  Pack<T, kPack> values;
   memcpy(&values, &words, sizeof(values));
 #pragma unroll
-  for (int i = 0; i < kSlideChannels; ++i) to[i] = to_float(values.at[i]);
+  for (int i = 0; i < kPack; ++i) to[i] = to_float(values.at[i]);
 }
 
 template <int kTaps, int kStep>
@@ -174,7 +179,7 @@ conv_gather_depthwise_slide(DepthwiseSlides arguments) {
   uint32_t strip_of_block = threadIdx.x;
   const int pair = blockIdx.y * slides.lanes + split(strip_of_block, slides.by_lanes);
   const int64_t first = int64_t(blockIdx.x) * slides.per_block;
-  if (pair >= slides.pairs || first + strip_of_block >= g.images * slides.in_image) return;
+  if (pair >= slides.packs || first + strip_of_block >= g.images * slides.in_image) return;
   const int64_t image = first / slides.in_image;
   const Slide strip(slides, image, uint32_t(first - image * slides.in_image), int(strip_of_block));
   const int channel = pair * kSlideChannels;
