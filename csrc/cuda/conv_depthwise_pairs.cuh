@@ -95,11 +95,11 @@ conv_grad_input_depthwise_pairs(DepthwisePairs arguments) {
       }
       if (kPack == 1 && arguments.is_paired) {
         const Pack<T, 2> both = {{result[0].at[0], result[1].at[0]}};
-        outputs.each([&](int v, T* pixel, bool inside) {
+        outputs.each([&](int v, T* pixel, uint32_t inside) {
           if (v == 0 && inside) store_pack(pixel, both);
         });
       } else {
-        outputs.each([&](int v, T* pixel, bool inside) {
+        outputs.each([&](int v, T* pixel, uint32_t inside) {
           if (inside) store_pack(pixel, result[v]);
         });
       }

@@ -84,16 +84,16 @@ struct SlidingRow {
     for (int x = 0; x < kCount; ++x)
       this->columns |= (unsigned(left + x * x_step) < unsigned(columns) ? 1u : 0u) << x;
   }
-  // Calls body(x, pixel, inside) for each.
+  // Calls body(x, pixel, inside) for each; inside is a bit of its own, or 0.
   template <class Body>
   CNNEXT_DEVICE void each(const Body& body) const {
     const uint32_t inside = unsigned(y) < unsigned(rows) ? columns : 0;
     T* pixel = first;
 #pragma unroll
-    for (int x = 0; x < kCount; ++x, pixel += to_column) body(x, pixel, (inside >> x & 1) != 0);
+    for (int x = 0; x < kCount; ++x, pixel += to_column) body(x, pixel, inside & 1u << x);
   }
   CNNEXT_DEVICE void load(Words (&to)[kCount]) const {
-    each([&](int x, const T* pixel, bool inside) {
+    each([&](int x, const T* pixel, uint32_t inside) {
       if constexpr (kWords > 0) {
         to[x] = ptx::load_or_zero(inside, reinterpret_cast<const Words*>(pixel));
       } else {
@@ -108,10 +108,15 @@ struct SlidingRow {
 };
 template <class T, class Words, int kPack>
 CNNEXT_DEVICE void to_floats(const Words& words, Acc<T> (&to)[kPack]) {
-  Pack<T, kPack> values;
-  memcpy(&values, &words, sizeof(values));
+  if constexpr (std::is_same_v<T, BFloat16> && kPack == 2) {  // an instruction each
+    to[0] = ptx::as_float(words.at[0] << 16);
+    to[1] = ptx::as_float(words.at[0] & 0xffff0000u);
+  } else {
+    Pack<T, kPack> values;
+    memcpy(&values, &words, sizeof(values));
 #pragma unroll
-  for (int i = 0; i < kPack; ++i) to[i] = to_float(values.at[i]);
+    for (int i = 0; i < kPack; ++i) to[i] = to_float(values.at[i]);
+  }
 }
 
 template <int kTaps, int kStep>
@@ -141,7 +146,7 @@ CNNEXT_DEVICE void slide(SlidingRow<const T, SlideShape<kTaps, kStep>::kInputs> 
 #pragma unroll
       for (int e = 0; e < kStep; ++e) {
         inputs.move();
-        inputs.each([&](int x, const T* pixel, bool inside) {
+        inputs.each([&](int x, const T* pixel, uint32_t inside) {
           Acc<T> values[kSlideChannels];
           to_floats<T>(next[x], values);
           next[x] = ptx::load_or_zero(inside, reinterpret_cast<const Words*>(pixel));
@@ -215,7 +220,7 @@ conv_gather_depthwise_slide(DepthwiseSlides arguments) {
     acc[slot][column][i] += value * weights[r][s][i];
   };
   const auto end = [&](int slot) {
-    outputs.each([&](int j, T* pixel, bool inside) {
+    outputs.each([&](int j, T* pixel, uint32_t inside) {
       Pack<T, kSlideChannels> result;
 #pragma unroll
       for (int i = 0; i < kSlideChannels; ++i) convert(acc[slot][j][i], &result.at[i]);

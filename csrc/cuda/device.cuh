@@ -153,7 +153,8 @@ CNNEXT_DEVICE void store_pack(T* to, const Pack<T, kCount>& values) {
   } else if constexpr (sizeof(values) == 4) {
     uint32_t words;
     memcpy(&words, &values, 4);
-    return __stwb(reinterpret_cast<uint32_t*>(to), words);
+    *reinterpret_cast<uint32_t*>(to) = words;
+    return;
   }
 #endif
   store_shared(to, values);

@@ -16,21 +16,21 @@ CNNEXT_DEVICE float opaque(float x) {
 
 // Global memory, or zeros. The words come as words and in the order that is written: compilers take 16-bit
 // elements apart, and move loads to where they are used.
-CNNEXT_DEVICE Pack<uint32_t, 1> load_or_zero(bool condition, const Pack<uint32_t, 1>* from) {
+CNNEXT_DEVICE Pack<uint32_t, 1> load_or_zero(uint32_t condition, const Pack<uint32_t, 1>* from) {
   Pack<uint32_t, 1> words;
   asm volatile(
       "{.reg .pred inside; setp.ne.b32 inside, %2, 0; mov.b32 %0, 0; @inside ld.global.b32 %0, [%1];}"
       : "=&r"(words.at[0])
-      : "l"(from), "r"(int(condition)));
+      : "l"(from), "r"(condition));
   return words;
 }
-CNNEXT_DEVICE Pack<uint32_t, 2> load_or_zero(bool condition, const Pack<uint32_t, 2>* from) {
+CNNEXT_DEVICE Pack<uint32_t, 2> load_or_zero(uint32_t condition, const Pack<uint32_t, 2>* from) {
   Pack<uint32_t, 2> words;
   asm volatile(
       "{.reg .pred inside; setp.ne.b32 inside, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0;"
       "@inside ld.global.v2.b32 {%0, %1}, [%2];}"
       : "=&r"(words.at[0]), "=&r"(words.at[1])
-      : "l"(from), "r"(int(condition)));
+      : "l"(from), "r"(condition));
   return words;
 }
 
@@ -190,7 +190,7 @@ CNNEXT_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
 
 inline float opaque(float x) { return x; }
 template <int kCount>
-Pack<uint32_t, kCount> load_or_zero(bool condition, const Pack<uint32_t, kCount>* from) {
+Pack<uint32_t, kCount> load_or_zero(uint32_t condition, const Pack<uint32_t, kCount>* from) {
   return load_if<uint32_t, kCount>(condition, from->at, {});
 }
 inline void copy_async(void* to, const void* from, int valid) { emulator::copy_async(to, from, 16, valid); }
