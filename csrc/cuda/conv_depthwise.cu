@@ -122,9 +122,12 @@ bool with_slides(const ConvProblem& p, const ConvBuffers& b, const Run& run) {
   const auto is_aligned = [](const void* pointer) {
     return reinterpret_cast<uintptr_t>(pointer) % (kSlideChannels * sizeof(T)) == 0;
   };
+  // Where taps lie so far apart that few outputs share an input, a strip is not worth its weights.
+  const auto is_far = [](const Window& axis) {
+    return axis.dilation > 1 && axis.dilation * 4 > min_of(axis.input, axis.output);
+  };
   if (p.layout != Layout::kChannelsLast || p.shape.C % kSlideChannels || d.kernel > 1 || d.input > 1 ||
-      d.output > 1 || h.kernel != w.kernel || h.stride != w.stride || h.dilation > h.output ||
-      h.dilation > h.input || w.dilation > w.output || w.dilation > w.input ||
+      d.output > 1 || h.kernel != w.kernel || h.stride != w.stride || is_far(h) || is_far(w) ||
       w.dilation * p.shape.C >= int64_t{1} << 31 || !is_aligned(b.input) || !is_aligned(b.output)) {
     return false;
   }
