@@ -92,6 +92,9 @@ LARGE = [
     problem((4, 48, 28, 30), (48, 1, 3, 3), stride=2, padding=1, groups=48),
     problem((3, 40, 27, 28), (40, 1, 3, 3), padding=4, dilation=4, groups=40),
     problem((3, 24, 20, 21), (24, 1, 7, 7), padding=3, groups=24),
+    problem((4, 144, 56, 56), (144, 1, 3, 3), padding=1, groups=144),
+    problem((2, 72, 31, 30), (72, 1, 5, 5), stride=2, padding=1, groups=72),
+    problem((2, 66, 40, 41), (66, 1, 3, 3), padding=9, dilation=9, groups=66),
     problem((2, 32, 9, 10, 11), (48, 32, 3, 3, 3), padding=1),
 ]
 

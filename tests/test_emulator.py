@@ -30,8 +30,18 @@ TILES = [
     problem((1, 3, 12, 13), (24, 3, 5, 5), stride=2, padding=2),
     problem((1, 17, 6, 5), (33, 17, 2, 2)),
 ]
-# Square depthwise kernels, of which columns are computed in strips.
+# Square depthwise kernels, of which columns are computed in strips, and pairs of channels slid over.
 STRIPS = [
+    problem((2, 6, 19, 21), (6, 1, 3, 3), padding=1, groups=6),
+    problem((1, 70, 6, 5), (70, 1, 3, 3), padding=1, groups=70),
+    problem((1, 4, 14, 18), (4, 1, 3, 3), stride=2, padding=1, groups=4),
+    problem((2, 4, 37, 10), (4, 1, 3, 3), stride=2, padding=(0, 2), groups=4),
+    problem((2, 2, 9, 11), (2, 1, 5, 5), stride=2, padding=(1, 3), groups=2),
+    problem((1, 4, 23, 17), (4, 1, 3, 3), padding=4, dilation=(4, 3), groups=4),
+    problem((1, 4, 8, 9), (4, 1, 3, 3), padding=5, dilation=6, groups=4),
+    problem((2, 4, 10, 9), (4, 1, 5, 5), padding=(2, 3), groups=4),
+    problem((1, 4, 15, 9), (4, 1, 5, 5), stride=2, padding=2, groups=4),
+    problem((1, 4, 21, 12), (4, 1, 7, 7), padding=3, dilation=(1, 2), groups=4),
     problem((2, 5, 19, 21), (5, 1, 3, 3), padding=1, groups=5),
     problem((1, 3, 13, 18), (3, 1, 3, 3), stride=2, padding=(1, 0), groups=3),
     problem((1, 3, 23, 17), (3, 1, 3, 3), padding=4, dilation=(4, 3), groups=3),
@@ -139,6 +149,16 @@ def test_depthwise(emulator: Emulator, op: str, conv: Conv) -> None:
     expected = by_torch(conv, operands)[op]
     for way in itertools.product(DTYPES, (False, True), (False, True), (0,), (1, 264)):
         assert run(emulator, op, "depthwise", conv, operands, expected, *way)
+
+
+def test_sum_of_many_parts(emulator: Emulator) -> None:
+    """More than two threads add the parts of a weight."""
+    conv = problem((1, 2, 130, 130), (2, 1, 3, 3), padding=1, groups=2)
+    operands = integers(conv, most=1)
+    expected = by_torch(conv, operands)["conv_grad_weight"]
+    for blocks in (1, 264):
+        ways = (torch.float32, True, False, 0, blocks)
+        assert run(emulator, "conv_grad_weight", "depthwise", conv, operands, expected, *ways)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
 #include "conv_depthwise.cuh"
+#include "conv_depthwise_pairs.cuh"
+#include "conv_depthwise_slide.cuh"
 #include "conv_depthwise_strip.cuh"
 #include "kernels.h"
 #include "reduce.cuh"
@@ -12,7 +14,8 @@ void start(const DepthwiseGather& a, const Stream& stream) {
   for (int i = 0; i < a.g.phases; ++i) most = max_of(most, a.strips[i]);
   const Grid grid = {ceil_div(a.g.images * most, kDepthwiseThreads / kLanes),
                      ceil_div(a.g.groups, kLanes * kPack), a.g.phases};
-  const int shared = a.g.kernel[2] * kLanes * kPack * int(sizeof(Acc<T>));
+  // Of 16 bytes: nvcc reads two weights at once before it knows whether the second is needed.
+  const int shared = int(round_up(a.g.kernel[2] * kLanes * kPack * sizeof(Acc<T>), 16));
   launch(conv_gather_depthwise<T, kPack, kLanes, kStrip, kTaps, kStep>, grid, kDepthwiseThreads, shared,
          stream, a);
 }
@@ -100,9 +103,133 @@ bool grad_weight_strips(const ConvProblem& p, const ConvGradWeight& g, void* wei
   });
 }
 
+Slides slides_of(const ConvProblem& p, int64_t rows, int64_t columns) {
+  const Window *axis = p.shape.axis, &h = axis[1], &w = axis[2];
+  return {p.shape.N,
+          p.shape.C / kSlideChannels,
+          slide_tiles(p.shape.C),
+          rows,
+          columns,
+          slide_columns(int(w.kernel)),
+          h.dilation,
+          w.dilation};
+}
+
+// Calls run(taps, step) for a square kernel that slides, in channels last; false if it is none.
+template <class T, class Run>
+bool with_slides(const ConvProblem& p, const ConvBuffers& b, const Run& run) {
+  const Window &d = p.shape.axis[0], &h = p.shape.axis[1], &w = p.shape.axis[2];
+  const auto is_aligned = [](const void* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) % (kSlideChannels * sizeof(T)) == 0;
+  };
+  // Where taps lie so far apart that few outputs share an input, a strip is not worth its weights.
+  const auto is_far = [](const Window& axis) {
+    return axis.dilation > 1 && axis.dilation * 4 > min_of(axis.input, axis.output);
+  };
+  if (p.layout != Layout::kChannelsLast || p.shape.C % kSlideChannels || d.kernel > 1 || d.input > 1 ||
+      d.output > 1 || h.kernel != w.kernel || h.stride != w.stride || is_far(h) || is_far(w) ||
+      w.dilation * p.shape.C >= int64_t{1} << 31 || !is_aligned(b.input) || !is_aligned(b.output)) {
+    return false;
+  }
+  const auto is = [&](auto taps, auto step) {
+    const bool found = h.kernel == taps && h.stride == step && (step == 1 || h.dilation * w.dilation == 1);
+    if (found) run(taps, step);
+    return found;
+  };
+  if constexpr (sizeof(T) < 8) {
+    const std::integral_constant<int, 1> one;
+    const std::integral_constant<int, 2> two;
+    const std::integral_constant<int, 3> three;
+    const std::integral_constant<int, 5> five;
+    const std::integral_constant<int, 7> seven;
+    return is(three, one) || is(three, two) || is(five, one) || is(five, two) || is(seven, one);
+  }
+  return false;
+}
+
+template <class T>
+bool gather_slides(Direction direction, const ConvProblem& p, const ConvBuffers& b, const Stream& stream) {
+  const Window* axis = p.shape.axis;
+  if (direction == Direction::kGradInput && axis[1].stride > 1) return false;
+  return with_slides<T>(p, b, [&](auto taps, auto step) {
+    for_each_phases(direction, p, b, [&](const ConvGather& g) {
+      const Phase* count = g.phase[0].axis;
+      const DepthwiseSlides a = {g, slides_of(p, count[1].count, count[2].count)};
+      launch(conv_gather_depthwise_slide<T, taps, step>,
+             {ceil_div(g.images * a.slides.in_image, a.slides.per_block), slide_tiles(g.groups)},
+             a.slides.threads(), 0, stream, a);
+    });
+  });
+}
+
+template <class T>
+bool grad_weight_slides(const ConvProblem& p, const ConvGradWeight& g, const ConvBuffers& b,
+                        const Stream& stream) {
+  return with_slides<T>(p, b, [&](auto taps, auto step) {
+    DepthwiseGradWeightSlides a = {g, slides_of(p, g.output[1], g.output[2]), {}};
+    // What no window reads is not multiplied by zeros either: it may be infinite.
+    for (int i = 1; i < kAxes; ++i) {
+      const int64_t read = (g.output[i] - 1) * g.stride[i] + (taps - 1) * g.dilation[i] - g.padding[i] + 1;
+      a.read[i - 1] = int(max_of(0, min_of(p.shape.axis[i].input, read)));
+    }
+    a.g.per_part = ceil_div(g.images * a.slides.in_image, g.parts);
+    a.g.parts = int(ceil_div(g.images * a.slides.in_image, a.g.per_part));
+    launch(conv_grad_weight_depthwise_slide<T, taps, step>, {slide_tiles(g.groups), 1, a.g.parts},
+           a.slides.threads(), a.slides.threads() * taps * kSlideChannels * int(sizeof(Acc<T>)), stream, a);
+    reduce_parts<T>(p, a.g, b.weight, stream);
+  });
+}
+
+template <class T, int kPack, int kTaps, bool kOdd>
+void start_pairs(const ConvProblem& p, const ConvGather& g, const Stream& stream) {
+  const Window &h = p.shape.axis[1], &w = p.shape.axis[2];
+  const int64_t packs = p.shape.C / kPack, tiles = kPack == 1 ? packs : slide_tiles(p.shape.C);
+  const DepthwisePairs a = {
+      g,
+      {g.images, packs, tiles, ceil_div(h.input, 2), ceil_div(w.input, 2), 1, 1, 1},
+      {int(h.padding / 2), int(w.padding / 2)},
+      w.input % 2 == 0 && reinterpret_cast<uintptr_t>(g.destination) % (2 * sizeof(T)) == 0};
+  launch(conv_grad_input_depthwise_pairs<T, kPack, kTaps, kOdd>,
+         {ceil_div(g.images * a.slides.in_image, a.slides.per_block), tiles}, a.slides.threads(), 0, stream,
+         a);
+}
+
+// The gradient for the input with stride 2, or false if others must compute it.
+template <class T>
+bool grad_input_pairs(const ConvProblem& p, const ConvBuffers& b, const Stream& stream) {
+  const Window &d = p.shape.axis[0], &h = p.shape.axis[1], &w = p.shape.axis[2];
+  const bool last = p.layout == Layout::kChannelsLast;
+  const auto is_aligned = [](const void* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) % (kSlideChannels * sizeof(T)) == 0;
+  };
+  if (d.kernel > 1 || d.input > 1 || d.output > 1 || h.stride != 2 || w.stride != 2 ||
+      h.dilation * w.dilation > 1 || h.kernel != w.kernel || (h.kernel != 3 && h.kernel != 5) ||
+      (h.padding - w.padding) % 2 != 0 ||
+      (last && (p.shape.C % kSlideChannels != 0 || !is_aligned(b.input) || !is_aligned(b.output)))) {
+    return false;
+  }
+  if constexpr (sizeof(T) < 8) {
+    for_each_phases(Direction::kGradInput, p, b, [&](const ConvGather& g) {  // once: there are four
+      const auto start = [&](auto taps, auto odd) {
+        if (h.kernel != taps || h.padding % 2 != odd) return;
+        last ? start_pairs<T, kSlideChannels, taps, odd>(p, g, stream)
+             : start_pairs<T, 1, taps, odd>(p, g, stream);
+      };
+      start(std::integral_constant<int, 3>(), std::false_type());
+      start(std::integral_constant<int, 3>(), std::true_type());
+      start(std::integral_constant<int, 5>(), std::false_type());
+      start(std::integral_constant<int, 5>(), std::true_type());
+    });
+    return true;
+  }
+  return false;
+}
+
 void gather(Direction direction, const ConvProblem& p, const ConvBuffers& b, const Stream& stream) {
   with_type(p.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
+    if (gather_slides<T>(direction, p, b, stream)) return;
+    if (direction == Direction::kGradInput && grad_input_pairs<T>(p, b, stream)) return;
     if (gather_strips<T>(direction, p, b, stream)) return;
     const bool vectors = p.layout == Layout::kChannelsLast && p.shape.C % kPerVector<T> == 0;
     for_each_phases(direction, p, b, [&](const ConvGather& g) {
@@ -155,7 +282,7 @@ void run_conv_grad_weight_depthwise(const ConvProblem& p, const ConvBuffers& b, 
   with_type(p.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
     const ConvGradWeight g = grad_weight_arguments(p, b, workspace, depthwise_parts(p));
-    if (grad_weight_strips<T>(p, g, b.weight, stream)) return;
+    if (grad_weight_slides<T>(p, g, b, stream) || grad_weight_strips<T>(p, g, b.weight, stream)) return;
     if (p.layout == Layout::kChannelsLast) {
       grad_weight<T, 32, min_of(4, kPerVector<T>)>(p, g, stream);
     } else {

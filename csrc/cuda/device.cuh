@@ -163,6 +163,15 @@ CNNEXT_DEVICE void store_pack(T* to, const Pack<T, kCount>& values) {
     uint4 words;
     memcpy(&words, &values, 16);
     return __stwb(reinterpret_cast<uint4*>(to), words);
+  } else if constexpr (sizeof(values) == 8) {
+    uint2 words;
+    memcpy(&words, &values, 8);
+    return __stwb(reinterpret_cast<uint2*>(to), words);
+  } else if constexpr (sizeof(values) == 4) {
+    uint32_t words;
+    memcpy(&words, &values, 4);
+    *reinterpret_cast<uint32_t*>(to) = words;
+    return;
   }
 #endif
   store_shared(to, values);

@@ -15,9 +15,10 @@ constexpr int64_t kMostPartPixels = int64_t{1} << 26,
                   kMostPixels = (int64_t{1} << 31) - kMostPartPixels - 1024;
 
 // How many parts the sum over `pixels` is cut into, where `blocks` blocks compute one part: as many as run at
-// once on a large GPU, each of at least `least` pixels.
-inline int64_t parts_of(int64_t pixels, int64_t least, int64_t blocks, int64_t bytes_of_one) {
-  const int64_t wanted = blocks_wanted / blocks, most = max_of(1, kMostPartialBytes / bytes_of_one);
+// once on a large GPU, or `waves` times as many, each of at least `least` pixels.
+inline int64_t parts_of(int64_t pixels, int64_t least, int64_t blocks, int64_t bytes_of_one,
+                        int64_t waves = 1) {
+  const int64_t wanted = waves * blocks_wanted / blocks, most = max_of(1, kMostPartialBytes / bytes_of_one);
   const int64_t parts = max_of(1, min_of(min_of(wanted, most), pixels / least));
   return max_of(parts, ceil_div(pixels, kMostPartPixels));
 }
@@ -42,12 +43,14 @@ inline int64_t depthwise_tap_tiles(const ConvProblem& p, int tile) {
   const Window* axis = p.shape.axis;
   return axis[0].kernel * ceil_div(axis[1].kernel, tile) * ceil_div(axis[2].kernel, tile);
 }
+// Tiles of at most 32 pairs of channels, of a depthwise convolution that slides (conv_depthwise_slide.cuh).
+inline int64_t slide_tiles(int64_t channels) { return ceil_div(channels, 64); }
 inline int64_t depthwise_parts(const ConvProblem& p) {
   const ConvShape& s = p.shape;
   const bool last = p.layout == Layout::kChannelsLast;
-  const int64_t blocks = (last ? ceil_div(s.C, 32) : s.C) * depthwise_tap_tiles(p, depthwise_tile(p));
-  return parts_of(all_output_pixels(p), last ? 256 : 4096, ceil_div(blocks, 4),
-                  s.weights() * accumulator_bytes(p));
+  const int64_t tiles = depthwise_tap_tiles(p, depthwise_tile(p)), bytes = s.weights() * accumulator_bytes(p);
+  return last ? parts_of(all_output_pixels(p), 512, slide_tiles(s.C) * tiles, bytes, 5)
+              : parts_of(all_output_pixels(p), 4096, ceil_div(s.C * tiles, 4), bytes);
 }
 
 inline int64_t element_bytes(const ConvProblem& p) {
