@@ -110,7 +110,7 @@ def test_packing(emulator: Emulator, op: str, conv: Conv) -> None:
     expected = by_torch(conv, operands)[op]
     for last, weight_last, shift in itertools.product((False, True), (False, True), (0, 1)):
         for dtype, name in ((torch.bfloat16, "gemm_sm80"), (torch.float32, "gemm_tf32_sm80")):
-            kernel = name if last else f"{name}_transposed"
+            kernel = f"{name}_packed"
             assert run(emulator, op, kernel, conv, operands, expected, dtype, last, weight_last, shift, 264)
 
 
