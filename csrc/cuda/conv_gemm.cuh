@@ -20,6 +20,9 @@ struct GemmGather {
   ConvGather g;
   int source_group;          // elements from one group of a source pixel to the next: its channels, padded
   bool destination_aligned;  // every chunk
+  // Whether row i reads the i-th pixel of the source alone, and writes the i-th of a destination in channels
+  // last.
+  bool reads_in_order, writes_in_order;
 };
 
 template <class T, class Product, bool kAcrossB>
@@ -51,7 +54,11 @@ conv_gather_gemm(GemmGather arguments) {
 #pragma unroll
   for (int i = 0; i < StageA::kRowsOfThread; ++i) {
     const int at = row_a + i * StageA::kRowsAtOnce;
-    row[i] = SourceRow(phase, row_at[at], g.source_strides);
+    if (arguments.reads_in_order) {
+      row[i] = SourceRow((first + at) * g.source_strides.pixel);
+    } else {
+      row[i] = SourceRow(phase, row_at[at], g.source_strides);
+    }
     exists |= uint32_t(first + at < rows) << i;
   }
 
@@ -156,6 +163,9 @@ conv_gather_gemm(GemmGather arguments) {
                    int64_t(group) * g.destination_channels * g.destination_strides.channel;
   const int columns = g.destination_channels - first_channel;
   const auto start_of = [&](int at) {  // of a row's results
+    if (arguments.writes_in_order) {
+      return destination + (first + at) * g.destination_strides.pixel + first_channel;
+    }
     const Row row = row_at[at];
     return destination + row.image * g.destination_strides.image +
            row.destination_pixel(phase, g.destination_extent) * g.destination_strides.pixel +

@@ -91,7 +91,8 @@ void run_gather(Direction direction, const ConvProblem& p, ConvBuffers b, const 
   const WeightStrides weight =
       weight_strides_of(Layout::kChannelsLast, padded_channels(p, s.C_per_group()), s.taps());
   for_each_phases(direction, p, b, [&](const ConvGather& g) {
-    GemmGather a = {g, int(padded_channels(p, g.source_channels)), false};
+    GemmGather a = {g, int(padded_channels(p, g.source_channels)), false, reads_in_order(g),
+                    writes_in_order(g)};
     a.g.source_strides = strides_of(Layout::kChannelsLast, g.groups * a.source_group,
                                     forward ? s.input_pixels() : s.output_pixels());
     a.g.weight_group = s.K_per_group() * weight.k;
