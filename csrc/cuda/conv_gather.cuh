@@ -130,14 +130,14 @@ struct SourceRow {
 // Whether the rows of the only phase read all pixels of the source in order, each alone; and whether they are
 // all pixels of the destination in order.
 inline bool reads_in_order(const ConvGather& g) {
-  bool all = true;
+  bool all = g.phases == 1;
   for (const Phase& a : g.phase[0].axis) {
     all = all && a.taps == 1 && a.offset == 0 && a.source_step == 1 && a.count == a.source;
   }
   return all;
 }
 inline bool writes_in_order(const ConvGather& g) {
-  bool all = g.destination_strides.channel == 1;
+  bool all = g.phases == 1 && g.destination_strides.channel == 1;
   for (int a = 0; a < kAxes; ++a) {
     all = all && g.phase[0].axis[a].step == 1 && g.phase[0].axis[a].count == g.destination_extent[a];
   }
