@@ -26,11 +26,12 @@ FOLDER = ROOT / "build" / "cuda-check"
 ARCHS = ("75", "80", "86", "89", "90a", "100", "120")
 # C++17, as torch up to 2.11 compiles; it must be C++20 as well, as torch since.
 FLAGS = ["-std=c++17", "-O3", "--Werror=all-warnings", "-Xptxas=-v,--warn-on-spills", "-Xcompiler=-Wall"]
-# What the machine code of a source must hold from sm_80 on: tensor cores, asynchronous copies, matrix loads, stores of
-# 16 bytes.
+# What the machine code of a source must hold from sm_80 on, or of _sm90 for 90a: tensor cores, asynchronous copies,
+# matrix loads, stores of 16 bytes.
 MEANT = {
     "conv_gemm_sm80": ("HMMA.16816.F32 ", "HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4",
                        "LDSM.16.MT88.4", "STG.E.128"),
+    "conv_gemm_sm90": ("HGMMA.64x128x16.F32 ", "HGMMA.64x128x16.F32.BF16", "LDGSTS.E.BYPASS.128", "STG.E.128"),
     "conv_gemm_float_sm80": ("HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4", "STG.E.128"),
     "conv_depthwise": ("LDG.E.128", "STG.E.128"),
     "pool": ("LDG.E.128", "STG.E.128"),
@@ -142,7 +143,8 @@ def check_sources(archs: Sequence[str], jobs: int) -> list[str]:
         print("The machine code was not looked at: nvdisasm was not found (pip install nvidia-cuda-nvdisasm)")
         return wrong
     for (source, arch, _), (cubin, kernels, _) in zip(tasks, results, strict=True):
-        if source.stem in MEANT and arch != "75" and kernels:
+        meant_here = arch == "90a" if "sm90" in source.stem else arch != "75"
+        if source.stem in MEANT and meant_here and kernels:
             code = subprocess.run([nvdisasm, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
             missing = [each for each in MEANT[source.stem] if each not in code]
             wrong += [f"{source.stem} for sm_{arch} has no {each}" for each in missing]

@@ -29,6 +29,8 @@ TILES = [
     problem((3, 24, 7, 5), (40, 12, 3, 3), stride=2, padding=2, dilation=2, groups=2),
     problem((1, 3, 12, 13), (24, 3, 5, 5), stride=2, padding=2),
     problem((1, 17, 6, 5), (33, 17, 2, 2)),
+    problem((3, 16, 2, 3), (24, 16, 2, 3)),  # of one pixel each, channels first look like channels last
+    problem((2, 20, 5, 4), (20, 4, 3, 3), padding=1, groups=5),
 ]
 # Square depthwise kernels, of which columns are computed in strips, and pairs of channels slid over.
 STRIPS = [
@@ -453,7 +455,9 @@ def test_single_instructions() -> None:
     assert words["mbarrier"][0] == sum((1000 + 4 * step) * 3 ** (6 - step) for step in range(7))
     # Thread 0 has row 0, columns 8 j and 8 j + 1, and row 8; a[row, k] and b[k, column] are of fixed numbers.
     for name, across in (("wgmma.f16", False), ("wgmma.bf16", False), ("wgmma.bf16.across", True)):
-        first, second = (torch.tensor([(m * i + n) * 7 % 11 - 5 for i in range(4096)]).view(64, 64) for m, n in ((1, 0), (3, 1)))
+        first, second = (
+            torch.tensor([(m * i + n) * 7 % 11 - 5 for i in range(4096)]).view(64, 64) for m, n in ((1, 0), (3, 1))
+        )
         product = first.T @ second if across else first @ second.T
         sums = [int(product[8 * (r // 2), 8 * j + r % 2]) + 4 * j + r for j in range(8) for r in range(4)]
         assert words[name][0] == sum(each * (i + 1) for i, each in enumerate(sums)) % 2**32

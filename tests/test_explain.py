@@ -93,7 +93,8 @@ def test_forced_kernel() -> None:
     [
         ((7, 5), torch.float16, True, "direct"),
         ((8, 0), torch.float16, True, "gemm_sm80"),
-        ((9, 0), torch.bfloat16, False, "gemm_sm80_packed"),
+        ((8, 9), torch.bfloat16, False, "gemm_sm80_packed"),
+        ((9, 0), torch.bfloat16, True, "gemm_sm90"),
         ((8, 6), torch.float32, True, "gemm_tf32_sm80"),
         ((10, 0), torch.float64, True, "direct"),
     ],

@@ -138,10 +138,12 @@ inline bool reads_in_order(const ConvGather& g) {
 }
 inline bool writes_in_order(const ConvGather& g) {
   bool all = g.phases == 1 && g.destination_strides.channel == 1;
+  int64_t pixels = 1;
   for (int a = 0; a < kAxes; ++a) {
     all = all && g.phase[0].axis[a].step == 1 && g.phase[0].axis[a].count == g.destination_extent[a];
+    pixels *= g.destination_extent[a];
   }
-  return all;
+  return all && g.destination_strides.image == pixels * g.destination_strides.pixel;
 }
 
 enum class Direction { kForward, kGradInput };

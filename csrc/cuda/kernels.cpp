@@ -69,7 +69,7 @@ const char* gemm_refuses(const ConvProblem& p) {
   }
   if (!is_half && p.dtype != DType::kFloat32) return "for float32";
   if (kProduct == Product::kTf32 && !p.tf32) return "TF32 is not allowed (torch.backends.cudnn.allow_tf32)";
-  if (s.groups > 1 && min_of(s.C_per_group(), s.K_per_group()) < 8) return "fewer than 8 channels in a group";
+  if (s.groups > 1 && min_of(s.C_per_group(), s.K_per_group()) < 4) return "fewer than 4 channels in a group";
   if (const char* reason = axes_refuse(s)) return reason;
   if (ceil_div(max_of(s.C_per_group(), s.K_per_group()), 32) * s.groups > kMostGridYZ)
     return "more than 65535 groups";
