@@ -433,7 +433,7 @@ def test_unpooling(emulator: Emulator, last: bool) -> None:
 
 
 def test_single_instructions() -> None:
-    """What a GPU must print too (benchmarks/gpu.sh golden): four registers of each lane of a warp, or one of each thread of four."""
+    """What a GPU must print too (benchmarks/gpu.sh golden): four registers of a warp, or one of four warps."""
     lines = dict(line.split(" ", 1) for line in golden().splitlines())
     words = {name: [int(word, 16) for word in text.split()] for name, text in lines.items()}
     assert set(map(len, words.values())) == {128}
