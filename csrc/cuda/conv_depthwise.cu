@@ -8,6 +8,13 @@
 namespace cnnext::cuda {
 namespace {
 
+// Sizes and strides of the kernels that have bodies of their own.
+const std::integral_constant<int, 1> one;
+const std::integral_constant<int, 2> two;
+const std::integral_constant<int, 3> three;
+const std::integral_constant<int, 5> five;
+const std::integral_constant<int, 7> seven;
+
 template <class T, int kPack, int kLanes, int kStrip, int kTaps, int kStep>
 void start(const DepthwiseGather& a, const Stream& stream) {
   int64_t most = 0;
@@ -63,11 +70,6 @@ bool with_strips(const ConvProblem& p, const Run& run) {
     return found;
   };
   if constexpr (sizeof(T) < 8) {
-    const std::integral_constant<int, 1> one;
-    const std::integral_constant<int, 2> two;
-    const std::integral_constant<int, 3> three;
-    const std::integral_constant<int, 5> five;
-    const std::integral_constant<int, 7> seven;
     const std::false_type neighbours;
     return is(three, one, neighbours) || is(three, one, std::true_type()) || is(three, two, neighbours) ||
            is(five, one, neighbours) || is(five, two, neighbours) || is(seven, one, neighbours);
@@ -137,11 +139,6 @@ bool with_slides(const ConvProblem& p, const ConvBuffers& b, const Run& run) {
     return found;
   };
   if constexpr (sizeof(T) < 8) {
-    const std::integral_constant<int, 1> one;
-    const std::integral_constant<int, 2> two;
-    const std::integral_constant<int, 3> three;
-    const std::integral_constant<int, 5> five;
-    const std::integral_constant<int, 7> seven;
     return is(three, one) || is(three, two) || is(five, one) || is(five, two) || is(seven, one);
   }
   return false;

@@ -17,8 +17,7 @@
 namespace cnnext::cuda {
 
 struct GemmGather {
-  ConvGather g;
-  int source_group;          // elements from one group of a source pixel to the next: its channels, padded
+  ConvGather g;              // source_group: its channels, padded
   bool destination_aligned;  // every chunk
   // Whether row i reads the i-th pixel of the source alone, and writes the i-th of a destination in channels
   // last.
@@ -39,7 +38,7 @@ conv_gather_gemm(GemmGather arguments) {
   if (first >= rows) return;
   const int first_channel = blockIdx.x % tiles * kN;
   const Rows row_at(phase, first);
-  const int channels = arguments.source_group;
+  const int channels = int(g.source_group);
   const T* source = static_cast<const T*>(g.source) + int64_t(group) * channels;
   const T* weight =
       static_cast<const T*>(g.weight) + group * g.weight_group + first_channel * g.weight_destination;
@@ -199,8 +198,7 @@ conv_gather_gemm(GemmGather arguments) {
 }
 
 struct GemmGradWeight {
-  ConvGradWeight g;
-  int output_group, input_group;  // elements from one group of a pixel to the next: its channels, padded
+  ConvGradWeight g;  // output_group, input_group: their channels, padded
   Divisor by_input_group;
 };
 
@@ -245,9 +243,9 @@ conv_grad_weight_gemm(GemmGradWeight arguments) {
     tap /= g.kernel[a];
   }
   for (int a = 0; a < kAxes; ++a) pixels_added = pixels_added * g.input_extent[a] + added[a];
-  const T* grad_output = static_cast<const T*>(g.grad_output) + int64_t(group) * arguments.output_group + k;
-  const T* input = static_cast<const T*>(g.input) + int64_t(group) * arguments.input_group + c +
-                   pixels_added * g.input_strides.pixel;
+  const T* grad_output = static_cast<const T*>(g.grad_output) + group * g.output_group + k;
+  const T* input =
+      static_cast<const T*>(g.input) + group * g.input_group + c + pixels_added * g.input_strides.pixel;
 
   Product product;
   const GradWeightPixels pixels(g, blockIdx.z, 0);

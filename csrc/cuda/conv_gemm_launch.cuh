@@ -91,9 +91,9 @@ void run_gather(Direction direction, const ConvProblem& p, ConvBuffers b, const 
   const WeightStrides weight =
       weight_strides_of(Layout::kChannelsLast, padded_channels(p, s.C_per_group()), s.taps());
   for_each_phases(direction, p, b, [&](const ConvGather& g) {
-    GemmGather a = {g, int(padded_channels(p, g.source_channels)), false, reads_in_order(g),
-                    writes_in_order(g)};
-    a.g.source_strides = strides_of(Layout::kChannelsLast, g.groups * a.source_group,
+    GemmGather a = {g, false, reads_in_order(g), writes_in_order(g)};
+    a.g.source_group = padded_channels(p, g.source_channels);
+    a.g.source_strides = strides_of(Layout::kChannelsLast, g.groups * a.g.source_group,
                                     forward ? s.input_pixels() : s.output_pixels());
     a.g.weight_group = s.K_per_group() * weight.k;
     a.g.weight_destination = forward ? weight.k : weight.c;
@@ -114,10 +114,11 @@ void run_grad_weight(const ConvProblem& p, ConvBuffers b, const Stream& stream, 
   b.input = packed_input<T>(p, b.input, &workspace, stream);
   b.output = packed_output<T>(p, b.output, &workspace, stream);
   GemmGradWeight a = {grad_weight_arguments(p, b, workspace, gemm_grad_weight_parts(p, Gpu::kAccurate)),
-                      int(padded_channels(p, s.K_per_group())), int(padded_channels(p, s.C_per_group())),
                       Divisor(padded_channels(p, s.C_per_group()))};
-  a.g.output_strides = strides_of(Layout::kChannelsLast, s.groups * a.output_group, s.output_pixels());
-  a.g.input_strides = strides_of(Layout::kChannelsLast, s.groups * a.input_group, s.input_pixels());
+  a.g.output_group = padded_channels(p, s.K_per_group());
+  a.g.input_group = padded_channels(p, s.C_per_group());
+  a.g.output_strides = strides_of(Layout::kChannelsLast, s.groups * a.g.output_group, s.output_pixels());
+  a.g.input_strides = strides_of(Layout::kChannelsLast, s.groups * a.g.input_group, s.input_pixels());
   const auto start = [&](auto side) {
     constexpr int kSide = decltype(side)::value;
     using Product = typename Gpu::template Tile<T, kSide, kSide, true, true>;
