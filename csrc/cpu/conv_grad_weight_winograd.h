@@ -136,9 +136,9 @@ struct GradWeightWinograd {
       const Range next = {chunk.end, min_of(chunk.end + kGradTiles, tiles.end)};
       const int64_t calls = kProducts * ceil_div(cols, kWide) * fetch_calls(rows, chunk.size());
       Ahead ahead = {fetched_tiles(input_of(b), phases.source, grid, TileSpace::source(grid, taps_of(b)),
-                                   next, H::kPatch, c_of(b), calls),
+                                   next, H::kPatch, W::kPatch, c_of(b), calls),
                      fetched_tiles(grad_of(b), phases.destination, grid, TileSpace::destination(grid), next,
-                                   H::kOutputs, k_of(b), calls)};
+                                   H::kOutputs, W::kOutputs, k_of(b), calls)};
       for (int n = 0; n < kProducts; ++n) {
         for (int64_t c = 0; c < cols; c += kWide) {
           multiply(n, {0, rows}, c, cols, chunk.size(), outputs, inputs,

@@ -53,11 +53,12 @@ struct Winograd : WinogradSteps<T, Tile> {
     const int64_t calls = kProducts * fetch_calls(tiles.size(), depth.total());  // for a panel
     const Range next = {tiles.end, min_of(tiles.end + block_tiles, grid.size())};
     Ahead ahead;
-    ahead.source = fetched_tiles(read.from, read.s, grid, read.space, next, Tile::H::kPatch,
+    ahead.source = fetched_tiles(read.from, read.s, grid, read.space, next, Tile::H::kPatch, Tile::W::kPatch,
                                  {0, phases.source_channels}, part.size() * calls);
     for (int64_t panel = part.begin; panel < part.end; ++panel) {
-      ahead.destination = fetched_tiles(target.first, target.s, grid, TileSpace::destination(grid), tiles,
-                                        Tile::H::kOutputs, block(panel, kWide, phases.channels), calls);
+      ahead.destination =
+          fetched_tiles(target.first, target.s, grid, TileSpace::destination(grid), tiles, Tile::H::kOutputs,
+                        Tile::W::kOutputs, block(panel, kWide, phases.channels), calls);
       multiply(group, tiles.size(), panel, patch, weights, product, ahead);
       this->store_tiles(group, tiles, panel, product, products, target);
     }

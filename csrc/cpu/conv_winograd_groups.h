@@ -180,11 +180,11 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
     Ahead ahead;
     if (!read.near) {
       const Range next = {tiles.end, min_of(tiles.end + tiles_at_once, grid.size())};
-      ahead.source =
-          fetched_tiles(read.from, read.s, grid, read.space, next, Tile::H::kPatch, channels, calls);
+      ahead.source = fetched_tiles(read.from, read.s, grid, read.space, next, Tile::H::kPatch,
+                                   Tile::W::kPatch, channels, calls);
     }
     ahead.destination = fetched_tiles(target.first, target.s, grid, TileSpace::destination(grid), tiles,
-                                      Tile::H::kOutputs, channels, calls);
+                                      Tile::H::kOutputs, Tile::W::kOutputs, channels, calls);
     return ahead;
   }
 

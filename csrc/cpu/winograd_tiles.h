@@ -187,30 +187,40 @@ struct TileSpace {
   }
 };
 
-// What tiles with boxes of that height read or write of some channels: whole rows of pixels, from the first
-// tile's to the last one's.
+// What tiles with boxes of that size read or write of some channels: the columns from the first to the last
+// where the tiles are neighbours in a row, else whole rows of pixels.
 template <class T>
 FetchedRows fetched_tiles(const T* from, Strides s, const TileGrid& grid, const TileSpace& space, Range tiles,
-                          int64_t height, Range channels, int64_t calls) {
+                          int64_t height, int64_t width, Range channels, int64_t calls) {
   if (tiles.size() <= 0) return {};
   const int64_t* extent = space.extent;
-  const int64_t pixels = space.pixels();
   const auto row_of = [&](const TileGrid::Tile& tile, int64_t i) {
     const int64_t d = clamp(space.position(tile, 0, 0), 0, extent[0] - 1);
-    const int64_t h = clamp(space.position(tile, 1, i), 0, extent[1]);
-    return tile.image * pixels + (d * extent[1] + h) * extent[2];
+    return (tile.image * extent[0] + d) * extent[1] + clamp(space.position(tile, 1, i), 0, extent[1]);
   };
-  const TileGrid::Tile first_tile = grid.at(tiles.begin);
-  const int64_t begin = row_of(first_tile, 0), end = row_of(grid.at(tiles.end - 1), height);
-  if (end <= begin) return {};
-  if (s.channel == 1) {
-    return {from + begin * s.pixel + channels.begin, channels.size(), {end - begin, s.pixel}, {1, 0}, calls};
+  const TileGrid::Tile first = grid.at(tiles.begin), last = grid.at(tiles.end - 1);
+  const Range rows = {row_of(first, 0), row_of(last, height)};
+  Range columns = {0, extent[2]};
+  if (last.number[2] - first.number[2] == tiles.size() - 1) {
+    columns = {clamp(space.position(first, 2, 0), 0, extent[2]),
+               clamp(space.position(last, 2, width - 1) + 1, 0, extent[2])};
   }
-  const int64_t image = first_tile.image, first = begin - image * pixels;
-  return {from + image * s.image + channels.begin * s.channel + first,
-          min_of(end - begin, pixels - first),
+  if (rows.size() <= 0 || columns.size() <= 0) return {};
+  if (s.channel == 1) {
+    return {from + (rows.begin * extent[2] + columns.begin) * s.pixel + channels.begin,
+            channels.size(),
+            {columns.size(), s.pixel},
+            {rows.size(), extent[2] * s.pixel},
+            calls};
+  }
+  const int64_t above = first.image * extent[0] * extent[1];  // rows of other images
+  const int64_t count = min_of(rows.end - above, extent[0] * extent[1]) - (rows.begin - above);
+  const bool whole = columns.size() == extent[2];  // rows, which follow each other
+  return {from + first.image * s.image + channels.begin * s.channel + (rows.begin - above) * extent[2] +
+              columns.begin,
+          whole ? count * extent[2] : columns.size(),
+          {whole ? 1 : count, extent[2]},
           {channels.size(), s.channel},
-          {1, 0},
           calls};
 }
 
