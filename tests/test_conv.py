@@ -225,6 +225,8 @@ def test_padding_is_no_value(kernel: str) -> None:
         conv = problem((1, 2, 5, 14), (16, 2, 3, 3), padding=2, dilation=(2, 1))
     if kernel == "rows":
         conv = problem((1, 2, 5, 14), (4, 2, 3, 3), padding=2, dilation=(2, 1))
+    if kernel == "col2im":
+        conv = problem((1, 32, 5, 14), (2, 32, 3, 3), padding=2, dilation=(2, 1))
     t = integers(conv)
     t.input[0, 1, 0, 4] = float("nan")
     dtype = torch.bfloat16 if kernel.endswith("_bf16") else torch.float64

@@ -31,6 +31,8 @@ CASES = [
     problem((2, 80, 30, 31), (40, 4, 3, 3), padding=1, groups=20),
     problem((2, 4, 3000), (6, 2, 5), dilation=2, groups=2),
     problem((2, 4, 6, 13, 14), (5, 4, 3, 3, 3), padding=1),
+    problem((1, 2, 131, 60), (24, 2, 11, 11), stride=2, padding=2),
+    problem((1, 1, 9000), (24, 1, 10), stride=5, padding=3),
 ]
 
 

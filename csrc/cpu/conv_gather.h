@@ -93,6 +93,9 @@ CNNEXT_INLINE Range positions_inside(const PhaseAxis& x, int64_t m) {
 
 CNNEXT_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return max_of(low, min_of(x, high)); }
 
+// Rounds up to an odd number of cache lines, in elements: planes at powers of two would collide in the cache.
+CNNEXT_INLINE int64_t odd_lines(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
+
 template <class A>
 CNNEXT_INLINE void fill_zero(A* to, int64_t count) {
   if (count > 0) __builtin_memset(to, 0, count * sizeof(A));

@@ -3,6 +3,7 @@
 // list here.
 #include "vec.h"
 
+#include "conv_col2im.h"
 #include "conv_gemm.h"
 #include "conv_rows.h"
 #include "conv_thin.h"
@@ -32,13 +33,14 @@ CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
 }
 
 const Kernels& kernels() {
-  static const ConvKernel conv[] = {
-      kConvDepthwise, kPairsGroupTiles<false>, kConvGroupTiles,   kConvGrouped, kConvWinograd,
-      kConvThin,      kConvRows<false>,        kPairsGemm<false>, kConvGemm,    kConvReference};
+  static const ConvKernel conv[] = {kConvDepthwise, kPairsGroupTiles<false>, kConvGroupTiles,
+                                    kConvGrouped,   kConvCol2Im<false>,      kConvWinograd,
+                                    kConvThin,      kConvRows<false>,        kPairsGemm<false>,
+                                    kConvGemm,      kConvReference};
   static const ConvKernel conv_grad_input[] = {
-      kConvGradInputDepthwise, kPairsGroupTiles<true>, kConvGradInputGroupTiles,
-      kConvGradInputGrouped,   kConvGradInputWinograd, kConvRows<true>,
-      kPairsGemm<true>,        kConvGradInputGemm,     kConvGradInputReference};
+      kConvGradInputDepthwise, kPairsGroupTiles<true>, kConvGradInputGroupTiles, kConvGradInputGrouped,
+      kConvCol2Im<true>,       kConvGradInputWinograd, kConvRows<true>,          kPairsGemm<true>,
+      kConvGradInputGemm,      kConvGradInputReference};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise,  kPairsGradWeightGroupTiles,
                                                 kConvGradWeightGroupTiles, kConvGradWeightGrouped,
                                                 kConvGradWeightWinograd,   kPairsGradWeightGemm,

@@ -7,9 +7,6 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-// Rounds up to an odd number of cache lines, in elements: planes at powers of two would collide in the cache.
-CNNEXT_INLINE int64_t odd_lines(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
-
 // The taps of a kernel in blocks that a tile takes at once. Along an axis with a stride, every stride-th tap
 // reads a grid of its own, on which the stride is one; longer filters are cut, the first of three axes into
 // single taps. The sum over the blocks is part of the sum over the source channels.
