@@ -11,7 +11,7 @@
 // the boxes are cut: blocks of source pixels begin at fixed places.
 #pragma once
 
-#include "conv_phases.h"
+#include "conv_gemm.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -333,24 +333,40 @@ struct Col2Im {
   A *packed, *scratch;
 };
 
-template <bool Gradient>
-const char* col2im_refuses(const ConvProblem& p) {
+// Vector products of an image, counted roughly: of direct sums, and with all taps at once together with what
+// it takes to add them.
+struct Col2ImCost {
+  Col2ImCost(const ConvProblem& p, bool gradient) {
+    const ConvShape& s = p.shape;
+    int64_t lanes = 0;
+    with_type(p.dtype, [&](auto* tag) { lanes = kLanes<Acc<Pointee<decltype(tag)>>>; });
+    const int64_t channels = gradient ? s.C : s.K, depth = gradient ? s.K : s.C;
+    const int64_t run = s.axis[2].kernel * channels, rows = s.axis[0].kernel * s.axis[1].kernel;
+    direct = double(s.output_pixels()) * double(depth * s.taps() * ceil_div(channels, lanes));
+    at_once = double(gradient ? s.output_pixels() : s.input_pixels()) *
+              double(depth * ceil_div(rows * run, lanes) + 5 * rows * ceil_div(run, lanes));
+  }
+  double direct, at_once;
+};
+
+// Why it does not apply at all, or null.
+inline const char* col2im_excludes(const ConvProblem& p, bool gradient) {
   const ConvShape& s = p.shape;
   if (s.groups != 1) return "takes one group";
   if (s.taps() == 1) return "takes several taps";
   if (s.axis[2].kernel > 1 && s.axis[2].dilation != 1) return "takes rows of neighbouring taps";
   for (const Window& w : s.axis) {
-    if (!Gradient && w.stride != 1) return "takes a stride in gradients only";
+    if (!gradient && w.stride != 1) return "takes a stride in gradients only";
   }
-  int64_t lanes = 0;
-  with_type(p.dtype, [&](auto* tag) { lanes = kLanes<Acc<Pointee<decltype(tag)>>>; });
-  // Products of a source pixel in vectors, and what it takes to add them, beside those of direct sums.
-  const int64_t channels = Gradient ? s.C : s.K, depth = Gradient ? s.K : s.C;
-  const int64_t run = s.axis[2].kernel * channels, rows = s.axis[0].kernel * s.axis[1].kernel;
-  const int64_t products = depth * ceil_div(s.taps() * channels, lanes),
-                sums = 5 * rows * ceil_div(run, lanes);
-  const bool pays = 2 * (products + sums) <= depth * s.taps() * ceil_div(channels, lanes);
-  return pays ? nullptr : "direct sums fill vectors as well";
+  return nullptr;
+}
+
+template <bool Gradient>
+const char* col2im_refuses(const ConvProblem& p) {
+  if (const char* reason = col2im_excludes(p, Gradient)) return reason;
+  const Col2ImCost cost(p, Gradient);
+  const bool pairs = !no_pairs<Gradient>(p);  // whose products are cheaper
+  return (pairs ? 3 : 1.3) * cost.at_once < cost.direct ? nullptr : "direct sums fill vectors as well";
 }
 
 template <bool Gradient>

@@ -265,29 +265,46 @@ CNNEXT_INLINE Range channels_in(Range columns, ColumnOrder order, int64_t tap, i
           min_of(channels, ceil_div(max_of(columns.end - first, 0), order.channel))};
 }
 
-// Every second element: from[0], from[2], ... for a vector. The last one read is the last one wanted.
-template <class T, int... Lane>
-CNNEXT_INLINE Vec<Acc<T>> load_even(const T* from, std::integer_sequence<int, Lane...>) {
+// Every Step-th element for a vector, for a step of two or four: from[0], from[Step], ... The last one read
+// is the last one wanted.
+template <int Step, class T, int... Lane>
+CNNEXT_INLINE Vec<Acc<T>> load_every(const T* from, std::integer_sequence<int, Lane...>) {
   constexpr int L = kLanes<Acc<T>>;
-  return __builtin_shufflevector(load(from), load(from + L - 1),
-                                 (Lane < L / 2 ? 2 * Lane : L + 2 * (Lane - L / 2) + 1)...);
+  if constexpr (Step == 2) {
+    return __builtin_shufflevector(load(from), load(from + L - 1),
+                                   (Lane < L / 2 ? 2 * Lane : L + 2 * (Lane - L / 2) + 1)...);
+  } else {
+    const auto lower = __builtin_shufflevector(load(from), load(from + L), (4 * Lane % (2 * L))...);
+    const auto upper = __builtin_shufflevector(load(from + 2 * L - 3), load(from + 3 * L - 3),
+                                               ((4 * Lane + 3) % (2 * L))...);
+    return __builtin_shufflevector(lower, upper, (Lane < L / 2 ? Lane : L + Lane)...);
+  }
 }
+
+// Steps that copy_strided takes by vectors.
+CNNEXT_INLINE bool copies_vectors(int64_t step) { return step == 1 || step == 2 || step == 4; }
 
 // to[i] = from[i * step]. Where there is room on both sides, a short run is read and written as a vector.
 template <class T>
 CNNEXT_INLINE void copy_strided(const T* from, int64_t step, Acc<T>* to, int64_t count, bool room) {
   constexpr int64_t L = kLanes<Acc<T>>;
-  if (step > 2 || (count < L && !room)) {
+  const auto copy_every = [&](auto known) {
+    constexpr int kStep = decltype(known)::value;
+    const auto copy = [&](int64_t i) {
+      store(to + i, load_every<kStep>(from + kStep * i, std::make_integer_sequence<int, int(L)>()));
+    };
+    for (int64_t i = 0; i + L <= count; i += L) copy(i);
+    if (count % L != 0) copy(max_of(count - L, 0));
+  };
+  if (!copies_vectors(step) || (count < L && !(room && step < 4))) {
     for (int64_t i = 0; i < count; ++i) to[i] = load_one(from + i * step);
   } else if (step == 1) {
     if (count < L) return store(to, load(from));
     copy_run(from, to, count);
+  } else if (step == 2) {
+    copy_every(std::integral_constant<int, 2>());
   } else {
-    const auto copy = [&](int64_t i) {
-      store(to + i, load_even(from + 2 * i, std::make_integer_sequence<int, int(L)>()));
-    };
-    for (int64_t i = 0; i + L <= count; i += L) copy(i);
-    if (count % L != 0) copy(max_of(count - L, 0));
+    copy_every(std::integral_constant<int, 4>());
   }
 }
 

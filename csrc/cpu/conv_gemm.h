@@ -17,9 +17,10 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-constexpr int64_t kMaxPanels = 16;     // columns of tiles in a task, channels last
-constexpr int64_t kPixelPanels = 4;    // the same, channels first
-constexpr int64_t kMaxChannels = 512;  // rows of a task, channels first
+constexpr int64_t kMaxPanels = 16;          // columns of tiles in a task, channels last
+constexpr int64_t kPixelPanels = 4;         // the same, channels first
+constexpr int64_t kMaxChannels = 512;       // rows of a task, channels first
+constexpr double kProductsForTurning = 32;  // for each element that is turned to channels last
 
 // How the work is cut. Each block of channels packs the pixels again: there are no more than balance the
 // threads.
@@ -200,7 +201,7 @@ struct Gemm {
     const Gather& g = r.g;
     const S* from = source + group * g.channels * phases.source.channel;
     const int64_t depth_blocks = this->depth_blocks(r);
-    const bool in_order = g.covers_destination();
+    const bool in_order = g.covers_destination(), in_rows = g.axis[2].count >= kRows;
     const Range next = {pixels.end, min_of(pixels.end + pixels.size(), g.pixels())};
     if (depth_blocks == 0) fill_zero(sums, round_up(channels.size(), kWide) * pixels.size());
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
@@ -213,7 +214,7 @@ struct Gemm {
       for (Range panel = {channels.begin, 0}; panel.begin < channels.end; panel.begin += kWide) {
         panel.end = min_of(panel.begin + kWide, channels.end);
         A* c = sums + (panel.begin - channels.begin) * pixels.size();
-        const bool direct = last && depth.size() > 0 && in_order && fills_tiles<A>(panel.size());
+        const bool direct = last && depth.size() > 0 && (in_order || in_rows) && fills_tiles<A>(panel.size());
         if (depth.size() > 0) {
           if (cut.packs_in_task) pack_weight_panel(phases, g, weight, group, panel, depth, packing);
           const bool end = panel.end == channels.end;
@@ -223,19 +224,24 @@ struct Gemm {
                                         fetch_calls(pixels.size(), depth.size()));
           const A* b =
               cut.packs_in_task ? packing : columns_of(g, group, panel.begin / kWide) + depth.packed * kWide;
-          const auto multiply = [&](auto out) {
-            tile_column<kDepthStride, 1, kWide, kProduct>(pixels.size(), depth.size(), panel.size(), gathered,
-                                                          b, out, &ahead);
+          const auto multiply = [&](int64_t at, int64_t count, auto out) {
+            tile_column<kDepthStride, 1, kWide, kProduct>(count, depth.size(), panel.size(),
+                                                          gathered + at * kDepthStride, b, out, &ahead);
           };
           if (direct) {
             const int64_t first = group * phases.channels + panel.begin;
             A add[kWide];
             if (bias) copy_run(bias + first, add, panel.size());
-            T* to = destination + pixels.begin * phases.destination.pixel + first;
-            multiply(TileOutput<T, kProduct>{to, phases.destination.pixel, d > 0 ? c : nullptr,
-                                             bias ? add : nullptr});
+            const auto write = [&](int64_t at, int64_t image, int64_t pixel, int64_t step, int64_t count) {
+              const Strides& s = phases.destination;
+              multiply(at, count,
+                       TileOutput<T, kProduct>{destination + image * s.image + pixel * s.pixel + first,
+                                               step * s.pixel, d > 0 ? c + at * kWide : nullptr,
+                                               bias ? add : nullptr});
+            };
+            in_order ? write(0, 0, pixels.begin, 1, pixels.size()) : for_each_run(g, pixels, write);
           } else {
-            multiply(TileSums<A>{c, d > 0});
+            multiply(0, pixels.size(), TileSums<A>{c, d > 0});
           }
         }
         if (last && !direct) store_pixels(g, group, pixels, panel, c);
@@ -349,8 +355,15 @@ bool turns_to_regions(const ConvProblem& p) {
 }
 
 template <bool Gradient>
+InChannelsLast in_channels_last(const ConvProblem& p, bool weight_too,
+                                int64_t (*workspace)(const ConvProblem&)) {
+  return {p, Gradient ? ConvOp::kGradInput : ConvOp::kForward, weight_too, workspace};
+}
+
+template <bool Gradient>
 int64_t gemm_workspace(const ConvProblem& p) {
-  if (turns_to_regions<Gradient>(p)) return in_channels_last(p, Gradient, gemm_workspace<Gradient>).bytes;
+  if (turns_to_regions<Gradient>(p))
+    return in_channels_last<Gradient>(p, false, gemm_workspace<Gradient>).bytes;
   int64_t bytes = 0;
   with_type(p.dtype, [&](auto* tag) { bytes = Gemm<Pointee<decltype(tag)>>::workspace(p, Gradient); });
   return bytes;
@@ -358,7 +371,7 @@ int64_t gemm_workspace(const ConvProblem& p) {
 template <bool Gradient>
 void gemm_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
   if (turns_to_regions<Gradient>(p)) {
-    return in_channels_last(p, Gradient, gemm_workspace<Gradient>)
+    return in_channels_last<Gradient>(p, false, gemm_workspace<Gradient>)
         .run(b, parallel, workspace, gemm_run<Gradient>);
   }
   with_type(p.dtype,
@@ -378,11 +391,35 @@ const char* no_pairs(const ConvProblem& p) {
 inline bool has_pairs_in_weight(const ConvProblem& p) {
   return weight_strides_of(p.weight_layout, p.shape.C_per_group(), p.shape.taps()).c == 1;
 }
+// Whether operands are turned to channels last, where pairs of channels are neighbours, and whether there are
+// products enough for that.
+inline bool turns_for_pairs(const ConvProblem& p) {
+  return p.layout != Layout::kChannelsLast || !has_pairs_in_weight(p);
+}
+inline const char* turning_refuses(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  const bool data = p.layout != Layout::kChannelsLast, weight = !has_pairs_in_weight(p);
+  const double outputs = double(s.N) * double(s.K) * double(s.output_pixels());
+  const double inputs = double(s.N) * double(s.C) * double(s.input_pixels());
+  const double turned = (data ? inputs + outputs : 0) + (weight ? double(s.weights()) : 0);
+  const bool pays = outputs * double(s.C_per_group() * s.taps()) >= kProductsForTurning * turned;
+  return pays ? nullptr : "turning its operands to channels last would cost more than it saves";
+}
 template <bool Gradient>
 const char* pairs_refuse(const ConvProblem& p) {
   if (const char* reason = no_pairs<Gradient>(p)) return reason;
-  if (p.layout != Layout::kChannelsLast) return "takes channels last";
-  return has_pairs_in_weight(p) ? nullptr : "takes weights with channels last";
+  return turning_refuses(p);
+}
+template <bool Gradient>
+int64_t pairs_workspace(const ConvProblem& p) {
+  if (!turns_for_pairs(p)) return PairsGemm::workspace(p, Gradient);
+  return in_channels_last<Gradient>(p, true, pairs_workspace<Gradient>).bytes;
+}
+template <bool Gradient>
+void pairs_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
+  if (!turns_for_pairs(p)) return PairsGemm(p, Gradient, b, workspace).run(parallel);
+  in_channels_last<Gradient>(p, true, pairs_workspace<Gradient>)
+      .run(b, parallel, workspace, pairs_run<Gradient>);
 }
 
 constexpr ConvKernel kConvGemm = {"gemm", "blocked implicit matrix product", accepts_all,
@@ -392,11 +429,7 @@ constexpr ConvKernel kConvGradInputGemm = {
     gemm_workspace<true>, gemm_run<true>};
 
 template <bool Gradient>
-constexpr ConvKernel kPairsGemm = {
-    "gemm_bf16", "blocked implicit matrix product of pairs of bfloat16", pairs_refuse<Gradient>,
-    [](const ConvProblem& p) { return PairsGemm::workspace(p, Gradient); },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      PairsGemm(p, Gradient, b, workspace).run(parallel);
-    }};
+constexpr ConvKernel kPairsGemm = {"gemm_bf16", "blocked implicit matrix product of pairs of bfloat16",
+                                   pairs_refuse<Gradient>, pairs_workspace<Gradient>, pairs_run<Gradient>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

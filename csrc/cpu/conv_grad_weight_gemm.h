@@ -3,6 +3,8 @@
 //   c)]
 //
 // Of the two factors the one that is not gathered is transposed as it is packed, which is the smaller work.
+// Few output channels are gathered instead of many input channels (`swapped`): without a stride, input pixels
+// see the gradient of the output through the taps in the opposite order.
 // Channels last: output channels are the rows of a tile, (tap, c) its vectors. Channels first: (c, tap) are
 // the rows, output channels the vectors. A task is a block of rows times a block of columns times a split of
 // the pixels. The number of splits depends on the shape alone and their sums are added in order: threads do
@@ -19,6 +21,13 @@ constexpr int64_t kGradPanels = 4;               // columns packed at a time, in
 constexpr int64_t kGradTasks = 16;               // splits are made until there are this many tasks
 constexpr int64_t kGradPixels = 3 * kDepth / 4;  // of a split, at least
 
+template <class X>
+CNNEXT_INLINE void swap(X& x, X& y) {
+  const X before = x;
+  x = y;
+  y = before;
+}
+
 // T is the type of the tensors; their products are those of numbers or of pairs of pixels in bfloat16,
 // channels last.
 template <class T, Product P = Product::kNumbers>
@@ -32,21 +41,30 @@ struct GradWeightGemm {
   GradWeightGemm(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
         last(p.layout == Layout::kChannelsLast),
-        input(static_cast<const T*>(b.input)),
-        grad_output(static_cast<const T*>(b.output)),
+        swapped(swaps(shape)),
+        input(static_cast<const T*>(swapped ? b.output : b.input)),
+        grad_output(static_cast<const T*>(swapped ? b.input : b.output)),
         grad_weight(static_cast<T*>(b.weight)),
         in(strides_of(p.layout, shape.C, shape.input_pixels())),
         out(strides_of(p.layout, shape.K, shape.output_pixels())),
         w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())) {
     for (int a = 0; a < kAxes; ++a) {
       const Window& window = shape.axis[a];
-      g.axis[a] = forward_phase(window);
-      outputs.axis[a] = {0, 1, window.output, window.output, 1, 1, 0, 1, 0, 1};
-      g.extent[a] = outputs.extent[a] = window.output;
+      const int64_t extent = swapped ? window.input : window.output;
+      g.axis[a] = swapped ? grad_input_phase(window, 0) : forward_phase(window);
+      outputs.axis[a] = {0, 1, extent, extent, 1, 1, 0, 1, 0, 1};
+      g.extent[a] = outputs.extent[a] = extent;
     }
     g.images = outputs.images = shape.N;
     g.channels = shape.C_per_group();
     outputs.channels = shape.K_per_group();
+    if (swapped) {
+      swap(in, out);
+      swap(w.k, w.c);
+      swap(g.channels, outputs.channels);
+      grad_weight += (shape.taps() - 1) * w.tap;
+      w.tap = -w.tap;
+    }
     cut = last && P == Product::kNumbers && g.channels % kGradCols == 0 &&
           4 * products() < 3 * g.taps() * g.pixels();
     if (!cut) g = joined(g);
@@ -78,6 +96,14 @@ struct GradWeightGemm {
   }
 
   static constexpr int64_t kScratch = kRowsSize + kColsSize + kSums;
+
+  static bool swaps(const ConvShape& s) {
+    for (const Window& x : s.axis) {
+      if (x.stride != 1) return false;
+    }
+    const bool alike = 4 * s.input_pixels() <= 5 * s.output_pixels();  // else more is summed
+    return alike && s.groups == 1 && s.taps() > 1 && 4 * s.K <= s.C;
+  }
 
   // Pairs of a tap and a pixel for which the tap lies inside of the input.
   int64_t products() const {
@@ -297,11 +323,20 @@ struct GradWeightGemm {
     }
   }
 
-  // Rows are (tap, c) in the order of the weight: turned to rows of output channels.
+  // Rows are (tap, c), in the order of the weight unless swapped: turned to rows of output channels.
   void store_columns(int64_t b, const A* sums) const {
     constexpr int64_t L = kLanes<A>;
     const Range taps = rows_of(b), k = cols_of(b);
     T* to = weight_of(b);
+    if (swapped) {
+      for (int64_t row = 0; row < taps.size(); ++row) {
+        const int64_t tap = (taps.begin + row) / g.channels, c = (taps.begin + row) % g.channels;
+        T* out = to + tap * w.tap + c * w.c;
+        for (int64_t i = 0; i < k.size(); ++i)
+          store_one(out + (k.begin + i) * w.k, sums[i / kWide * kWide * row_block + row * kWide + i % kWide]);
+      }
+      return;
+    }
     for (int64_t col = 0; col < k.size(); col += L) {
       const A* from = sums + col / kWide * kWide * row_block + col % kWide;
       const int64_t count = min_of(L, k.size() - col);
@@ -318,8 +353,8 @@ struct GradWeightGemm {
   }
 
   ConvShape shape;
-  bool last;
-  const T *input, *grad_output;
+  bool last, swapped;
+  const T *input, *grad_output;  // what is gathered, and what is not
   T* grad_weight;
   Strides in, out;
   WeightStrides w;
@@ -330,9 +365,12 @@ struct GradWeightGemm {
   A *scratch, *partial;
 };
 
-// Whether products with the padding are left out: this is done in channels last.
-inline bool turns_to_cut(ConvProblem p) {
+// Whether the operands are turned to channels last: where products with the padding are left out, and for few
+// output channels where every input pixel of a row would be copied alone.
+inline bool turns(ConvProblem p) {
   if (p.layout == Layout::kChannelsLast) return false;
+  if (!copies_vectors(p.shape.axis[2].stride) && p.shape.C_per_group() >= 16 && p.shape.K_per_group() <= 64)
+    return true;
   p.layout = Layout::kChannelsLast;
   bool cut = false;
   with_type(p.dtype, [&](auto* tag) { cut = GradWeightGemm<Pointee<decltype(tag)>>(p, {}, nullptr).cut; });
@@ -340,15 +378,15 @@ inline bool turns_to_cut(ConvProblem p) {
 }
 
 inline int64_t grad_weight_gemm_workspace(const ConvProblem& p) {
-  if (turns_to_cut(p)) return InChannelsLast(p, ConvOp::kGradWeight, grad_weight_gemm_workspace).bytes;
+  if (turns(p)) return InChannelsLast(p, ConvOp::kGradWeight, true, grad_weight_gemm_workspace).bytes;
   int64_t bytes = 0;
   with_type(p.dtype, [&](auto* tag) { bytes = GradWeightGemm<Pointee<decltype(tag)>>::workspace(p); });
   return bytes;
 }
 inline void grad_weight_gemm(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
                              char* workspace) {
-  if (turns_to_cut(p)) {
-    const InChannelsLast turned(p, ConvOp::kGradWeight, grad_weight_gemm_workspace);
+  if (turns(p)) {
+    const InChannelsLast turned(p, ConvOp::kGradWeight, true, grad_weight_gemm_workspace);
     return turned.run(b, parallel, workspace, grad_weight_gemm);
   }
   with_type(p.dtype,
@@ -361,15 +399,22 @@ constexpr ConvKernel kConvGradWeightGemm = {"gemm", "blocked implicit matrix pro
 inline const char* pairs_grad_weight_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
   if (!has_pair_products()) return "this processor has no AVX512_BF16";
-  return p.layout == Layout::kChannelsLast ? nullptr : "takes channels last";
+  return p.layout == Layout::kChannelsLast ? nullptr : turning_refuses(p);
+}
+using PairsGradWeight = GradWeightGemm<BFloat16, Product::kPairs>;
+inline int64_t pairs_grad_weight_workspace(const ConvProblem& p) {
+  if (p.layout == Layout::kChannelsLast) return PairsGradWeight::workspace(p);
+  return InChannelsLast(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace).bytes;
+}
+inline void pairs_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
+                              char* workspace) {
+  if (p.layout == Layout::kChannelsLast) return PairsGradWeight(p, b, workspace).run(parallel);
+  const InChannelsLast turned(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace);
+  turned.run(b, parallel, workspace, pairs_grad_weight);
 }
 
 constexpr ConvKernel kPairsGradWeightGemm = {
     "gemm_bf16", "blocked implicit matrix product over pairs of pixels in bfloat16",
-    pairs_grad_weight_refuses,
-    [](const ConvProblem& p) { return GradWeightGemm<BFloat16, Product::kPairs>::workspace(p); },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      GradWeightGemm<BFloat16, Product::kPairs>(p, b, workspace).run(parallel);
-    }};
+    pairs_grad_weight_refuses, pairs_grad_weight_workspace, pairs_grad_weight};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

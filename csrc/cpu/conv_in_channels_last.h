@@ -1,5 +1,6 @@
 // Kernels of channels last for channels first: the operands are turned into scratch memory, and the result
-// out of it. That pays where a kernel has much to compute for each element.
+// out of it. That pays where a kernel has much to compute for each element. The weight alone may be turned
+// too.
 #pragma once
 
 #include "conv_gather.h"
@@ -48,43 +49,53 @@ void turn_filter(const T* from, int64_t C, int64_t taps, T* to) {
 }
 
 struct InChannelsLast {
-  InChannelsLast(const ConvProblem& p, ConvOp op, int64_t (*workspace)(const ConvProblem&))
-      : last(p), op(op) {
+  // `weight_too`: a kernel that wants the weight in channels last.
+  InChannelsLast(const ConvProblem& p, ConvOp op, bool weight_too, int64_t (*workspace)(const ConvProblem&))
+      : last(p), op(op), turns_data(p.layout != Layout::kChannelsLast) {
+    const ConvShape& s = p.shape;
     last.layout = Layout::kChannelsLast;
-    if (op == ConvOp::kGradWeight) last.weight_layout = Layout::kChannelsLast;
-    turns_weight = last.weight_layout != p.weight_layout;
+    if (weight_too) last.weight_layout = Layout::kChannelsLast;
+    turns_weight = last.weight_layout != p.weight_layout && s.taps() > 1;
     const int64_t size = p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
-    input_bytes = round_up(p.shape.N * p.shape.C * p.shape.input_pixels() * size, kAlignment);
-    output_bytes = round_up(p.shape.N * p.shape.K * p.shape.output_pixels() * size, kAlignment);
-    weight_bytes = turns_weight ? round_up(p.shape.weights() * size, kAlignment) : 0;
+    const auto bytes_of = [&](bool turns, int64_t count) {
+      return turns ? round_up(count * size, kAlignment) : 0;
+    };
+    input_bytes = bytes_of(turns_data, s.N * s.C * s.input_pixels());
+    output_bytes = bytes_of(turns_data, s.N * s.K * s.output_pixels());
+    weight_bytes = bytes_of(turns_weight, s.weights());
     bytes = input_bytes + output_bytes + weight_bytes + workspace(last);
   }
 
   template <class Run>
   void run(const ConvBuffers& b, const Parallel& parallel, char* workspace, Run&& run) const {
     ConvBuffers turned = b;
-    turned.input = workspace;
-    turned.output = workspace + input_bytes;
+    if (turns_data) turned.input = workspace;
+    if (turns_data) turned.output = workspace + input_bytes;
     if (turns_weight) turned.weight = workspace + input_bytes + output_bytes;
     with_type(last.dtype, [&](auto* tag) {
       using T = Pointee<decltype(tag)>;
       const ConvShape& s = last.shape;
       const auto turn = [&](const void* from, void* to, int64_t channels, int64_t pixels, bool back) {
+        if (!turns_data) return;
         transpose<T>(static_cast<const T*>(from), back ? pixels : channels, back ? channels : pixels,
                      parallel, static_cast<T*>(to));
       };
+      const auto turn_weight = [&](const void* from, void* to, bool back) {
+        const int64_t C = s.C_per_group(), taps = s.taps();
+        if (!turns_weight) return;
+        parallel(s.K, [&](int64_t k, int) {
+          const T* filter = static_cast<const T*>(from) + k * C * taps;
+          T* out = static_cast<T*>(to) + k * C * taps;
+          back ? turn_filter(filter, C, taps, out) : transpose_columns(filter, C, taps, {0, taps}, out);
+        });
+      };
       if (op != ConvOp::kGradInput) turn(b.input, turned.input, s.C, s.input_pixels(), false);
       if (op != ConvOp::kForward) turn(b.output, turned.output, s.K, s.output_pixels(), false);
+      if (op != ConvOp::kGradWeight) turn_weight(b.weight, turned.weight, false);
       run(last, turned, parallel, workspace + input_bytes + output_bytes + weight_bytes);
       if (op == ConvOp::kForward) turn(turned.output, b.output, s.K, s.output_pixels(), true);
       if (op == ConvOp::kGradInput) turn(turned.input, b.input, s.C, s.input_pixels(), true);
-      if (turns_weight) {
-        const int64_t filter = s.C_per_group() * s.taps();
-        parallel(s.K, [&](int64_t k, int) {
-          turn_filter(static_cast<const T*>(turned.weight) + k * filter, s.C_per_group(), s.taps(),
-                      static_cast<T*>(b.weight) + k * filter);
-        });
-      }
+      if (op == ConvOp::kGradWeight) turn_weight(turned.weight, b.weight, true);
     });
   }
 
@@ -101,13 +112,8 @@ struct InChannelsLast {
 
   ConvProblem last;
   ConvOp op;
-  bool turns_weight;  // a gradient of it
+  bool turns_data, turns_weight;
   int64_t input_bytes, output_bytes, weight_bytes, bytes;
 };
-
-CNNEXT_INLINE InChannelsLast in_channels_last(const ConvProblem& p, bool gradient,
-                                              int64_t (*workspace)(const ConvProblem&)) {
-  return {p, gradient ? ConvOp::kGradInput : ConvOp::kForward, workspace};
-}
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -184,7 +184,11 @@ void pack_weight_columns(const Phases& phases, const Gather& g, const T* weight,
       for (int64_t c = source.begin; c < source.end; ++c)
         copy_run(tap + c * phases.weight_source, row(m, c), channels.size());
     }
-  } else if (phases.weight_source == 1) {  // the source channels are
+  } else if (phases.weight_source == 1 && phases.weight_tap == g.channels && !phases.gradient &&
+             taps == phases.shape.taps()) {  // the source channels of all taps are
+    transpose_block(from + depth.begin, phases.weight_channel, channels.size(), depth.size(),
+                    [&](int64_t i) { return to + i * kWide; });
+  } else if (phases.weight_source == 1) {  // those of a tap are
     for (int64_t m = 0; m < taps; ++m) {
       const Range source = channels_in(depth, taps_outside(g), m, g.channels);
       transpose_block(from + phases.weight_offset(g, m) + source.begin, phases.weight_channel,

@@ -13,7 +13,7 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int64_t kRowsChannels = 16;              // more push each other out of the cache
-constexpr int64_t kRowsDepth = 384;                // most taps times source channels
+constexpr int64_t kRowsDepth = 512;                // most taps times source channels
 constexpr int64_t kRowsWeights = kRowsDepth + 16;  // elements from a channel's weights to the next one's
 constexpr int64_t kRowsCopied = 32 << 10;          // bytes of copied rows, about, of a block of rows
 constexpr int64_t kRowsMost = 256 << 10;           // bytes that the windows of one row may read

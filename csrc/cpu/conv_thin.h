@@ -1,14 +1,19 @@
-// Convolution of images: one to three source channels, channels last, as in a network's first layer.
+// Convolution of images: few source channels, channels last, as in a network's first layer.
 //
 // gemm copies each pixel's window, and with so few channels that costs a tenth of the products. Here the rows
 // of the source that a row of the destination reads are copied once, with zeros for the padding. A tile reads
 // its pixels from that copy, `step` elements apart: stride times channels, which the compiler knows.
-// A row of the destination is a task. Its last tile overlaps the one before, and writes the same there again.
+// A row of the destination is a task. Its tiles are of one height, of three that there are; the last may
+// overlap the one before, and writes the same there again.
 #pragma once
 
 #include "conv_phases.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
+
+constexpr int64_t kThinDepth = 2 * kDepth;  // most taps times channels
+constexpr int kThinMiddle = kRows - kRows / 4,
+              kThinLow = kRows / 2 + 1;  // heights of tiles: 14, 11, 8 or 6, 5, 4
 
 template <class T, int Step>
 struct ThinConv {
@@ -75,22 +80,32 @@ struct ThinConv {
 
   template <int Vectors>
   void fill_row(int64_t pixel, int64_t panel, const A* copy) const {
+    const int64_t width = g.axis[2].count, height = ceil_div(width, ceil_div(width, kRows));
+    if (height > kThinMiddle && width >= kRows) return fill_tiles<Vectors, kRows>(pixel, panel, copy);
+    if (height > kThinLow && width >= kThinMiddle)
+      return fill_tiles<Vectors, kThinMiddle>(pixel, panel, copy);
+    fill_tiles<Vectors, kThinLow>(pixel, panel, copy);
+  }
+
+  template <int Vectors, int Rows>
+  void fill_tiles(int64_t pixel, int64_t panel, const A* copy) const {
     const int64_t first = panel * kWide, stride = phases.destination.pixel;
     A add[kWide];
     if (bias) copy_run(bias + first, add, Vectors * kLanes<A>);
-    for (int64_t width = g.axis[2].count, j = 0; j < width; j += kRows) {
-      j = min_of(j, width - kRows);
-      fill_tile<Vectors>(copy + j * Step, packed + panel * g.depth() * kWide,
-                         {destination + (pixel + j) * stride + first, stride, nullptr, bias ? add : nullptr});
+    for (int64_t width = g.axis[2].count, j = 0; j < width; j += Rows) {
+      j = min_of(j, width - Rows);
+      fill_tile<Vectors, Rows>(
+          copy + j * Step, packed + panel * g.depth() * kWide,
+          {destination + (pixel + j) * stride + first, stride, nullptr, bias ? add : nullptr});
     }
   }
 
-  template <int Vectors>
+  template <int Vectors, int Rows>
   void fill_tile(const A* a, const A* b, const TileOutput<T>& out) const {
-    Vec<A> sum[kRows][Vectors] = {};
+    Vec<A> sum[Rows][Vectors] = {};
     for (int64_t m = 0; m < rows; ++m, a += pitch) {
-      const int64_t each = ceil_div(kRows, rows);
-      for (int64_t r = m * each; r < min_of((m + 1) * each, kRows); ++r) {
+      const int64_t each = ceil_div(Rows, rows);
+      for (int64_t r = m * each; r < min_of((m + 1) * each, Rows); ++r) {
         for (int v = 0; v < Vectors; ++v) out.fetch(r, v);
       }
       const A* at = a;
@@ -100,7 +115,7 @@ struct ThinConv {
       }
     }
 #pragma GCC unroll 14
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) out.put(r, v, sum[r][v]);
     }
@@ -127,19 +142,21 @@ void with_thin_step(const ConvProblem& p, Visit&& visit) {
       return visit(std::integral_constant<int, 3>());
     case 6:
       return visit(std::integral_constant<int, 6>());
+    case 12:
+      return visit(std::integral_constant<int, 12>());
   }
 }
 
 inline const char* thin_refuses(const ConvProblem& p) {
   const ConvShape& s = p.shape;
   if (p.layout != Layout::kChannelsLast) return "takes channels last";
-  const char* reason = "takes one to three channels, and a stride of one or two";
+  const char* reason = "takes channels times stride of 1, 2, 3, 6 or 12";
   with_thin_step(p, [&](auto) { reason = nullptr; });
   if (reason) return reason;
   if (s.groups != 1) return "takes one group";
   if (s.axis[2].dilation != 1 || s.axis[2].kernel == 1) return "takes rows of neighbouring taps";
-  if (s.C * s.taps() > kDepth) return "takes small kernels";
-  if (s.axis[2].output < kRows) return "takes rows that fill a tile";
+  if (s.C * s.taps() > kThinDepth) return "takes sums of at most 512 products";
+  if (s.axis[2].output < kThinLow) return "takes rows that fill a tile";
   int64_t lanes = 0;
   with_type(p.dtype, [&](auto* tag) { lanes = kLanes<Acc<Pointee<decltype(tag)>>>; });
   return s.K % lanes == 0 ? nullptr : "takes output channels that fill vectors";

@@ -33,13 +33,12 @@ CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
 }
 
 const Kernels& kernels() {
-  static const ConvKernel conv[] = {kConvDepthwise, kPairsGroupTiles<false>, kConvGroupTiles,
-                                    kConvGrouped,   kConvCol2Im<false>,      kConvWinograd,
-                                    kConvThin,      kConvRows<false>,        kPairsGemm<false>,
-                                    kConvGemm,      kConvReference};
+  static const ConvKernel conv[] = {
+      kConvDepthwise,   kPairsGroupTiles<false>, kConvGroupTiles,   kConvGrouped, kConvWinograd, kConvThin,
+      kConvRows<false>, kConvCol2Im<false>,      kPairsGemm<false>, kConvGemm,    kConvReference};
   static const ConvKernel conv_grad_input[] = {
       kConvGradInputDepthwise, kPairsGroupTiles<true>, kConvGradInputGroupTiles, kConvGradInputGrouped,
-      kConvCol2Im<true>,       kConvGradInputWinograd, kConvRows<true>,          kPairsGemm<true>,
+      kConvGradInputWinograd,  kConvRows<true>,        kConvCol2Im<true>,        kPairsGemm<true>,
       kConvGradInputGemm,      kConvGradInputReference};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise,  kPairsGradWeightGroupTiles,
                                                 kConvGradWeightGroupTiles, kConvGradWeightGrouped,

@@ -1,7 +1,7 @@
 // Whether Winograd's algorithm pays for a problem, and with which tiles.
 #pragma once
 
-#include "conv_gemm.h"
+#include "conv_col2im.h"
 #include "winograd_tiles.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -134,7 +134,11 @@ const char* winograd_refuses(const ConvProblem& p) {
     return "takes at least 16 channels to sum over, 8 of groups that fill vectors";
   const double products = double(phases.summed_channels()) * double(ceil_div(phases.channels, kLanes<float>));
   const double rate = pairs_refuse<Gradient>(p) ? 1 : 2;  // of the direct sum's products
-  const double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products / rate;
+  double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products / rate;
+  if (!col2im_refuses<Gradient>(p)) {
+    const double at_once = Col2ImCost(p, Gradient).at_once;
+    direct = at_once < direct ? at_once : direct;
+  }
   const char* reason = "its tiles do not have this kernel's shape";
   with_tile<Gradient>(p, [&](auto*, auto tile) {
     const bool pays = conv_cost<decltype(tile)>(phases).total() < direct;
