@@ -45,12 +45,12 @@ struct SpreadAxis {
 
 // Where the products of a block go: rows `stride` apart.
 template <class A>
-struct TileRows {
+struct TileRun {
   A* c;
   int64_t stride;
   bool add;
 
-  TileRows from_row(int64_t r) const { return {c + r * stride, stride, add}; }
+  TileRun from_row(int64_t r) const { return {c + r * stride, stride, add}; }
   __attribute__((always_inline)) void fetch(int, int) const {}
   __attribute__((always_inline)) void put(int r, int v, Vec<A> sum) const {
     A* out = c + r * stride + v * kLanes<A>;
@@ -252,7 +252,7 @@ struct Col2Im {
     }
   }
   void multiply(int64_t rows, int64_t depth, int64_t cols, const A* gathered, const A* panel,
-                TileRows<A> out) const {
+                TileRun<A> out) const {
     if (last) {
       tile_column<kDepthStride, 1, kWide>(rows, depth, cols, gathered, panel, out);
     } else {

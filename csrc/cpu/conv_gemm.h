@@ -202,12 +202,14 @@ struct Gemm {
     const S* from = source + group * g.channels * phases.source.channel;
     const int64_t depth_blocks = this->depth_blocks(r);
     const bool in_order = g.covers_destination(), in_rows = g.axis[2].count >= kRows;
+    const bool read_in_place = in_place(g);
     const Range next = {pixels.end, min_of(pixels.end + pixels.size(), g.pixels())};
     if (depth_blocks == 0) fill_zero(sums, round_up(channels.size(), kWide) * pixels.size());
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
       const Depth depth = depth_block(r, d);
       const bool last = d + 1 >= depth_blocks;
-      if (depth.size() > 0) pack_pixels(from, phases.source, g, pixels, depth, gathered, kDepthStride);
+      if (depth.size() > 0 && !read_in_place)
+        pack_pixels(from, phases.source, g, pixels, depth, gathered, kDepthStride);
       const int64_t calls = ceil_div(channels.size(), kWide) * fetch_calls(pixels.size(), depth.size());
       Ahead ahead = {last ? fetched_pixels(from, phases.source, g, next, depth_block(r, 0), calls)
                           : fetched_pixels(from, phases.source, g, pixels, depth_block(r, d + 1), calls)};
@@ -225,6 +227,14 @@ struct Gemm {
           const A* b =
               cut.packs_in_task ? packing : columns_of(g, group, panel.begin / kWide) + depth.packed * kWide;
           const auto multiply = [&](int64_t at, int64_t count, auto out) {
+            if constexpr (kInPlace) {
+              if (read_in_place) {
+                const int64_t stride = phases.source.pixel;
+                const S* first = from + (pixels.begin + at) * stride + depth.begin;
+                return tile_column<0, 1, kWide, kProduct>(count, depth.size(), panel.size(), first, b, out,
+                                                          &ahead, stride);
+              }
+            }
             tile_column<kDepthStride, 1, kWide, kProduct>(count, depth.size(), panel.size(),
                                                           gathered + at * kDepthStride, b, out, &ahead);
           };
@@ -247,6 +257,15 @@ struct Gemm {
         if (last && !direct) store_pixels(g, group, pixels, panel, c);
       }
     }
+  }
+
+  // Whether the source's pixels are the rows of a as they are. Rows a multiple of 4 KiB apart would push each
+  // other out of the first-level cache.
+  static constexpr bool kInPlace = sizeof(S) == sizeof(A);
+  bool in_place(const Gather& g) const {
+    bool plain = kInPlace && phases.source.pixel * int64_t(sizeof(S)) % 4096 != 0;
+    for (const PhaseAxis& x : g.axis) plain &= is_plain(x);
+    return plain;
   }
 
   // The weights of a panel that comes next, as they are or packed.

@@ -111,7 +111,7 @@ struct ThinConv {
       const A* at = a;
       for (int64_t d = window; d > 0; --d, ++at, b += kWide) {
         asm("" : "+r"(at));  // else GCC spills what neighbouring pixels share, to spare a load
-        add_products<Product::kNumbers, Step>(sum, at, b);
+        add_products<Product::kNumbers>(sum, TileRows<A, Rows, Step>(at, Step), b);
       }
     }
 #pragma GCC unroll 14

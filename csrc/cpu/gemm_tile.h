@@ -1,9 +1,9 @@
 // The innermost product of every dense kernel: a[rows][depth] * b[depth][kCols].
 //
-// All strides of a and b are compile-time constants, so each address is one register and a displacement. a is
-// read one element at a time and broadcast, b by whole vectors; the rows x kVectors sums stay in registers
-// (14 x 2 of 32 with AVX-512, 6 x 2 of 16 otherwise). A block's sum starts from zero and is then added to the
-// sums so far: short chains round less.
+// The strides of packed a and b are compile-time constants, so each address is one register and a
+// displacement. a is read one element at a time and broadcast, b by whole vectors; the rows x kVectors sums
+// stay in registers (14 x 2 of 32 with AVX-512, 6 x 2 of 16 otherwise). A block's sum starts from zero and is
+// then added to the sums so far: short chains round less.
 #pragma once
 
 #include "fetch_ahead.h"
@@ -68,15 +68,40 @@ struct TileOutput {
   }
 };
 
+// The rows of a: at a stride that the compiler knows,
+template <class S, int Rows, int64_t Stride>
+struct TileRows {
+  const S* a;
+  __attribute__((always_inline)) TileRows(const S* first, int64_t) : a(first) {}
+  __attribute__((always_inline)) auto operator[](int r) const { return load_one(a + r * Stride); }
+  __attribute__((always_inline)) void advance(int64_t step) { a += step; }
+};
+// or at any, where they are read in place. Three share a pointer, to which an address adds 0, 1 or 2 strides.
+template <class S, int Rows>
+struct TileRows<S, Rows, 0> {
+  static constexpr int kPointers = (Rows + 2) / 3;
+  const S* a[kPointers];
+  int64_t stride;
+  __attribute__((always_inline)) TileRows(const S* first, int64_t row_stride) : stride(row_stride) {
+#pragma GCC unroll 5
+    for (int i = 0; i < kPointers; ++i) a[i] = first + 3 * i * row_stride;
+  }
+  __attribute__((always_inline)) auto operator[](int r) const { return load_one(a[r / 3] + r % 3 * stride); }
+  __attribute__((always_inline)) void advance(int64_t step) {
+#pragma GCC unroll 5
+    for (int i = 0; i < kPointers; ++i) a[i] += step;
+  }
+};
+
 // One step of the depth: the products of an element of each row with whole vectors of columns.
-template <Product P, int64_t RowStride, class A, int Rows, int Vectors>
-CNNEXT_INLINE void add_products(Vec<A> (&sum)[Rows][Vectors], const A* a, const A* b) {
+template <Product P, class Source, class A, int Rows, int Vectors>
+CNNEXT_INLINE void add_products(Vec<A> (&sum)[Rows][Vectors], const Source& a, const A* b) {
   Vec<A> y[Vectors];
 #pragma GCC unroll 2
   for (int v = 0; v < Vectors; ++v) y[v] = load(b + v * kLanes<A>);
 #pragma GCC unroll 14
   for (int r = 0; r < Rows; ++r) {
-    const Vec<A> x = broadcast(a[r * RowStride]);
+    const Vec<A> x = broadcast(a[r]);
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
       if constexpr (P == Product::kPairs) {
@@ -88,10 +113,11 @@ CNNEXT_INLINE void add_products(Vec<A> (&sum)[Rows][Vectors], const A* a, const 
   }
 }
 
-template <Product P, class A, class Out, int Rows, int Vectors, int64_t RowStride, int64_t DepthStride,
-          int64_t ColumnStride>
-void tile(int64_t depth, const A* a, const A* b, const Out& out, Ahead* ahead) {
+template <Product P, class A, class S, class Out, int Rows, int Vectors, int64_t RowStride,
+          int64_t DepthStride, int64_t ColumnStride>
+void tile(int64_t depth, const S* a, int64_t row_stride, const A* b, const Out& out, Ahead* ahead) {
   Vec<A> sum[Rows][Vectors] = {};
+  TileRows<S, Rows, RowStride> source(a, row_stride);
   const int each = int(ceil_div(Rows * kFetchSteps, max_of(depth, kFetchSteps)));
   int fetched = 0;  // rows of the output
   for (; depth > 0; depth -= kFetchSteps) {
@@ -100,8 +126,8 @@ void tile(int64_t depth, const A* a, const A* b, const Out& out, Ahead* ahead) {
 #pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) out.fetch(fetched, v);
     }
-    for (int64_t d = min_of(depth, kFetchSteps); d > 0; --d, a += DepthStride, b += ColumnStride) {
-      add_products<P, RowStride>(sum, a, b);
+    for (int64_t d = min_of(depth, kFetchSteps); d > 0; --d, source.advance(DepthStride), b += ColumnStride) {
+      add_products<P>(sum, source, b);
     }
   }
 #pragma GCC unroll 14
@@ -111,35 +137,37 @@ void tile(int64_t depth, const A* a, const A* b, const Out& out, Ahead* ahead) {
   }
 }
 
-template <class A, class Out>
-using Tile = void (*)(int64_t depth, const A* a, const A* b, const Out& out, Ahead* ahead);
+template <class A, class S, class Out>
+using Tile = void (*)(int64_t depth, const S* a, int64_t row_stride, const A* b, const Out& out,
+                      Ahead* ahead);
 
 // The tile for a number of rows in [1, kRows], one vector wide where `narrow`.
-template <Product P, class A, class Out, int64_t RowStride, int64_t DepthStride, int64_t ColumnStride,
-          int Rows = kRows>
-Tile<A, Out> tile_of(int64_t rows, bool narrow) {
+template <Product P, class A, class S, class Out, int64_t RowStride, int64_t DepthStride,
+          int64_t ColumnStride, int Rows = kRows>
+Tile<A, S, Out> tile_of(int64_t rows, bool narrow) {
   if (rows == Rows) {
-    return narrow ? &tile<P, A, Out, Rows, 1, RowStride, DepthStride, ColumnStride>
-                  : &tile<P, A, Out, Rows, kVectors, RowStride, DepthStride, ColumnStride>;
+    return narrow ? &tile<P, A, S, Out, Rows, 1, RowStride, DepthStride, ColumnStride>
+                  : &tile<P, A, S, Out, Rows, kVectors, RowStride, DepthStride, ColumnStride>;
   }
   if constexpr (Rows > 1) {
-    return tile_of<P, A, Out, RowStride, DepthStride, ColumnStride, Rows - 1>(rows, narrow);
+    return tile_of<P, A, S, Out, RowStride, DepthStride, ColumnStride, Rows - 1>(rows, narrow);
   }
   return nullptr;
 }
 
 // The product a[rows][depth] * b[depth][cols]: a column of tiles of almost equal height, whole vectors wide.
-// Element (row, d) of a is at row * RowStride + d * DepthStride, row d of b at d * ColumnStride. Meanwhile
-// `ahead` is fetched, if there is one, fetch_calls(rows, depth) times.
+// Element (row, d) of a is at row * RowStride + d * DepthStride, row d of b at d * ColumnStride. RowStride is
+// 0 where only `row_stride` tells it. Meanwhile `ahead` is fetched, if there is one, fetch_calls(rows, depth)
+// times.
 template <int64_t RowStride, int64_t DepthStride, int64_t ColumnStride, Product P = Product::kNumbers,
-          class A, class Out>
-void tile_column(int64_t rows, int64_t depth, int64_t cols, const A* a, const A* b, Out out,
-                 Ahead* ahead = nullptr) {
+          class A, class S, class Out>
+void tile_column(int64_t rows, int64_t depth, int64_t cols, const S* a, const A* b, Out out,
+                 Ahead* ahead = nullptr, int64_t row_stride = RowStride) {
   const bool narrow = cols <= kLanes<A>;
   for (int64_t tiles = ceil_div(rows, kRows), row = 0; tiles > 0; --tiles) {
     const int64_t height = ceil_div(rows - row, tiles);
-    const auto run = tile_of<P, A, Out, RowStride, DepthStride, ColumnStride>(height, narrow);
-    run(depth, a + row * RowStride, b, out.from_row(row), ahead);
+    const auto run = tile_of<P, A, S, Out, RowStride, DepthStride, ColumnStride>(height, narrow);
+    run(depth, a + row * row_stride, row_stride, b, out.from_row(row), ahead);
     row += height;
   }
 }
