@@ -102,7 +102,7 @@ struct GradWeightGemm {
       if (x.stride != 1) return false;
     }
     const bool alike = 4 * s.input_pixels() <= 5 * s.output_pixels();  // else more is summed
-    return alike && s.groups == 1 && s.taps() > 1 && 4 * s.K <= s.C;
+    return alike && s.groups == 1 && s.taps() > 1 && s.K <= 32 && 4 * s.K <= s.C;
   }
 
   // Pairs of a tap and a pixel for which the tap lies inside of the input.

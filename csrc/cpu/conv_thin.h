@@ -15,9 +15,23 @@ constexpr int64_t kThinDepth = 2 * kDepth;  // most taps times channels
 constexpr int kThinMiddle = kRows - kRows / 4,
               kThinLow = kRows / 2 + 1;  // heights of tiles: 14, 11, 8 or 6, 5, 4
 
-template <class T, int Step>
+// The first of a pair, where the window ends in the middle of it.
+template <int Rows, int64_t Stride>
+struct HalfPairs {
+  const BFloat16Pair* a;
+  __attribute__((always_inline)) float operator[](int r) const {
+    return bit_cast<float>(uint32_t(a[r * Stride].first.bits));
+  }
+};
+
+// P is how elements are multiplied: pairs are of neighbours in memory, pixels whole pairs apart.
+template <class T, int Step, Product P = Product::kNumbers>
 struct ThinConv {
   using A = Acc<T>;
+  static constexpr bool kPairs = P == Product::kPairs;
+  static constexpr int kSize = kPairs ? 2 : 1;            // of an element that is multiplied
+  using Copied = std::conditional_t<kPairs, T, A>;        // pairs stay as they are
+  using S = std::conditional_t<kPairs, BFloat16Pair, A>;  // what is multiplied
   static constexpr int64_t kWide = kCols<A>;
 
   ThinConv(const ConvProblem& p, const ConvBuffers& b, char* workspace)
@@ -29,27 +43,25 @@ struct ThinConv {
         destination(static_cast<T*>(b.output)) {
     panels = ceil_div(phases.channels, kWide);
     window = g.axis[2].taps * g.channels;
-    pitch = (g.axis[2].count - 1) * Step + window;
+    pitch = round_up((g.axis[2].count - 1) * Step + window, kSize);
     rows = g.axis[0].taps * g.axis[1].taps;
-    packed_size = round_up(panels * g.depth() * kWide, 64);
+    depth = rows * ceil_div(window, kSize);
+    packed_size = round_up(panels * depth * kWide, 64);
     scratch_size = round_up(rows * pitch, 64) + 64;
     packed = reinterpret_cast<A*>(workspace);
-    scratch = packed + packed_size;
+    scratch = reinterpret_cast<Copied*>(packed + packed_size);
   }
 
   static int64_t workspace(const ConvProblem& p) {
     const ThinConv self(p, {}, nullptr);
-    return (self.packed_size + p.threads * self.scratch_size) * sizeof(A);
+    return self.packed_size * sizeof(A) + p.threads * self.scratch_size * sizeof(Copied);
   }
 
   void run(const Parallel& parallel) const {
-    parallel(panels, [&](int64_t panel, int) {
-      pack_weight_panel(phases, g, weight, 0, block(panel, kWide, phases.channels), {0, g.depth()},
-                        packed + panel * g.depth() * kWide);
-    });
+    parallel(panels, [&](int64_t panel, int) { pack_weights(panel, packed + panel * depth * kWide); });
     const int64_t width = g.axis[2].count;
     parallel(g.pixels() / width, [&](int64_t row, int thread) {
-      A* copy = scratch + thread * scratch_size;
+      Copied* copy = scratch + thread * scratch_size;
       copy_rows(pixel_at(g, row * width), copy);
       for (int64_t panel = 0; panel < panels; ++panel) {
         const Range channels = block(panel, kWide, phases.channels);
@@ -63,23 +75,48 @@ struct ThinConv {
   }
 
  private:
+  void pack_weights(int64_t panel, A* to) const {
+    const Range channels = block(panel, kWide, phases.channels);
+    if constexpr (!kPairs) {
+      pack_weight_panel(phases, g, weight, 0, channels, {0, g.depth()}, to);
+    } else {
+      const auto bits = [&](int64_t k, int64_t row, int64_t i) {  // of element i of a row of the window
+        if (i == window) return uint32_t(0);
+        const int64_t tap = row * g.axis[2].taps + i / g.channels, c = i % g.channels;
+        return uint32_t(
+            weight[k * phases.weight_channel + tap * phases.weight_tap + c * phases.weight_source].bits);
+      };
+      fill_zero(to, depth * kWide);
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t i = 0; i < window; i += 2, to += kWide) {
+          for (int64_t k = channels.begin; k < channels.end; ++k)
+            to[k - channels.begin] = bit_cast<float>(bits(k, row, i) | bits(k, row, i + 1) << 16);
+        }
+      }
+    }
+  }
+
   // The source rows of a destination row: to[row][pitch].
-  void copy_rows(const Pixel& p, A* to) const {
+  void copy_rows(const Pixel& p, Copied* to) const {
     const PhaseAxis& w = g.axis[2];
     const int64_t before = min_of(-w.offset * g.channels, pitch);
     const int64_t inside = min_of(w.source * g.channels, pitch - before);
     for (int64_t m = 0; m < rows; ++m, to += pitch) {
       const int64_t row = source_row(g, p, m / g.axis[1].taps, m % g.axis[1].taps);
       const int64_t copied = row < 0 ? 0 : inside;
+      const T* from = source + p.image * phases.source.image + row * w.source * g.channels;
       fill_zero(to, before);
-      if (copied > 0)
-        copy_run(source + p.image * phases.source.image + row * w.source * g.channels, to + before, copied);
+      if constexpr (kPairs) {
+        if (copied > 0) __builtin_memcpy(to + before, from, copied * sizeof(T));
+      } else {
+        if (copied > 0) copy_run(from, to + before, copied);
+      }
       fill_zero(to + before + copied, pitch - before - copied);
     }
   }
 
   template <int Vectors>
-  void fill_row(int64_t pixel, int64_t panel, const A* copy) const {
+  void fill_row(int64_t pixel, int64_t panel, const Copied* copy) const {
     const int64_t width = g.axis[2].count, height = ceil_div(width, ceil_div(width, kRows));
     if (height > kThinMiddle && width >= kRows) return fill_tiles<Vectors, kRows>(pixel, panel, copy);
     if (height > kThinLow && width >= kThinMiddle)
@@ -88,30 +125,35 @@ struct ThinConv {
   }
 
   template <int Vectors, int Rows>
-  void fill_tiles(int64_t pixel, int64_t panel, const A* copy) const {
+  void fill_tiles(int64_t pixel, int64_t panel, const Copied* copy) const {
     const int64_t first = panel * kWide, stride = phases.destination.pixel;
     A add[kWide];
     if (bias) copy_run(bias + first, add, Vectors * kLanes<A>);
     for (int64_t width = g.axis[2].count, j = 0; j < width; j += Rows) {
       j = min_of(j, width - Rows);
       fill_tile<Vectors, Rows>(
-          copy + j * Step, packed + panel * g.depth() * kWide,
+          copy + j * Step, packed + panel * depth * kWide,
           {destination + (pixel + j) * stride + first, stride, nullptr, bias ? add : nullptr});
     }
   }
 
   template <int Vectors, int Rows>
-  void fill_tile(const A* a, const A* b, const TileOutput<T>& out) const {
+  void fill_tile(const Copied* a, const A* b, const TileOutput<T, P>& out) const {
     Vec<A> sum[Rows][Vectors] = {};
     for (int64_t m = 0; m < rows; ++m, a += pitch) {
       const int64_t each = ceil_div(Rows, rows);
       for (int64_t r = m * each; r < min_of((m + 1) * each, Rows); ++r) {
         for (int v = 0; v < Vectors; ++v) out.fetch(r, v);
       }
-      const A* at = a;
-      for (int64_t d = window; d > 0; --d, ++at, b += kWide) {
+      auto at = reinterpret_cast<const S*>(a);
+      for (int64_t d = window / kSize; d > 0; --d, ++at, b += kWide) {
         asm("" : "+r"(at));  // else GCC spills what neighbouring pixels share, to spare a load
-        add_products<Product::kNumbers>(sum, TileRows<A, Rows, Step>(at, Step), b);
+        add_products<P>(sum, TileRows<S, Rows, Step / kSize>(at, Step), b);
+      }
+      if constexpr (kPairs) {
+        if (window % 2 == 0) continue;
+        add_products<P>(sum, HalfPairs<Rows, Step / kSize>{at}, b);
+        b += kWide;
       }
     }
 #pragma GCC unroll 14
@@ -126,8 +168,10 @@ struct ThinConv {
   const T *source, *weight, *bias;
   T* destination;
   int64_t panels, rows, window, pitch;  // rows of a window, elements of one, elements of a copied row
+  int64_t depth;                        // products for an output
   int64_t packed_size, scratch_size;
-  A *packed, *scratch;
+  A* packed;
+  Copied* scratch;
 };
 
 // Calls visit(std::integral_constant) with the step, if there is a kernel for it.
@@ -162,20 +206,38 @@ inline const char* thin_refuses(const ConvProblem& p) {
   return s.K % lanes == 0 ? nullptr : "takes output channels that fill vectors";
 }
 
-constexpr ConvKernel kConvThin = {
-    "thin", "an image's rows, read in place", thin_refuses,
-    [](const ConvProblem& p) {
-      int64_t bytes = 0;
-      with_type(p.dtype, [&](auto* tag) {
-        with_thin_step(p, [&](auto step) { bytes = ThinConv<Pointee<decltype(tag)>, step>::workspace(p); });
-      });
-      return bytes;
-    },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      with_type(p.dtype, [&](auto* tag) {
-        with_thin_step(
-            p, [&](auto step) { ThinConv<Pointee<decltype(tag)>, step>(p, b, workspace).run(parallel); });
-      });
-    }};
+// Calls visit(a ThinConv) for a problem; of pairs, if they are wanted.
+template <bool Pairs, class Visit>
+void with_thin(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
+  with_thin_step(p, [&](auto step) {
+    if constexpr (Pairs) {
+      if constexpr (step % 2 == 0) visit(ThinConv<BFloat16, step, Product::kPairs>(p, b, workspace));
+    } else {
+      with_type(p.dtype, [&](auto* tag) { visit(ThinConv<Pointee<decltype(tag)>, step>(p, b, workspace)); });
+    }
+  });
+}
+template <bool Pairs>
+int64_t thin_workspace(const ConvProblem& p) {
+  int64_t bytes = 0;
+  with_thin<Pairs>(p, {}, nullptr, [&](const auto& conv) { bytes = conv.workspace(p); });
+  return bytes;
+}
+template <bool Pairs>
+void thin_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
+  with_thin<Pairs>(p, b, workspace, [&](const auto& conv) { conv.run(parallel); });
+}
+
+inline const char* pairs_thin_refuses(const ConvProblem& p) {
+  if (p.dtype != DType::kBFloat16) return "takes bfloat16";
+  if (!has_pair_products()) return "this processor has no AVX512_BF16";
+  if (p.shape.C * p.shape.axis[2].stride % 2 != 0) return "takes pixels that are whole pairs apart";
+  return thin_refuses(p);
+}
+
+constexpr ConvKernel kConvThin = {"thin", "an image's rows, read in place", thin_refuses,
+                                  thin_workspace<false>, thin_run<false>};
+constexpr ConvKernel kPairsThin = {"thin_bf16", "an image's rows, read in place by pairs of bfloat16",
+                                   pairs_thin_refuses, thin_workspace<true>, thin_run<true>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

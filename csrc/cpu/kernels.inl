@@ -33,9 +33,12 @@ CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
 }
 
 const Kernels& kernels() {
-  static const ConvKernel conv[] = {
-      kConvDepthwise,   kPairsGroupTiles<false>, kConvGroupTiles,   kConvGrouped, kConvWinograd, kConvThin,
-      kConvRows<false>, kConvCol2Im<false>,      kPairsGemm<false>, kConvGemm,    kConvReference};
+  static const ConvKernel conv[] = {kConvDepthwise,     kPairsGroupTiles<false>,
+                                    kConvGroupTiles,    kConvGrouped,
+                                    kConvWinograd,      kPairsThin,
+                                    kConvThin,          kConvRows<false>,
+                                    kConvCol2Im<false>, kPairsGemm<false>,
+                                    kConvGemm,          kConvReference};
   static const ConvKernel conv_grad_input[] = {
       kConvGradInputDepthwise, kPairsGroupTiles<true>, kConvGradInputGroupTiles, kConvGradInputGrouped,
       kConvGradInputWinograd,  kConvRows<true>,        kConvCol2Im<true>,        kPairsGemm<true>,
