@@ -19,7 +19,7 @@ pytest.importorskip("rich")
 pytest.importorskip("skimage")
 
 from cnnext import bench
-from cnnext.bench import cli, layer_bench, layers, network, tables, timing
+from cnnext.bench import cli, layer_bench, layers, network, sections, tables, timing
 from cnnext.bench.photo import photograph
 
 
@@ -154,6 +154,36 @@ def run(tmp_path, *arguments):
     return status, json.loads(file.read_text())
 
 
+def test_each_model_has_a_process_of_its_own(monkeypatch):
+    """Memory is kept there: that of all suites together was more than the machine had."""
+    children = []
+
+    def in_child(group, allocator):
+        children.append([section.model for section in group])
+        for index in range(len(group)):
+            yield {"event": "end", "section": index}
+
+    monkeypatch.setattr(sections, "_run_in_child", in_child)
+    ((_, group),) = cli.plan(parse("--model", "resnet18", "lecture", "--only", "layers"))
+    events = list(sections.run(group, "fixed"))
+    assert [set(models) for models in children] == [{"resnet18"}, {"lecture"}]
+    assert [event["section"] for event in events] == list(range(len(group)))
+
+
+def test_what_was_measured_before_a_process_died_is_written(tmp_path, monkeypatch, capsys):
+    before = sections.run
+
+    def dies(group, allocator):
+        yield from before(group, "default")
+        raise sections.ChildDied("the benchmark's child process ended with status -9")
+
+    monkeypatch.setattr(sections, "run", dies)
+    status, document = run(tmp_path, *CONV)
+    assert status == 1
+    assert len(document["layers"]) == len(layers.CONV_DIRECTIONS)
+    assert "ended with status -9" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("arguments", "directions"), [(CONV, layers.CONV_DIRECTIONS), (POOL, layers.POOL_DIRECTIONS)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_single_layer(arguments, directions, dtype, tmp_path, capsys):
@@ -210,7 +240,7 @@ def test_wrong_result_stops_before_timing(monkeypatch, tmp_path, capsys):
     assert (status, document["status"]) == (1, 1)
     assert document["layers"] == []
     printed = capsys.readouterr().out
-    assert "stopped before timing" in printed
+    assert "stopped:" in printed
     assert "8→16 3x3 @12 forward: cnnext nchw differs" in printed
 
 

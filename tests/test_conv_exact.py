@@ -97,8 +97,8 @@ CASES = [
     problem((1, 6, 11, 40), (4, 3, 3, 3), dilation=(1, 2), padding=(7, 30), groups=2),
     problem((2, 16, 200), (40, 16, 24), padding=3),
     problem((2, 2, 5, 6, 33), (3, 2, 2, 3, 3), stride=(2, 1, 2), padding=1),
-    # Products with all taps at once: rows in one block and in several, blocks of rows, boxes of rows, planes and columns,
-    # runs of one to three vectors, taps in parts, a long depth, dilation, more padding than the kernel reads.
+    # Products with all taps at once: rows in one block and in several, blocks of rows, boxes of rows, planes and
+    # columns, runs of one to three vectors, taps in parts, a long depth, dilation, much padding.
     *(problem((2, 20, 9, width), (3, 20, 3, 3), padding=1) for width in (2, 17, 113, 260)),
     *(problem((1, n, 37, 30), (32, n, 5, 5), stride=2, padding=2) for n in (1, 2, 3, 4)),
     problem((1, 3, 70, 69), (18, 3, 11, 11), stride=4, padding=2),

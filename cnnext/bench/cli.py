@@ -233,8 +233,9 @@ def main(args: argparse.Namespace) -> int:
     """Runs the benchmark that parsed arguments describe and prints tables.
 
     Returns:
-        0; 1 where a result of ours was wrong, which stops the run before that thing is timed; 2 where the
-        arguments were; 130 after Ctrl-C, with what was measured so far printed and written.
+        0; 1 where a result of ours was wrong, which stops the run before that thing is timed, or where a process that
+        measures ended early; 2 where the arguments were wrong; 130 after Ctrl-C. What was measured so far is printed and
+        written.
     """
     import sys
 
@@ -264,7 +265,7 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         report.interrupted()
         status = 130
-    except (Mismatch, ModuleNotFoundError) as error:
+    except (Mismatch, ModuleNotFoundError, sections.ChildDied) as error:
         report.failed(error)
         status = 1
     finally:

@@ -161,9 +161,9 @@ class Report:
             self._flush(next(section for section in self._sections if section.kind == kind))
 
     def failed(self, error: BaseException) -> None:
-        """A comparison failed, or something is not installed."""
+        """A comparison failed, something is not installed, or a process ended early."""
         self.close()
-        self.console.print(f"[bold red]stopped before timing:[/] {error}", soft_wrap=True)
+        self.console.print(f"[bold red]stopped:[/] {error}", soft_wrap=True)
 
     def close(self) -> None:
         """Takes the progress bar away."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -51,15 +52,27 @@ def run(sections: list[Section], allocator: str) -> Iterator[Event]:
 
     Args:
         allocator: ``default`` runs in this process; ``fixed`` in a child that starts with
-            :data:`environment.FIXED_ALLOCATOR`, because glibc reads those only at its start.
+            :data:`environment.FIXED_ALLOCATOR`, because glibc reads those only at its start. Each model has a child of
+            its own, as memory that is kept would add up.
 
     Raises:
         Mismatch: a result of ours was wrong.
+        ChildDied: a child ended before it was done, for want of memory for example.
     """
     here = all(os.environ.get(name) == value for name, value in environment.FIXED_ALLOCATOR.items())
     if allocator == "default" or here:
-        return _run_here(sections)
-    return _run_in_child(sections, environment.FIXED_ALLOCATOR)
+        yield from _run_here(sections)
+        return
+    first = 0
+    for _, group in itertools.groupby(sections, key=lambda section: section.model):
+        of_model = list(group)
+        for event in _run_in_child(of_model, environment.FIXED_ALLOCATOR):
+            yield {**event, "section": first + event["section"]} if "section" in event else event
+        first += len(of_model)
+
+
+class ChildDied(RuntimeError):
+    """A process that measured ended before it was done."""
 
 
 def _run_here(sections: list[Section]) -> Iterator[Event]:
@@ -160,7 +173,7 @@ def _run_in_child(sections: list[Section], allocator: dict[str, str]) -> Iterato
                 raise layer_bench.Mismatch(event["message"])
             yield event
         if child.wait() != 0:
-            raise RuntimeError(f"the benchmark's child process ended with status {child.returncode}")
+            raise ChildDied(f"the benchmark's child process ended with status {child.returncode}")
     finally:
         child.terminate()
         child.wait()

@@ -15,9 +15,8 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-constexpr int64_t kSpreadPixels = 112 / kRows * kRows;  // source pixels of a block, at most
-constexpr int64_t kSpreadColumns = 160;                 // columns computed at a time, about
-constexpr int64_t kSpreadBand = 256 << 10;              // bytes of a band, about
+constexpr int64_t kColumnsAtOnce = 160;    // columns computed at a time, about
+constexpr int64_t kBandBytes = 256 << 10;  // bytes of a band, about
 
 // A source position j reaches destination positions j * step + offset + m * dilation, by tap m or, if
 // `backwards`, by the m-th from the end.
@@ -43,14 +42,14 @@ struct SpreadAxis {
   bool backwards;
 };
 
-// Where the products of a block go: rows `stride` apart.
+// Where the products of a block go: as TileSums, with rows `stride` apart.
 template <class A>
-struct TileRun {
+struct TileSumsApart {
   A* c;
   int64_t stride;
   bool add;
 
-  TileRun from_row(int64_t r) const { return {c + r * stride, stride, add}; }
+  TileSumsApart from_row(int64_t r) const { return {c + r * stride, stride, add}; }
   __attribute__((always_inline)) void fetch(int, int) const {}
   __attribute__((always_inline)) void put(int r, int v, Vec<A> sum) const {
     A* out = c + r * stride + v * kLanes<A>;
@@ -74,19 +73,19 @@ struct Col2Im {
         destination(static_cast<T*>(gradient ? b.input : b.output)) {
     pixels = {{kUnitAxis, kUnitAxis, kUnitAxis}, {1, 1, 1}, p.shape.N, phases.source_channels};
     pixels.axis[2].count = pixels.axis[2].source = pixels.extent[2] = d.source * h.source * w.source;
-    run = w.taps * phases.channels;
-    taps_at_once = clamp(kSpreadColumns / run, 1, d.taps * h.taps);
+    run_size = w.taps * phases.channels;
+    taps_at_once = clamp(kColumnsAtOnce / run_size, 1, d.taps * h.taps);
     column_blocks = ceil_div(d.taps * h.taps, taps_at_once);
-    panels = ceil_div(taps_at_once * run, kWide);
+    panels = ceil_div(taps_at_once * run_size, kWide);
     stride = odd_lines(panels * kWide + L);
-    block_rows = max_of(1, kSpreadPixels / w.source);
-    block_width = ceil_div(w.source, ceil_div(w.source, kSpreadPixels));
+    block_rows = max_of(1, kBlockRows / w.source);
+    block_width = ceil_div(w.source, ceil_div(w.source, kBlockRows));
     cut_boxes(p);
     packed = reinterpret_cast<A*>(workspace);
     packed_size = round_up(column_blocks * panels * phases.source_channels * kWide, 64);
     last = phases.source.channel == 1;
-    gathered_size = round_up(last ? kSpreadPixels * kDepthStride : kDepth * kPixelStride, 64);
-    products_size = round_up(kSpreadPixels * stride + L, 64);
+    gathered_size = round_up(last ? kBlockRows * kDepthStride : kDepth * kPixelStride, 64);
+    products_size = round_up(kBlockRows * stride + L, 64);
     scratch_size = gathered_size + products_size + round_up(box_rows * pitch + L, 64) + 64;
     scratch = packed + packed_size;
   }
@@ -96,7 +95,7 @@ struct Col2Im {
     return (self.packed_size + p.threads * self.scratch_size) * sizeof(A);
   }
 
-  void run_all(const Parallel& parallel) const {
+  void run(const Parallel& parallel) const {
     parallel(phases.source_channels, [&](int64_t k, int) { pack_weights(k); });
     parallel(pixels.images * boxes[0] * boxes[1] * boxes[2], [&](int64_t task, int thread) {
       const Box box = box_at(task);
@@ -113,7 +112,7 @@ struct Col2Im {
   }
 
  private:
-  static constexpr int64_t kPixelStride = kSpreadPixels + 16;  // of channels, in channels first
+  static constexpr int64_t kPixelStride = kBlockRows + 16;  // of channels, in channels first
 
   struct Box {
     int64_t image;
@@ -127,11 +126,11 @@ struct Col2Im {
       const int64_t shared = max_of(0, (x.taps - 1) * x.dilation + 1 - x.step);
       return max_of(1, x.destination / max_of(4 * shared, 8));
     };
-    const int64_t row_bytes = (w.destination + run) * phases.channels * int64_t(sizeof(A));
-    const int64_t fitting = max_of(1, kSpreadBand / row_bytes);
+    const int64_t row_bytes = (w.destination + run_size) * phases.channels * int64_t(sizeof(A));
+    const int64_t fitting = max_of(1, kBandBytes / row_bytes);
     const bool line = d.destination * h.destination == 1;
     const SpreadAxis* axes[kAxes] = {&d, &h, &w};
-    boxes[2] = line ? clamp(ceil_div(row_bytes, kSpreadBand), 1, most(w)) : 1;
+    boxes[2] = line ? clamp(ceil_div(row_bytes, kBandBytes), 1, most(w)) : 1;
     boxes[1] = clamp(ceil_div(h.destination, fitting), 1, most(h));
     boxes[0] = clamp(ceil_div(d.destination * ceil_div(h.destination, boxes[1]), fitting), 1, most(d));
     const int a = line ? 2 : h.destination > 1 ? 1 : 0;  // cut once more for the threads
@@ -224,15 +223,15 @@ struct Col2Im {
       for (int64_t part = 0; part < depth_blocks; ++part) {
         const Range channels = block(part, kDepth, depth);
         if (n == 0 || depth_blocks > 1) gather(box.image, block_pixels, channels, gathered);
-        for (int64_t column = 0; column < taps.size() * run; column += kWide) {
+        for (int64_t column = 0; column < taps.size() * run_size; column += kWide) {
           const A* panel = b + (column * depth / kWide + channels.begin) * kWide;
-          multiply(block_pixels.size(), channels.size(), taps.size() * run - column, gathered, panel,
+          multiply(block_pixels.size(), channels.size(), taps.size() * run_size - column, gathered, panel,
                    {products + column, stride, part > 0});
         }
       }
       for (int64_t row = rows.begin; row < rows.end; ++row) {
         const A* from = products + (row - rows.begin) * w.source * stride;
-        for (int64_t m = taps.begin; m < taps.end; ++m, from += run) {
+        for (int64_t m = taps.begin; m < taps.end; ++m, from += run_size) {
           const int64_t i0 = d.reached(j0, m / h.taps) - box.to[0].begin;
           const int64_t i1 = h.reached(row, m % h.taps) - box.to[1].begin;
           if (i0 < 0 || i0 >= box.to[0].size() || i1 < 0 || i1 >= box.to[1].size()) continue;
@@ -252,7 +251,7 @@ struct Col2Im {
     }
   }
   void multiply(int64_t rows, int64_t depth, int64_t cols, const A* gathered, const A* panel,
-                TileRun<A> out) const {
+                TileSumsApart<A> out) const {
     if (last) {
       tile_column<kDepthStride, 1, kWide>(rows, depth, cols, gathered, panel, out);
     } else {
@@ -264,18 +263,18 @@ struct Col2Im {
   // wait for the store before it.
   void add_row(Range columns, const A* from, A* to) const {
     const int64_t to_step = w.step * phases.channels;
-    const int64_t turns = ceil_div(round_up(run, L), to_step);
+    const int64_t turns = ceil_div(round_up(run_size, L), to_step);
     for (int64_t turn = 0; turn < turns; ++turn) {
       const int64_t fixed = columns.begin % block_width;  // turns are those of the whole block
       const int64_t j = (turn - fixed % turns + turns) % turns;
       const int64_t count = ceil_div(columns.size() - j, turns);
-      for (int64_t part = 0; part < run; part += 2 * L) {
+      for (int64_t part = 0; part < run_size; part += 2 * L) {
         const A* first = from + j * stride + part;
         A* out = to + j * to_step + part;
-        if (run - part > L) {
-          add_runs<2>(min_of(run - part, 2 * L), first, turns * stride, out, turns * to_step, count);
+        if (run_size - part > L) {
+          add_runs<2>(min_of(run_size - part, 2 * L), first, turns * stride, out, turns * to_step, count);
         } else {
-          add_runs<1>(run - part, first, turns * stride, out, turns * to_step, count);
+          add_runs<1>(run_size - part, first, turns * stride, out, turns * to_step, count);
         }
       }
     }
@@ -324,7 +323,7 @@ struct Col2Im {
   Gather pixels;  // of the source, as they are
   const T *source, *weight, *bias;
   T* destination;
-  int64_t run;  // elements
+  int64_t run_size;  // elements
   int64_t taps_at_once, column_blocks, panels, stride;
   int64_t block_rows, block_width;  // of a block of source pixels
   int64_t boxes[kAxes], box_size[kAxes], box_rows, pitch;
@@ -379,9 +378,8 @@ constexpr ConvKernel kConvCol2Im = {
       return bytes;
     },
     [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      with_type(p.dtype, [&](auto* tag) {
-        Col2Im<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run_all(parallel);
-      });
+      with_type(p.dtype,
+                [&](auto* tag) { Col2Im<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
     }};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA
