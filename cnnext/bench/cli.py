@@ -234,8 +234,8 @@ def main(args: argparse.Namespace) -> int:
 
     Returns:
         0; 1 where a result of ours was wrong, which stops the run before that thing is timed, or where a process that
-        measures ended early; 2 where the arguments were wrong; 130 after Ctrl-C. What was measured so far is printed and
-        written.
+        measures ended early; 2 where the arguments were wrong; 130 after Ctrl-C. What was measured so far is printed
+        and written.
     """
     import sys
 
