@@ -155,9 +155,9 @@ memory_pool = _Switch(
     _C.set_memory_pool,
     """Whether the memory of outputs and workspaces is kept for the next call; on by default.
 
-    Fresh pages cost more than many convolutions. The pool never holds more than was in use at once. Turning it off
-    gives back what waits in it; so does `cnnext.empty_cache()`. CNNEXT_MEMORY_POOL=0 in the environment turns it
-    off from the start.
+    Fresh pages cost more than many convolutions. The pool never holds more than 8 MiB beyond what was in use at once.
+    Turning it off gives back what waits in it; so does `cnnext.empty_cache()`. CNNEXT_MEMORY_POOL=0 in the
+    environment turns it off from the start.
 
     Example:
         >>> import cnnext

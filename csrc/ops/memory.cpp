@@ -17,23 +17,26 @@
 namespace cnnext::ops {
 namespace {
 
-constexpr size_t kSmall = size_t{1} << 18;     // bytes; less is left to torch's allocator
+constexpr size_t kSmall = size_t{1} << 15;     // bytes; less is left to torch's allocator
 constexpr size_t kHugePage = size_t{1} << 21;  // bytes
+constexpr size_t kUnit = size_t{1} << 13;  // bytes; huge pages would waste a tenth of a network's activations
+constexpr int64_t kSpare = int64_t{1} << 23;  // bytes that may wait beyond the peak
 
-size_t rounded(size_t bytes) {
-  constexpr size_t kUnit = size_t{1} << 16;  // of a huge page would waste a tenth of a network's activations
-  return (bytes + kUnit - 1) / kUnit * kUnit;
-}
+size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-// Free blocks wait by size for a request that fills at least three quarters of one. What the pool holds in
-// all, in use or waiting, never exceeds the most that was in use at once: keeping blocks does not raise the
-// peak.
+// Outputs' blocks wait by size for a request that fills at least three quarters of one, scratch memory for the
+// next kernel. What the pool holds in all, in use or waiting, exceeds the most that was in use at once by
+// kSpare at most: keeping blocks hardly raises the peak, and small networks never wait for the system.
 class Pool final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    void* block = bytes > 0 ? take(rounded(bytes)) : nullptr;
-    if (block) c10::profiledCPUMemoryReporter().New(block, bytes);
-    return {block, block, &give_back, c10::Device(c10::DeviceType::CPU)};
+    void* block = bytes > 0 ? take(round_up(bytes, kUnit)) : nullptr;
+    return data(block, bytes, &give_back);
+  }
+  // In whole huge pages: scratch memory is to stay in the second-level cache, where small pages at random
+  // addresses displace each other.
+  c10::DataPtr allocate_scratch(size_t bytes) {
+    return data(take_scratch(round_up(bytes, kHugePage)), bytes, &give_back_scratch);
   }
   c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
   void copy_data(void* to, const void* from, size_t bytes) const override {
@@ -69,25 +72,42 @@ class Pool final : public c10::Allocator {
   }
 
  private:
-  static void give_back(void* block) {
-    if (!block) return;
-    c10::profiledCPUMemoryReporter().Delete(block);
-    instance().put(block);
+  using Waiting = std::multimap<size_t, void*>;
+
+  static c10::DataPtr data(void* block, size_t bytes, c10::DeleterFnPtr deleter) {
+    if (block) c10::profiledCPUMemoryReporter().New(block, bytes);
+    return {block, block, deleter, c10::Device(c10::DeviceType::CPU)};
   }
+  static void give_back(void* block) { instance().put(block, instance().outputs_); }
+  static void give_back_scratch(void* block) { instance().put(block, instance().scratch_); }
 
   void* take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = free_.lower_bound(bytes);
-    if (found != free_.end() && bytes >= found->first / 4 * 3) {
-      void* block = found->second;
-      waiting_ -= found->first;
-      use(found->first);
-      free_.erase(found);
-      ++reused_;
-      return block;
-    }
+    const auto found = outputs_.lower_bound(bytes);
+    if (found != outputs_.end() && bytes >= found->first / 4 * 3) return reuse(outputs_, found);
+    return make(bytes);
+  }
+  // One block grows to what the largest kernel needs, with several calls at a time one for each.
+  void* take_scratch(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = scratch_.lower_bound(bytes);
+    if (found != scratch_.end()) return reuse(scratch_, found);
+    if (!scratch_.empty()) drop(scratch_, std::prev(scratch_.end()));
+    return make(bytes);
+  }
+
+  void* reuse(Waiting& waiting, Waiting::iterator found) {
+    void* block = found->second;
+    waiting_ -= found->first;
+    use(found->first);
+    waiting.erase(found);
+    ++reused_;
+    return block;
+  }
+
+  void* make(size_t bytes) {
     const int64_t held = in_use_ + waiting_ + int64_t(bytes),
-                  most = std::max(peak_, in_use_ + int64_t(bytes));
+                  most = std::max(peak_, in_use_ + int64_t(bytes)) + kSpare;
     release(std::max<int64_t>(held - most, 0));
     void* block = nullptr;
     if (posix_memalign(&block, bytes < kHugePage ? 64 : kHugePage, bytes) != 0) {
@@ -104,12 +124,14 @@ class Pool final : public c10::Allocator {
     return block;
   }
 
-  void put(void* block) {
+  void put(void* block, Waiting& waiting) {
+    if (!block) return;
+    c10::profiledCPUMemoryReporter().Delete(block);
     const std::lock_guard<std::mutex> lock(mutex_);
     const size_t bytes = sizes_.at(block);
     in_use_ -= bytes;
     waiting_ += bytes;
-    free_.emplace(bytes, block);
+    waiting.emplace(bytes, block);
     if (!enabled_) release(waiting_);
   }
 
@@ -118,16 +140,21 @@ class Pool final : public c10::Allocator {
     peak_ = std::max(peak_, in_use_);
   }
 
-  // Frees waiting blocks, the largest first, until this many bytes are free.
+  // Frees waiting blocks, outputs first and the largest of them, until this many bytes are free.
   void release(int64_t bytes) {
-    while (bytes > 0 && !free_.empty()) {
-      const auto last = std::prev(free_.end());
-      bytes -= last->first;
-      waiting_ -= last->first;
-      sizes_.erase(last->second);
-      std::free(last->second);
-      free_.erase(last);
+    for (Waiting* waiting : {&outputs_, &scratch_}) {
+      while (bytes > 0 && !waiting->empty()) {
+        const auto last = std::prev(waiting->end());
+        bytes -= last->first;
+        drop(*waiting, last);
+      }
     }
+  }
+  void drop(Waiting& waiting, Waiting::iterator block) {
+    waiting_ -= block->first;
+    sizes_.erase(block->second);
+    std::free(block->second);
+    waiting.erase(block);
   }
 
   std::mutex mutex_;
@@ -135,7 +162,7 @@ class Pool final : public c10::Allocator {
     const char* setting = std::getenv("CNNEXT_MEMORY_POOL");
     return !setting || std::string(setting) != "0";
   }();
-  std::multimap<size_t, void*> free_;
+  Waiting outputs_, scratch_;
   std::unordered_map<void*, size_t> sizes_;
   int64_t in_use_ = 0, waiting_ = 0, peak_ = 0, reused_ = 0, allocated_ = 0;
 };
@@ -153,7 +180,7 @@ at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options, at::Mem
 c10::DataPtr workspace(int64_t bytes) {
   if (bytes == 0) return {};
   const bool pooled = size_t(bytes) >= kSmall && Pool::instance().enabled();
-  return pooled ? Pool::instance().allocate(bytes) : c10::GetCPUAllocator()->allocate(bytes);
+  return pooled ? Pool::instance().allocate_scratch(bytes) : c10::GetCPUAllocator()->allocate(bytes);
 }
 
 void empty_cache() { Pool::instance().clear(); }
