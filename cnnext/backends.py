@@ -21,6 +21,7 @@ __all__ = [
     "memory_pool",
     "memory_stats",
     "reset_fallbacks",
+    "torch_memory",
     "winograd",
 ]
 
@@ -155,14 +156,31 @@ memory_pool = _Switch(
     _C.set_memory_pool,
     """Whether the memory of outputs and workspaces is kept for the next call; on by default.
 
-    Fresh pages cost more than many convolutions. The pool never holds more than 8 MiB beyond what was in use at once.
-    Turning it off gives back what waits in it; so does `cnnext.empty_cache()`. CNNEXT_MEMORY_POOL=0 in the
+    Fresh pages cost more than many convolutions. The pool holds at most an eighth and 8 MiB more than was in use at
+    once. Turning it off gives back what waits in it; so does `cnnext.empty_cache()`. CNNEXT_MEMORY_POOL=0 in the
     environment turns it off from the start.
 
     Example:
         >>> import cnnext
         >>> with cnnext.backends.memory_pool(False):
         ...     output = cnnext.functional.conv2d(torch.ones(1, 64, 56, 56), torch.ones(64, 64, 3, 3))
+    """,
+)
+
+
+torch_memory = _Switch(
+    _C.torch_memory_pooled,
+    _C.set_torch_memory_pooled,
+    """Whether torch's own tensors on the CPU come from the memory pool too; off by default.
+
+    Batch norms, activations and sums that stay torch's write as many bytes as convolutions do, and glibc gives theirs
+    back to the system and asks for them again with every step. It replaces torch's allocator in the whole process;
+    tensors that were made before keep their memory.
+
+    Example:
+        >>> import cnnext
+        >>> with cnnext.backends.torch_memory(True):
+        ...     y = torch.relu(torch.ones(1, 64, 56, 56))
     """,
 )
 

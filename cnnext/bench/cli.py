@@ -90,6 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fixed keeps memory and asks for huge pages on both sides, so that kernels are compared and not page "
         "faults; default leaves glibc as it is (default: default for networks, fixed for layers)",
     )
+    how.add_argument(
+        "--torch-memory",
+        action="store_true",
+        help="networks with our layers run with cnnext.backends.torch_memory, those with torch's as before",
+    )
     how.add_argument("--quick", action="store_true", help="a few seconds: small images, few rounds, rough figures")
     how.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
     how.add_argument("--report", metavar="DIR", help="write a page of HTML with pictures for each model to DIR")
@@ -205,7 +210,16 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
         for mode in modes:
             title = f"{name} · {'inference' if mode == 'infer' else 'training step'}"
             networks.append(
-                section("network", title, batch_of[mode], 3.0, model=name, mode=mode, image_size=size_of(name))
+                section(
+                    "network",
+                    title,
+                    batch_of[mode],
+                    3.0,
+                    model=name,
+                    mode=mode,
+                    image_size=size_of(name),
+                    torch_memory=args.torch_memory,
+                )
             )
     for name in names:
         # each direction at the batch size of the run that it is part of

@@ -82,8 +82,9 @@ def converted(model: nn.Module, library: str, layout: str, dtype: torch.dtype) -
 class Step:
     """One inference or one training step of one copy of a model."""
 
-    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor | None, torch_memory: bool) -> None:
         self.model = model
+        self.torch_memory = torch_memory  # torch's own tensors from our pool
         self.images = images
         self.labels = labels
         self.optimizer = torch.optim.SGD(model.parameters(), lr=_LEARNING_RATE, momentum=0.9)
@@ -110,13 +111,14 @@ class Step:
         return heads[0].detach()
 
     def __call__(self) -> None:
-        if self.labels is None:
-            with torch.no_grad():
-                self.model(self.images)
-        else:
-            self.optimizer.zero_grad(set_to_none=True)
-            self.gradients()
-            self.optimizer.step()
+        with cnnext.backends.torch_memory(self.torch_memory):
+            if self.labels is None:
+                with torch.no_grad():
+                    self.model(self.images)
+            else:
+                self.optimizer.zero_grad(set_to_none=True)
+                self.gradients()
+                self.optimizer.step()
 
     def results(self) -> dict[str, Tensor]:
         """What is compared: the logits, and in training all parameters' gradients as one vector."""
@@ -130,9 +132,16 @@ class Step:
 
 
 def _step(
-    model: nn.Module, library: str, layout: str, dtype: torch.dtype, images: Tensor, labels: Tensor | None
+    model: nn.Module,
+    library: str,
+    layout: str,
+    dtype: torch.dtype,
+    images: Tensor,
+    labels: Tensor | None,
+    torch_memory: bool,
 ) -> Step:
-    return Step(converted(model, library, layout, dtype), in_layout(images.to(dtype), layout), labels)
+    images = in_layout(images.to(dtype), layout)
+    return Step(converted(model, library, layout, dtype), images, labels, torch_memory and library == "cnnext")
 
 
 def replaced(model: nn.Module) -> dict[str, int]:
@@ -152,7 +161,14 @@ def replaced(model: nn.Module) -> dict[str, int]:
 
 
 def step_memory(
-    name: str, mode: str, batch: int, dtype: torch.dtype, library: str, layout: str, size: int = 224
+    name: str,
+    mode: str,
+    batch: int,
+    dtype: torch.dtype,
+    library: str,
+    layout: str,
+    size: int = 224,
+    torch_memory: bool = False,
 ) -> int | None:
     """Bytes that two steps of one backend need at their peak on top of the model and the images.
 
@@ -163,7 +179,8 @@ def step_memory(
     model = _torchs_model(name, training)
 
     def step(images: Tensor) -> Step:
-        return _step(model, library, layout, dtype, images, _labels(len(images)) if training else None)
+        labels = _labels(len(images)) if training else None
+        return _step(model, library, layout, dtype, images, labels, torch_memory)
 
     small = 64 if models.SPECS[name].size == 224 else size
     step(torch.randn(2, 3, small, small))()  # pages in the libraries' code
@@ -257,8 +274,9 @@ def measure(
     min_time: float,
     repeats: int | None = None,
     size: int = 224,
+    torch_memory: bool = False,
 ) -> Generator[tuple[str, float], None, dict[str, Any]]:
-    """Checks and times one network in one mode (``infer`` or ``train``).
+    """Checks and times one network in one mode (``infer`` or ``train``), ours with ``backends.torch_memory`` if wanted.
 
     Yields what is being done and the fraction done; returns the result. A training step is forward,
     cross-entropy, backward and an SGD step on identical copies of the model.
@@ -274,7 +292,7 @@ def measure(
     counts = replaced(cnnext.convert(copy.deepcopy(model)))
 
     def make(library: str, layout: str, dtype: torch.dtype) -> Step:
-        return _step(model, library, layout, dtype, images, labels)
+        return _step(model, library, layout, dtype, images, labels, torch_memory)
 
     result = yield from compare(f"{name} {mode}", make, dtype, layouts, machine, min_time, repeats)
     uses = layers.collect(model.to("meta"), torch.empty(batch, 3, size, size, device="meta"))
@@ -284,6 +302,7 @@ def measure(
         "mode": mode,
         "batch": batch,
         "input": f"3x{size}x{size}",
+        "torch_memory": torch_memory,
         "replaced": counts,
         "conv_flops": flops,
         "limit": flops / machine.flops(dtype),

@@ -37,6 +37,7 @@ class Section:
     mode: str = ""
     side: str = ""
     image_size: int = 224
+    torch_memory: bool = False
     directions: tuple[str, ...] = ()
     uses: list[dict[str, Any]] = field(default_factory=list)
 
@@ -104,6 +105,7 @@ def _network(section: Section, machine: Machine) -> Iterator[Event]:
         section.min_time,
         section.repeats,
         section.image_size,
+        section.torch_memory,
     )
     while True:
         try:
@@ -126,7 +128,8 @@ def _network(section: Section, machine: Machine) -> Iterator[Event]:
 def _memory(section: Section, machine: Machine) -> Iterator[Event]:
     (layout,) = section.layouts
     what = (section.model, section.mode, section.batch, getattr(torch, section.dtype), section.side, layout)
-    yield {"event": "result", "result": {"peak_memory": network.step_memory(*what, section.image_size)}}
+    peak = network.step_memory(*what, section.image_size, section.torch_memory)
+    yield {"event": "result", "result": {"peak_memory": peak}}
 
 
 def _layers(section: Section, machine: Machine) -> Iterator[Event]:

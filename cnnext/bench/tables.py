@@ -112,7 +112,8 @@ def network(result: dict[str, Any], width: int) -> Table:
         ("to best", "right", 4),
     ]
     title = f"{result['model']} · {MODES[result['mode']]} · N={batch} · {result['input']} · {result['dtype']}"
-    rows = Rows(f"{title} · allocator {result['allocator']}", columns)
+    allocator = result["allocator"] + (", ours with torch_memory" if result.get("torch_memory") else "")
+    rows = Rows(f"{title} · allocator {allocator}", columns)
     backends = result["backends"]
     best = backends[result["best"]["torch"]]["median"]
     for name, backend in backends.items():

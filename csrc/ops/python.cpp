@@ -86,6 +86,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("memory_stats", memory_stats);
   m.def("memory_pool_enabled", memory_pool_enabled);
   m.def("set_memory_pool", set_memory_pool, pybind11::arg("enabled"));
+  m.def("torch_memory_pooled", torch_memory_pooled);
+  m.def("set_torch_memory_pooled", set_torch_memory_pooled, pybind11::arg("pooled"));
   m.def("fallbacks", fallbacks);
   m.def("reset_fallbacks", reset_fallbacks);
 }

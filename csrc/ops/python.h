@@ -23,6 +23,8 @@ void empty_cache();
 std::map<std::string, int64_t> memory_stats();
 bool memory_pool_enabled();
 void set_memory_pool(bool enabled);
+bool torch_memory_pooled();
+void set_torch_memory_pooled(bool pooled);
 
 // Names of the kernels of an operator, in the order they are tried.
 std::vector<std::string> candidates(const std::string& op, bool cuda);
