@@ -11,8 +11,7 @@
 // not change the result.
 #pragma once
 
-#include "conv_in_channels_last.h"
-#include "gemm_tile.h"
+#include "conv_gemm.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 

@@ -66,10 +66,9 @@ inline GroupedLayout grouped_layout(const ConvProblem& p, bool of_input) {
 
 // Whether the activations are so large that kernels fetch ahead: in the caches that only costs.
 inline bool beyond_caches(const ConvProblem& p) {
-  constexpr int64_t kFarBytes = 4 << 20;
   const int64_t size = p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
   return p.shape.N * (p.shape.C * p.shape.input_pixels() + p.shape.K * p.shape.output_pixels()) * size >
-         kFarBytes;
+         kCachedBytes;
 }
 
 // Calls body(at, pixel, count) for runs of pixels that are neighbours in memory: `at` in the box, `pixel` in
@@ -310,12 +309,14 @@ struct FetchedShares {
     count = g.last ? pixels : lanes * g.planes;
     length = g.last ? lanes * g.planes : pixels;
     share = ceil_div(count, shares);
+    two_of_line = g.last && 2 * length * int64_t(sizeof(T)) == kAlignment;
   }
 
   // A share of the block from a group on, counted from the first one's. Inlined by force: compilers drop
   // calls of functions that only prefetch.
   template <bool Write>
   __attribute__((always_inline)) void next(int64_t first, int64_t number) const {
+    if (two_of_line && first * group / length % 2) return;
     const int64_t begin = number * share, end = min_of(count, begin + share);
     for (int64_t r = 0; r < rows; ++r) {
       const T* line = at + first * group + r * row + begin * stride;
@@ -334,6 +335,7 @@ struct FetchedShares {
   const T* at = nullptr;
   int64_t row = 0, stride = 0, rows = 0;     // distances in elements
   int64_t count = 0, length = 0, share = 0;  // a row has count lines or rows of lines, of so many elements
+  bool two_of_line = false;                  // two blocks share a line: the first asks for it
 };
 
 // What a kernel reads next, and what else it reads or writes.

@@ -2,7 +2,7 @@
 //   grad_weight[k, c, tap] = sum over output pixels of grad_output[pixel, k] * input[pixel + tap, c]
 // for every group of a block at once (conv_lanes.h), in one pass over both operands.
 //
-// Depthwise float32 and float64 in channels last are read in place, otherwise a box of either is loaded into
+// Depthwise in channels last is read in place, float16 excepted; otherwise a box of either is loaded into
 // the thread's scratch memory. A task is some blocks times a split of the boxes of all images; the splits
 // depend on the shape alone and their sums are added in order: threads do not change the result.
 #pragma once
@@ -17,6 +17,7 @@ template <class T>
 struct LanesGradWeight {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
+  static constexpr bool kMayBeInPlace = LanesConv<T>::kMayBeInPlace;
   static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
   static constexpr int64_t kRowsInCache = (256 << 10) / sizeof(A);  // elements of both operands, in place
   static constexpr int64_t kTasks = 16;                             // splits are made until there are so many
@@ -37,16 +38,16 @@ struct LanesGradWeight {
       box_size[a] = shape.axis[a].output;
     }
     const int64_t row_elements = (source_extent(1, 1) * in.extent[2] + out.extent[2]) * L;
-    in_place = sizeof(T) == sizeof(A) && in.last && in.planes == 1 && out.planes == 1 && blocks.lanes == L &&
-               row_elements <= kRowsInCache / 4;
+    tiled = in.planes == 1 && out.planes <= kGradPlanes && grad_tiles<A>(shape.axis[1], shape.axis[2]);
+    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && in.last && in.planes == 1 &&
+               out.planes == 1 && blocks.lanes == L && row_elements <= kRowsInCache / 4;
     far = beyond_caches(p);
-    if (in.planes == 1 && out.planes <= kGradPlanes) tiles = grad_tiles<A>(shape.axis[1], shape.axis[2]);
     tap_rows = shape.axis[0].kernel * shape.axis[1].kernel;
     block_weights = shape.K_per_group() * w.k * L;
     if (in_place) {
       part_blocks = clamp(kRowsInCache / row_elements, 1, blocks.count);
       box_size[0] = 1;
-      box_size[1] = tiles ? round_up(rows_of_chain(), kTileRows) : rows_of_chain();
+      box_size[1] = tiled ? round_up(rows_of_chain(), kTileRows) : rows_of_chain();
     } else {
       choose_box();
       scratch_input = (part_blocks + 1) * in.planes * box_input() * L;  // the last part has a block more
@@ -63,8 +64,8 @@ struct LanesGradWeight {
     partial = reinterpret_cast<A*>(take(splits * blocks.count * block_weights * sizeof(A)));
     scratches = reinterpret_cast<A*>(take(p.threads * scratch * sizeof(A)));
     offsets = reinterpret_cast<int64_t*>(take(p.threads * kMaxRows * tap_rows * sizeof(int64_t)));
-    tile_count = tiles ? ceil_div(box_size[1], kTileRows) * ceil_div(box_size[2], kGradTilePixels) : 0;
-    tile_list = reinterpret_cast<GradTile<A>*>(take(p.threads * tile_count * sizeof(GradTile<A>)));
+    tile_count = tiled ? ceil_div(box_size[1], kTileRows) * ceil_div(box_size[2], kGradTilePixels) : 0;
+    tile_list = take(p.threads * tile_count * sizeof(GradTile<A>));
     inside = reinterpret_cast<Range*>(take(shape.axis[2].kernel * sizeof(Range)));
   }
 
@@ -107,8 +108,8 @@ struct LanesGradWeight {
       A* sums = partial + split * size + part.begin * block_weights;
       fill_zero(sums, part.size() * block_weights);
       for (int64_t unit = units * split / splits; unit < units * (split + 1) / splits; ++unit) {
-        add_unit(unit, part, sums, offsets + thread * kMaxRows * tap_rows, tile_list + thread * tile_count,
-                 scratches + thread * scratch);
+        add_unit(unit, part, sums, offsets + thread * kMaxRows * tap_rows,
+                 tile_list + thread * tile_count * sizeof(GradTile<A>), scratches + thread * scratch);
       }
     });
     parallel(blocks.count, [&](int64_t b, int) {
@@ -129,7 +130,7 @@ struct LanesGradWeight {
   }
 
   // One box of one image, for some blocks.
-  void add_unit(int64_t unit, Range part, A* sums, int64_t* offsets, GradTile<A>* list, A* loaded) const {
+  void add_unit(int64_t unit, Range part, A* sums, int64_t* offsets, char* list, A* loaded) const {
     Box box, read;
     for (int a = kAxes - 1; a >= 0; unit /= boxes(a), --a) {
       const Range range = cnnext::cpu::CNNEXT_ISA::block(unit % boxes(a), box_size[a], out.extent[a]);
@@ -145,10 +146,10 @@ struct LanesGradWeight {
       return grad_output + unit * out.strides.image + blocks.first(b) * out.planes * out.strides.channel;
     };
     const Operands all = {input_of(part.begin), grad_of(part.begin), unit + 1 == shape.N};
-    if constexpr (sizeof(T) == sizeof(A)) {
+    if constexpr (kMayBeInPlace) {
       if (in_place) {
-        return add_box(view_in_place(all.input, in), view_in_place(all.grad, out), box, part, all, sums,
-                       offsets, list);
+        return add_box<T>(view_in_place(all.input, in), view_in_place(all.grad, out), box, part, all, sums,
+                          offsets, list);
       }
     }
     const auto reading = staged_view<const A>(loaded, read, in.planes);
@@ -158,7 +159,7 @@ struct LanesGradWeight {
       load_lanes(input_of(b), in, blocks.lanes, read, loaded + (b - part.begin) * reading.block);
       load_lanes(grad_of(b), out, blocks.lanes, box, grads + (b - part.begin) * grad.block);
     }
-    add_box(reading, grad, box, part, all, sums, offsets, list);
+    add_box<A>(reading, grad, box, part, all, sums, offsets, list);
   }
 
   struct Operands {  // an image, from the first channel of a part on
@@ -166,9 +167,17 @@ struct LanesGradWeight {
     bool last;  // of the images
   };
 
-  void add_box(const LanesView<const A>& read, const LanesView<const A>& grad, const Box& box, Range part,
-               const Operands& operands, A* sums, int64_t* offsets, GradTile<A>* list) const {
-    if (tiles) return add_tiles(read, grad, box, part, operands, sums, list);
+  // Elements E are T in place, else A.
+  template <class E>
+  void add_box(const LanesView<const E>& read, const LanesView<const E>& grad, const Box& box, Range part,
+               const Operands& operands, A* sums, int64_t* offsets, char* list) const {
+    if (tiled)
+      return add_tiles(read, grad, box, part, operands, sums, reinterpret_cast<GradTile<E>*>(list));
+    if constexpr (std::is_same_v<E, A>) add_rows(read, grad, box, part, operands, sums, offsets);
+  }
+
+  void add_rows(const LanesView<const A>& read, const LanesView<const A>& grad, const Box& box, Range part,
+                const Operands& operands, A* sums, int64_t* offsets) const {
     const LanesGradSteps steps = {grad.stride[2],
                                   grad.stride[1],
                                   grad.plane,
@@ -202,24 +211,26 @@ struct LanesGradWeight {
     }
   }
 
-  void add_tiles(const LanesView<const A>& read, const LanesView<const A>& grad, const Box& box, Range part,
-                 const Operands& operands, A* sums, GradTile<A>* list) const {
+  template <class E>
+  void add_tiles(const LanesView<const E>& read, const LanesView<const E>& grad, const Box& box, Range part,
+                 const Operands& operands, A* sums, GradTile<E>* list) const {
+    const GradTilesOf<E>& tiles = *grad_tiles<E>(shape.axis[1], shape.axis[2]);
     const GradTileSteps steps = {grad.stride[2], grad.stride[1], read.stride[2], w.tap * L};
     for (int64_t z = box.begin[0]; z < box.end[0]; ++z) {
       for (int64_t m0 = 0; m0 < x[0].taps; ++m0) {
         const int64_t i0 = x[0].source_index(z, m0);
         if (!shape.axis[0].contains(i0)) continue;
-        TileGroup groups[4];
+        TileGroup<E> groups[4];
         const int64_t count = list_tiles(read, grad, box, z, i0, list, groups), runs = count > 0 ? count : 1;
         const NextRows ahead = ahead_of(z, box.begin[1], part, operands, runs);
         for (int64_t b = part.begin; b < part.end; ++b) {
           int64_t run = 0;
-          for (const TileGroup& g : groups) {
+          for (const TileGroup<E>& g : groups) {
             for (int64_t i = 0; i < g.count; i += chain()) {
               const int64_t some = min_of(chain(), g.count - i);
               if (m0 == 0) ahead.next(ahead_offset(part, b), run++);
               for (int64_t k = 0; k < out.planes; ++k) {
-                tiles->run[g.height - 1][g.width - 1](
+                tiles.run[g.height - 1][g.width - 1](
                     g.first + i, some, offset(read, part, b), offset(grad, part, b) + k * grad.plane,
                     sums + (b - part.begin) * block_weights +
                         (k * w.k + m0 * kSharedTaps * kSharedTaps * w.tap) * L,
@@ -235,15 +246,17 @@ struct LanesGradWeight {
   // Tiles between which lines are fetched: products hide less of it where rows are long and far.
   int64_t chain() const { return far && out.extent[2] > 2 * kGradTilePixels ? 1 : kTilesOfChain; }
 
+  template <class E>
   struct TileGroup {  // of one size
-    const GradTile<A>* first;
+    const GradTile<E>* first;
     int64_t height, width, count;
   };
 
   // The box's tiles in plane z for the source's plane i0, of two heights and two widths at most. Returns how
   // many runs they make.
-  int64_t list_tiles(const LanesView<const A>& read, const LanesView<const A>& grad, const Box& box,
-                     int64_t z, int64_t i0, GradTile<A>* list, TileGroup* group) const {
+  template <class E>
+  int64_t list_tiles(const LanesView<const E>& read, const LanesView<const E>& grad, const Box& box,
+                     int64_t z, int64_t i0, GradTile<E>* list, TileGroup<E>* group) const {
     const int64_t across = ceil_div(box.size(2), kGradTilePixels), narrow = box.size(2) / max_of(across, 1);
     const int64_t wider = box.size(2) - narrow * across, whole = box.size(1) / kTileRows;
     int64_t runs = 0;
@@ -329,7 +342,7 @@ struct LanesGradWeight {
   // part.
   NextRows ahead_of(int64_t z, int64_t y, Range part, const Operands& operands, int64_t shares) const {
     if (!far || (!in_place && part.end + part.size() > blocks.count)) return {};
-    const int64_t height = tiles ? box_size[1] : rows_of_chain();
+    const int64_t height = tiled ? box_size[1] : rows_of_chain();
     Operands from = operands;
     if (in_place && (y += height) >= out.extent[1]) {
       y = 0;
@@ -356,13 +369,12 @@ struct LanesGradWeight {
   T* grad_weight;
   WeightStrides w;
   PhaseAxis x[kAxes];
-  bool in_place, far;
-  const GradTilesOf<A>* tiles = nullptr;
+  bool in_place, far, tiled;
   int64_t box_size[kAxes], part_blocks = 1, tap_rows, block_weights;
   int64_t scratch_input = 0, scratch = 0, units, splits, bytes_taken = 0;
   A *partial, *scratches;
   int64_t* offsets;
-  GradTile<A>* tile_list;
+  char* tile_list;
   int64_t tile_count;
   Range* inside;
 };

@@ -320,6 +320,10 @@ struct LanesConv {
                             to_pixel,
                             write.plane};
     const int64_t most_single = tiled ? kTilePixels : kRunPixels;
+    const auto columns_in = [apart = x.offset_step](int64_t pixels) {
+      pixels = max_of(pixels, 0);
+      return apart == 1 ? pixels : ceil_div(pixels, apart);  // a division takes as long as a row of a tile
+    };
     for (int64_t b = rows.part.begin; b < rows.part.end; ++b) {
       const int64_t source_offset = offset(read, rows.part, b), to_offset = offset(write, rows.part, b);
       const int64_t first = blocks.first(b) - blocks.first(rows.part.begin);
@@ -342,8 +346,7 @@ struct LanesConv {
                                        spread || x.taps > 0 ? rows.count : 0,
                                        column * read.stride[2] + source_offset,
                                        weight_at + plane * steps.weight_plane,
-                                       {ceil_div(max_of(0, -column), x.offset_step),
-                                        ceil_div(max_of(0, x.source - column), x.offset_step)},
+                                       {columns_in(-column), columns_in(x.source - column)},
                                        add,
                                        out + j * to_pixel};
             tiles[residue]->run[rows.height - 1][count - 1](tile, tile_steps);

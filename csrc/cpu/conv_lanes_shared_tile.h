@@ -37,8 +37,8 @@ struct TapBackward {
   static constexpr int tap(int c, int j, int taps) { return j + taps - 1 + Residue - c * Step; }
 };
 
-// One source row, for the tile's rows from First on.
-template <class T, class Which, int Pixels, int Taps, int First, int Rows>
+// One source row, for the tile's rows from First on. Whole: all columns are inside.
+template <bool Whole, class T, class Which, int Pixels, int Taps, int First, int Rows>
 CNNEXT_INLINE void add_source_row(Vec<Acc<T>> (*sum)[Pixels], const TapRow<T>& row, const LanesTile<T>& tile,
                                   const TileSteps& s) {
   using A = Acc<T>;
@@ -51,9 +51,9 @@ CNNEXT_INLINE void add_source_row(Vec<Acc<T>> (*sum)[Pixels], const TapRow<T>& r
   const T* x = row.source + tile.source_at;
   constexpr int kColumns = Which::columns(Pixels, Taps);
 #pragma GCC unroll 24
-  for (int c = 0; c < kColumns; ++c) {
-    if (c < tile.columns.begin || c >= tile.columns.end) continue;
-    const Vec<A> value = load(x + c * s.column);
+  for (int c = 0; c < kColumns; ++c, x += s.column) {
+    if (!Whole && (c < tile.columns.begin || c >= tile.columns.end)) continue;
+    const Vec<A> value = load(x);
 #pragma GCC unroll 2
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 9
@@ -65,27 +65,40 @@ CNNEXT_INLINE void add_source_row(Vec<Acc<T>> (*sum)[Pixels], const TapRow<T>& r
   }
 }
 
+template <bool Whole, class T, class Which, int Taps, int Rows, int Pixels>
+CNNEXT_INLINE void add_source_rows(Vec<Acc<T>> (*sum)[Pixels], const LanesTile<T>& tile, const TileSteps& s) {
+  for (const TapRow<T>* row = tile.rows; row < tile.rows + tile.row_count; ++row) {
+    if (Rows == 1 || (row->weight[0] && row->weight[Rows - 1])) {
+      add_source_row<Whole, T, Which, Pixels, Taps, 0, Rows>(sum, *row, tile, s);
+    } else if (row->weight[0]) {
+      add_source_row<Whole, T, Which, Pixels, Taps, 0, 1>(sum, *row, tile, s);
+    } else {
+      add_source_row<Whole, T, Which, Pixels, Taps, Rows - 1, 1>(sum, *row, tile, s);
+    }
+  }
+}
+
 template <class T, class Which, int Taps, int Rows, int Pixels>
-void lanes_tile(const LanesTile<T>& tile, const TileSteps& s) {
+void lanes_tile(const LanesTile<T>& where, const TileSteps& steps) {
+  const LanesTile<T> tile = where;  // copies: nothing that is stored can change them
+  const TileSteps s = steps;
   Vec<Acc<T>> sum[Rows][Pixels];
 #pragma GCC unroll 2
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 9
     for (int j = 0; j < Pixels; ++j) sum[r][j] = load(tile.bias);
   }
-  for (const TapRow<T>* row = tile.rows; row < tile.rows + tile.row_count; ++row) {
-    if (Rows == 1 || (row->weight[0] && row->weight[Rows - 1])) {
-      add_source_row<T, Which, Pixels, Taps, 0, Rows>(sum, *row, tile, s);
-    } else if (row->weight[0]) {
-      add_source_row<T, Which, Pixels, Taps, 0, 1>(sum, *row, tile, s);
-    } else {
-      add_source_row<T, Which, Pixels, Taps, Rows - 1, 1>(sum, *row, tile, s);
-    }
+  if (tile.columns.begin <= 0 && tile.columns.end >= Which::columns(Pixels, Taps)) {
+    add_source_rows<true, T, Which, Taps, Rows>(sum, tile, s);
+  } else {
+    add_source_rows<false, T, Which, Taps, Rows>(sum, tile, s);
   }
+  T* to = tile.to;
 #pragma GCC unroll 2
   for (int r = 0; r < Rows; ++r) {
+    T* out = to + r * s.to_row;
 #pragma GCC unroll 9
-    for (int j = 0; j < Pixels; ++j) store(tile.to + r * s.to_row + j * s.to_pixel, sum[r][j]);
+    for (int j = 0; j < Pixels; ++j, out += s.to_pixel) store(out, sum[r][j]);
   }
 }
 

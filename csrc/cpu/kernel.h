@@ -21,6 +21,9 @@ struct Parallel {
   }
 };
 
+// Operands of more bytes in all do not stay in the caches from one operator to the next.
+constexpr int64_t kCachedBytes = 16 << 20;
+
 using ConvKernel = Kernel<ConvProblem, ConvBuffers, Parallel>;
 using PoolKernel = Kernel<PoolProblem, PoolBuffers, Parallel>;
 

@@ -308,9 +308,8 @@ CNNEXT_INLINE void end_streams() {
 // Where input and output do not stay in the caches.
 template <class T>
 CNNEXT_INLINE bool beyond_caches(const PoolShape& shape) {
-  constexpr int64_t kCacheBytes = 1 << 24;
   const int64_t pixels = shape.input_pixels() + shape.output_pixels();
-  return shape.N * shape.C * pixels * static_cast<int64_t>(sizeof(T)) > kCacheBytes;
+  return shape.N * shape.C * pixels * static_cast<int64_t>(sizeof(T)) > kCachedBytes;
 }
 // Stores of a result in rows of shape.C elements.
 struct ResultStores {
