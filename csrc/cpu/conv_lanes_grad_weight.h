@@ -171,8 +171,7 @@ struct LanesGradWeight {
   template <class E>
   void add_box(const LanesView<const E>& read, const LanesView<const E>& grad, const Box& box, Range part,
                const Operands& operands, A* sums, int64_t* offsets, char* list) const {
-    if (tiled)
-      return add_tiles(read, grad, box, part, operands, sums, reinterpret_cast<GradTile<E>*>(list));
+    if (tiled) return add_tiles(read, grad, box, part, operands, sums, reinterpret_cast<GradTile<E>*>(list));
     if constexpr (std::is_same_v<E, A>) add_rows(read, grad, box, part, operands, sums, offsets);
   }
 
