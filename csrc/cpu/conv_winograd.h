@@ -12,6 +12,9 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
+// Up to so many tiles use transformed weights as they are made, those of a few channels at a time.
+constexpr int64_t kFewRows = min_of(8, kRows), kFewChannels = 16;
+
 template <class T, class Tile>
 struct Winograd : WinogradSteps<T, Tile> {
   using Steps = WinogradSteps<T, Tile>;
@@ -29,7 +32,8 @@ struct Winograd : WinogradSteps<T, Tile> {
     patches = {kChunkStride, odd_lines(block_tiles * kChunkStride)};
     products = {kWide, odd_lines(block_tiles * kWide)};
     scratch_patches = depth.chunks() * kProducts * patches.plane;
-    this->set_memory(workspace, scratch_patches + scratch_weights + kProducts * products.plane);
+    const int64_t sums = 2 * kProducts * products.plane;  // and those of a chain
+    this->set_memory(workspace, scratch_patches + scratch_weights + sums);
   }
 
   void run(const Parallel& parallel) const {
@@ -72,13 +76,17 @@ struct Winograd : WinogradSteps<T, Tile> {
     }
   }
 
-  // The products of the tiles' patches and a panel's weights, summed over all chunks. Sums in halves of a
-  // chunk would round a fifth less and take 3 % longer. Channels first has them: direct sums are as short
-  // there, and the error shall be of that size.
+  // Products that are summed before they are added to memory. Sums in halves of a chunk round a fifth less
+  // and take 3 % longer. Channels first has them: direct sums are as short there, and the error shall be of
+  // that size.
+  int64_t chain() const { return phases.source.channel == 1 ? kChunk : kChunk / 2; }
+
+  // The products of the tiles' patches and a panel's weights, summed over all chunks.
   void multiply(int64_t group, int64_t tiles, int64_t panel, const A* patch, A* weights, A* product,
                 Ahead& ahead) const {
     const int64_t cols = min_of(kWide, phases.channels - panel * kWide);
-    const int64_t chain = phases.source.channel == 1 ? kChunk : kChunk / 2;
+    if (!shared && tiles <= kFewRows && depth.blocks_of(0).size() == 1)
+      return multiply_few(group, tiles, panel, patch, weights, product, ahead);
     for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
       const A* b = shared ? this->transformed(group, panel, chunk) : weights;
       if (!shared) {
@@ -87,15 +95,63 @@ struct Winograd : WinogradSteps<T, Tile> {
             fetched_chunk(group, panel, chunk + 1, kProducts * fetch_calls(tiles, depth.size_of(chunk)));
       }
       for (int64_t n = 0; n < kProducts; ++n) {
-        for (int64_t begin = 0, end = depth.size_of(chunk); begin < end; begin += chain) {
+        for (int64_t begin = 0, end = depth.size_of(chunk); begin < end; begin += chain()) {
           const TileSums<A> sums = {product + n * products.plane, chunk > 0 || begin > 0};
-          tile_column<kChunkStride, 1, kWide>(tiles, min_of(chain, end - begin), cols, patch + begin,
+          tile_column<kChunkStride, 1, kWide>(tiles, min_of(chain(), end - begin), cols, patch + begin,
                                               b + begin * kWide, sums, &ahead);
         }
         patch += patches.plane;
         b += weights_plane;
       }
     }
+  }
+
+  // The same for few tiles, whose products take no longer than the transform of the weights: of some channels
+  // a row of transformed weights is made, and used while it is in the first-level cache.
+  void multiply_few(int64_t group, int64_t tiles, int64_t panel, const A* patch, A* weights, A* product,
+                    Ahead& ahead) const {
+    const int64_t cols = min_of(kWide, phases.channels - panel * kWide);
+    A* raw = weights + kProducts * weights_plane;
+    for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk, patch += kProducts * patches.plane) {
+      const int64_t channels = depth.size_of(chunk);
+      ahead.weights = fetched_chunk(group, panel, chunk + 1, kProducts * fetch_calls(tiles, channels));
+      const auto packed = this->pack_taps(group, panel, chunk, depth.blocks_of(chunk).begin, raw);
+      for (int64_t c = 0; c < channels; c += kFewChannels) {
+        const Range some = {c, min_of(c + kFewChannels, channels)};
+        const PlaneTiles<A> tile = {patch + c,
+                                    weights,
+                                    product + kProducts * products.plane,
+                                    product,
+                                    patches.plane,
+                                    kFewChannels * kWide,
+                                    products.plane,
+                                    c % chain() == 0,
+                                    some.end % chain() == 0 || some.end == channels,
+                                    chunk > 0 || c >= chain()};
+        multiply_rows(packed.tap, some, cols, tiles, tile, weights, ahead,
+                      std::make_integer_sequence<int, Tile::H::kPatch>());
+      }
+    }
+  }
+  template <int... Row>
+  void multiply_rows(const A* const* tap, Range some, int64_t cols, int64_t tiles, PlaneTiles<A> tile,
+                     A* weights, Ahead& ahead, std::integer_sequence<int, Row...>) const {
+    (multiply_row<Row>(tap, some, cols, tiles, tile, weights, ahead), ...);
+  }
+  template <int Row>
+  void multiply_row(const A* const* tap, Range some, int64_t cols, int64_t tiles, PlaneTiles<A> tile,
+                    A* weights, Ahead& ahead) const {
+    constexpr int kPlanes = Tile::W::kPatch;
+    const bool narrow = cols <= Steps::L;
+    for (int64_t i = 0; i < some.size() * kWide; i += narrow ? kWide : Steps::L) {
+      transform_row<A, Transform::kWeight, Tile, Row>(
+          [&](int h, int w) { return load(tap[h * Tile::W::kTaps + w] + some.begin * kWide + i); },
+          [&](int j, Vec<A> u) { store(weights + j * kFewChannels * kWide + i, u); });
+    }
+    tile.a += Row * kPlanes * tile.a_plane;
+    tile.chain += Row * kPlanes * tile.c_plane;
+    tile.c += Row * kPlanes * tile.c_plane;
+    tile_planes_of<A, kChunkStride>(tiles, narrow)(kPlanes, some.size(), tile, &ahead);
   }
 
   // The weights of a chunk, or of the next panel's first.

@@ -137,6 +137,55 @@ void tile(int64_t depth, const S* a, int64_t row_stride, const A* b, const Out& 
   }
 }
 
+// Small products of several planes one after the other, with no call between them. Sums go on from where the
+// last ones of their chain ended, [plane][rows][kCols], and the last of a chain are added to c.
+template <class A>
+struct PlaneTiles {
+  const A *a, *b;
+  A *chain, *c;
+  int64_t a_plane, b_plane, c_plane;  // from one to the next, in elements; of chain as of c
+  bool first, last, add;              // of the chain; to what is in c
+
+  PlaneTiles from_row(int64_t r, int64_t row_stride) const {
+    PlaneTiles from = *this;
+    from.a += r * row_stride;
+    from.chain += r * kCols<A>;
+    from.c += r * kCols<A>;
+    return from;
+  }
+};
+template <class A, int Rows, int Vectors, int64_t RowStride>
+void tile_planes(int planes, int64_t depth, PlaneTiles<A> p, Ahead* ahead) {
+  for (; planes > 0; --planes, p.a += p.a_plane, p.b += p.b_plane, p.chain += p.c_plane, p.c += p.c_plane) {
+    ahead->fetch();
+    const TileSums<A> so_far = {p.chain, false}, total = {p.c, p.add};
+    Vec<A> sum[Rows][Vectors] = {};
+    if (!p.first) {
+#pragma GCC unroll 14
+      for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = load(p.chain + r * kCols<A> + v * kLanes<A>);
+      }
+    }
+    TileRows<A, Rows, RowStride> source(p.a, 0);
+    const A* b = p.b;
+    for (int64_t d = depth; d > 0; --d, source.advance(1), b += kCols<A>)
+      add_products<Product::kNumbers>(sum, source, b);
+#pragma GCC unroll 14
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) p.last ? total.put(r, v, sum[r][v]) : so_far.put(r, v, sum[r][v]);
+    }
+  }
+}
+template <class A, int64_t RowStride, int Rows = kRows>
+auto tile_planes_of(int64_t rows, bool narrow) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return tile_planes_of<A, RowStride, Rows - 1>(rows, narrow);
+  }
+  return narrow ? &tile_planes<A, Rows, 1, RowStride> : &tile_planes<A, Rows, kVectors, RowStride>;
+}
+
 template <class A, class S, class Out>
 using Tile = void (*)(int64_t depth, const S* a, int64_t row_stride, const A* b, const Out& out,
                       Ahead* ahead);

@@ -113,24 +113,36 @@ struct WinogradSteps {
     return packed + (group * panels + panel) * kProducts * weights_plane + depth.before(chunk) * kWide;
   }
 
+  // The weights of a chunk's channels at each tap of a block of taps.
+  struct PackedTaps {
+    const A* tap[Tile::kTaps];
+  };
+  PackedTaps pack_taps(int64_t group, int64_t panel, int64_t chunk, int64_t index, A* raw) const {
+    const Range channels = depth.channels_of(chunk);
+    A* zeros = raw + Tile::kTaps * kChunk * kWide;
+    const bool fewer = taps.size() * Tile::kTaps > phases.max_taps;  // than a tile has, in some block
+    fill_zero(zeros, fewer ? channels.size() * kWide : 0);
+    Gather part = taps.at(index);
+    part.channels = channels.size();
+    pack_weight_panel(phases, part, weight + channels.begin * phases.weight_source, group,
+                      block(panel, kWide, phases.channels), {0, part.depth()}, raw);
+    PackedTaps packed;  // a block at the end of the kernel may have fewer
+    const int64_t height = part.axis[1].taps, width = part.axis[2].taps, size = channels.size() * kWide;
+    for (int n = 0; n < Tile::kTaps; ++n) {
+      const int h = n / W::kTaps, w = n % W::kTaps;
+      packed.tap[n] = h < height && w < width ? raw + (h * width + w) * size : zeros;
+    }
+    return packed;
+  }
+
   // to[product][block of taps, source channel][kWide], products `weights_plane` apart; `raw` is scratch
   // memory.
   void transform_weights(int64_t group, int64_t panel, int64_t chunk, A* raw, A* to) const {
     const Range channels = depth.channels_of(chunk), blocks = depth.blocks_of(chunk);
-    A* zeros = raw + Tile::kTaps * kChunk * kWide;
-    const bool fewer = taps.size() * Tile::kTaps > phases.max_taps;  // than a tile has, in some block
-    fill_zero(zeros, fewer ? channels.size() * kWide : 0);
-    for (int64_t index = blocks.begin; index < blocks.end; ++index, to += channels.size() * kWide) {
-      Gather part = taps.at(index);
-      part.channels = channels.size();
-      pack_weight_panel(phases, part, weight + channels.begin * phases.weight_source, group,
-                        block(panel, kWide, phases.channels), {0, part.depth()}, raw);
-      const A* tap[Tile::kTaps];  // a block at the end of the kernel may have fewer
-      const int64_t height = part.axis[1].taps, width = part.axis[2].taps, size = channels.size() * kWide;
-      for (int n = 0; n < Tile::kTaps; ++n) {
-        const int h = n / W::kTaps, w = n % W::kTaps;
-        tap[n] = h < height && w < width ? raw + (h * width + w) * size : zeros;
-      }
+    const int64_t size = channels.size() * kWide;
+    for (int64_t index = blocks.begin; index < blocks.end; ++index, to += size) {
+      const PackedTaps packed = pack_taps(group, panel, chunk, index, raw);
+      const A* const* tap = packed.tap;
       const bool one = phases.channels - panel * kWide <= L;  // vector of them
       for (int64_t i = 0; i < size; i += one ? kWide : L) {
         transform_tile<A, Transform::kWeight, Tile>(

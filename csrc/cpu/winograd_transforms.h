@@ -127,6 +127,26 @@ CNNEXT_INLINE void transform_tile(Get&& get, Put&& put) {
   }
 }
 
+// Row I alone of what transform_tile makes.
+template <class A, Transform Which, class Tile, int I, class Get, class Put>
+CNNEXT_INLINE void transform_row(Get&& get, Put&& put) {
+  using H = typename Tile::H;
+  using W = typename Tile::W;
+  constexpr int kRows = kFrom<Which, H>, kColumns = kFrom<Which, W>;
+  Vec<A> half[kColumns], row[kTo<Which, W>];
+#pragma GCC unroll 6
+  for (int j = 0; j < kColumns; ++j) {
+    Vec<A> column[kRows], all[kTo<Which, H>];
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; ++i) column[i] = get(i, j);
+    transform_axis<A, Which, H>(column, all, 1);
+    half[j] = all[I];
+  }
+  transform_axis<A, Which, W>(half, row, 1);
+#pragma GCC unroll 6
+  for (int j = 0; j < kTo<Which, W>; ++j) put(j, row[j]);
+}
+
 // A tile of a plane, for filters of these numbers of taps. A third axis, the first, has none.
 template <int TapsH, int TapsW>
 struct WinogradTile {
