@@ -154,6 +154,26 @@ def run(tmp_path, *arguments):
     return status, json.loads(file.read_text())
 
 
+def test_only_our_networks_run_with_torch_memory():
+    seen = {}
+
+    class Probe(torch.nn.Module):
+        def forward(self, x):
+            seen[self.library] = cnnext.backends.torch_memory.enabled
+            return self.weight * x.mean()
+
+        def __init__(self, library):
+            super().__init__()
+            self.library, self.weight = library, torch.nn.Parameter(torch.ones(1))
+
+    (networks, _) = cli.plan(parse("--model", "resnet18", "--mode", "infer", "--torch-memory"))
+    assert all(section.torch_memory for section in networks[1])
+    for library in ("torch", "cnnext"):
+        network._step(Probe(library), library, "nchw", torch.float32, torch.ones(1, 3, 4, 4), None, True)()
+    assert seen == {"torch": False, "cnnext": True}
+    assert not cnnext.backends.torch_memory.enabled
+
+
 def test_each_model_has_a_process_of_its_own(monkeypatch):
     """Memory is kept there: that of all suites together was more than the machine had."""
     children = []

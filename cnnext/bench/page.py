@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from . import charts, tables
-from .tables import DIRECTIONS, LAYOUT, MODES, ms, number
+from .tables import DIRECTIONS, LAYOUT, MODES, ms, number, pooled
 
 Document = dict[str, Any]
 
@@ -96,7 +96,7 @@ def _headline(result: dict[str, Any]) -> dict[str, Any]:
     speedup = result["speedup"]["best"]
     verdict, words = _verdict(speedup)
     return {
-        "what": f"{MODES[result['mode']]}, N={result['batch']}, {result['input']}, {result['dtype']}",
+        "what": f"{MODES[result['mode']]}, N={result['batch']}, {result['input']}, {result['dtype']}{pooled(result)}",
         "speedup": speedup,
         "verdict": verdict,
         "words": words,

@@ -112,8 +112,7 @@ def network(result: dict[str, Any], width: int) -> Table:
         ("to best", "right", 4),
     ]
     title = f"{result['model']} · {MODES[result['mode']]} · N={batch} · {result['input']} · {result['dtype']}"
-    allocator = result["allocator"] + (", ours with torch_memory" if result.get("torch_memory") else "")
-    rows = Rows(f"{title} · allocator {allocator}", columns)
+    rows = Rows(f"{title} · allocator {result['allocator']}{pooled(result)}", columns)
     backends = result["backends"]
     best = backends[result["best"]["torch"]]["median"]
     for name, backend in backends.items():
@@ -135,6 +134,11 @@ def network(result: dict[str, Any], width: int) -> Table:
             _colored(best / backend["median"]) if ours else "",
         )
     return rows.table(width)
+
+
+def pooled(result: dict[str, Any]) -> str:
+    """Where the two sides differ in more than their layers."""
+    return ", ours with torch_memory" if result.get("torch_memory") else ""
 
 
 def network_notes(result: dict[str, Any]) -> str:
