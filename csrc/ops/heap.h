@@ -11,11 +11,11 @@
 #include <set>
 #include <utility>
 
+#include "../geometry.h"
+
 namespace cnnext::ops {
 
 constexpr size_t kHugePage = size_t{1} << 21;  // bytes
-
-inline size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 class Heap {
  public:
