@@ -114,6 +114,9 @@ def test_packing(emulator: Emulator, op: str, conv: Conv) -> None:
         for dtype, name in ((torch.bfloat16, "gemm_sm80"), (torch.float32, "gemm_tf32_sm80")):
             kernel = f"{name}_packed"
             assert run(emulator, op, kernel, conv, operands, expected, dtype, last, weight_last, shift, 264)
+        if conv.groups == 1:
+            ways = (torch.float32, last, weight_last, shift, 264)
+            assert run(emulator, op, "gemm_tf32_sm90_packed", conv, operands, expected, *ways)
 
 
 # Sums of many pixels in many parts: images in whole vectors and not, weights that are.
@@ -304,9 +307,17 @@ def test_three_products_are_as_accurate_as_float32(emulator: Emulator, op: str) 
     right = by_torch(conv, single.to(torch.float64))[op]
     direct = emulator.conv(op, "direct", conv, single, torch.float32, True, True)
     products = emulator.conv(op, "gemm_3xtf32_sm80", conv, single, torch.float32, True, True)
-    tf32 = emulator.conv(op, "gemm_tf32_sm80", conv, single, torch.float32, True, True, tf32=True)
     assert error(products, right) < 2 * error(direct, right)
-    assert 1e-4 < error(tf32, right) < 1e-3  # the emulator drops what TF32 has no bits for
+
+
+@pytest.mark.parametrize(("op", "kernel"), [(op, name) for op in OPS[:3] for name in kernels(op) if "_tf32" in name])
+def test_tf32_is_rounded(emulator: Emulator, op: str, kernel: str) -> None:
+    """To nearest: the emulator drops what TF32 has no bits for, which makes the error more than twice as large."""
+    conv = problem((1, 96, 6, 6), (64, 96, 3, 3), padding=1)
+    single = normals(conv).to(torch.float32)
+    right = by_torch(conv, single.to(torch.float64))[op]
+    last = "packed" not in kernel
+    assert 2e-4 < error(emulator.conv(op, kernel, conv, single, torch.float32, last, last, tf32=True), right) < 3.5e-4
 
 
 def test_three_products_keep_infinities(emulator: Emulator) -> None:

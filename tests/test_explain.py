@@ -96,6 +96,8 @@ def test_forced_kernel() -> None:
         ((8, 9), torch.bfloat16, False, "gemm_sm80_packed"),
         ((9, 0), torch.bfloat16, True, "gemm_sm90"),
         ((8, 6), torch.float32, True, "gemm_tf32_sm80"),
+        ((9, 0), torch.float32, True, "gemm_tf32_sm90"),
+        ((10, 0), torch.float32, True, "gemm_tf32_sm80"),
         ((10, 0), torch.float64, True, "direct"),
     ],
 )

@@ -146,8 +146,6 @@ inline bool writes_in_order(const ConvGather& g) {
   return all && g.destination_strides.image == pixels * g.destination_strides.pixel;
 }
 
-enum class Direction { kForward, kGradInput };
-
 // Calls run(arguments) for up to kMostPhases phases at a time. What no phase reaches is in none of them: an
 // input's every residue is a phase, with taps or without.
 template <class Run>

@@ -1,18 +1,18 @@
-// Convolution as a matrix product on tensor cores (tile_sm80.cuh), by the gather of conv_gather.cuh, from
+// Convolution as a matrix product on tensor cores (tile_...cuh), by the gather of conv_gather.cuh, from
 // operands in channels last whose chunks of 16 bytes are aligned and whole (pack.cuh). Padding is copied as
 // zeros. Rows are the pixels of the phase in all images, columns the destination's channels. A block computes
 // a tile of kM x kN; blocks that share rows are neighbours.
 //
 // Forward: source input. The summed index runs over the taps, and for each over the source's channels, as the
 // weight [K, taps, C] lies in memory; a step may take in several taps of few channels each.
-// Gradient for the input: source grad_output, the weight lies across the summed index (kAcrossB), and each
-// tap begins a step.
+// Gradient for the input: source grad_output, each tap begins a step (kTapBeginsStep), and the weight lies
+// across the summed index where the tile can read it so.
 #pragma once
 
 #include "conv_gather.cuh"
 #include "conv_grad_weight.cuh"
 #include "tile_sm80.cuh"
-#include "tile_sm90.cuh"
+#include "tile_tf32_sm90.cuh"
 
 namespace cnnext::cuda {
 
@@ -24,10 +24,11 @@ struct GemmGather {
   bool reads_in_order, writes_in_order;
 };
 
-template <class T, class Product, bool kAcrossB>
+template <class T, class Product, bool kTapBeginsStep>
 CNNEXT_LAUNCH(Product::kThreads, Product::kBlocks)
 conv_gather_gemm(GemmGather arguments) {
   if (!Product::kCompiled) return;
+  constexpr bool kAcrossB = Product::kAcrossB;
   constexpr int kM = Product::kM, kN = Product::kN;
   using StageA = typename Product::StageA;
   using StageB = typename Product::StageB;
@@ -63,8 +64,8 @@ conv_gather_gemm(GemmGather arguments) {
 
   const int taps[kAxes] = {phase.axis[0].taps, phase.axis[1].taps, phase.axis[2].taps};
   const int all_taps = taps[0] * taps[1] * taps[2];
-  const int steps = kAcrossB ? all_taps * int(ceil_div(channels, Product::kSummed))
-                             : int(ceil_div(int64_t(all_taps) * channels, Product::kSummed));
+  const int steps = kTapBeginsStep ? all_taps * int(ceil_div(channels, Product::kSummed))
+                                   : int(ceil_div(int64_t(all_taps) * channels, Product::kSummed));
   int tap[kAxes] = {0, 0, 0};
   const auto next_tap = [&] {
     if (++tap[2] < taps[2]) return;
@@ -74,14 +75,14 @@ conv_gather_gemm(GemmGather arguments) {
     ++tap[0];
   };
   // The first channel of the step, or of this thread's chunk in it.
-  int channel = kAcrossB ? 0 : chunk_a * kChunk<T>;
+  int channel = kTapBeginsStep ? 0 : chunk_a * kChunk<T>;
   bool tap_is_new = true;
   // The weight's rows in a stage, and this thread's chunk of the first step, or of the tap's.
   const int64_t weight_row = kAcrossB ? g.weight_source : g.weight_destination;
   const T* first_weight = weight + row_b * weight_row + chunk_b * kChunk<T>;
   const T* own_weight = first_weight;
   const auto load = [&](Product& product, int step, int stage) {
-    if constexpr (!kAcrossB) {
+    if constexpr (!kTapBeginsStep) {
       while (channel >= channels) {
         channel -= channels;
         next_tap();
@@ -90,7 +91,7 @@ conv_gather_gemm(GemmGather arguments) {
     }
     if (tap_is_new) {
       tap_is_new = false;
-      if constexpr (kAcrossB) {
+      if constexpr (kTapBeginsStep) {
         own_weight = first_weight + phase.tap(g.kernel, tap[0], tap[1], tap[2]) * g.weight_tap;
       }
       int added[kAxes];
@@ -108,7 +109,7 @@ conv_gather_gemm(GemmGather arguments) {
       }
       inside = tap[0] < taps[0] ? inside & exists : 0;
     }
-    const int at = channel + (kAcrossB ? chunk_a * kChunk<T> : 0);
+    const int at = channel + (kTapBeginsStep ? chunk_a * kChunk<T> : 0);
     const T* from = source + (tap_distance + at);
 #pragma unroll
     for (int i = 0; i < StageA::kRowsOfThread; ++i) {
@@ -116,19 +117,20 @@ conv_gather_gemm(GemmGather arguments) {
       ptx::copy_async(product.stage_a(stage) + place_a + i * StageA::kNextRow, from + row[i].distance,
                       copied ? kChunkBytes : 0);
     }
-    const int depth = kAcrossB ? channel : step * Product::kSummed;  // of the weight, where the step begins
+    const int depth =
+        kTapBeginsStep ? channel : step * Product::kSummed;  // of the weight, where the step begins
     from = own_weight + depth * (kAcrossB ? weight_row : 1);
 #pragma unroll
     for (int i = 0; i < StageB::kRowsOfThread; ++i) {
       const int row = row_b + i * StageB::kRowsAtOnce, chunk = chunk_b * kChunk<T>;
       const int in = depth + (kAcrossB ? row : chunk), out = first_channel + (kAcrossB ? chunk : row);
       const bool copied =
-          in < (kAcrossB ? g.source_channels : all_taps * channels) && out < g.destination_channels;
+          in < (kTapBeginsStep ? g.source_channels : all_taps * channels) && out < g.destination_channels;
       ptx::copy_async(product.stage_b(stage) + place_b + i * StageB::kNextRow,
                       from + i * (StageB::kRowsAtOnce * weight_row), copied ? kChunkBytes : 0);
     }
     channel += Product::kSummed;
-    if (kAcrossB && channel >= channels) {
+    if (kTapBeginsStep && channel >= channels) {
       channel = 0;
       next_tap();
       tap_is_new = true;

@@ -1,6 +1,8 @@
 // Launchers of conv_gemm.cuh, for one element type: packing, the choice of tiles.
 #pragma once
 
+#include <utility>
+
 #include "conv_gemm.cuh"
 #include "kernels.h"
 #include "pack.cuh"
@@ -40,30 +42,55 @@ void* packed_weight(const ConvProblem& p, void* from, char** workspace, const St
   return packed<T>(from, packed_weight_bytes(p), {w.k, w.c, w.tap}, s.K, s.taps(), 1, s.C_per_group(),
                    workspace, stream);
 }
+// For products that take B along the summed index alone and rounded: moves *weight, of one group, to the
+// workspace; returns its strides there.
+template <class T>
+WeightStrides round_weight(Direction direction, const ConvProblem& p, void** weight, char* workspace,
+                           const Stream& stream) {
+  const ConvShape& s = p.shape;
+  const WeightStrides w = weight_strides_of(p.weight_layout, s.C, s.taps());
+  const void* from = std::exchange(*weight, workspace);
+  if (direction == Direction::kForward) {
+    start_pack<T, true>(from, {w.k, w.c, w.tap}, s.K, s.taps(), 1, s.C, workspace, stream);
+    return weight_strides_of(Layout::kChannelsLast, padded_channels(p, s.C), s.taps());
+  }
+  const int64_t along = padded_channels(p, s.K);
+  const TurnPlan<T> plan = {static_cast<const T*>(from), reinterpret_cast<T*>(workspace), int(s.K),
+                            int(along), int(s.C * s.taps())};
+  start_turn(plan, stream);
+  return {1, w.c * along, w.tap * along};
+}
 
-// The matrix products of an architecture.
+// The matrix products of an architecture. kRoundsWeight: those of a gather take the weight along the summed
+// index alone, and rounded.
 template <bool kAccurate_>
 struct Sm80 {
-  static constexpr bool kAccurate = kAccurate_;
+  static constexpr bool kAccurate = kAccurate_, kRoundsWeight = false;
   template <class T, int kM, int kN, bool kAcrossA, bool kAcrossB>
   using Tile = TileSm80<T, kM, kN, kAcrossA, kAcrossB, kAccurate>;
 };
 struct Sm90 {
-  static constexpr bool kAccurate = false;
+  static constexpr bool kAccurate = false, kRoundsWeight = false;
   template <class T, int kM, int kN, bool kAcrossA, bool kAcrossB>
   using Tile = TileSm90<T, kM, kN, kAcrossA, kAcrossB>;
 };
+struct Tf32Sm90 {
+  static constexpr bool kAccurate = false, kRoundsWeight = true;
+  template <class T, int kM, int kN, bool kAcrossA, bool kAcrossB>
+  using Tile = TileTf32Sm90<kM, kN, kAcrossA>;
+};
 
-template <class T, class Gpu, int kM, int kN, bool kAcrossB>
+template <class T, class Gpu, int kM, int kN, bool kForward>
 void start(const GemmGather& a, const Stream& stream) {
+  constexpr bool kAcrossB = !kForward && !Gpu::kRoundsWeight;
   using Product = typename Gpu::template Tile<T, kM, kN, false, kAcrossB>;
   const Grid grid = {ceil_div(most_rows(a.g), kM) * ceil_div(a.g.destination_channels, kN), a.g.groups,
                      a.g.phases};
-  launch(conv_gather_gemm<T, Product, kAcrossB>, grid, Product::kThreads, Product::kBytes, stream, a);
+  launch(conv_gather_gemm<T, Product, !kForward>, grid, Product::kThreads, Product::kBytes, stream, a);
 }
 
 // The largest tile that still makes a block for most multiprocessors of a large GPU.
-template <class T, class Gpu, bool kAcrossB>
+template <class T, class Gpu, bool kForward>
 void gather(const GemmGather& a, const Stream& stream) {
   const ConvGather& g = a.g;
   const auto fills = [&](int m, int n) {
@@ -71,10 +98,10 @@ void gather(const GemmGather& a, const Stream& stream) {
     return tiles * g.groups * g.phases >= blocks_wanted / 2;
   };
   if constexpr (!Gpu::kAccurate) {  // else registers do not hold enough
-    if (g.destination_channels > 64 && fills(128, 128)) return start<T, Gpu, 128, 128, kAcrossB>(a, stream);
+    if (g.destination_channels > 64 && fills(128, 128)) return start<T, Gpu, 128, 128, kForward>(a, stream);
   }
-  if (fills(128, 64)) return start<T, Gpu, 128, 64, kAcrossB>(a, stream);
-  start<T, Gpu, 64, 64, kAcrossB>(a, stream);
+  if (fills(128, 64)) return start<T, Gpu, 128, 64, kForward>(a, stream);
+  start<T, Gpu, 64, 64, kForward>(a, stream);
 }
 
 template <class T, class Gpu>
@@ -87,9 +114,13 @@ void run_gather(Direction direction, const ConvProblem& p, ConvBuffers b, const 
   } else {
     b.output = packed_output<T>(p, b.output, &workspace, stream);
   }
-  b.weight = packed_weight<T>(p, b.weight, &workspace, stream);
-  const WeightStrides weight =
-      weight_strides_of(Layout::kChannelsLast, padded_channels(p, s.C_per_group()), s.taps());
+  WeightStrides weight;
+  if constexpr (Gpu::kRoundsWeight) {
+    weight = round_weight<T>(direction, p, &b.weight, workspace, stream);
+  } else {
+    b.weight = packed_weight<T>(p, b.weight, &workspace, stream);
+    weight = weight_strides_of(Layout::kChannelsLast, padded_channels(p, s.C_per_group()), s.taps());
+  }
   for_each_phases(direction, p, b, [&](const ConvGather& g) {
     GemmGather a = {g, false, reads_in_order(g), writes_in_order(g)};
     a.g.source_group = padded_channels(p, g.source_channels);
@@ -101,9 +132,9 @@ void run_gather(Direction direction, const ConvProblem& p, ConvBuffers b, const 
     a.g.weight_tap = weight.tap;
     a.destination_aligned = g.destination_channels % kChunk<T> == 0 && are_aligned(g.destination);
     if (forward) {
-      gather<T, Gpu, false>(a, stream);
-    } else {
       gather<T, Gpu, true>(a, stream);
+    } else {
+      gather<T, Gpu, false>(a, stream);
     }
   });
 }

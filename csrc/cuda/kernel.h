@@ -12,6 +12,8 @@ struct Stream {
 struct Grid {  // of blocks
   int64_t x, y = 1, z = 1;
 };
+enum class Direction { kForward, kGradInput };  // of a gather
+
 constexpr int64_t kMostGridX = 0x7fffffff, kMostGridYZ = 65535;
 
 using ConvKernel = Kernel<ConvProblem, ConvBuffers, Stream>;

@@ -54,21 +54,24 @@ int64_t grad_weight_depthwise_workspace(const ConvProblem& p) {
   return depthwise_parts(p) * p.shape.weights() * accumulator_bytes(p);
 }
 
-// Matrix products on tensor cores: of 16-bit types, the same by Hopper's own instructions, of float32 as
-// TF32, of float32 by three TF32 products.
-enum class Product { kHalf, kHalfSm90, kTf32, kAccurate };
+// Matrix products on tensor cores: of 16-bit types and of float32 as TF32, both also by Hopper's own
+// instructions, of float32 by three TF32 products.
+enum class Product { kHalf, kHalfSm90, kTf32, kTf32Sm90, kAccurate };
 
 template <Product kProduct>
 const char* gemm_refuses(const ConvProblem& p) {
   const ConvShape& s = p.shape;
   constexpr bool is_half = kProduct == Product::kHalf || kProduct == Product::kHalfSm90;
-  if (kProduct == Product::kHalfSm90 && p.arch != 90) return "for compute capability 9.0, by code for 9.0a";
+  constexpr bool is_tf32 = kProduct == Product::kTf32 || kProduct == Product::kTf32Sm90;
+  constexpr bool is_sm90 = kProduct == Product::kHalfSm90 || kProduct == Product::kTf32Sm90;
+  if (is_sm90 && p.arch != 90) return "for compute capability 9.0, by code for 9.0a";
   if (p.arch < 80) return "needs compute capability 8.0";
   if (is_half && p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) {
     return "for float16 and bfloat16";
   }
   if (!is_half && p.dtype != DType::kFloat32) return "for float32";
-  if (kProduct == Product::kTf32 && !p.tf32) return "TF32 is not allowed (torch.backends.cudnn.allow_tf32)";
+  if (is_tf32 && !p.tf32) return "TF32 is not allowed (torch.backends.cudnn.allow_tf32)";
+  if (kProduct == Product::kTf32Sm90 && s.groups > 1) return "for one group";
   if (s.groups > 1 && min_of(s.C_per_group(), s.K_per_group()) < 4) return "fewer than 4 channels in a group";
   if (const char* reason = axes_refuse(s)) return reason;
   if (ceil_div(max_of(s.C_per_group(), s.K_per_group()), 32) * s.groups > kMostGridYZ)
@@ -87,6 +90,12 @@ const char* gemm_refuses_unpacked(const ConvProblem& p) {
 int64_t packed_forward(const ConvProblem& p) { return packed_input_bytes(p) + packed_weight_bytes(p); }
 int64_t packed_grad_input(const ConvProblem& p) { return packed_output_bytes(p) + packed_weight_bytes(p); }
 int64_t packed_grad_weight(const ConvProblem& p) { return packed_input_bytes(p) + packed_output_bytes(p); }
+int64_t rounded_forward(const ConvProblem& p) {
+  return packed_input_bytes(p) + rounded_weight_bytes(p, Direction::kForward);
+}
+int64_t rounded_grad_input(const ConvProblem& p) {
+  return packed_output_bytes(p) + rounded_weight_bytes(p, Direction::kGradInput);
+}
 template <bool kAccurate>
 int64_t gemm_grad_weight_workspace(const ConvProblem& p) {
   return packed_grad_weight(p) + gemm_grad_weight_parts(p, kAccurate) * p.shape.weights() * 4;
@@ -127,6 +136,9 @@ const char* const kGather = "each element gathered by one thread";
     name "_packed", what ", once packed into channels last", gemm_refuses<Product::product>, workspace, \
         CNNEXT_RUN(launcher)                                                                            \
   }
+#define CNNEXT_GEMM_TF32_SM90(run, packed, workspace)                                        \
+  CNNEXT_GEMM("gemm_tf32_sm90", "Hopper's tensor cores, TF32", kTf32Sm90, packed, workspace, \
+              run##_gemm_tf32_sm90)
 #define CNNEXT_GEMMS(run, packed, workspace, accurate_workspace)                                           \
   CNNEXT_GEMM("gemm_sm90", "Hopper's tensor cores", kHalfSm90, packed, workspace, run##_gemm_sm90),        \
       CNNEXT_GEMM("gemm_sm80", "tensor cores", kHalf, packed, workspace, run##_gemm_sm80),                 \
@@ -136,18 +148,21 @@ const char* const kGather = "each element gathered by one thread";
 
 const ConvKernel kConv[] = {
     {"depthwise", kDepthwise, depthwise_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_depthwise)},
+    CNNEXT_GEMM_TF32_SM90(run_conv, packed_input_bytes, rounded_forward),
     CNNEXT_GEMMS(run_conv, packed_forward, packed_forward, packed_forward),
     {"direct", kDirect, direct_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_direct)},
 };
 const ConvKernel kConvGradInput[] = {
     {"depthwise", kDepthwise, depthwise_refuses, no_workspace<ConvProblem>,
      CNNEXT_RUN(run_conv_grad_input_depthwise)},
+    CNNEXT_GEMM_TF32_SM90(run_conv_grad_input, packed_output_bytes, rounded_grad_input),
     CNNEXT_GEMMS(run_conv_grad_input, packed_grad_input, packed_grad_input, packed_grad_input),
     {"direct", kDirect, direct_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_grad_input_direct)},
 };
 const ConvKernel kConvGradWeight[] = {
     {"depthwise", "one channel in a group: one pass, parts added in order", grad_weight_depthwise_refuses,
      grad_weight_depthwise_workspace, CNNEXT_RUN(run_conv_grad_weight_depthwise)},
+    CNNEXT_GEMM_TF32_SM90(run_conv_grad_weight, packed_grad_weight, gemm_grad_weight_workspace<false>),
     CNNEXT_GEMMS(run_conv_grad_weight, packed_grad_weight, gemm_grad_weight_workspace<false>,
                  gemm_grad_weight_workspace<true>),
     {"direct", kDirect, direct_refuses, direct_workspace, CNNEXT_RUN(run_conv_grad_weight_direct)},

@@ -7,7 +7,7 @@
 // both sides move whole sectors of 32 bytes.
 #pragma once
 
-#include "device.cuh"
+#include "ptx.cuh"
 
 namespace cnnext::cuda {
 
@@ -23,7 +23,7 @@ struct PackPlan {
   Divisor by_chunk_blocks, by_pixel_blocks, by_group;  // by_group: the chunks of a group
 };
 
-template <class Word, int kWide>
+template <class Word, int kWide, bool kToTf32>
 CNNEXT_LAUNCH(kPackThreads, 2)
 pack(PackPlan plan) {
   constexpr int kChunk = kPerVector<Word>;
@@ -65,6 +65,7 @@ pack(PackPlan plan) {
     for (int c = 0; c < kChunk; ++c) {
       const Read bits = read[c][j / kWide].at[j % kWide / kInRead];
       made.at[c] = Word(bits >> (j % kInRead * 8 * sizeof(Word)));
+      if constexpr (kToTf32) made.at[c] = ptx::round_to_tf32(made.at[c]);
     }
     store_pack(to + int64_t(pixel) * plan.chunks * kChunk, made);
   }
@@ -77,8 +78,8 @@ inline int bits_for(int64_t n, int most) {
   return bits;
 }
 
-// For any type of the elements' size. `channels` are those of a group.
-template <class T>
+// For any type of the elements' size. `channels` are those of a group. kToTf32: floats are rounded.
+template <class T, bool kToTf32 = false>
 void start_pack(const void* from, const Strides& strides, int64_t images, int64_t pixels, int64_t groups,
                 int64_t channels, void* to, const Stream& stream) {
   using Word = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
@@ -104,9 +105,49 @@ void start_pack(const void* from, const Strides& strides, int64_t images, int64_
                          Divisor(chunk_blocks),
                          Divisor(pixel_blocks),
                          Divisor(chunks_of_group)};
-  launch(wide ? pack<Word, kPackPixels> : pack<Word, 1>,
+  launch(wide ? pack<Word, kPackPixels, kToTf32> : pack<Word, 1, kToTf32>,
          {chunk_blocks * pixel_blocks * ceil_div(images, kPackWarps >> warp_bits)}, kPackThreads, 0, stream,
          plan);
+}
+
+// A matrix turned and rounded to TF32, by tiles of kTurn x kTurn through shared memory: to[column][Rp] =
+// from[row][column], where Rp is the number of rows in whole chunks, with zeros beyond.
+template <class T>
+struct TurnPlan {
+  const T* from;
+  T* to;
+  int rows, padded_rows, columns;
+};
+constexpr int kTurn = 32, kTurnThreads = 256, kTurnAtOnce = kTurnThreads / kTurn;
+
+template <class T>
+CNNEXT_LAUNCH(kTurnThreads, 2)
+turn_to_tf32(TurnPlan<T> plan) {
+  T* tile = shared_memory<T>();  // [kTurn][kTurn + 1]
+  const int first_column = blockIdx.x * kTurn, first_row = blockIdx.y * kTurn;
+  const int inner = threadIdx.x % kTurn, outer = threadIdx.x / kTurn;
+#pragma unroll
+  for (int i = outer; i < kTurn; i += kTurnAtOnce) {
+    const int row = first_row + i, column = first_column + inner;
+    const bool inside = row < plan.rows && column < plan.columns;
+    tile[i * (kTurn + 1) + inner] =
+        load_if<T, 1>(inside, plan.from + int64_t(row) * plan.columns + column, {}).at[0];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = outer; i < kTurn; i += kTurnAtOnce) {
+    const int row = first_row + inner, column = first_column + i;
+    if (row >= plan.padded_rows || column >= plan.columns) continue;
+    const uint32_t bits = ptx::as_bits(tile[inner * (kTurn + 1) + i]);
+    const Pack<T, 1> rounded = {ptx::as_float(ptx::round_to_tf32(bits))};
+    store_pack(plan.to + int64_t(column) * plan.padded_rows + row, rounded);
+  }
+}
+
+template <class T>
+void start_turn(const TurnPlan<T>& plan, const Stream& stream) {
+  launch(turn_to_tf32<T>, {ceil_div(plan.columns, kTurn), ceil_div(plan.padded_rows, kTurn)}, kTurnThreads,
+         kTurn * (kTurn + 1) * int(sizeof(T)), stream, plan);
 }
 
 }  // namespace cnnext::cuda

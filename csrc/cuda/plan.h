@@ -96,6 +96,15 @@ inline int64_t packed_weight_bytes(const ConvProblem& p) {
   return packed_bytes(p, moves, s.K * s.taps(), s.C_per_group());
 }
 
+// The weight for Hopper's products of floats, which round none: packed into [K, taps, C], for the gradient
+// for the input into [C, taps, K] or [taps, C, K].
+inline int64_t rounded_weight_bytes(const ConvProblem& p, Direction direction) {
+  const ConvShape& s = p.shape;
+  const bool forward = direction == Direction::kForward;
+  const int64_t along = padded_channels(p, forward ? s.C : s.K), rows = (forward ? s.K : s.C) * s.taps();
+  return round_up(rows * along * element_bytes(p), kAlignment);
+}
+
 // grad_weight is a product of K rows and a column for each channel of each tap. The side of a tile, and into
 // how many parts the sum is cut. `accurate`: float32 by three products.
 inline int64_t gemm_grad_weight_columns(const ConvProblem& p) {

@@ -269,6 +269,26 @@ CNNEXT_DEVICE void wgmma(float (&c)[kCount], uint64_t a, uint64_t b) {
 #endif
 }
 #undef CNNEXT_WGMMA
+
+// The same for TF32, c[64, 2 kCount] += a[64, 8] * b[8, 2 kCount], with a in registers: of each warp's 16
+// rows as mma has it. Both operands are rounded already; b lies along the summed index.
+#define CNNEXT_WGMMA(n, registers, names, a_at, b_at)                                        \
+  asm volatile("{.reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned.m64n" n \
+               "k8.f32.tf32.tf32 {" names "}, {" a_at "}, " b_at ", add, 1, 1;}"             \
+               : registers(CNNEXT_SUM, 0)                                                    \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+template <int kCount>
+CNNEXT_DEVICE void wgmma_tf32(float (&c)[kCount], const uint32_t (&a)[4], uint64_t b) {
+  static_assert(kCount == 32 || kCount == 64);
+#if CNNEXT_SM90A
+  if constexpr (kCount == 32) {
+    CNNEXT_WGMMA("64", CNNEXT_R32, CNNEXT_N32, "%32, %33, %34, %35", "%36");
+  } else {
+    CNNEXT_WGMMA("128", CNNEXT_R64, CNNEXT_N64, "%64, %65, %66, %67", "%68");
+  }
+#endif
+}
+#undef CNNEXT_WGMMA
 #undef CNNEXT_SUM
 
 // Whether the condition holds for any lane of the warp.
@@ -356,6 +376,10 @@ void wgmma(float (&c)[kCount], uint64_t a, uint64_t b) {
   constexpr bool kHalf = std::is_same_v<T, Float16>;
   emulator::wgmma(kHalf ? emulator::Number::kFloat16 : emulator::Number::kBFloat16, c, kCount, a, kAcrossA, b,
                   kAcrossB);
+}
+template <int kCount>
+void wgmma_tf32(float (&c)[kCount], const uint32_t (&a)[4], uint64_t b) {
+  emulator::wgmma_tf32(c, kCount, a, b);
 }
 inline bool any(bool condition) { return emulator::any(condition); }
 template <class T>

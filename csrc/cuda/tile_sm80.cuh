@@ -40,10 +40,11 @@ struct OperandStage {
   }
 };
 
-template <class T, int kM_, int kN_, bool kAcrossA, bool kAcrossB, bool kAccurate>
+template <class T, int kM_, int kN_, bool kAcrossA, bool kAcrossB_, bool kAccurate>
 struct TileSm80 {
   static constexpr bool kCompiled = CNNEXT_SM80;
   static constexpr int kM = kM_, kN = kN_, kThreads = kTileThreads, kBlocks = 2, kSummed = kDepth<T>;
+  static constexpr bool kAcrossB = kAcrossB_;
   static constexpr int kAhead = kStages - 1;  // steps whose copies are started early
   using StageA = OperandStage<T, kM, kAcrossA>;
   using StageB = OperandStage<T, kN, kAcrossB>;

@@ -1,6 +1,6 @@
 // A block's tile of a matrix product on Hopper's tensor cores (wgmma), with the interface of tile_sm80.cuh: a
 // warpgroup of 128 threads for each 64 rows of kM x kN, which reads both operands from shared memory. A stage
-// holds 64 numbers of the summed index (kDepth), 128 bytes, for each row and column of the tile.
+// holds 128 bytes of the summed index (kDepth numbers) for each row and column of the tile.
 //
 // An operand lies in its stage by rows along the summed index ("along": [kM or kN][128 bytes]) or across it
 // ("across": for each 64 of kM or kN, [kDepth][128 bytes]), as it lies in memory. The 16-byte chunks of a row
@@ -24,40 +24,75 @@ struct OperandStageSm90 {
   static constexpr int kNextRow = kRowsAtOnce * kRowOf128;  // elements to a thread's next row
 
   CNNEXT_DEVICE static int place(int row, int chunk) {
+    // Floats across are loaded one by one: those of four rows and eight columns from different banks.
+    const int moved = chunk % 8 ^ (kAcross && sizeof(T) == 4 ? row % 4 * 2 : row % 8);
     if (kAcross) row += chunk / 8 * kDepth;
-    return row * kRowOf128 + (chunk % 8 ^ row % 8) * kChunk<T>;
+    return row * kRowOf128 + moved * kChunk<T>;
   }
   // The operand that starts at row or column `first`, a multiple of 64, of the stage.
   CNNEXT_DEVICE static uint64_t operand(const T* stage, int first) {
     return ptx::wgmma_operand(stage + first * kDepth, 8 * 128, kAcross ? kDepth * 128 : 16);
   }
-  // Bytes to the next 16 numbers of the summed index.
-  static constexpr int kStep = kAcross ? 16 * 128 : 16 * int(sizeof(T));
+  // Bytes to the numbers of the summed index that the next product takes: 16, or 8 floats.
+  static constexpr int kStep = kAcross ? 16 * 128 : 32;
 };
 
-template <class T, int kM_, int kN_, bool kAcrossA, bool kAcrossB>
-struct TileSm90 {
+// The sums of a tile, as wgmma spreads them over the threads.
+template <int kM_, int kN_>
+struct SumsSm90 {
   static constexpr bool kCompiled = CNNEXT_SM90A;
   static constexpr int kM = kM_, kN = kN_, kThreads = kM * 2;
+  static constexpr int kProducts = 4;  // of a stage
+  static constexpr int kBlocks = 2;
+
+  int lane, warp_m;  // this thread's lane, and where its warp's rows start
+  float acc[kN / 2];
+
+  CNNEXT_DEVICE SumsSm90() : lane(threadIdx.x % 32), warp_m(threadIdx.x / 32 * 16) {
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) acc[i] = 0;
+  }
+
+  // Adds value(column) to every row.
+  template <class Value>
+  CNNEXT_DEVICE void add_to_rows(const Value& value) {
+#pragma unroll
+    for (int j = 0; j < kN / 8; ++j) {
+      const int column = j * 8 + lane % 4 * 2;
+      const float pair[2] = {value(column), value(column + 1)};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) acc[4 * j + e] += pair[e % 2];
+    }
+  }
+
+  // Calls body(row, column, value) for this thread's elements, in pairs along the columns.
+  template <class Body>
+  CNNEXT_DEVICE void each_pair(Body&& body) const {
+#pragma unroll
+    for (int j = 0; j < kN / 8; ++j) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        body(warp_m + lane / 4 + r * 8, j * 8 + lane % 4 * 2, acc[4 * j + 2 * r], acc[4 * j + 2 * r + 1]);
+      }
+    }
+  }
+};
+
+template <class T, int kM, int kN, bool kAcrossA, bool kAcrossB_>
+struct TileSm90 : SumsSm90<kM, kN> {
+  using SumsSm90<kM, kN>::kThreads, SumsSm90<kM, kN>::kProducts, SumsSm90<kM, kN>::acc;
+  static constexpr bool kAcrossB = kAcrossB_;
   using StageA = OperandStageSm90<T, kM, kAcrossA, kThreads>;
   using StageB = OperandStageSm90<T, kN, kAcrossB, kThreads>;
   static constexpr int kSummed = StageA::kDepth;
   static constexpr int kStageElements = StageA::kElements + StageB::kElements;
   static constexpr int kStages = kM + kN > 192 ? 3 : 4;  // two blocks or more on a multiprocessor
   static constexpr int kAhead = kStages - 1;             // steps whose copies are started early
-  static constexpr int kBlocks = 2;
   static constexpr int kBytes = kStages * kStageElements * int(sizeof(T));
   static_assert(kBytes <= 96 * 1024 && kM * kN <= kStages * kStageElements);
 
-  T* memory;
-  int lane, warp_m;  // this thread's lane, and where its warp's rows start
-  float acc[kN / 2];
+  T* memory = shared_memory<T>();
 
-  CNNEXT_DEVICE TileSm90()
-      : memory(shared_memory<T>()), lane(threadIdx.x % 32), warp_m(threadIdx.x / 32 * 16) {
-#pragma unroll
-    for (int i = 0; i < kN / 2; ++i) acc[i] = 0;
-  }
   CNNEXT_DEVICE T* stage_a(int stage) const { return memory + stage * kStageElements; }
   CNNEXT_DEVICE T* stage_b(int stage) const { return stage_a(stage) + StageA::kElements; }
 
@@ -66,7 +101,7 @@ struct TileSm90 {
     const uint64_t b = StageB::operand(stage_b(stage), 0);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < kSummed / 16; ++k) {
+    for (int k = 0; k < kProducts; ++k) {
       ptx::wgmma<T, kAcrossA, kAcrossB>(acc, ptx::wgmma_advance(a, k * StageA::kStep),
                                         ptx::wgmma_advance(b, k * StageB::kStep));
     }
@@ -99,30 +134,6 @@ struct TileSm90 {
     ptx::wgmma_wait<0>();
     ptx::wait_copies<0>();
     __syncthreads();
-  }
-
-  // Adds value(column) to every row.
-  template <class Value>
-  CNNEXT_DEVICE void add_to_rows(const Value& value) {
-#pragma unroll
-    for (int j = 0; j < kN / 8; ++j) {
-      const int column = j * 8 + lane % 4 * 2;
-      const float pair[2] = {value(column), value(column + 1)};
-#pragma unroll
-      for (int e = 0; e < 4; ++e) acc[4 * j + e] += pair[e % 2];
-    }
-  }
-
-  // Calls body(row, column, value) for this thread's elements, in pairs along the columns.
-  template <class Body>
-  CNNEXT_DEVICE void each_pair(Body&& body) const {
-#pragma unroll
-    for (int j = 0; j < kN / 8; ++j) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        body(warp_m + lane / 4 + r * 8, j * 8 + lane % 4 * 2, acc[4 * j + 2 * r], acc[4 * j + 2 * r + 1]);
-      }
-    }
   }
 };
 

@@ -47,12 +47,13 @@ struct Warp {
 
 enum class State { kReady, kBarrier, kWarp, kMbarrier, kDone };
 
-struct Product {  // c[64, 2 count] += a[64, 16] * b[16, 2 count], this thread's part
+struct Product {  // c[64, 2 count] += a[64, depth] * b[depth, 2 count], this thread's part
   int number;
   float* c;
   int count;
   uint64_t a, b;
   bool across_a, across_b;
+  std::vector<float> rows;  // of a, this thread's two, where registers hold it
 };
 
 struct Fiber {
@@ -166,6 +167,7 @@ void wgmma_commit();
 void wgmma_wait(int groups_left);
 uint64_t wgmma_operand(const void* start, int to_next_8, int to_next_columns);
 void wgmma(Number number, float* c, int count, uint64_t a, bool across_a, uint64_t b, bool across_b);
+void wgmma_tf32(float* c, int count, const uint32_t* a, uint64_t b);
 bool any(bool condition);
 float shuffle_xor(float x, int mask);
 double shuffle_xor(double x, int mask);

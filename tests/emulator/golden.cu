@@ -5,7 +5,7 @@
 #include <exception>
 #include <vector>
 
-#include "cuda/tile_sm90.cuh"
+#include "cuda/tile_tf32_sm90.cuh"
 
 namespace cnnext::cuda {
 
@@ -51,28 +51,38 @@ multiply(const uint32_t*, uint32_t* to) {
   for (int r = 0; r < 4; ++r) to[threadIdx.x * 4 + r] = ptx::as_bits(c[r]);
 }
 
-// A warpgroup's product of 64 rows, 64 columns and 64 summed numbers: of each thread the sum of its elements
-// times their places.
+// A warpgroup's product of 64 rows, 64 columns and 128 bytes of summed numbers: of each thread the sum of its
+// elements times their places. Floats are whole numbers, and A's come through registers.
 template <class T, bool kAcrossA, bool kAcrossB>
 CNNEXT_LAUNCH(4 * kWarp, 1)
 multiply_in_shared(const uint32_t*, uint32_t* to) {
   constexpr int kSide = 64, kThreads = 4 * kWarp;
   using A = OperandStageSm90<T, kSide, kAcrossA, kThreads>;
   using B = OperandStageSm90<T, kSide, kAcrossB, kThreads>;
+  using Whole = std::conditional_t<std::is_same_v<T, float>, BFloat16, T>;
   T *a = shared_memory<T>(), *b = a + A::kElements;
-  for (int i = threadIdx.x; i < kSide * kSide; i += kThreads) {
-    const int row = i / kSide, column = i % kSide;
-    a[A::place(row, column / 8) + column % 8] = value<T>(i);
-    b[B::place(row, column / 8) + column % 8] = value<T>(3 * i + 1);
+  for (int i = threadIdx.x; i < A::kElements; i += kThreads) {
+    const int row = i / A::kDepth, column = i % A::kDepth, chunk = column / kChunk<T>, e = column % kChunk<T>;
+    convert(to_float(value<Whole>(i)), &a[A::place(row, chunk) + e]);
+    convert(to_float(value<Whole>(3 * i + 1)), &b[B::place(row, chunk) + e]);
   }
   ptx::fence_for_wgmma();
   __syncthreads();
   float c[kSide / 2];
   for (int i = 0; i < kSide / 2; ++i) c[i] = float(i);
+  uint32_t x[4][4];
+  if constexpr (std::is_same_v<T, float>) {
+    const int row = threadIdx.x / kWarp * 16 + threadIdx.x % 16, half = threadIdx.x % kWarp / 16;
+    for (int k = 0; k < 4; ++k) ptx::ldmatrix<false>(a + A::place(row, 2 * k + half), x[k]);
+  }
   ptx::wgmma_fence();
-  for (int k = 0; k < kSide / 16; ++k) {
-    ptx::wgmma<T, kAcrossA, kAcrossB>(c, ptx::wgmma_advance(A::operand(a, 0), k * A::kStep),
-                                      ptx::wgmma_advance(B::operand(b, 0), k * B::kStep));
+  for (int k = 0; k < 4; ++k) {
+    const uint64_t b_at = ptx::wgmma_advance(B::operand(b, 0), k * B::kStep);
+    if constexpr (std::is_same_v<T, float>) {
+      ptx::wgmma_tf32(c, x[k], b_at);
+    } else {
+      ptx::wgmma<T, kAcrossA, kAcrossB>(c, ptx::wgmma_advance(A::operand(a, 0), k * A::kStep), b_at);
+    }
   }
   ptx::wgmma_commit();
   ptx::wgmma_wait<0>();
@@ -240,6 +250,7 @@ int main(int count, char** arguments) try {
     print("wgmma.bf16", multiply_in_shared<cnnext::BFloat16, false, false>, from, 4 * kWarp);
     print("wgmma.bf16.across", multiply_in_shared<cnnext::BFloat16, true, true>, from, 4 * kWarp);
     print("wgmma.f16.across", multiply_in_shared<cnnext::Float16, false, true>, from, 4 * kWarp);
+    print("wgmma.tf32", multiply_in_shared<float, false, false>, from, 4 * kWarp);
   }
 } catch (const std::exception& error) {
   std::printf("error: %s\n", error.what());

@@ -254,30 +254,35 @@ constexpr int kAddressBits = 18;  // of shared memory
 float operand(Number number, uint64_t descriptor, bool across, int row, int k) {
   const auto field = [&](int bit) { return int(descriptor >> bit & 0x3fff) << 4; };
   const int to_next_columns = field(16), to_next_8 = field(32);
+  const int bytes = number == Number::kTf32 ? 4 : 2;
   int at = field(0);
   if (across) {
-    at += row / 64 * to_next_columns + row % 64 * 2 + k / 8 * to_next_8 + k % 8 * 128;
+    at += row / 64 * to_next_columns + row % 64 * bytes + k / 8 * to_next_8 + k % 8 * 128;
   } else {
-    at += row / 8 * to_next_8 + row % 8 * 128 + k * 2;
+    at += row / 8 * to_next_8 + row % 8 * 128 + k * bytes;
   }
   at ^= (at >> 7 & 7) << 4;
-  check_access(shared + at, 2);
-  uint16_t half;
-  std::memcpy(&half, shared + at, 2);
-  return number == Number::kFloat16 ? to_float(Float16{half}) : to_float(BFloat16{half});
+  check_access(shared + at, bytes);
+  uint32_t bits = 0;
+  std::memcpy(&bits, shared + at, bytes);
+  return element(number, bits, 0);
 }
 
 void finish(std::vector<Product>& group) {
   for (const Product& p : group) {
     const auto number = Number(p.number);
     const int first_row = current->thread.x / kWarp % 4 * 16 + current->lane / 4;
+    const int depth = number == Number::kTf32 ? 8 : 16;
     for (int r = 0; r < 2; ++r) {
       float a[16];
-      for (int k = 0; k < 16; ++k) a[k] = operand(number, p.a, p.across_a, first_row + 8 * r, k);
+      for (int k = 0; k < depth; ++k) {
+        a[k] =
+            p.rows.empty() ? operand(number, p.a, p.across_a, first_row + 8 * r, k) : p.rows[depth * r + k];
+      }
       for (int j = 0; j < p.count / 4; ++j) {
         for (int e = 0; e < 2; ++e) {
           float& sum = p.c[4 * j + 2 * r + e];
-          for (int k = 0; k < 16; ++k) {
+          for (int k = 0; k < depth; ++k) {
             sum += a[k] * operand(number, p.b, p.across_b, 8 * j + current->lane % 4 * 2 + e, k);
           }
         }
@@ -295,6 +300,30 @@ void check_same(void** lanes) {
   }
 }
 
+// Gives every lane the two rows of a[16, 8] that it needs of its warp's registers.
+struct Fragment {
+  const uint32_t* a;
+  std::vector<float> rows;
+};
+void gather_rows(void** lanes) {
+  for (int i = 0; i < kWarp; ++i) {
+    auto* lane = static_cast<Fragment*>(lanes[i]);
+    for (int r = 0; r < 2; ++r) {
+      for (int k = 0; k < 8; ++k) {
+        const auto* holder = static_cast<Fragment*>(lanes[i / 4 * 4 + k % 4]);
+        lane->rows.push_back(element(Number::kTf32, holder->a[k / 4 * 2 + r], 0));
+      }
+    }
+  }
+}
+
+// Products read shared memory when they please, so all must have been fenced.
+void start(Product product) {
+  if (!all_is_fenced()) fail("a matrix product reads what was not fenced for it, with a barrier behind");
+  together(check_same, &product);
+  current->open_products.push_back(std::move(product));
+}
+
 }  // namespace
 
 uint64_t wgmma_operand(const void* start, int to_next_8, int to_next_columns) {
@@ -305,10 +334,12 @@ uint64_t wgmma_operand(const void* start, int to_next_8, int to_next_columns) {
 }
 void fence_for_wgmma() { current->unfenced = false; }
 void wgmma(Number number, float* c, int count, uint64_t a, bool across_a, uint64_t b, bool across_b) {
-  if (!all_is_fenced()) fail("a matrix product reads what was not fenced for it, with a barrier behind");
-  Product mine = {int(number), c, count, a, b, across_a, across_b};
-  together(check_same, &mine);
-  current->open_products.push_back(mine);
+  start({int(number), c, count, a, b, across_a, across_b, {}});
+}
+void wgmma_tf32(float* c, int count, const uint32_t* a, uint64_t b) {
+  Fragment mine = {a, {}};
+  together(gather_rows, &mine);
+  start({int(Number::kTf32), c, count, 0, b, false, false, std::move(mine.rows)});
 }
 void wgmma_commit() {
   current->products.push_back(std::move(current->open_products));
