@@ -33,6 +33,7 @@ CASES = [
     problem((2, 4, 6, 13, 14), (5, 4, 3, 3, 3), padding=1),
     problem((1, 2, 131, 60), (24, 2, 11, 11), stride=2, padding=2),
     problem((1, 1, 9000), (24, 1, 10), stride=5, padding=3),
+    problem((1, 48, 20, 21), (96, 48, 3, 3), padding=1),
 ]
 
 
@@ -60,7 +61,7 @@ def test_same_bits_for_any_number_of_threads(conv: Conv) -> None:
     operands = {(dtype, last): normals(conv).to(dtype, last, last) for dtype in DTYPES for last in (False, True)}
     torch.set_num_threads(1)
     expected = results(conv, operands)
-    for threads in (1, 2, 3, 5):
+    for threads in (1, 2, 3, 5, 16):
         torch.set_num_threads(threads)
         for key, result in results(conv, operands).items():
             assert torch.equal(result, expected[key]), (threads, *key)

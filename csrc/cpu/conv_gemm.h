@@ -20,6 +20,7 @@ namespace cnnext::cpu::CNNEXT_ISA {
 constexpr int64_t kMaxPanels = 16;          // columns of tiles in a task, channels last
 constexpr int64_t kPixelPanels = 4;         // the same, channels first
 constexpr int64_t kMaxChannels = 512;       // rows of a task, channels first
+constexpr int64_t kRowsToPackFor = 128;     // that many threads share few pixels, channels first
 constexpr double kProductsForTurning = 32;  // for each element that is turned to channels last
 
 // How the work is cut. Each block of channels packs the pixels again: there are no more than balance the
@@ -30,9 +31,11 @@ struct Cut {
     const Phases& phases = regions.phases;
     const int64_t pixels = regions.most_pixels(), most_pixels = last ? kBlockRows : kPixelPanels * kCols<A>;
     panels = ceil_div(phases.channels, kCols<A>);
-    // Few pixels are one block, if the threads can share the channels alike: any rows, but whole panels.
+    // Few pixels are one block, if the threads can share the channels alike: whole panels, or rows enough to
+    // pack the pixels for.
     const bool alike =
-        !last || p.shape.groups % p.threads == 0 || 17 * panels >= 16 * round_up(panels, p.threads);
+        p.shape.groups % p.threads == 0 || (last ? 17 * panels >= 16 * round_up(panels, p.threads)
+                                                 : phases.channels >= kRowsToPackFor * p.threads);
     const bool one = pixels <= 2 * most_pixels && alike;
     pixel_blocks = one ? 1 : max_of(1, ceil_div(pixels, most_pixels));
     if (!one && !regions.cut)  // as many for each thread, of equal size

@@ -8,7 +8,7 @@
 // Channels last: output channels are the rows of a tile, (tap, c) its vectors. Channels first: (c, tap) are
 // the rows, output channels the vectors. A task is a block of rows times a block of columns times a split of
 // the pixels. The number of splits depends on the shape alone and their sums are added in order: threads do
-// not change the result.
+// not change the result. Many threads get smaller blocks, for which more is packed in all.
 #pragma once
 
 #include "conv_gemm.h"
@@ -72,26 +72,35 @@ struct GradWeightGemm {
     rows = last ? outputs.channels : g.depth();
     cols = last ? g.depth() : outputs.channels;
     int64_t most_splits = max_of(1, ceil_div(g.pixels(), kDepth) / 4);
-    row_blocks = ceil_div(rows, kGradRows);
-    row_block = ceil_div(rows, row_blocks);
+    int64_t row_cuts = ceil_div(rows, kGradRows);
+    row_block = ceil_div(rows, row_cuts);
     // Few rows take more columns: the factor that is the rows is packed again for each block of columns.
     const int64_t most_cols = kSums / row_block / kGradCols * kGradCols;
-    col_blocks = ceil_div(cols, cut ? kGradCols : most_cols);
+    int64_t col_cuts = ceil_div(cols, cut ? kGradCols : most_cols);
     // For few blocks the splits are smaller; where the pixels are too few for that, so are the blocks.
-    const int64_t fewest = 4, few_blocks = shape.groups * row_blocks * col_blocks;
+    const int64_t fewest = 4, few_blocks = shape.groups * row_cuts * col_cuts;
     most_splits = max_of(most_splits, min_of(ceil_div(fewest, few_blocks), g.pixels() / kGradPixels));
-    while (!cut && shape.groups * row_blocks * col_blocks * most_splits < fewest &&
+    while (!cut && shape.groups * row_cuts * col_cuts * most_splits < fewest &&
            rows * cols > kGradRows * kWide) {
-      ++(2 * ceil_div(rows, row_blocks) > ceil_div(cols, col_blocks) ? row_blocks : col_blocks);
+      ++(2 * ceil_div(rows, row_cuts) > ceil_div(cols, col_cuts) ? row_cuts : col_cuts);
     }
-    row_block = ceil_div(rows, row_blocks);
-    col_block = round_up(ceil_div(cols, col_blocks), kWide);
-    col_blocks = ceil_div(cols, col_block);
-    blocks = shape.groups * row_blocks * col_blocks;
+    cut_blocks(row_cuts, col_cuts);
     splits = clamp(kGradTasks / blocks, 1, most_splits);
+    while (!cut && leave_idle(blocks * splits, p.threads) && (row_block > kRows || col_block > kWide)) {
+      ++(2 * row_block > col_block || col_block == kWide ? row_cuts : col_cuts);
+      cut_blocks(row_cuts, col_cuts);
+    }
     sums_size = round_up(row_block * col_block, 64);
     scratch = reinterpret_cast<A*>(workspace);
     partial = scratch + p.threads * kScratch;
+  }
+
+  void cut_blocks(int64_t row_cuts, int64_t col_cuts) {
+    row_block = ceil_div(rows, row_cuts);
+    col_block = round_up(ceil_div(cols, col_cuts), kWide);
+    row_blocks = ceil_div(rows, row_block);
+    col_blocks = ceil_div(cols, col_block);
+    blocks = shape.groups * row_blocks * col_blocks;
   }
 
   static constexpr int64_t kScratch = kRowsSize + kColsSize + kSums;

@@ -5,7 +5,7 @@
 // A task is a block of output channels times a block of taps and of input channels times a split of the
 // tiles; for each kGradTiles tiles it transforms both factors and adds matrix products [k][tile] * [tile][c]
 // to its sums. The number of splits depends on the shape alone and their results are added in order: threads
-// do not change the result.
+// do not change the result. Many threads get smaller blocks of channels, which transform more in all.
 #pragma once
 
 #include "conv_grad_weight_gemm.h"
@@ -37,14 +37,15 @@ struct GradWeightWinograd {
         input(static_cast<const T*>(b.input)),
         grad_output(static_cast<const T*>(b.output)),
         grad_weight(static_cast<T*>(b.weight)) {
-    k_blocks = ceil_div(phases.channels, kGradChannels);
-    c_blocks = ceil_div(phases.source_channels, kGradChannels);
-    k_block = ceil_div(phases.channels, k_blocks);
-    c_block = round_up(ceil_div(phases.source_channels, c_blocks), kWide);
-    c_blocks = ceil_div(phases.source_channels, c_block);
-    blocks = p.shape.groups * k_blocks * taps.size() * c_blocks;
+    int64_t k_cuts = ceil_div(phases.channels, kGradChannels);
+    int64_t c_cuts = ceil_div(phases.source_channels, kGradChannels);
+    cut_channels(k_cuts, c_cuts);
     const int64_t chunks = ceil_div(grid.size(), kGradTiles);
     splits = max_of(1, min_of(kWinogradTasks / blocks, chunks / 2));
+    while (leave_idle(blocks * splits, p.threads) && (2 * k_block > kWide || c_block > kWide)) {
+      ++(k_block > c_block || c_block == kWide ? k_cuts : c_cuts);
+      cut_channels(k_cuts, c_cuts);
+    }
     split_tiles = ceil_div(grid.size(), splits);
     few_tiles = grid.size() <= kFewTiles;
     block_plane = odd_lines(k_block * c_block);
@@ -53,6 +54,14 @@ struct GradWeightWinograd {
     scratch = reinterpret_cast<A*>(workspace);
     scratch_size = 2 * kFactor + round_up(sums_size + result_size, 64) + 16;
     partial = scratch + p.threads * scratch_size;
+  }
+
+  void cut_channels(int64_t k_cuts, int64_t c_cuts) {
+    k_block = ceil_div(phases.channels, k_cuts);
+    c_block = round_up(ceil_div(phases.source_channels, c_cuts), kWide);
+    k_blocks = ceil_div(phases.channels, k_block);
+    c_blocks = ceil_div(phases.source_channels, c_block);
+    blocks = phases.shape.groups * k_blocks * taps.size() * c_blocks;
   }
 
   static int64_t workspace(const ConvProblem& p) {

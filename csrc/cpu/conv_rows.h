@@ -39,6 +39,11 @@ struct ConvRows {
     const int64_t rows = g.images * phases.shape.groups * g.axis[0].count * h.count;
     block_rows = clamp(min_of(fitting, rows / (4 * p.threads)), 1, 8);
     height = (block_rows - 1) * h.source_step + taps_height;
+    row_blocks = ceil_div(h.count, block_rows);
+    // Where rows are few, as in one dimension, channels are cut too; each block copies the rows again.
+    const int64_t tasks = g.images * phases.shape.groups * g.axis[0].count * row_blocks;
+    channel_block = ceil_div(phases.channels, blocks_for(p.threads, tasks, ceil_div(phases.channels, kRows)));
+    channel_blocks = ceil_div(phases.channels, channel_block);
     packed = reinterpret_cast<A*>(workspace);
     packed_size = round_up(phases.shape.groups * phases.channels * kRowsWeights, 64);
     scratch = packed + packed_size;
@@ -54,15 +59,16 @@ struct ConvRows {
 
   void run(const Parallel& parallel) const {
     parallel(phases.shape.groups, [&](int64_t group, int) { pack_weights(group); });
-    const int64_t blocks = ceil_div(g.axis[1].count, block_rows);
+    const int64_t blocks = channel_blocks * row_blocks;
     parallel(g.images * phases.shape.groups * g.axis[0].count * blocks, [&](int64_t task, int thread) {
-      const Range rows = block(task % blocks, block_rows, g.axis[1].count);
+      const Range channels = block(task % channel_blocks, channel_block, phases.channels);
+      const Range rows = block(task / channel_blocks % row_blocks, block_rows, g.axis[1].count);
       task /= blocks;
       const int64_t j0 = task % g.axis[0].count, group = task / g.axis[0].count % phases.shape.groups;
       const int64_t image = task / g.axis[0].count / phases.shape.groups;
       A* copy = scratch + thread * scratch_size;
       copy_rows(image, group, j0, rows.begin, copy);
-      fill_rows(image, group, j0, rows, copy);
+      fill_rows(image, group, j0, rows, channels, copy);
     });
   }
 
@@ -124,15 +130,15 @@ struct ConvRows {
     }
   }
 
-  void fill_rows(int64_t image, int64_t group, int64_t j0, Range rows, const A* copy) const {
+  void fill_rows(int64_t image, int64_t group, int64_t j0, Range rows, Range part, const A* copy) const {
     const PhaseAxis &h = g.axis[1], &w = g.axis[2];
     const Strides& s = phases.destination;
     const int64_t channels = phases.channels, row_step = h.source_step * w.source_step * pitch;
     T* to =
         destination + image * s.image + group * channels * s.channel + j0 * g.extent[1] * w.count * s.pixel;
     const A* weights = packed + group * channels * kRowsWeights;
-    for (int64_t tiles = ceil_div(channels, kRows), k = 0; tiles > 0; --tiles) {
-      const int64_t some = ceil_div(channels - k, tiles);
+    for (int64_t tiles = ceil_div(part.size(), kRows), k = part.begin; tiles > 0; --tiles) {
+      const int64_t some = ceil_div(part.end - k, tiles);
       for (int64_t j1 = rows.begin; j1 < rows.end; ++j1) {
         fill_row(some, weights + k * kRowsWeights, copy + (j1 - rows.begin) * row_step,
                  bias ? bias + group * channels + k : nullptr, to + k * s.channel + j1 * w.count * s.pixel);
@@ -197,6 +203,7 @@ struct ConvRows {
   const T *source, *weight, *bias;
   T* destination;
   int64_t planes, pitch, height, block_rows;  // copied: channels times taps of the first axis; rows of each
+  int64_t row_blocks, channel_block, channel_blocks;
   int64_t packed_size, scratch_size;
   A *packed, *scratch;
   int32_t place[kRowsDepth];

@@ -69,10 +69,17 @@ struct WinogradSteps {
         bias(static_cast<const T*>(b.bias)),
         destination(static_cast<T*>(gradient ? b.input : b.output)) {}
 
-  // Tiles of a block: blocks are alike, and where there are several, as many for each thread.
+  // Tiles of a block. Blocks are alike, and where there are several, as many for each thread; but where each
+  // transforms the weights again, for many threads panels are shared out instead. A single block is cut where
+  // there are fewer panels than threads.
   int64_t even_tiles(int64_t threads) const {
     const int64_t blocks = ceil_div(grid.size(), most_tiles_of<Tile>(depth.total(), kept));
-    return ceil_div(grid.size(), blocks > 1 ? round_up(blocks, threads) : blocks);
+    const int64_t most = max_of(blocks, grid.size() / (kRows / 2));  // of tiles enough for products
+    const int64_t even = round_up(blocks, threads), others = groups * panels;
+    int64_t cut = blocks;
+    if (blocks > 1 && (kept || even <= 2 * blocks)) cut = min_of(even, most);
+    if (blocks == 1 && others < threads) cut = blocks_for(threads, others, most);
+    return ceil_div(grid.size(), cut);
   }
   // How the tiles are cut, and with that the weights' place: all of them in front of the threads' memory, or
   // a chunk in each thread's.
