@@ -196,12 +196,15 @@ CASES = [
     problem((1, 18, 10, 16), (18, 1, 3, 5), stride=(1, 2), padding=(1, 3), groups=18),
     problem((1, 18, 10, 16), (18, 1, 5, 7), stride=(2, 1), padding=(0, 9), groups=18),
     problem((2, 16, 5, 6, 30), (16, 1, 2, 3, 3), stride=(1, 2, 2), padding=1, groups=16),
+    problem((2, 53, 9, 34), (53, 1, 3, 3), padding=2, dilation=2, groups=53),
     # A tile for each group of one or two vectors: stride and dilation, more rows than scratch memory holds.
     problem((2, 128, 9, 8), (128, 32, 3, 3), stride=2, padding=1, groups=4),
     problem((3, 256, 7, 17), (256, 16, 3, 3), padding=1, groups=16),
     problem((1, 384, 15, 14), (512, 24, 3, 2), stride=(2, 3), padding=(1, 4), dilation=(3, 2), groups=16),
     problem((1, 256, 90, 41), (256, 16, 3, 3), stride=(1, 2), padding=(2, 0), groups=16),
     problem((1, 512, 3, 20), (1024, 32, 1, 5), padding=(1, 2), groups=16),
+    problem((1, 64, 90, 41), (64, 8, 3, 3), stride=(2, 1), padding=(2, 0), groups=8),
+    problem((2, 64, 9, 28), (64, 8, 3, 2), stride=(1, 2), padding=1, dilation=(2, 1), groups=8),
     # Winograd's algorithm for narrow groups, of half a vector too: several images at a time, an image in bands, more
     # padding than the kernel reads or none, dilation, planes, a kernel that its tiles cut.
     *(problem((9, 8 * n, 12, 8), (8 * n, n, 3, 3), padding=1, groups=8) for n in (8, 16, 32)),

@@ -14,6 +14,10 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
+// Pixels of a tile of so many vectors; fewer sums than 8 would wait for each other.
+template <int Vectors>
+constexpr int kGroupRows = Vectors == 1 && kRows < 8 ? 2 * kRows : kRows;
+
 template <class A>
 struct GroupTap {
   const A *source, *weight;  // of pixel 0 of the row; [source channel][kCols]
@@ -80,7 +84,8 @@ void join_pairs(A* rows, int64_t count) {
 template <class T>
 using RunGroupTile = void (*)(const GroupTap<Acc<T>>*, int64_t, int64_t, int64_t, const Acc<T>*, T*, int64_t);
 
-template <Product P, class T, int Vectors, int64_t Pixel, class V = Vec<Acc<T>>, int Rows = kRows>
+template <Product P, class T, int Vectors, int64_t Pixel, class V = Vec<Acc<T>>,
+          int Rows = kGroupRows<Vectors>>
 RunGroupTile<T> group_tile_of(int64_t rows) {
   if (rows == Rows) return &group_tile<P, T, V, Rows, Vectors, Pixel>;
   if constexpr (Rows > 1) return group_tile_of<P, T, Vectors, Pixel, V, Rows - 1>(rows);
@@ -107,7 +112,9 @@ struct GroupTiles {
         row(shape, gradient),
         S(phases.source_channels),
         D(phases.channels),
-        pixel(S <= 16 ? 16 : 32),
+        pixel(S > 16                                 ? 32
+              : S > 8 || kProduct == Product::kPairs ? 16
+                                                     : 8),
         width(gradient ? shape.axis[2].output : shape.axis[2].input),
         height(gradient ? shape.axis[1].output : shape.axis[1].input),
         to_width(gradient ? shape.axis[2].input : shape.axis[2].output),
@@ -228,7 +235,8 @@ struct GroupTiles {
                     const A* add, T* to, int64_t pixel_step) const {
     const int64_t step = x.step * pixel_step, next_row = to_width * pixel_step;
     to += x.start * pixel_step;
-    const int64_t tiles = ceil_div(x.count, kRows), least = x.count / max_of(tiles, 1);
+    const int64_t tiles = ceil_div(x.count, channels > L ? kGroupRows<2> : kGroupRows<1>);
+    const int64_t least = x.count / max_of(tiles, 1);
     const int64_t longer = x.count - least * tiles;
     const int64_t part = sizeof(T) < sizeof(A) ? max_of(count, 1) : kChain / S;
     for (int64_t i = 0, j = 0; i < tiles; ++i) {
@@ -245,6 +253,7 @@ struct GroupTiles {
     if constexpr (kProduct == Product::kPairs) {
       if (D == kHalfGroup) return group_tile_of<kProduct, T, 1, 16, HalfVec>(rows);
     }
+    if (pixel == 8) return group_tile_of<kProduct, T, 1, 8>(rows);
     if (pixel == 16 || kProduct == Product::kPairs)
       return wide ? group_tile_of<kProduct, T, 2, 16>(rows) : group_tile_of<kProduct, T, 1, 16>(rows);
     return wide ? group_tile_of<kProduct, T, 2, 32>(rows) : group_tile_of<kProduct, T, 1, 32>(rows);
@@ -323,7 +332,8 @@ const char* group_tiles_exclude(const ConvProblem& p, bool pairs = false) {
   const int64_t lanes = p.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
   if (p.shape.groups < 4) return "takes four groups or more";
   const bool halves = pairs && from == kHalfGroup && to == kHalfGroup;
-  if (!halves && (from < 16 || from > 32)) return "takes 16 to 32 channels in a group";
+  const bool eights = from == 8 && to == 8 && lanes == 8 && p.dtype != DType::kFloat64;  // AVX2
+  if (!halves && !eights && (from < 16 || from > 32)) return "takes 16 to 32 channels in a group";
   if (!halves && to != lanes && to % (2 * lanes) != 0) return "takes whole vectors of channels in a group";
   const Window& z = p.shape.axis[0];
   if (z.input != 1 || z.kernel != 1 || z.padding != 0) return "takes two axes";

@@ -20,6 +20,9 @@ struct LaneBlocks {
   Range part(int64_t index, int64_t size) const {
     return {index * size, index + 1 == parts(size) ? count : (index + 1) * size};
   }
+  int64_t neighbours(int64_t block, int64_t end) const {  // from a block on that do not overlap
+    return max_of(min_of(end, groups / lanes) - block, 1);
+  }
   int64_t groups, lanes, count;
 };
 

@@ -24,6 +24,7 @@ struct LanesConv {
   static constexpr int64_t kTaskProducts = 1 << 18;                 // in place
   static constexpr int64_t kRowsInCache = (512 << 10) / sizeof(A);  // elements of the source, in place
   static constexpr int64_t kFewTasks = 16, kMostBlocks = 8;
+  static constexpr int64_t kBlocksOfLine = max_of(kAlignment / (L * int64_t(sizeof(T))), 1);
 
   LanesConv(const ConvProblem& p, bool is_gradient, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
@@ -221,8 +222,13 @@ struct LanesConv {
         const Rows<E> of_tile = {list, count, height, write.at(z, y, 0), part};
         const NextRows ahead = far ? ahead_of(z, y, box, part, image, result, last_image) : NextRows();
         int64_t run = 0;
-        for (int64_t r2 = 0; r2 < (spread ? 1 : phases[2]); ++r2)
-          run = compute_rows<E>(r2, run, box, of_tile, read, write, ahead);
+        for (int64_t r2 = 0; r2 < (spread ? 1 : phases[2]); ++r2) {
+          if (tiled) {
+            run = compute_tiles<E>(r2, run, box, of_tile, read, write, ahead);
+          } else if constexpr (std::is_same_v<E, A>) {
+            run = compute_runs(r2, run, box, of_tile, read, write, ahead);
+          }
+        }
       }
     }
   }
@@ -299,79 +305,98 @@ struct LanesConv {
     return count;
   }
 
-  // The pixels of one phase of the last axis, or of all of them. Counts the runs, of which `begun` are done.
+  // The pixels of one phase of the last axis, or of all of them, in tiles. Counts these, of which `begun` are
+  // done.
   template <class E>
-  int64_t compute_rows(int64_t r2, int64_t begun, const Box& box, const Rows<E>& rows,
-                       const LanesView<const E>& read, const LanesView<E>& write,
-                       const NextRows& ahead) const {
-    const TilesOf<E>* tiles[2] = {tiled ? tiles_of_residue<E>(0) : nullptr,
-                                  tiled ? tiles_of_residue<E>(1) : nullptr};
+  int64_t compute_tiles(int64_t r2, int64_t begun, const Box& box, const Rows<E>& rows,
+                        const LanesView<const E>& read, const LanesView<E>& write,
+                        const NextRows& ahead) const {
+    const TilesOf<E>* tiles[2] = {tiles_of_residue<E>(0), tiles_of_residue<E>(1)};
     const PhaseAxis& x = phase[2][r2];
     const Window& window = shape.axis[2];
     const Range pixels = spread ? Range{box.begin[2], box.end[2]} : positions_in(x, box.begin[2], box.end[2]);
-    const int64_t to_pixel = (spread ? 1 : x.step) * write.stride[2];
-    const int64_t weight_tap = (spread ? 1 : x.tap_step) * w.tap * L;
-    const TileSteps tile_steps = {x.offset_step * read.stride[2], weight_tap, to_pixel,
-                                  row_step * write.stride[1]};
-    const RunSteps steps = {x.source_step * read.stride[2],
-                            x.offset_step * read.stride[2],
-                            weight_tap,
-                            (gradient ? w.c : w.k) * L,
-                            to_pixel,
-                            write.plane};
-    const int64_t most_single = tiled ? kTilePixels : kRunPixels;
+    const int64_t runs = ceil_div(pixels.size(), kTilePixels);
+    const int64_t least = pixels.size() / max_of(runs, 1), longer = pixels.size() - least * runs;
+    const TileSteps steps = {x.offset_step * read.stride[2], (spread ? 1 : x.tap_step) * w.tap * L,
+                             (spread ? 1 : x.step) * write.stride[2], row_step * write.stride[1],
+                             block_weights};
     const auto columns_in = [apart = x.offset_step](int64_t pixels) {
       pixels = max_of(pixels, 0);
       return apart == 1 ? pixels : ceil_div(pixels, apart);  // a division takes as long as a row of a tile
     };
+    // In place a call takes all blocks; fetching ahead, those of a cache line, so that requests are spread.
+    for (int64_t b = rows.part.begin, together = 1; b < rows.part.end; b += together) {
+      if (in_place) together = blocks.neighbours(b, rows.part.end);
+      if (far) together = min_of(together, kBlocksOfLine);
+      const int64_t source_offset = offset(read, rows.part, b);
+      const int64_t first = blocks.first(b) - blocks.first(rows.part.begin);
+      for (int64_t plane = 0; plane < to.planes; ++plane) {
+        const int64_t weight_at = (b - rows.part.begin) * block_weights +
+                                  ((spread ? 0 : x.tap * w.tap) + plane * (gradient ? w.c : w.k)) * L;
+        const A* add = packed_bias + (b * to.planes + plane) * L;
+        E* out = rows.to + (spread ? 0 : x.start) * write.stride[2] + plane * write.plane +
+                 offset(write, rows.part, b);
+        for (int64_t i = 0, j = pixels.begin, count; i < runs; ++i, j += count) {
+          count = least + (i < longer);
+          if (far && plane == 0) ahead.next(first, begun + i);
+          const int64_t last = j + window.padding - (window.kernel - 1);  // where the last tap would reach
+          const int64_t residue = spread ? last & 1 : 0;
+          const int64_t column = spread ? (last - residue) / 2 : x.source_index(j, 0);
+          const LanesTile<E> tile = {rows.list,
+                                     spread || x.taps > 0 ? rows.count : 0,
+                                     {columns_in(-column), columns_in(x.source - column)},
+                                     together,
+                                     column * read.stride[2] + source_offset,
+                                     weight_at,
+                                     add,
+                                     out + j * steps.to_pixel};
+          tiles[residue]->run[rows.height - 1][count - 1](tile, steps);
+        }
+      }
+    }
+    return begun + runs;
+  }
+
+  // The same by runs of pixels.
+  int64_t compute_runs(int64_t r2, int64_t begun, const Box& box, const Rows<A>& rows,
+                       const LanesView<const A>& read, const LanesView<A>& write,
+                       const NextRows& ahead) const {
+    const PhaseAxis& x = phase[2][r2];
+    const Range pixels = positions_in(x, box.begin[2], box.end[2]);
+    const RunSteps steps = {x.source_step * read.stride[2], x.offset_step * read.stride[2],
+                            x.tap_step * w.tap * L,         (gradient ? w.c : w.k) * L,
+                            x.step * write.stride[2],       write.plane};
     for (int64_t b = rows.part.begin; b < rows.part.end; ++b) {
       const int64_t source_offset = offset(read, rows.part, b), to_offset = offset(write, rows.part, b);
       const int64_t first = blocks.first(b) - blocks.first(rows.part.begin);
-      const int64_t weight_at = (b - rows.part.begin) * block_weights + (spread ? 0 : x.tap * w.tap * L);
+      const int64_t weight_at = (b - rows.part.begin) * block_weights + x.tap * w.tap * L;
       for (int64_t plane = 0; plane < to.planes;) {
         const bool single = plane + kRunPlanes > to.planes;
-        const int64_t most = single ? most_single : kPlanePixels;
-        const int64_t runs = ceil_div(pixels.size(), most);
-        const A* add = packed_bias + (b * to.planes + plane) * L;
-        E* out = rows.to + (spread ? 0 : x.start) * write.stride[2] + plane * write.plane + to_offset;
+        const int64_t runs = ceil_div(pixels.size(), single ? kRunPixels : kPlanePixels);
         const int64_t least = pixels.size() / max_of(runs, 1), longer = pixels.size() - least * runs;
-        for (int64_t i = 0, j = pixels.begin; i < runs; ++i) {
-          const int64_t count = least + (i < longer);
-          if (plane == 0) ahead.next(first, begun + i);
-          if (tiles[0]) {
-            const int64_t last = j + window.padding - (window.kernel - 1);  // where the last tap would reach
-            const int64_t residue = spread ? last & 1 : 0;
-            const int64_t column = spread ? (last - residue) / 2 : x.source_index(j, 0);
-            const LanesTile<E> tile = {rows.list,
-                                       spread || x.taps > 0 ? rows.count : 0,
-                                       column * read.stride[2] + source_offset,
-                                       weight_at + plane * steps.weight_plane,
-                                       {columns_in(-column), columns_in(x.source - column)},
-                                       add,
-                                       out + j * to_pixel};
-            tiles[residue]->run[rows.height - 1][count - 1](tile, tile_steps);
-          } else if constexpr (std::is_same_v<E, A>) {
-            const LanesRun<A> run = {rows.list,
-                                     x.taps > 0 ? rows.count : 0,
-                                     x.source_index(j, 0) * read.stride[2] + source_offset,
-                                     weight_at + plane * steps.weight_plane,
-                                     insides + r2 * window.kernel,
-                                     x.taps,
-                                     j,
-                                     add,
-                                     out + j * to_pixel};
-            if (single) {
-              lanes_run_of<A, 1>(count, std::make_integer_sequence<int, kRunPixels>())(run, steps);
-            } else {
-              lanes_run_of<A, kRunPlanes>(count, std::make_integer_sequence<int, kPlanePixels>())(run, steps);
-            }
+        A* out = rows.to + x.start * write.stride[2] + plane * write.plane + to_offset;
+        for (int64_t i = 0, j = pixels.begin, count; i < runs; ++i, j += count) {
+          count = least + (i < longer);
+          if (far && plane == 0) ahead.next(first, begun + i);
+          const LanesRun<A> run = {rows.list,
+                                   x.taps > 0 ? rows.count : 0,
+                                   x.source_index(j, 0) * read.stride[2] + source_offset,
+                                   weight_at + plane * steps.weight_plane,
+                                   insides + r2 * shape.axis[2].kernel,
+                                   x.taps,
+                                   j,
+                                   packed_bias + (b * to.planes + plane) * L,
+                                   out + j * steps.to_pixel};
+          if (single) {
+            lanes_run_of<A, 1>(count, std::make_integer_sequence<int, kRunPixels>())(run, steps);
+          } else {
+            lanes_run_of<A, kRunPlanes>(count, std::make_integer_sequence<int, kPlanePixels>())(run, steps);
           }
-          j += count;
         }
         plane += single ? 1 : kRunPlanes;
       }
     }
-    return begun + ceil_div(pixels.size(), most_single);
+    return begun + ceil_div(pixels.size(), kRunPixels);
   }
 
   // Of a block from the first of its part, in elements: in place they are neighbours.

@@ -1,7 +1,8 @@
 // The innermost sums of depthwise convolution where the taps of a row are neighbours: a tile of destination
 // rows and pixels in registers. Each source vector is loaded once and multiplied by every tap that takes it
 // to a pixel of the tile; only the taps of the rows at hand are in registers. Columns in the padding are left
-// out. The sums of a pixel are those of lanes_run, in the same order.
+// out. The sums of a pixel are those of lanes_run, in the same order. A call takes the same tile of some
+// blocks of groups: what they share is computed once.
 #pragma once
 
 #include "conv_lanes_tile.h"
@@ -14,14 +15,15 @@ template <class T>
 struct LanesTile {
   const TapRow<T>* rows;
   int64_t row_count;
-  int64_t source_at, weight_at;  // of the first column and tap, from the rows' pointers
   Range columns;                 // those inside of the source
+  int64_t blocks;                // one or more; and of the first:
+  int64_t source_at, weight_at;  // of the first column and tap, from the rows' pointers
   const Acc<T>* bias;
   T* to;
 };
 
 struct TileSteps {  // in elements, from one to the next
-  int64_t column, tap, to_pixel, to_row;
+  int64_t column, tap, to_pixel, to_row, weight_block;
 };
 
 // Which tap takes column c to pixel j. Forward, a pixel steps over columns.
@@ -79,27 +81,33 @@ CNNEXT_INLINE void add_source_rows(Vec<Acc<T>> (*sum)[Pixels], const LanesTile<T
 }
 
 template <class T, class Which, int Taps, int Rows, int Pixels>
-void lanes_tile(const LanesTile<T>& where, const TileSteps& steps) {
-  const LanesTile<T> tile = where;  // copies: nothing that is stored can change them
+void lanes_tile(const LanesTile<T>& first, const TileSteps& steps) {
+  LanesTile<T> tile = first;  // copies: nothing that is stored can change them
   const TileSteps s = steps;
-  Vec<Acc<T>> sum[Rows][Pixels];
+  const bool whole = tile.columns.begin <= 0 && tile.columns.end >= Which::columns(Pixels, Taps);
+  do {
+    Vec<Acc<T>> sum[Rows][Pixels];
 #pragma GCC unroll 2
-  for (int r = 0; r < Rows; ++r) {
+    for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 9
-    for (int j = 0; j < Pixels; ++j) sum[r][j] = load(tile.bias);
-  }
-  if (tile.columns.begin <= 0 && tile.columns.end >= Which::columns(Pixels, Taps)) {
-    add_source_rows<true, T, Which, Taps, Rows>(sum, tile, s);
-  } else {
-    add_source_rows<false, T, Which, Taps, Rows>(sum, tile, s);
-  }
-  T* to = tile.to;
+      for (int j = 0; j < Pixels; ++j) sum[r][j] = load(tile.bias);
+    }
+    if (whole) {
+      add_source_rows<true, T, Which, Taps, Rows>(sum, tile, s);
+    } else {
+      add_source_rows<false, T, Which, Taps, Rows>(sum, tile, s);
+    }
 #pragma GCC unroll 2
-  for (int r = 0; r < Rows; ++r) {
-    T* out = to + r * s.to_row;
+    for (int r = 0; r < Rows; ++r) {
+      T* out = tile.to + r * s.to_row;
 #pragma GCC unroll 9
-    for (int j = 0; j < Pixels; ++j, out += s.to_pixel) store(out, sum[r][j]);
-  }
+      for (int j = 0; j < Pixels; ++j, out += s.to_pixel) store(out, sum[r][j]);
+    }
+    tile.source_at += kLanes<Acc<T>>;
+    tile.weight_at += s.weight_block;
+    tile.bias += kLanes<Acc<T>>;
+    tile.to += kLanes<Acc<T>>;
+  } while (--tile.blocks > 0);
 }
 
 template <class T>
