@@ -77,7 +77,7 @@ struct WinogradSteps {
     const int64_t most = max_of(blocks, grid.size() / (kRows / 2));  // of tiles enough for products
     const int64_t even = round_up(blocks, threads), others = groups * panels;
     int64_t cut = blocks;
-    if (blocks > 1 && (kept || even <= 2 * blocks)) cut = min_of(even, most);
+    if (blocks > 1 && (kept || even <= 3 * blocks)) cut = min_of(even, most);
     if (blocks == 1 && others < threads) cut = blocks_for(threads, others, most);
     return ceil_div(grid.size(), cut);
   }
