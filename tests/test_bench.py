@@ -159,17 +159,17 @@ def test_only_our_networks_run_with_torch_memory():
 
     class Probe(torch.nn.Module):
         def forward(self, x):
-            seen[self.library] = cnnext.backends.torch_memory.enabled
+            seen[self.backend] = cnnext.backends.torch_memory.enabled
             return self.weight * x.mean()
 
-        def __init__(self, library):
+        def __init__(self, backend):
             super().__init__()
-            self.library, self.weight = library, torch.nn.Parameter(torch.ones(1))
+            self.backend, self.weight = backend, torch.nn.Parameter(torch.ones(1))
 
     (networks, _) = cli.plan(parse("--model", "resnet18", "--mode", "infer", "--torch-memory"))
     assert all(section.torch_memory for section in networks[1])
-    for library in ("torch", "cnnext"):
-        network._step(Probe(library), library, "nchw", torch.float32, torch.ones(1, 3, 4, 4), None, True)()
+    for backend in ("torch", "cnnext"):
+        network._step(Probe(backend), backend, "nchw", torch.float32, torch.ones(1, 3, 4, 4), None, True)()
     assert seen == {"torch": False, "cnnext": True}
     assert not cnnext.backends.torch_memory.enabled
 
