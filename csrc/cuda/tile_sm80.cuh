@@ -22,6 +22,16 @@ constexpr int kDepth = kRowBytes / int(sizeof(T));
 template <class T>
 constexpr int kChunk = kChunkBytes / int(sizeof(T));  // elements
 
+// Starts the copies of the first kAhead of `steps` steps, each a group: load(step, stage).
+template <int kAhead, class Load>
+CNNEXT_DEVICE void start_copies(int steps, Load&& load) {
+#pragma unroll 1
+  for (int step = 0; step < kAhead; ++step) {
+    if (step < steps) load(step, step);
+    ptx::commit_copies();
+  }
+}
+
 // Where chunk `chunk` of row `row` is in its stage, in elements.
 template <class T, int kExtent, bool kAcross>
 struct OperandStage {
@@ -209,11 +219,7 @@ struct TileSm80 {
   // The sum over `steps` stages. load(step, stage) starts the copies of a step into a stage.
   template <class Load>
   CNNEXT_DEVICE void accumulate(int steps, Load&& load) {
-#pragma unroll 1
-    for (int step = 0; step < kAhead; ++step) {
-      if (step < steps) load(step, step);
-      ptx::commit_copies();
-    }
+    start_copies<kAhead>(steps, load);
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       ptx::wait_copies<kAhead - 1>();

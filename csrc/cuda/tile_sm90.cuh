@@ -112,11 +112,7 @@ struct TileSm90 : SumsSm90<kM, kN> {
   // products that read it before are done: while those of the next step go on.
   template <class Load>
   CNNEXT_DEVICE void accumulate(int steps, Load&& load) {
-#pragma unroll 1
-    for (int step = 0; step < kAhead; ++step) {
-      if (step < steps) load(step, step);
-      ptx::commit_copies();
-    }
+    start_copies<kAhead>(steps, load);
     int stage = 0, last = kAhead;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
