@@ -101,7 +101,10 @@ FAULTS = {
         TF32, GRAD_WEIGHT, ("tile_tf32_sm90.cuh", "turn_b(stage);\n        ptx::fence_for_wgmma();", "turn_b(stage);"),
     ),
     "TF32: a stage filled too early": (
-        TF32, (*BOTH, *GRAD_WEIGHT), ("tile_tf32_sm90.cuh", "ptx::wgmma_wait<0>();\n      __sync", "__sync"),
+        TF32, BOTH, ("tile_tf32_sm90.cuh", "(!kAcross) ptx::wgmma_wait<0>", "(false) ptx::wgmma_wait<0>"),
+    ),
+    "TF32: turned too early": (
+        TF32, GRAD_WEIGHT, ("tile_tf32_sm90.cuh", "(kAcross) ptx::wgmma_wait<0>", "(false) ptx::wgmma_wait<0>"),
     ),
     "TF32: not all is turned": (TF32, GRAD_WEIGHT, ("tile_tf32_sm90.cuh", "__syncthreads();  // all is", "// all is")),
     "TF32: a wrong fragment": (TF32, BOTH, ("tile_tf32_sm90.cuh", "first ^ k * 2", "first + k * 2")),

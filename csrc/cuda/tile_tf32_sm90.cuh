@@ -78,17 +78,12 @@ struct TileTf32Sm90 : SumsSm90<kM, kN> {
   // The sum over `steps` stages. load(step, stage) starts the copies of a step into a stage.
   template <class Load>
   CNNEXT_DEVICE void accumulate(int steps, Load&& load) {
-#pragma unroll 1
-    for (int step = 0; step < kAhead; ++step) {
-      if (step < steps) load(step, step);
-      ptx::commit_copies();
-    }
+    start_copies<kAhead>(steps, load);
     int stage = 0, last = kStages - 1;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       ptx::wait_copies<kAhead - 1>();
       if constexpr (!kAcross) ptx::fence_for_wgmma();
-      ptx::wgmma_wait<0>();
       __syncthreads();  // the copies of all threads have arrived, and no product runs that reads what follows
       uint32_t x[kProducts][4];
       load_a(stage, x);
@@ -98,12 +93,15 @@ struct TileTf32Sm90 : SumsSm90<kM, kN> {
         __syncthreads();  // all is turned
       }
       multiply(x, kAcross ? turned_b() : stage_b(stage));
+      // Products end in the step that starts them, or nvcc lets each wait for the one before. Where operands
+      // lie across, registers are too few for the copies' addresses meanwhile.
+      if constexpr (kAcross) ptx::wgmma_wait<0>();
       if (step + kAhead < steps) load(step + kAhead, kAcross ? stage : last);
       ptx::commit_copies();
+      if constexpr (!kAcross) ptx::wgmma_wait<0>();
       last = stage;
       stage = stage + 1 < kStages ? stage + 1 : 0;
     }
-    ptx::wgmma_wait<0>();
     ptx::wait_copies<0>();
     __syncthreads();
   }
