@@ -87,6 +87,15 @@ CASES = [
     problem((1, 3, 5, 17, 20), (16, 3, 3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3)),
     problem((2, 3, 40), (16, 3, 5), padding=2),
     problem((1, 2, 4, 5, 18), (32, 2, 3, 2, 3), padding=1),
+    # The gradient for their weight: rows in one run and in several, blocks of several rows, one and two vectors of
+    # channels, a window's row in several tiles; 1x1 to and from few channels.
+    *(problem((2, 3, 4, width), (16, 3, 3, 3), padding=1) for width in (191, 192, 193, 577)),
+    *(problem((3, 2, 70, 5), (outputs, 2, 2, 3), padding=(3, 1)) for outputs in (32, 48, 64)),
+    *(problem((2, n, 6, 17), (32, n, 3, 3), padding=2) for n in (7, 15, 24, 25)),
+    *(problem((2, n, 21, 20), (48, n, 1, 1)) for n in (1, 15, 47, 49)),
+    *(problem((2, 48, 21, 20), (n, 48, 1, 1)) for n in (1, 15, 47, 49)),
+    problem((3, 80, 9, 8), (16, 80, 1, 1), stride=2),
+    problem((3, 80, 9, 8), (16, 80, 1, 1), padding=1),
     # Few channels by whole rows: widths on and off the vectors, many vectors for one to three channels, several groups
     # and blocks of rows, strides that split a row into residues, padding beyond the row.
     *(problem((2, 3, 12, width), (5, 3, 3, 3), padding=1) for width in (4, 7, 8, 15, 16, 17, 32, 33, 63)),

@@ -10,6 +10,13 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
+template <class X>
+CNNEXT_INLINE void swap(X& x, X& y) {
+  const X before = x;
+  x = y;
+  y = before;
+}
+
 struct Range {
   int64_t begin, end;
   int64_t size() const { return end - begin; }

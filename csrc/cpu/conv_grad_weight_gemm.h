@@ -20,13 +20,6 @@ constexpr int64_t kGradPanels = 4;               // columns packed at a time, in
 constexpr int64_t kGradTasks = 16;               // splits are made until there are this many tasks
 constexpr int64_t kGradPixels = 3 * kDepth / 4;  // of a split, at least
 
-template <class X>
-CNNEXT_INLINE void swap(X& x, X& y) {
-  const X before = x;
-  x = y;
-  y = before;
-}
-
 // T is the type of the tensors; their products are those of numbers or of pairs of pixels in bfloat16,
 // channels last.
 template <class T, Product P = Product::kNumbers>

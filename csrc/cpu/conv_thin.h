@@ -24,6 +24,29 @@ struct HalfPairs {
   }
 };
 
+// The source rows of the windows from a pixel on, with zeros for the padding: to[row][pitch].
+template <class T, class Copied>
+void copy_window_rows(const T* source, const Strides& s, const Gather& g, const Pixel& p, int64_t pitch,
+                      Copied* to) {
+  const PhaseAxis &h = g.axis[1], &w = g.axis[2];
+  const int64_t first = w.source_index(p.j[2], 0) * g.channels, end = w.source * g.channels;
+  const int64_t before = clamp(-first, 0, pitch), inside = clamp(end - first - before, 0, pitch - before);
+  for (int64_t m = 0; m < g.axis[0].taps * h.taps; ++m, to += pitch) {
+    const int64_t row = source_row(g, p, m / h.taps, m % h.taps);
+    const int64_t copied = row < 0 ? 0 : inside;
+    fill_zero(to, before);
+    if (copied > 0) {
+      const T* from = source + p.image * s.image + row * end + first + before;
+      if constexpr (std::is_same_v<Copied, Acc<T>>) {
+        copy_run(from, to + before, copied);
+      } else {
+        __builtin_memcpy(to + before, from, copied * sizeof(T));
+      }
+    }
+    fill_zero(to + before + copied, pitch - before - copied);
+  }
+}
+
 // P is how elements are multiplied: pairs are of neighbours in memory, pixels whole pairs apart.
 template <class T, int Step, Product P = Product::kNumbers>
 struct ThinConv {
@@ -62,7 +85,7 @@ struct ThinConv {
     const int64_t width = g.axis[2].count;
     parallel(g.pixels() / width, [&](int64_t row, int thread) {
       Copied* copy = scratch + thread * scratch_size;
-      copy_rows(pixel_at(g, row * width), copy);
+      copy_window_rows(source, phases.source, g, pixel_at(g, row * width), pitch, copy);
       for (int64_t panel = 0; panel < panels; ++panel) {
         const Range channels = block(panel, kWide, phases.channels);
         if (channels.size() == kWide) {
@@ -93,25 +116,6 @@ struct ThinConv {
             to[k - channels.begin] = bit_cast<float>(bits(k, row, i) | bits(k, row, i + 1) << 16);
         }
       }
-    }
-  }
-
-  // The source rows of a destination row: to[row][pitch].
-  void copy_rows(const Pixel& p, Copied* to) const {
-    const PhaseAxis& w = g.axis[2];
-    const int64_t before = min_of(-w.offset * g.channels, pitch);
-    const int64_t inside = min_of(w.source * g.channels, pitch - before);
-    for (int64_t m = 0; m < rows; ++m, to += pitch) {
-      const int64_t row = source_row(g, p, m / g.axis[1].taps, m % g.axis[1].taps);
-      const int64_t copied = row < 0 ? 0 : inside;
-      const T* from = source + p.image * phases.source.image + row * w.source * g.channels;
-      fill_zero(to, before);
-      if constexpr (kPairs) {
-        if (copied > 0) __builtin_memcpy(to + before, from, copied * sizeof(T));
-      } else {
-        if (copied > 0) copy_run(from, to + before, copied);
-      }
-      fill_zero(to + before + copied, pitch - before - copied);
     }
   }
 

@@ -94,8 +94,9 @@ struct TileRows<S, Rows, 0> {
 };
 
 // One step of the depth: the products of an element of each row with whole vectors of columns.
-template <Product P, class Source, class A, int Rows, int Vectors>
-CNNEXT_INLINE void add_products(Vec<A> (&sum)[Rows][Vectors], const Source& a, const A* b) {
+template <Product P, class Source, class B, int Rows, int Vectors>
+CNNEXT_INLINE void add_products(Vec<Acc<B>> (&sum)[Rows][Vectors], const Source& a, const B* b) {
+  using A = Acc<B>;
   Vec<A> y[Vectors];
 #pragma GCC unroll 2
   for (int v = 0; v < Vectors; ++v) y[v] = load(b + v * kLanes<A>);

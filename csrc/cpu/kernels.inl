@@ -10,6 +10,7 @@
 #include "conv_winograd.h"
 #include "conv_grad_weight_gemm.h"
 #include "conv_grad_weight_winograd.h"
+#include "conv_thin_grad_weight.h"
 #include "conv_group_tiles.h"
 #include "conv_group_tiles_grad_weight.h"
 #include "conv_lanes_list.h"
@@ -45,7 +46,7 @@ const Kernels& kernels() {
       kConvGradInputGemm,      kConvGradInputReference};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise,  kPairsGradWeightGroupTiles,
                                                 kConvGradWeightGroupTiles, kConvGradWeightGrouped,
-                                                kConvGradWeightWinograd,   kPairsGradWeightGemm,
+                                                kConvGradWeightWinograd,   kConvGradWeightThin, kPairsGradWeightGemm,
                                                 kConvGradWeightGemm,       kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
   static const PoolKernel max_pool[] = {kMaxPoolSeparable,      kMaxPoolChannelsLast, kMaxPoolPlane,

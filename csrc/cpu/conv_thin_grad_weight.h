@@ -1,0 +1,209 @@
+// Gradient with respect to the weight where one side has few channels, channels last: images, and 1x1
+// convolutions to or from few channels.
+//
+// gemm copies each pixel's window and transposes the gradient of the output; for a window of 27 elements that
+// is half of the time. Here neither is packed. A tile is a part of a row of the window times two vectors of
+// output channels, and sums over pixels: vectors of the gradient are read where they are, elements of the
+// image from a copy of its rows (conv_thin.h), the window's part shifted by a pixel's elements each time.
+// A 1x1 convolution to few channels is one from few channels with the image and the gradient swapped.
+// Pixels are cut into runs of a row; blocks of runs stay in the cache while all tiles pass over them. A task
+// is a share of the blocks. Shares depend on the shape alone and their sums are added in order: threads do not
+// change the result.
+#pragma once
+
+#include "conv_thin.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+// Of more channels, gemm multiplies windows as fast: where they have one tap, or several.
+constexpr int64_t kThinChannels[] = {48, 24};
+constexpr int64_t kThinPixels = 192;  // of a block, about
+constexpr int64_t kThinShares = 32;   // at most
+
+// Every output pixel reads the input pixel of its number.
+inline bool is_pointwise(const ConvShape& s) {
+  for (const Window& x : s.axis) {
+    if (x.kernel != 1 || x.stride != 1 || x.padding != 0) return false;
+  }
+  return true;
+}
+inline bool swaps_sides(const ConvShape& s) { return is_pointwise(s) && s.K < s.C; }
+
+template <class T>
+struct ThinGradWeight {
+  using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>;
+
+  ThinGradWeight(const ConvProblem& p, const ConvBuffers& b, char* workspace)
+      : g(Phases(p, false).at(0)),
+        channels(p.shape.K),
+        w(weight_strides_of(p.weight_layout, p.shape.C, p.shape.taps())),
+        input(static_cast<const T*>(b.input)),
+        grad_output(static_cast<const T*>(b.output)),
+        grad_weight(static_cast<T*>(b.weight)) {
+    if (swaps_sides(p.shape)) {
+      swap(g.channels, channels);
+      swap(w.k, w.c);
+      swap(input, grad_output);
+    }
+    in = strides_of(p.layout, g.channels, p.shape.input_pixels());
+    const int64_t width = g.axis[2].count;
+    step = g.axis[2].source_step * g.channels;
+    window = g.axis[2].taps * g.channels;
+    rows = g.axis[0].taps * g.axis[1].taps;
+    runs_per_row = ceil_div(width, kThinPixels);
+    run = ceil_div(width, runs_per_row);
+    runs = g.pixels() / width * runs_per_row;
+    block_runs = runs_per_row > 1 ? 1 : max_of(kThinPixels / width, 1);
+    blocks = ceil_div(runs, block_runs);
+    shares = min_of(blocks, kThinShares);
+    pitch = (run - 1) * step + window;
+    copied = round_up(block_runs * rows * pitch, 64) + 64;  // off the powers of two
+    sums = round_up(rows * window * channels, 64);
+    scratch = reinterpret_cast<A*>(workspace);
+    partial = scratch + p.threads * copied;
+  }
+
+  static int64_t workspace(const ConvProblem& p) {
+    const ThinGradWeight self(p, {}, nullptr);
+    return (p.threads * self.copied + self.shares * self.sums) * sizeof(A);
+  }
+
+  void run_all(const Parallel& parallel) const {
+    parallel(shares, [&](int64_t share, int thread) {
+      A* to = partial + share * sums;
+      fill_zero(to, sums);
+      const Range mine = {share * blocks / shares, (share + 1) * blocks / shares};
+      for (int64_t b = mine.begin; b < mine.end; ++b) {
+        const Range next = block(b + 1, block_runs, b + 1 < mine.end ? runs : 0);
+        add_block(block(b, block_runs, runs), next, scratch + thread * copied, to);
+      }
+    });
+    parallel(channels / L, [&](int64_t vector, int) { store_weights(vector * L); });
+  }
+
+ private:
+  int64_t first_pixel(int64_t number) const {  // of a run
+    return number / runs_per_row * g.axis[2].count + number % runs_per_row * run;
+  }
+
+  int64_t pixels_of(int64_t number) const {
+    return min_of(run, g.axis[2].count - number % runs_per_row * run);
+  }
+
+  // to[row of the window, its element][K] += over the pixels of a block. Meanwhile those of the next one are
+  // fetched.
+  void add_block(Range part, Range next, A* copy, A* to) const {
+    Ahead ahead = fetched(next, part.size());
+    for (int64_t n = part.begin; n < part.end; ++n) {
+      const Pixel pixel = pixel_at(g, first_pixel(n));
+      copy_window_rows(input, in, g, pixel, pitch, copy + (n - part.begin) * rows * pitch);
+    }
+    for (int64_t k = 0; k < channels; k += kVectors * L) {
+      const bool narrow = k + L == channels;
+      for (int64_t m = 0; m < rows; ++m) {
+        for (int64_t tiles = ceil_div(window, kRows), e = 0; tiles > 0; --tiles) {
+          const int64_t height = ceil_div(window - e, tiles);
+          (this->*tile_of(height, narrow))(part, k, copy + m * pitch + e, to + (m * window + e) * channels + k,
+                                            ahead);
+          e += height;
+        }
+      }
+    }
+  }
+
+  // What the next block reads: of the image the last row of each window.
+  Ahead fetched(Range next, int64_t of_runs) const {
+    if (next.size() == 0) return {};
+    const Range pixels = {first_pixel(next.begin), first_pixel(next.end)};
+    const int64_t tiles = ceil_div(channels, kVectors * L) * rows * ceil_div(window, kRows);
+    const int64_t calls = tiles * of_runs * ceil_div(run, kFetchSteps);
+    const T* gradient = grad_output + pixels.begin * channels;
+    return {fetched_pixels(input, in, g, pixels, {(rows - 1) * window, rows * window}, calls),
+            FetchedRows(gradient, pixels.size() * channels, {1, 0}, {1, 0}, calls)};
+  }
+
+  template <int Rows, int Vectors>
+  void add_tile(Range part, int64_t k, const A* a, A* to, Ahead& ahead) const {
+    Vec<A> sum[Rows][Vectors] = {};
+    for (int64_t n = part.begin; n < part.end; ++n, a += rows * pitch) {
+      TileRows<A, Rows, 1> elements(a, 1);
+      const T* b = grad_output + first_pixel(n) * channels + k;
+      for (int64_t count = pixels_of(n); count > 0; count -= kFetchSteps) {
+        ahead.fetch();
+        for (int64_t j = min_of(count, kFetchSteps); j > 0; --j, elements.advance(step), b += channels)
+          add_products<Product::kNumbers>(sum, elements, b);
+      }
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) {
+        A* out = to + r * channels + v * L;
+        store(out, load(out) + sum[r][v]);
+      }
+    }
+  }
+  using Tile = void (ThinGradWeight::*)(Range, int64_t, const A*, A*, Ahead&) const;
+  template <int Rows = kRows>
+  static Tile tile_of(int64_t height, bool narrow) {
+    if constexpr (Rows > 1) {
+      if (height < Rows) return tile_of<Rows - 1>(height, narrow);
+    }
+    return narrow ? &ThinGradWeight::add_tile<Rows, 1> : &ThinGradWeight::add_tile<Rows, kVectors>;
+  }
+
+  // The weights of a vector of output channels: the sum of all shares.
+  void store_weights(int64_t k) const {
+    for (int64_t e = 0; e < rows * window; ++e) {
+      const A* from = partial + e * channels + k;
+      Vec<A> total = load(from);
+      for (int64_t share = 1; share < shares; ++share) total += load(from + share * sums);
+      T* to = grad_weight + e / g.channels * w.tap + e % g.channels * w.c + k * w.k;
+      for (int64_t lane = 0; lane < L; ++lane) store_one(to + lane * w.k, total[lane]);
+    }
+  }
+
+  Gather g;
+  int64_t channels;  // of the output
+  Strides in;
+  WeightStrides w;
+  const T *input, *grad_output;
+  T* grad_weight;
+  int64_t rows, window, step;               // of a window; elements of a row of it, and from pixel to pixel
+  int64_t run, runs_per_row, runs;          // pixels of a run, and how many runs there are
+  int64_t block_runs, blocks, shares;       // runs of a block; blocks, and the shares of them
+  int64_t pitch, copied, sums;              // elements of a copied row, of a block's copy, of a share's sums
+  A *scratch, *partial;
+};
+
+inline const char* thin_grad_weight_refuses(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  if (p.layout != Layout::kChannelsLast) return "takes channels last";
+  if (s.groups != 1) return "takes one group";
+  if (s.axis[2].dilation != 1) return "takes rows of neighbouring taps";
+  const bool swapped = swaps_sides(s);
+  if ((swapped ? s.K : s.C) > kThinChannels[s.taps() > 1])
+    return "takes at most 24 channels, or 48 of a 1x1 convolution";
+  if (s.C * s.taps() > kThinDepth && !swapped) return "takes windows of at most 512 elements";
+  int64_t lanes = 0;
+  with_type(p.dtype, [&](auto* tag) { lanes = kLanes<Acc<Pointee<decltype(tag)>>>; });
+  return (swapped ? s.C : s.K) % lanes == 0 ? nullptr : "takes channels that fill vectors";
+}
+inline int64_t thin_grad_weight_workspace(const ConvProblem& p) {
+  int64_t bytes = 0;
+  with_type(p.dtype, [&](auto* tag) { bytes = ThinGradWeight<Pointee<decltype(tag)>>::workspace(p); });
+  return bytes;
+}
+inline void thin_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
+                             char* workspace) {
+  with_type(p.dtype, [&](auto* tag) {
+    ThinGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run_all(parallel);
+  });
+}
+
+constexpr ConvKernel kConvGradWeightThin = {"thin", "an image's rows and the gradient, read in place",
+                                            thin_grad_weight_refuses, thin_grad_weight_workspace,
+                                            thin_grad_weight};
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
