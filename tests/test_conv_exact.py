@@ -94,6 +94,12 @@ CASES = [
     *(problem((2, n, 6, 17), (32, n, 3, 3), padding=2) for n in (7, 15, 24, 25)),
     *(problem((2, n, 21, 20), (48, n, 1, 1)) for n in (1, 15, 47, 49)),
     *(problem((2, 48, 21, 20), (n, 48, 1, 1)) for n in (1, 15, 47, 49)),
+    # By rows in channels first: whole vectors and a rest, blocks of rows and several of them, one to five channels of
+    # a tile, terms in several tiles, strides, groups of up to three channels also in channels last.
+    *(problem((2, 3, 9, width), (5, 3, 3, 3), padding=1) for width in (24, 31, 47, 300)),
+    *(problem((2, 2, 90, 40), (n, 2, 4, 5), padding=(0, 2), stride=(2, 1)) for n in (1, 2, 3, 4, 16)),
+    *(problem((2, 3 * n, 41, 33), (6, n, 3, 5), padding=(2, 1), groups=3) for n in (1, 2, 3)),
+    *(problem((2, 2, 61, 100), (33, 2, 2, 4), stride=(1, n)) for n in (1, 2, 3)),
     problem((3, 80, 9, 8), (16, 80, 1, 1), stride=2),
     problem((3, 80, 9, 8), (16, 80, 1, 1), padding=1),
     # Few channels by whole rows: widths on and off the vectors, many vectors for one to three channels, several groups

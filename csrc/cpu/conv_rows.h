@@ -18,97 +18,31 @@ constexpr int64_t kRowsWeights = kRowsDepth + 16;  // elements from a channel's 
 constexpr int64_t kRowsCopied = 32 << 10;          // bytes of copied rows, about, of a block of rows
 constexpr int64_t kRowsMost = 256 << 10;           // bytes that the windows of one row may read
 
+// The source rows that a block of destination rows reads, as they are copied.
 template <class T>
-struct ConvRows {
+struct CopiedRows {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
 
-  ConvRows(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
-      : phases(p, gradient),
-        g(phases.at(0)),
-        source(static_cast<const T*>(gradient ? b.output : b.input)),
-        weight(static_cast<const T*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)) {
+  // Of as many destination rows, up to the most, as need this many bytes.
+  CopiedRows(const Phases& phases, const void* source, int64_t bytes, int64_t most_rows)
+      : g(phases.at(0)), source(static_cast<const T*>(source)), s(phases.source) {
     const PhaseAxis &h = g.axis[1], &w = g.axis[2];
     planes = g.axis[0].taps * g.channels;
     pitch = round_up(w.count + (w.taps - 1) * w.offset_step / w.source_step, L);
     const int64_t row_bytes = planes * w.source_step * pitch * int64_t(sizeof(A));
     const int64_t taps_height = (h.taps - 1) * h.offset_step + 1;
-    const int64_t fitting = (kRowsCopied / row_bytes - taps_height) / h.source_step + 1;
-    const int64_t rows = g.images * phases.shape.groups * g.axis[0].count * h.count;
-    block_rows = clamp(min_of(fitting, rows / (4 * p.threads)), 1, 8);
-    height = (block_rows - 1) * h.source_step + taps_height;
+    block_rows = clamp(min_of((bytes / row_bytes - taps_height) / h.source_step + 1, most_rows), 1, h.count);
     row_blocks = ceil_div(h.count, block_rows);
-    // Where rows are few, as in one dimension, channels are cut too; each block copies the rows again.
-    const int64_t tasks = g.images * phases.shape.groups * g.axis[0].count * row_blocks;
-    channel_block = ceil_div(phases.channels, blocks_for(p.threads, tasks, ceil_div(phases.channels, kRows)));
-    channel_blocks = ceil_div(phases.channels, channel_block);
-    packed = reinterpret_cast<A*>(workspace);
-    packed_size = round_up(phases.shape.groups * phases.channels * kRowsWeights, 64);
-    scratch = packed + packed_size;
-    scratch_size =
-        round_up(planes * height * w.source_step * pitch + L, 64) + 64;  // the last vector reads on
+    height = (block_rows - 1) * h.source_step + taps_height;
+    row_step = h.source_step * w.source_step * pitch;
+    size = round_up(planes * height * w.source_step * pitch + L, 64) + 64;  // the last vector reads on
     place_taps();
-  }
-
-  static int64_t workspace(const ConvProblem& p, bool gradient) {
-    const ConvRows self(p, gradient, {}, nullptr);
-    return (self.packed_size + p.threads * self.scratch_size) * sizeof(A);
-  }
-
-  void run(const Parallel& parallel) const {
-    parallel(phases.shape.groups, [&](int64_t group, int) { pack_weights(group); });
-    const int64_t blocks = channel_blocks * row_blocks;
-    parallel(g.images * phases.shape.groups * g.axis[0].count * blocks, [&](int64_t task, int thread) {
-      const Range channels = block(task % channel_blocks, channel_block, phases.channels);
-      const Range rows = block(task / channel_blocks % row_blocks, block_rows, g.axis[1].count);
-      task /= blocks;
-      const int64_t j0 = task % g.axis[0].count, group = task / g.axis[0].count % phases.shape.groups;
-      const int64_t image = task / g.axis[0].count / phases.shape.groups;
-      A* copy = scratch + thread * scratch_size;
-      copy_rows(image, group, j0, rows.begin, copy);
-      fill_rows(image, group, j0, rows, channels, copy);
-    });
-  }
-
- private:
-  // Where each term of a sum is read: elements from the place of a pixel. Channels are outside, taps inside,
-  // as in the memory of a weight in channels first.
-  void place_taps() {
-    const PhaseAxis &h = g.axis[1], &w = g.axis[2];
-    int64_t n = 0;
-    for (int64_t c = 0; c < g.channels; ++c) {
-      for (int64_t m = 0; m < g.taps(); ++m) {
-        const int64_t m2 = m % w.taps * w.offset_step, m1 = m / w.taps % h.taps, m0 = m / w.taps / h.taps;
-        const int64_t row = (m0 * g.channels + c) * height + m1 * h.offset_step;
-        place[n++] = int32_t((row * w.source_step + m2 % w.source_step) * pitch + m2 / w.source_step);
-      }
-    }
-  }
-
-  // packed[channel][kRowsWeights], in the order of place_taps.
-  void pack_weights(int64_t group) const {
-    const T* from = weight + group * phases.weight_group;
-    A* to = packed + group * phases.channels * kRowsWeights;
-    const int64_t taps = g.taps();
-    const bool as_in_memory = !phases.gradient && phases.weight_tap == 1;
-    for (int64_t k = 0; k < phases.channels; ++k, from += phases.weight_channel, to += kRowsWeights) {
-      if (as_in_memory) {
-        copy_run(from, to, g.depth());
-        continue;
-      }
-      for (int64_t m = 0; m < taps; ++m) {
-        const T* tap = from + phases.weight_offset(g, m);
-        for (int64_t c = 0; c < g.channels; ++c) to[c * taps + m] = load_one(tap + c * phases.weight_source);
-      }
-    }
   }
 
   // to[plane][row][residue][pitch]: the source rows of a block of destination rows.
   void copy_rows(int64_t image, int64_t group, int64_t j0, int64_t j1, A* to) const {
     const PhaseAxis &d = g.axis[0], &h = g.axis[1], &w = g.axis[2];
-    const Strides& s = phases.source;
     for (int64_t plane = 0; plane < planes; ++plane) {
       const int64_t i0 = d.source_index(j0, plane / g.channels), c = group * g.channels + plane % g.channels;
       const T* from = source + image * s.image + c * s.channel;
@@ -130,18 +64,102 @@ struct ConvRows {
     }
   }
 
-  void fill_rows(int64_t image, int64_t group, int64_t j0, Range rows, Range part, const A* copy) const {
+  Gather g;
+  const T* source;
+  Strides s;
+  int64_t planes, pitch, height;  // channels times taps of the first axis; a row's elements, and rows of each
+  int64_t block_rows, row_blocks;  // of the destination
+  int64_t row_step, size;          // elements from a destination row's source to the next one's; of all
+  int32_t place[kRowsDepth];
+
+ private:
+  // Where each term of a sum is read: elements from the place of a pixel. Channels are outside, taps inside,
+  // as in the memory of a weight in channels first.
+  void place_taps() {
     const PhaseAxis &h = g.axis[1], &w = g.axis[2];
+    int64_t n = 0;
+    for (int64_t c = 0; c < g.channels; ++c) {
+      for (int64_t m = 0; m < g.taps(); ++m) {
+        const int64_t m2 = m % w.taps * w.offset_step, m1 = m / w.taps % h.taps, m0 = m / w.taps / h.taps;
+        const int64_t row = (m0 * g.channels + c) * height + m1 * h.offset_step;
+        place[n++] = int32_t((row * w.source_step + m2 % w.source_step) * pitch + m2 / w.source_step);
+      }
+    }
+  }
+};
+
+template <class T>
+struct ConvRows {
+  using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>;
+
+  ConvRows(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
+      : phases(p, gradient),
+        g(phases.at(0)),
+        copied(phases, gradient ? b.output : b.input, kRowsCopied, clamp(rows() / (4 * p.threads), 1, 8)),
+        weight(static_cast<const T*>(b.weight)),
+        bias(static_cast<const T*>(b.bias)),
+        destination(static_cast<T*>(gradient ? b.input : b.output)) {
+    // Where rows are few, as in one dimension, channels are cut too; each block copies the rows again.
+    const int64_t tasks = g.images * phases.shape.groups * g.axis[0].count * copied.row_blocks;
+    channel_block = ceil_div(phases.channels, blocks_for(p.threads, tasks, ceil_div(phases.channels, kRows)));
+    channel_blocks = ceil_div(phases.channels, channel_block);
+    packed = reinterpret_cast<A*>(workspace);
+    packed_size = round_up(phases.shape.groups * phases.channels * kRowsWeights, 64);
+    scratch = packed + packed_size;
+  }
+
+  static int64_t workspace(const ConvProblem& p, bool gradient) {
+    const ConvRows self(p, gradient, {}, nullptr);
+    return (self.packed_size + p.threads * self.copied.size) * sizeof(A);
+  }
+
+  void run(const Parallel& parallel) const {
+    parallel(phases.shape.groups, [&](int64_t group, int) { pack_weights(group); });
+    const int64_t blocks = channel_blocks * copied.row_blocks;
+    parallel(g.images * phases.shape.groups * g.axis[0].count * blocks, [&](int64_t task, int thread) {
+      const Range channels = block(task % channel_blocks, channel_block, phases.channels);
+      const Range rows = block(task / channel_blocks % copied.row_blocks, copied.block_rows, g.axis[1].count);
+      task /= blocks;
+      const int64_t j0 = task % g.axis[0].count, group = task / g.axis[0].count % phases.shape.groups;
+      const int64_t image = task / g.axis[0].count / phases.shape.groups;
+      A* copy = scratch + thread * copied.size;
+      copied.copy_rows(image, group, j0, rows.begin, copy);
+      fill_rows(image, group, j0, rows, channels, copy);
+    });
+  }
+
+ private:
+  int64_t rows() const { return g.images * phases.shape.groups * g.axis[0].count * g.axis[1].count; }
+
+  // packed[channel][kRowsWeights], in the order of place_taps.
+  void pack_weights(int64_t group) const {
+    const T* from = weight + group * phases.weight_group;
+    A* to = packed + group * phases.channels * kRowsWeights;
+    const int64_t taps = g.taps();
+    const bool as_in_memory = !phases.gradient && phases.weight_tap == 1;
+    for (int64_t k = 0; k < phases.channels; ++k, from += phases.weight_channel, to += kRowsWeights) {
+      if (as_in_memory) {
+        copy_run(from, to, g.depth());
+        continue;
+      }
+      for (int64_t m = 0; m < taps; ++m) {
+        const T* tap = from + phases.weight_offset(g, m);
+        for (int64_t c = 0; c < g.channels; ++c) to[c * taps + m] = load_one(tap + c * phases.weight_source);
+      }
+    }
+  }
+
+  void fill_rows(int64_t image, int64_t group, int64_t j0, Range rows, Range part, const A* copy) const {
     const Strides& s = phases.destination;
-    const int64_t channels = phases.channels, row_step = h.source_step * w.source_step * pitch;
-    T* to =
-        destination + image * s.image + group * channels * s.channel + j0 * g.extent[1] * w.count * s.pixel;
+    const int64_t channels = phases.channels, width = g.axis[2].count;
+    T* to = destination + image * s.image + group * channels * s.channel + j0 * g.extent[1] * width * s.pixel;
     const A* weights = packed + group * channels * kRowsWeights;
     for (int64_t tiles = ceil_div(part.size(), kRows), k = part.begin; tiles > 0; --tiles) {
       const int64_t some = ceil_div(part.end - k, tiles);
       for (int64_t j1 = rows.begin; j1 < rows.end; ++j1) {
-        fill_row(some, weights + k * kRowsWeights, copy + (j1 - rows.begin) * row_step,
-                 bias ? bias + group * channels + k : nullptr, to + k * s.channel + j1 * w.count * s.pixel);
+        fill_row(some, weights + k * kRowsWeights, copy + (j1 - rows.begin) * copied.row_step,
+                 bias ? bias + group * channels + k : nullptr, to + k * s.channel + j1 * width * s.pixel);
       }
       k += some;
     }
@@ -167,7 +185,7 @@ struct ConvRows {
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) at[v] = max_of(min_of(j + v * L, g.axis[2].count - L), 0);
     Vec<A> sum[Rows][Vectors] = {};
-    const int32_t* distance = place;
+    const int32_t* distance = copied.place;
     for (int64_t d = g.depth(); d > 0; --d, ++weights) {
       const A* x = copy + *distance++;
       Vec<A> y[Vectors];
@@ -200,13 +218,11 @@ struct ConvRows {
 
   Phases phases;
   Gather g;
-  const T *source, *weight, *bias;
+  CopiedRows<T> copied;
+  const T *weight, *bias;
   T* destination;
-  int64_t planes, pitch, height, block_rows;  // copied: channels times taps of the first axis; rows of each
-  int64_t row_blocks, channel_block, channel_blocks;
-  int64_t packed_size, scratch_size;
+  int64_t channel_block, channel_blocks, packed_size;
   A *packed, *scratch;
-  int32_t place[kRowsDepth];
 };
 
 template <bool Gradient>

@@ -7,8 +7,8 @@
 // image from a copy of its rows (conv_thin.h), the window's part shifted by a pixel's elements each time.
 // A 1x1 convolution to few channels is one from few channels with the image and the gradient swapped.
 // Pixels are cut into runs of a row; blocks of runs stay in the cache while all tiles pass over them. A task
-// is a share of the blocks. Shares depend on the shape alone and their sums are added in order: threads do not
-// change the result.
+// is a share of the blocks. Shares depend on the shape alone and their sums are added in order: threads do
+// not change the result.
 #pragma once
 
 #include "conv_thin.h"
@@ -104,8 +104,8 @@ struct ThinGradWeight {
       for (int64_t m = 0; m < rows; ++m) {
         for (int64_t tiles = ceil_div(window, kRows), e = 0; tiles > 0; --tiles) {
           const int64_t height = ceil_div(window - e, tiles);
-          (this->*tile_of(height, narrow))(part, k, copy + m * pitch + e, to + (m * window + e) * channels + k,
-                                            ahead);
+          (this->*tile_of(height, narrow))(part, k, copy + m * pitch + e,
+                                           to + (m * window + e) * channels + k, ahead);
           e += height;
         }
       }
@@ -170,10 +170,10 @@ struct ThinGradWeight {
   WeightStrides w;
   const T *input, *grad_output;
   T* grad_weight;
-  int64_t rows, window, step;               // of a window; elements of a row of it, and from pixel to pixel
-  int64_t run, runs_per_row, runs;          // pixels of a run, and how many runs there are
-  int64_t block_runs, blocks, shares;       // runs of a block; blocks, and the shares of them
-  int64_t pitch, copied, sums;              // elements of a copied row, of a block's copy, of a share's sums
+  int64_t rows, window, step;          // of a window; elements of a row of it, and from pixel to pixel
+  int64_t run, runs_per_row, runs;     // pixels of a run, and how many runs there are
+  int64_t block_runs, blocks, shares;  // runs of a block; blocks, and the shares of them
+  int64_t pitch, copied, sums;         // elements of a copied row, of a block's copy, of a share's sums
   A *scratch, *partial;
 };
 
@@ -197,9 +197,8 @@ inline int64_t thin_grad_weight_workspace(const ConvProblem& p) {
 }
 inline void thin_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
                              char* workspace) {
-  with_type(p.dtype, [&](auto* tag) {
-    ThinGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run_all(parallel);
-  });
+  with_type(p.dtype,
+            [&](auto* tag) { ThinGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run_all(parallel); });
 }
 
 constexpr ConvKernel kConvGradWeightThin = {"thin", "an image's rows and the gradient, read in place",

@@ -10,6 +10,7 @@
 #include "conv_winograd.h"
 #include "conv_grad_weight_gemm.h"
 #include "conv_grad_weight_winograd.h"
+#include "conv_rows_grad_weight.h"
 #include "conv_thin_grad_weight.h"
 #include "conv_group_tiles.h"
 #include "conv_group_tiles_grad_weight.h"
@@ -44,10 +45,10 @@ const Kernels& kernels() {
       kConvGradInputDepthwise, kPairsGroupTiles<true>, kConvGradInputGroupTiles, kConvGradInputGrouped,
       kConvGradInputWinograd,  kConvRows<true>,        kConvCol2Im<true>,        kPairsGemm<true>,
       kConvGradInputGemm,      kConvGradInputReference};
-  static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise,  kPairsGradWeightGroupTiles,
-                                                kConvGradWeightGroupTiles, kConvGradWeightGrouped,
-                                                kConvGradWeightWinograd,   kConvGradWeightThin, kPairsGradWeightGemm,
-                                                kConvGradWeightGemm,       kConvGradWeightReference};
+  static const ConvKernel conv_grad_weight[] = {
+      kConvGradWeightDepthwise, kPairsGradWeightGroupTiles, kConvGradWeightGroupTiles, kConvGradWeightGrouped,
+      kConvGradWeightWinograd,  kConvGradWeightThin,        kConvGradWeightRows,       kPairsGradWeightGemm,
+      kConvGradWeightGemm,      kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
   static const PoolKernel max_pool[] = {kMaxPoolSeparable,      kMaxPoolChannelsLast, kMaxPoolPlane,
                                         kMaxPoolSeparableLanes, kMaxPoolLanes,        kMaxPoolRows,
