@@ -17,8 +17,8 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 // Of more channels, gemm multiplies windows as fast: where they have one tap, or several.
 constexpr int64_t kThinChannels[] = {48, 24};
-constexpr int64_t kThinPixels = 192;  // of a block, about
-constexpr int64_t kThinShares = 32;   // at most
+constexpr int64_t kThinPixels = 224;      // of a block, at most
+constexpr int64_t kThinSums = 128 << 10;  // elements of all shares' sums, about
 
 // Every output pixel reads the input pixel of its number.
 inline bool is_pointwise(const ConvShape& s) {
@@ -52,14 +52,18 @@ struct ThinGradWeight {
     window = g.axis[2].taps * g.channels;
     rows = g.axis[0].taps * g.axis[1].taps;
     runs_per_row = ceil_div(width, kThinPixels);
-    run = ceil_div(width, runs_per_row);
+    length = ceil_div(width, runs_per_row);
     runs = g.pixels() / width * runs_per_row;
     block_runs = runs_per_row > 1 ? 1 : max_of(kThinPixels / width, 1);
     blocks = ceil_div(runs, block_runs);
-    shares = min_of(blocks, kThinShares);
-    pitch = (run - 1) * step + window;
+    pitch = (length - 1) * step + window;
     copied = round_up(block_runs * rows * pitch, 64) + 64;  // off the powers of two
     sums = round_up(rows * window * channels, 64);
+    shares = min_of(blocks, clamp(kThinSums / sums, 8, 32));
+    // For more threads channels are cut; each block of them copies the rows again.
+    const int64_t most_cuts = ceil_div(channels, kVectors * L);
+    channel_block = ceil_div(most_cuts, blocks_for(p.threads, shares, most_cuts)) * kVectors * L;
+    channel_blocks = ceil_div(channels, channel_block);
     scratch = reinterpret_cast<A*>(workspace);
     partial = scratch + p.threads * copied;
   }
@@ -69,14 +73,17 @@ struct ThinGradWeight {
     return (p.threads * self.copied + self.shares * self.sums) * sizeof(A);
   }
 
-  void run_all(const Parallel& parallel) const {
-    parallel(shares, [&](int64_t share, int thread) {
+  void run(const Parallel& parallel) const {
+    parallel(shares * channel_blocks, [&](int64_t task, int thread) {
+      const int64_t share = task / channel_blocks;
+      const Range outputs = block(task % channel_blocks, channel_block, channels);
       A* to = partial + share * sums;
-      fill_zero(to, sums);
+      for (int64_t e = 0; e < rows * window; ++e)
+        fill_zero(to + e * channels + outputs.begin, outputs.size());
       const Range mine = {share * blocks / shares, (share + 1) * blocks / shares};
       for (int64_t b = mine.begin; b < mine.end; ++b) {
         const Range next = block(b + 1, block_runs, b + 1 < mine.end ? runs : 0);
-        add_block(block(b, block_runs, runs), next, scratch + thread * copied, to);
+        add_block(block(b, block_runs, runs), next, outputs, scratch + thread * copied, to);
       }
     });
     parallel(channels / L, [&](int64_t vector, int) { store_weights(vector * L); });
@@ -84,28 +91,28 @@ struct ThinGradWeight {
 
  private:
   int64_t first_pixel(int64_t number) const {  // of a run
-    return number / runs_per_row * g.axis[2].count + number % runs_per_row * run;
+    return number / runs_per_row * g.axis[2].count + number % runs_per_row * length;
   }
 
   int64_t pixels_of(int64_t number) const {
-    return min_of(run, g.axis[2].count - number % runs_per_row * run);
+    return min_of(length, g.axis[2].count - number % runs_per_row * length);
   }
 
   // to[row of the window, its element][K] += over the pixels of a block. Meanwhile those of the next one are
   // fetched.
-  void add_block(Range part, Range next, A* copy, A* to) const {
-    Ahead ahead = fetched(next, part.size());
-    for (int64_t n = part.begin; n < part.end; ++n) {
+  void add_block(Range now, Range next, Range outputs, A* copy, A* to) const {
+    Ahead ahead = fetched(next, outputs, now.size());
+    for (int64_t n = now.begin; n < now.end; ++n) {
       const Pixel pixel = pixel_at(g, first_pixel(n));
-      copy_window_rows(input, in, g, pixel, pitch, copy + (n - part.begin) * rows * pitch);
+      copy_window_rows(input, in, g, pixel, pitch, copy + (n - now.begin) * rows * pitch);
     }
-    for (int64_t k = 0; k < channels; k += kVectors * L) {
-      const bool narrow = k + L == channels;
+    for (int64_t k = outputs.begin; k < outputs.end; k += kVectors * L) {
+      const bool narrow = k + L == outputs.end;
       for (int64_t m = 0; m < rows; ++m) {
         for (int64_t tiles = ceil_div(window, kRows), e = 0; tiles > 0; --tiles) {
           const int64_t height = ceil_div(window - e, tiles);
-          (this->*tile_of(height, narrow))(part, k, copy + m * pitch + e,
-                                           to + (m * window + e) * channels + k, ahead);
+          (this->*tile_of(height, narrow))(now, k, copy + m * pitch + e, to + (m * window + e) * channels + k,
+                                           ahead);
           e += height;
         }
       }
@@ -113,20 +120,20 @@ struct ThinGradWeight {
   }
 
   // What the next block reads: of the image the last row of each window.
-  Ahead fetched(Range next, int64_t of_runs) const {
+  Ahead fetched(Range next, Range outputs, int64_t of_runs) const {
     if (next.size() == 0) return {};
     const Range pixels = {first_pixel(next.begin), first_pixel(next.end)};
-    const int64_t tiles = ceil_div(channels, kVectors * L) * rows * ceil_div(window, kRows);
-    const int64_t calls = tiles * of_runs * ceil_div(run, kFetchSteps);
-    const T* gradient = grad_output + pixels.begin * channels;
+    const int64_t tiles = ceil_div(outputs.size(), kVectors * L) * rows * ceil_div(window, kRows);
+    const int64_t calls = tiles * of_runs * ceil_div(length, kFetchSteps);
+    const T* gradient = grad_output + pixels.begin * channels + outputs.begin;
     return {fetched_pixels(input, in, g, pixels, {(rows - 1) * window, rows * window}, calls),
-            FetchedRows(gradient, pixels.size() * channels, {1, 0}, {1, 0}, calls)};
+            FetchedRows(gradient, outputs.size(), {pixels.size(), channels}, {1, 0}, calls)};
   }
 
   template <int Rows, int Vectors>
-  void add_tile(Range part, int64_t k, const A* a, A* to, Ahead& ahead) const {
+  void add_tile(Range now, int64_t k, const A* a, A* to, Ahead& ahead) const {
     Vec<A> sum[Rows][Vectors] = {};
-    for (int64_t n = part.begin; n < part.end; ++n, a += rows * pitch) {
+    for (int64_t n = now.begin; n < now.end; ++n, a += rows * pitch) {
       TileRows<A, Rows, 1> elements(a, 1);
       const T* b = grad_output + first_pixel(n) * channels + k;
       for (int64_t count = pixels_of(n); count > 0; count -= kFetchSteps) {
@@ -170,10 +177,11 @@ struct ThinGradWeight {
   WeightStrides w;
   const T *input, *grad_output;
   T* grad_weight;
-  int64_t rows, window, step;          // of a window; elements of a row of it, and from pixel to pixel
-  int64_t run, runs_per_row, runs;     // pixels of a run, and how many runs there are
-  int64_t block_runs, blocks, shares;  // runs of a block; blocks, and the shares of them
-  int64_t pitch, copied, sums;         // elements of a copied row, of a block's copy, of a share's sums
+  int64_t rows, window, step;             // of a window; elements of a row of it, and from pixel to pixel
+  int64_t length, runs_per_row, runs;     // pixels of a run, and how many runs there are
+  int64_t block_runs, blocks, shares;     // runs of a block; blocks, and the shares of them
+  int64_t channel_block, channel_blocks;  // of the output
+  int64_t pitch, copied, sums;            // elements of a copied row, of a block's copy, of a share's sums
   A *scratch, *partial;
 };
 
@@ -198,7 +206,7 @@ inline int64_t thin_grad_weight_workspace(const ConvProblem& p) {
 inline void thin_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
                              char* workspace) {
   with_type(p.dtype,
-            [&](auto* tag) { ThinGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run_all(parallel); });
+            [&](auto* tag) { ThinGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
 }
 
 constexpr ConvKernel kConvGradWeightThin = {"thin", "an image's rows and the gradient, read in place",

@@ -47,7 +47,7 @@ const Kernels& kernels() {
       kConvGradInputGemm,      kConvGradInputReference};
   static const ConvKernel conv_grad_weight[] = {
       kConvGradWeightDepthwise, kPairsGradWeightGroupTiles, kConvGradWeightGroupTiles, kConvGradWeightGrouped,
-      kConvGradWeightWinograd,  kConvGradWeightThin,        kConvGradWeightRows,       kPairsGradWeightGemm,
+      kConvGradWeightWinograd,  kConvGradWeightRows,        kPairsGradWeightGemm,      kConvGradWeightThin,
       kConvGradWeightGemm,      kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
   static const PoolKernel max_pool[] = {kMaxPoolSeparable,      kMaxPoolChannelsLast, kMaxPoolPlane,
