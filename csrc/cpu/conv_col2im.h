@@ -337,8 +337,7 @@ struct Col2Im {
 struct Col2ImCost {
   Col2ImCost(const ConvProblem& p, bool gradient) {
     const ConvShape& s = p.shape;
-    int64_t lanes = 0;
-    with_type(p.dtype, [&](auto* tag) { lanes = kLanes<Acc<Pointee<decltype(tag)>>>; });
+    const int64_t lanes = lanes_of(p.dtype);
     const int64_t channels = gradient ? s.C : s.K, depth = gradient ? s.K : s.C;
     const int64_t run = s.axis[2].kernel * channels, rows = s.axis[0].kernel * s.axis[1].kernel;
     direct = double(s.output_pixels()) * double(depth * s.taps() * ceil_div(channels, lanes));

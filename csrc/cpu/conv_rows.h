@@ -237,10 +237,8 @@ const char* rows_refuse(const ConvProblem& p) {
   if (s.axis[2].kernel == 1) return "takes rows of several taps";
   if (channels > kRowsChannels || channels * s.taps() > kRowsDepth)
     return "takes at most 16 source channels, and sums of 384 products";
-  int64_t lanes = 0;
-  with_type(p.dtype, [&](auto* tag) { lanes = kLanes<Acc<Pointee<decltype(tag)>>>; });
   const int64_t width = Gradient ? s.axis[2].input : s.axis[2].output;
-  if (2 * width < lanes) return "takes rows of half a vector or more";
+  if (2 * width < lanes_of(p.dtype)) return "takes rows of half a vector or more";
   // In floating point, as a dilation may be any number.
   double bytes = sizeof(float) * double(channels * s.axis[0].kernel) * double(s.axis[2].stride);
   bytes *= double(s.axis[1].kernel - 1) * double(s.axis[1].dilation) + 1;

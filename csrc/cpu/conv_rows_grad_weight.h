@@ -100,17 +100,18 @@ struct RowsGradWeight {
 
   // to[output channel][term] += over the pixels of a block of rows.
   void add_block(int64_t group, int64_t b, Range channels, A* copy, A* to) const {
-    const PhaseAxis &d = g.axis[0], &h = g.axis[1], &w = g.axis[2];
+    const PhaseAxis &d = g.axis[0], &h = g.axis[1];
+    const int64_t width = g.axis[2].count;
     const Range rows = block(b % copied.row_blocks, copied.block_rows, h.count);
     const int64_t j0 = b / copied.row_blocks % d.count, image = b / copied.row_blocks / d.count;
     copied.copy_rows(image, group, j0, rows.begin, copy);
     const Strides& s = phases.destination;
     const T* from = grad_output + image * s.image + (group * phases.channels + channels.begin) * s.channel +
-                    (j0 * h.count + rows.begin) * w.count * s.pixel;
+                    (j0 * h.count + rows.begin) * width * s.pixel;
     if (in_place()) return add_tiles(channels.size(), rows.size(), copy, from, s.channel, to);
     A* gradient = copy + copied.size;
     for (int64_t k = 0; k < channels.size(); ++k)
-      copy_strided(from + k * s.channel, s.pixel, gradient + k * plane_size(), rows.size() * w.count, false);
+      copy_strided(from + k * s.channel, s.pixel, gradient + k * plane_size(), rows.size() * width, false);
     add_tiles(channels.size(), rows.size(), copy, gradient, plane_size(), to);
   }
 
@@ -208,9 +209,7 @@ inline const char* rows_grad_weight_refuses(const ConvProblem& p) {
   if (const char* reason = rows_refuse<false>(p)) return reason;
   if (min_of(s.K_per_group(), s.C_per_group() * s.taps()) > kRowsGradSide)
     return "takes at most 16 output channels, or as many taps times input channels";
-  int64_t lanes = 0;
-  with_type(p.dtype, [&](auto* tag) { lanes = kLanes<Acc<Pointee<decltype(tag)>>>; });
-  return s.axis[2].output < lanes ? "takes rows of a vector or more" : nullptr;
+  return s.axis[2].output < lanes_of(p.dtype) ? "takes rows of a vector or more" : nullptr;
 }
 inline int64_t rows_grad_weight_workspace(const ConvProblem& p) {
   int64_t bytes = 0;

@@ -205,9 +205,7 @@ inline const char* thin_refuses(const ConvProblem& p) {
   if (s.axis[2].dilation != 1 || s.axis[2].kernel == 1) return "takes rows of neighbouring taps";
   if (s.C * s.taps() > kThinDepth) return "takes sums of at most 512 products";
   if (s.axis[2].output < kThinLow) return "takes rows that fill a tile";
-  int64_t lanes = 0;
-  with_type(p.dtype, [&](auto* tag) { lanes = kLanes<Acc<Pointee<decltype(tag)>>>; });
-  return s.K % lanes == 0 ? nullptr : "takes output channels that fill vectors";
+  return s.K % lanes_of(p.dtype) == 0 ? nullptr : "takes output channels that fill vectors";
 }
 
 // Calls visit(a ThinConv) for a problem; of pairs, if they are wanted.

@@ -15,8 +15,8 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-// Of more channels, gemm multiplies windows as fast: where they have one tap, or several.
-constexpr int64_t kThinChannels[] = {48, 24};
+constexpr int64_t kThinChannels = 24;     // of more, gemm multiplies windows as fast,
+constexpr int64_t kThinTapChannels = 48;  // and of these, windows of one tap
 constexpr int64_t kThinPixels = 224;      // of a block, at most
 constexpr int64_t kThinSums = 128 << 10;  // elements of all shares' sums, about
 
@@ -191,12 +191,10 @@ inline const char* thin_grad_weight_refuses(const ConvProblem& p) {
   if (s.groups != 1) return "takes one group";
   if (s.axis[2].dilation != 1) return "takes rows of neighbouring taps";
   const bool swapped = swaps_sides(s);
-  if ((swapped ? s.K : s.C) > kThinChannels[s.taps() > 1])
+  if ((swapped ? s.K : s.C) > (s.taps() > 1 ? kThinChannels : kThinTapChannels))
     return "takes at most 24 channels, or 48 of a 1x1 convolution";
   if (s.C * s.taps() > kThinDepth && !swapped) return "takes windows of at most 512 elements";
-  int64_t lanes = 0;
-  with_type(p.dtype, [&](auto* tag) { lanes = kLanes<Acc<Pointee<decltype(tag)>>>; });
-  return (swapped ? s.C : s.K) % lanes == 0 ? nullptr : "takes channels that fill vectors";
+  return (swapped ? s.C : s.K) % lanes_of(p.dtype) == 0 ? nullptr : "takes channels that fill vectors";
 }
 inline int64_t thin_grad_weight_workspace(const ConvProblem& p) {
   int64_t bytes = 0;

@@ -35,6 +35,10 @@ constexpr int64_t kLanes = CNNEXT_VECTOR_BYTES / sizeof(A);
 template <class A>
 using Vec = typename VecOf<A, kLanes<A>>::type;
 
+CNNEXT_INLINE int64_t lanes_of(DType dtype) {
+  return dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
+}
+
 using IntVec = VecOf<int32_t, kLanes<float>>::type;  // also what comparing two Vec<float> yields
 using UintVec = VecOf<uint32_t, kLanes<float>>::type;
 using ShortVec = VecOf<uint16_t, kLanes<float>>::type;
