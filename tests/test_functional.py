@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import doctest
-import functools
 import inspect
 import pickle
 import re
-import timeit
 from typing import Any
 
 import numpy as np
@@ -184,18 +182,3 @@ def test_modes_and_subclasses_see_our_function(call: Call) -> None:
     assert all(isinstance(each, Subclass) for each in results)
     expected = [expected] if isinstance(expected, Tensor) else list(expected)
     torch.testing.assert_close([each.as_subclass(Tensor) for each in results], expected)
-
-
-@pytest.mark.parametrize(
-    "name", ["conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"]
-)
-def test_call_overhead(name: str) -> None:
-    """A tiny call takes no more than torch's and 2 µs; the best of many short runs, as other programs disturb."""
-    x, second = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 3, 3) if "conv" in name else 2
-    best = {}
-    with torch.no_grad():
-        for _ in range(60):
-            for library in (functional, F):
-                call = functools.partial(getattr(library, name), x, second)
-                best[library] = min(best.get(library, 1.0), timeit.timeit(call, number=200) / 200)
-    assert best[functional] <= best[F] + 2e-6
