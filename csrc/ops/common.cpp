@@ -52,9 +52,13 @@ void run_in_shares(int64_t tasks, void* context, void (*body)(void*, int64_t, in
   });
 }
 
+void run_alone(int64_t tasks, void* context, void (*body)(void*, int64_t, int64_t, int)) {
+  body(context, 0, tasks, 0);
+}
+
 }  // namespace
 
-cpu::Parallel cpu_parallel() { return {at::get_num_threads(), run_in_shares}; }
+cpu::Parallel cpu_parallel(int threads) { return {threads, threads == 1 ? run_alone : run_in_shares}; }
 
 std::optional<DType> element_type(at::ScalarType type) {
   switch (type) {

@@ -17,7 +17,7 @@ namespace cnnext::ops {
 // torch).
 const cpu::Kernels& cpu_kernels();
 
-cpu::Parallel cpu_parallel();
+cpu::Parallel cpu_parallel(int threads);
 
 // The kernels' element type, or nothing if they have none for it.
 std::optional<DType> element_type(at::ScalarType type);

@@ -79,8 +79,14 @@ void launch(const char* op, const Select& list_of, ConvProblem problem, const at
   run_kernel(op, list_of, problem, buffers, output);
 }
 
+// Waking a thread takes longer than so many products.
+constexpr int64_t kProductsAlone = 1 << 15;
+
 ConvProblem problem_of(const Conv<int64_t>& c, at::ScalarType type, Layout layout, Layout weight_layout) {
-  return {shape_of(c), *element_type(type), layout, weight_layout, at::get_num_threads(), winograd_enabled()};
+  const ConvShape shape = shape_of(c);
+  const double products = double(shape.N) * double(shape.output_pixels()) * double(shape.weights());
+  const int threads = products < kProductsAlone ? 1 : at::get_num_threads();
+  return {shape, *element_type(type), layout, weight_layout, threads, winograd_enabled()};
 }
 
 OptionalTensor contiguous(const OptionalTensor& bias) {

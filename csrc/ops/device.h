@@ -44,7 +44,7 @@ void run_kernel(const char* op, const Select& list_of, Problem problem, const Bu
   }
   const auto& kernel = choose_kernel(op, list_of(cpu_kernels()), problem);
   const at::DataPtr scratch = workspace(kernel.workspace(problem));
-  kernel.run(problem, buffers, cpu_parallel(), static_cast<char*>(scratch.get()));
+  kernel.run(problem, buffers, cpu_parallel(problem.threads), static_cast<char*>(scratch.get()));
 }
 
 }  // namespace cnnext::ops
