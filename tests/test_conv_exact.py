@@ -220,6 +220,16 @@ CASES = [
     problem((1, 512, 3, 20), (1024, 32, 1, 5), padding=(1, 2), groups=16),
     problem((1, 64, 90, 41), (64, 8, 3, 3), stride=(2, 1), padding=(2, 0), groups=8),
     problem((2, 64, 9, 28), (64, 8, 3, 2), stride=(1, 2), padding=1, dilation=(2, 1), groups=8),
+    # Winograd's tiles, of which the last ones are short by an output where they do not come out even: along one axis or
+    # both, all of them, with dilation, where tiles cut the kernel, along one axis alone.
+    *(
+        problem((2, 33, h, w), (40, 33, 3, 3), padding=1)
+        for h, w in ((5, 8), (7, 7), (8, 9), (9, 14), (10, 3), (14, 13), (15, 14), (16, 17))
+    ),
+    problem((2, 32, 17, 19), (33, 32, 3, 3), padding=2, dilation=2),
+    problem((1, 32, 26, 27), (32, 32, 5, 7), padding=(2, 3)),
+    problem((2, 48, 3, 17), (48, 48, 1, 7), padding=(0, 3)),
+    problem((1, 32, 3, 22, 5), (48, 32, 3, 3, 1), padding=(1, 1, 0)),
     # Winograd's algorithm for narrow groups, of half a vector too: several images at a time, an image in bands, more
     # padding than the kernel reads or none, dilation, planes, a kernel that its tiles cut.
     *(problem((9, 8 * n, 12, 8), (8 * n, n, 3, 3), padding=1, groups=8) for n in (8, 16, 32)),

@@ -24,6 +24,7 @@ struct GradWeightWinograd {
   using A = Acc<T>;
   using H = typename Tile::H;
   using W = typename Tile::W;
+  using Order = TileOrder<Tile>;
   static constexpr int kProducts = Tile::kProducts, kTaps = Tile::kTaps;
   static constexpr int64_t L = kLanes<A>, kWide = kCols<A>;
   static constexpr int64_t kPlane = kGradTiles * kGradStride + 16;
@@ -78,8 +79,9 @@ struct GradWeightWinograd {
       A* result = splits > 1 ? partial + task * result_size : sums + sums_size;
       const Range tiles = block(task % splits, split_tiles, grid.size());
       if (few_tiles) {
-        transform_factors(task, tiles, outputs, inputs);
-        multiply_few(task, tiles.size(), outputs, inputs, sums, result);
+        const Order order(grid, tiles);
+        transform_factors(task, order, outputs, inputs);
+        multiply_few(task, order, outputs, inputs, sums, result);
       } else {
         multiply_many(task / splits, tiles, outputs, inputs, sums);
         transform_back(task / splits, sums, result);
@@ -111,28 +113,29 @@ struct GradWeightWinograd {
   Range c_of(int64_t b) const { return block(b % c_blocks, c_block, phases.source_channels); }
 
   // outputs[product][tile][k] and inputs[product][tile][c]
-  void transform_factors(int64_t b, Range tiles, A* outputs, A* inputs) const {
-    const Range k = k_of(b), c = c_of(b);
+  void transform_factors(int64_t b, const Order& order, A* outputs, A* inputs) const {
+    const Range tiles = order.tiles, k = k_of(b), c = c_of(b);
     const TileReader<T, H::kPatch, W::kPatch> read_input{grid, TileSpace::source(grid, taps_of(b)),
                                                          input_of(b), phases.source};
     read_input(tiles, c, [&](int64_t t, int64_t channel, auto pixels) {
-      A* to = inputs + (t - tiles.begin) * kGradStride + channel - c.begin;
+      A* to = inputs + order[t - tiles.begin] * kGradStride + channel - c.begin;
       transform_tile<A, Transform::kInput, Tile>(pixels, [&](int n, Vec<A> v) { store(to + n * kPlane, v); });
     });
     const TileReader<T, H::kOutputs, W::kOutputs> read_output{grid, TileSpace::destination(grid), grad_of(b),
                                                               phases.destination};
     read_output(tiles, k, [&](int64_t t, int64_t channel, auto pixels) {
-      A* to = outputs + (t - tiles.begin) * kGradStride + channel - k.begin;
+      A* to = outputs + order[t - tiles.begin] * kGradStride + channel - k.begin;
       transform_tile<A, Transform::kGradOutput, Tile>(pixels,
                                                       [&](int n, Vec<A> v) { store(to + n * kPlane, v); });
     });
   }
 
   // One of the products, [k][c] = sum over tiles, for rows from k and a panel of columns from c.
-  void multiply(int n, Range k, int64_t c, int64_t cols, int64_t tiles, const A* outputs, const A* inputs,
+  void multiply(int n, Range k, int64_t c, int64_t cols, Range tiles, const A* outputs, const A* inputs,
                 TileSums<A> sums, Ahead* ahead = nullptr) const {
-    tile_column<1, kGradStride, kGradStride>(k.size(), tiles, cols - c, outputs + n * kPlane + k.begin,
-                                             inputs + n * kPlane + c, sums, ahead);
+    const int64_t first = n * kPlane + tiles.begin * kGradStride;
+    tile_column<1, kGradStride, kGradStride>(k.size(), tiles.size(), cols - c, outputs + first + k.begin,
+                                             inputs + first + c, sums, ahead);
   }
 
   // sums[product][panel][k][kWide], products `block_plane` apart, over all chunks of the tiles.
@@ -140,17 +143,17 @@ struct GradWeightWinograd {
     const int64_t rows = k_of(b).size(), cols = c_of(b).size();
     if (tiles.size() == 0) fill_zero(sums, sums_size);
     for (int64_t begin = tiles.begin; begin < tiles.end; begin += kGradTiles) {
-      const Range chunk = {begin, min_of(begin + kGradTiles, tiles.end)};
-      transform_factors(b, chunk, outputs, inputs);
-      const Range next = {chunk.end, min_of(chunk.end + kGradTiles, tiles.end)};
-      const int64_t calls = kProducts * ceil_div(cols, kWide) * fetch_calls(rows, chunk.size());
+      const Order order(grid, {begin, min_of(begin + kGradTiles, tiles.end)});
+      transform_factors(b, order, outputs, inputs);
+      const Range next = {order.tiles.end, min_of(order.tiles.end + kGradTiles, tiles.end)};
+      const int64_t calls = order.parts(kFetchSteps) * ceil_div(cols, kWide) * ceil_div(rows, kRows);
       Ahead ahead = {fetched_tiles(input_of(b), phases.source, grid, TileSpace::source(grid, taps_of(b)),
                                    next, H::kPatch, W::kPatch, c_of(b), calls),
                      fetched_tiles(grad_of(b), phases.destination, grid, TileSpace::destination(grid), next,
                                    H::kOutputs, W::kOutputs, k_of(b), calls)};
       for (int n = 0; n < kProducts; ++n) {
         for (int64_t c = 0; c < cols; c += kWide) {
-          multiply(n, {0, rows}, c, cols, chunk.size(), outputs, inputs,
+          multiply(n, {0, rows}, c, cols, order.rows(n), outputs, inputs,
                    {sums + n * block_plane + c * k_block, begin > tiles.begin}, &ahead);
         }
       }
@@ -164,13 +167,14 @@ struct GradWeightWinograd {
 
   // Few tiles are little work for each sum: a few rows at a time are transformed back while they are in the
   // first-level cache.
-  void multiply_few(int64_t b, int64_t tiles, const A* outputs, const A* inputs, A* sums, A* result) const {
+  void multiply_few(int64_t b, const Order& order, const A* outputs, const A* inputs, A* sums,
+                    A* result) const {
     const int64_t rows = k_of(b).size(), cols = c_of(b).size();
     for (int64_t c = 0; c < cols; c += kWide) {
       for (Range k = {0, 0}; k.begin < rows; k.begin = k.end) {
         k.end = min_of(k.begin + kRows, rows);
         for (int n = 0; n < kProducts; ++n) {
-          multiply(n, k, c, cols, tiles, outputs, inputs, {sums + n * kFewPlane, false});
+          multiply(n, k, c, cols, order.rows(n), outputs, inputs, {sums + n * kFewPlane, false});
         }
         transform_panel(k.size(), sums, kFewPlane, result + c * k_block + k.begin * kWide);
       }
@@ -248,12 +252,14 @@ WinogradCost grad_weight_cost(const Phases& phases) {
   const Gather g = phases.at(0);
   const double lanes = double(kLanes<float>), C = double(phases.source_channels), K = double(phases.channels);
   const double blocks = double(TapBlocks(g, Tile::kTapsOf).size());
-  const double tiles = double(TileGrid(g, Tile::kSizeOf).size());
+  const TileGrid grid(g, Tile::kSizeOf);
+  const double tiles = double(grid.size()),
+               products = double(g.images * grid.products_per_image(Tile::kPatchOf));
   const double k_blocks = double(ceil_div(phases.channels, kGradChannels));
   const double c_blocks = double(ceil_div(phases.source_channels, kGradChannels));
   const double weights = (Tile::kProducts + 2.5 * Tile::kTaps) * blocks * C * K / lanes;
   const double factors = 12 * Tile::kProducts * blocks * tiles * (C * k_blocks + K * c_blocks) / lanes;
-  return {tiles * Tile::kProducts * blocks * C * K / lanes, weights + factors};
+  return {products * blocks * C * K / lanes, weights + factors};
 }
 template <class Visit>
 void with_grad_weight_tile(const ConvProblem& p, Visit&& visit) {

@@ -21,7 +21,7 @@ struct Winograd : WinogradSteps<T, Tile> {
   using Steps::block_tiles, Steps::tile_blocks, Steps::shared, Steps::weights_plane, Steps::scratch_weights;
   using Steps::kProducts, Steps::kWide;
   using Steps::phases, Steps::taps, Steps::grid, Steps::depth, Steps::groups, Steps::panels, Steps::weight;
-  using typename Steps::A, typename Steps::Reader;
+  using typename Steps::A, typename Steps::Reader, typename Steps::Order;
 
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : Steps(p, gradient, b) {
@@ -52,9 +52,10 @@ struct Winograd : WinogradSteps<T, Tile> {
     A* product = weights + scratch_weights;
     const Reader read = this->reader(group);
     const auto target = this->target(group);
+    const Order order(grid, tiles);
     for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk)
-      transform_chunk(read, tiles, chunk, patch + chunk * kProducts * patches.plane);
-    const int64_t calls = kProducts * fetch_calls(tiles.size(), depth.total());  // for a panel
+      transform_chunk(read, order, chunk, patch + chunk * kProducts * patches.plane);
+    const int64_t calls = fetch_calls_of(order, depth.total());  // for a panel
     const Range next = {tiles.end, min_of(tiles.end + block_tiles, grid.size())};
     Ahead ahead;
     ahead.source = fetched_tiles(read.from, read.s, grid, read.space, next, Tile::H::kPatch, Tile::W::kPatch,
@@ -63,16 +64,19 @@ struct Winograd : WinogradSteps<T, Tile> {
       ahead.destination =
           fetched_tiles(target.first, target.s, grid, TileSpace::destination(grid), tiles, Tile::H::kOutputs,
                         Tile::W::kOutputs, block(panel, kWide, phases.channels), calls);
-      multiply(group, tiles.size(), panel, patch, weights, product, ahead);
-      this->store_tiles(group, tiles, panel, product, products, target);
+      multiply(group, order, panel, patch, weights, product, ahead);
+      this->store_tiles(group, order, panel, product, products, target);
     }
   }
+  static int64_t fetch_calls_of(const Order& order, int64_t products) {
+    return order.parts(kRows) * fetch_calls(1, products);
+  }
 
-  void transform_chunk(Reader read, Range tiles, int64_t chunk, A* patch) const {
+  void transform_chunk(Reader read, const Order& order, int64_t chunk, A* patch) const {
     const Range blocks = depth.blocks_of(chunk), channels = depth.channels_of(chunk);
     for (int64_t index = blocks.begin; index < blocks.end; ++index, patch += channels.size()) {
       read.space = TileSpace::source(grid, taps.at(index));
-      this->transform_patches(read, tiles, channels, patches, patch);
+      this->transform_patches(read, order, channels, patches, patch);
     }
   }
 
@@ -82,23 +86,25 @@ struct Winograd : WinogradSteps<T, Tile> {
   int64_t chain() const { return phases.source.channel == 1 ? kChunk : kChunk / 2; }
 
   // The products of the tiles' patches and a panel's weights, summed over all chunks.
-  void multiply(int64_t group, int64_t tiles, int64_t panel, const A* patch, A* weights, A* product,
+  void multiply(int64_t group, const Order& order, int64_t panel, const A* patch, A* weights, A* product,
                 Ahead& ahead) const {
-    const int64_t cols = min_of(kWide, phases.channels - panel * kWide);
+    const int64_t tiles = order.tiles.size(), cols = min_of(kWide, phases.channels - panel * kWide);
     if (!shared && tiles <= kFewRows && depth.blocks_of(0).size() == 1)
       return multiply_few(group, tiles, panel, patch, weights, product, ahead);
     for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
       const A* b = shared ? this->transformed(group, panel, chunk) : weights;
       if (!shared) {
         this->transform_weights(group, panel, chunk, weights + kProducts * weights_plane, weights);
-        ahead.weights =
-            fetched_chunk(group, panel, chunk + 1, kProducts * fetch_calls(tiles, depth.size_of(chunk)));
+        ahead.weights = fetched_chunk(group, panel, chunk + 1, fetch_calls_of(order, depth.size_of(chunk)));
       }
-      for (int64_t n = 0; n < kProducts; ++n) {
+      for (int n = 0; n < kProducts; ++n) {
+        const Range rows = order.rows(n);
         for (int64_t begin = 0, end = depth.size_of(chunk); begin < end; begin += chain()) {
-          const TileSums<A> sums = {product + n * products.plane, chunk > 0 || begin > 0};
-          tile_column<kChunkStride, 1, kWide>(tiles, min_of(chain(), end - begin), cols, patch + begin,
-                                              b + begin * kWide, sums, &ahead);
+          const TileSums<A> sums = {product + n * products.plane + rows.begin * kWide,
+                                    chunk > 0 || begin > 0};
+          tile_column<kChunkStride, 1, kWide>(rows.size(), min_of(chain(), end - begin), cols,
+                                              patch + rows.begin * kChunkStride + begin, b + begin * kWide,
+                                              sums, &ahead);
         }
         patch += patches.plane;
         b += weights_plane;

@@ -69,12 +69,17 @@ struct GroupCopy {
 
 // The destination pixels of a block of tiles: some of each of its images, from the first on.
 struct BlockPixels {
-  BlockPixels(const GroupCopy& copy, const TileGrid& grid, Range tiles) {
+  BlockPixels(const TileGrid& grid, Range tiles) {
+    const int64_t* extent = grid.g.extent;
     const TileGrid::Tile tile = grid.at(tiles.begin);
     image = tile.image;
     images = ceil_div(tiles.size(), grid.per_image());
-    first = tile.first[1] * grid.g.extent[2];
-    pixels = min_of(copy.results, grid.g.extent[0] * grid.g.extent[1] * grid.g.extent[2] - first);
+    first = tile.first[1] * extent[2];
+    pixels = extent[0] * extent[1] * extent[2];
+    if (tiles.size() < grid.per_image()) {  // a band
+      const int64_t end = grid.output(1, tile.number[1] + tiles.size() / grid.tiles[2]);
+      pixels = (min_of(end, extent[1]) - tile.first[1]) * extent[2];
+    }
   }
   int64_t image, images, first, pixels;
 };
@@ -110,7 +115,7 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
   using Steps = WinogradSteps<T, Tile>;
   using Steps::kProducts, Steps::L;
   using Steps::phases, Steps::grid, Steps::groups, Steps::block_tiles, Steps::shared, Steps::weights_plane;
-  using typename Steps::A, typename Steps::Reader, typename Steps::Target;
+  using typename Steps::A, typename Steps::Order, typename Steps::Reader, typename Steps::Target;
   static constexpr bool kCopies = std::is_same_v<T, A>;  // other types are read in place
 
   static bool takes(const ConvProblem& p, bool gradient) {
@@ -149,7 +154,7 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
     Reader read = this->reader(group);
     Target target = this->target(group);
     const Target planes_of_group = target;
-    const BlockPixels pixels(copy, grid, tiles);
+    const BlockPixels pixels(grid, tiles);
     A* results = patches + scratch_results;
     Ahead ahead;
     if constexpr (kCopies) {
@@ -161,12 +166,15 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
       if (copy.images > 0) read_copy(read, tiles, patches + scratch_copy);
     }
     for (int64_t first = tiles.begin; first < tiles.end; first += tiles_at_once) {
-      const Range some = {first, min_of(first + tiles_at_once, tiles.end)};
-      this->transform_patches(read, some, {0, phases.channels}, planes, patches);
-      if (!turned()) ahead = tiles_ahead(read, target, some);
-      for (int64_t n = 0; n < kProducts; ++n)
-        multiply_in_place(some.size(), weights + n * weights_plane, patches + n * planes.plane, ahead);
-      this->store_tiles(group, some, 0, patches, planes, target);
+      const Order order(grid, {first, min_of(first + tiles_at_once, tiles.end)});
+      this->transform_patches(read, order, {0, phases.channels}, planes, patches);
+      if (!turned()) ahead = tiles_ahead(read, target, order);
+      for (int n = 0; n < kProducts; ++n) {
+        const Range rows = order.rows(n);
+        multiply_in_place(rows.size(), weights + n * weights_plane,
+                          patches + n * planes.plane + rows.begin * phases.channels, ahead);
+      }
+      this->store_tiles(group, order, 0, patches, planes, target);
     }
     if constexpr (kCopies) {
       if (turned()) store_planes(pixels, results, planes_of_group);
@@ -174,8 +182,9 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
   }
 
   // The tiles' destination and, where it is not a copy, the next tiles' source.
-  Ahead tiles_ahead(const Reader& read, const Target& target, Range tiles) const {
-    const int64_t calls = kProducts * ceil_div(tiles.size(), kRows);
+  Ahead tiles_ahead(const Reader& read, const Target& target, const Order& order) const {
+    const Range tiles = order.tiles;
+    const int64_t calls = order.parts(kRows);
     const Range channels = {0, phases.channels};
     Ahead ahead;
     if (!read.near) {
@@ -207,7 +216,7 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
   // Channels first: meanwhile the planes that the next group reads and this one writes are fetched.
   bool turned() const { return copy.images > 0 && phases.destination.channel != 1; }
   Ahead planes_ahead(int64_t group, const BlockPixels& b, const Reader& read, const Target& planes) const {
-    const int64_t C = phases.channels, calls = kProducts * ceil_div(copy.tiles, kRows);
+    const int64_t C = phases.channels, calls = Tile::kLeast * ceil_div(copy.tiles, kRows);
     const int64_t pixels = min_of(b.pixels, read.space.pixels() - b.first);
     const T* next = read.from + C * read.s.channel + b.image * read.s.image + b.first;
     T* to = planes.first + b.image * planes.s.image + b.first;

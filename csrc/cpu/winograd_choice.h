@@ -41,6 +41,7 @@ constexpr int64_t kSharedBytes = 8 << 20;  // transformed weights up to this siz
 template <class Tile>
 CNNEXT_INLINE int64_t most_tiles_of(int64_t depth, bool kept) {
   constexpr int64_t kSquare = kPoints * kPoints, kPatches = 64 * 512 * kSquare;  // elements
+  static_assert(TileOrder<Tile>::kMost >= 5 * 6 * kRows, "a block has no more tiles");
   const int64_t rows = (kept ? 2 : 5) * (Tile::kProducts == kSquare ? 1 : 6) * kRows;
   return clamp(kPatches / (Tile::kProducts * depth), kRows, rows);
 }
@@ -71,7 +72,8 @@ WinogradCost conv_cost(const Phases& phases) {
   const double vectors_of_C = double(ceil_div(phases.source_channels, kLanes<float>));
   const double blocks = double(TapBlocks(g, Tile::kTapsOf).size());
   if (phases.joined_groups > 1 && blocks > 1) return {1e300, 0};  // their products take one block of taps
-  const double tiles = double(TileGrid(g, Tile::kSizeOf).per_image());
+  const TileGrid grid(g, Tile::kSizeOf);
+  const double tiles = double(grid.per_image());
   const double each =
       phases.shape.groups > 1 ? 7 : 15;  // the channels of a group are copied close to each other
   // Weights too many to be kept are transformed again for each block of tiles.
@@ -80,7 +82,8 @@ WinogradCost conv_cost(const Phases& phases) {
   const double times = kept ? 1 : double(tile_blocks);
   const double weights = 3.6 * times * blocks * C * K, patches = each * tiles * blocks * vectors_of_C,
                sums = each * tiles * K;
-  return {tiles * Tile::kProducts * blocks * C * K, Tile::kProducts * (weights + patches + sums)};
+  return {double(grid.products_per_image(Tile::kPatchOf)) * blocks * C * K,
+          Tile::kProducts * (weights + patches + sums)};
 }
 
 // Calls visit(type, tile) with the cheapest tile.

@@ -47,6 +47,7 @@ struct WinogradSteps {
   using H = typename Tile::H;
   using W = typename Tile::W;
   using Reader = TileReader<T, H::kPatch, W::kPatch>;
+  using Order = TileOrder<Tile>;
   static constexpr int64_t L = kLanes<A>, kWide = kCols<A>;
   static constexpr int kProducts = Tile::kProducts;
   static constexpr int64_t kRaw = (Tile::kTaps + 1) * kChunk * kWide;  // a chunk's weights, and zeros
@@ -159,16 +160,16 @@ struct WinogradSteps {
     }
   }
 
-  void transform_patches(const Reader& read, Range tiles, Range channels, TilePlanes planes,
+  void transform_patches(const Reader& read, const Order& order, Range channels, TilePlanes planes,
                          A* patches) const {
-    read(tiles, channels, [&](int64_t t, int64_t c, auto pixels) {
-      A* to = patches + (t - tiles.begin) * planes.stride + c - channels.begin;
+    read(order.tiles, channels, [&](int64_t t, int64_t c, auto pixels) {
+      A* to = patches + order[t - order.tiles.begin] * planes.stride + c - channels.begin;
       transform_tile<A, Transform::kInput, Tile>(pixels,
                                                  [&](int n, Vec<A> v) { store(to + n * planes.plane, v); });
     });
   }
 
-  void store_tiles(int64_t group, Range tiles, int64_t panel, const A* products, TilePlanes planes,
+  void store_tiles(int64_t group, const Order& order, int64_t panel, const A* products, TilePlanes planes,
                    const Target& target) const {
     // Pixels of a tile; a row takes kRow of them, so that it lies in one vector after they are transposed.
     constexpr int kRow = W::kOutputs == 1 ? 1 : W::kOutputs == 2 ? 2 : W::kOutputs <= 4 ? 4 : 8;
@@ -178,13 +179,13 @@ struct WinogradSteps {
     const Strides& s = target.s;
     A add[kWide] = {};
     if (bias) copy_run(bias + group * phases.channels + channels.begin, add, channels.size());
-    TileGrid::Tile tile = grid.at(tiles.begin);
-    for (int64_t t = 0; t < tiles.size(); ++t, grid.advance(tile)) {
+    TileGrid::Tile tile = grid.at(order.tiles.begin);
+    for (int64_t t = 0; t < order.tiles.size(); ++t, grid.advance(tile)) {
       const TileSpace::Box box = space.box(tile, H::kOutputs, W::kOutputs);
       T* to = target.first + tile.image * s.image + channels.begin * s.channel + box.first * s.pixel;
       const int64_t row = box.row * s.pixel, column = box.column * s.pixel;
       for (int64_t k = 0; k < channels.size(); k += L) {
-        const A* m = products + t * planes.stride + k;
+        const A* m = products + order[t] * planes.stride + k;
         const int64_t count = min_of(L, channels.size() - k);
         T* out = to + k * s.channel;
         Vec<A> y[kPadded] = {};

@@ -52,20 +52,31 @@ struct TapBlocks {
   int64_t most[kAxes], count[kAxes] = {};
 };
 
-// Tiles of a destination grid. With dilation, each residue of the position is a grid of its own.
+// Tiles of a destination grid. With dilation, each residue of the position is a grid of its own. Where tiles
+// do not come out even, the last ones are short by one output, and so by one product: 14 pixels are 4 + 4 + 3
+// + 3, which takes 22 products instead of 24.
 struct TileGrid {
   TileGrid(const Gather& gather, const int64_t tile_size[kAxes]) : g(gather) {
     for (int a = 0; a < kAxes; ++a) {
       const PhaseAxis& axis = g.axis[a];
       size_of[a] = tile_size[a];
       residues[a] = axis.source_step == 1 && size_of[a] > 1 ? axis.offset_step : 1;
-      tiles[a] = ceil_div(ceil_div(axis.count, residues[a]), size_of[a]);
+      const int64_t outputs = ceil_div(axis.count, residues[a]);
+      tiles[a] = ceil_div(outputs, size_of[a]);
+      whole[a] = max_of(0, tiles[a] - (tiles[a] * size_of[a] - outputs));
     }
   }
   int64_t per_image() const {
     return residues[0] * residues[1] * residues[2] * tiles[0] * tiles[1] * tiles[2];
   }
   int64_t size() const { return g.images * per_image(); }
+  // Of an image, where whole tiles have so many along each axis.
+  int64_t products_per_image(const int64_t tile_products[kAxes]) const {
+    int64_t products = 1;
+    for (int a = 0; a < kAxes; ++a)
+      products *= residues[a] * (tiles[a] * tile_products[a] - (tiles[a] - whole[a]));
+    return products;
+  }
 
   struct Tile {
     int64_t image, residue[kAxes], number[kAxes];
@@ -97,19 +108,23 @@ struct TileGrid {
     place(tile);
   }
 
+  // The first output of a tile, of those of its residue.
+  int64_t output(int a, int64_t number) const { return number * size_of[a] - max_of(0, number - whole[a]); }
+
   Gather g;
   int64_t size_of[kAxes], residues[kAxes], tiles[kAxes];  // pixels of a tile
+  int64_t whole[kAxes];                                   // tiles in front of the short ones
 
  private:
   void place(Tile& tile) const {
-    for (int a = 0; a < kAxes; ++a)
-      tile.first[a] = tile.residue[a] + tile.number[a] * size_of[a] * residues[a];
+    for (int a = 0; a < kAxes; ++a) tile.first[a] = tile.residue[a] + output(a, tile.number[a]) * residues[a];
   }
 };
 
 // What tiles read or write: a volume, and where pixel (i, j) of a tile's box lies in it.
 struct TileSpace {
   int64_t extent[kAxes], first_step[kAxes], offset[kAxes], step[kAxes];
+  int64_t whole[kAxes];  // tiles in front of those whose last pixel is another's
 
   static TileSpace destination(const TileGrid& grid) {
     TileSpace space;
@@ -118,6 +133,7 @@ struct TileSpace {
       space.first_step[a] = 1;
       space.offset[a] = 0;
       space.step[a] = grid.residues[a];
+      space.whole[a] = grid.whole[a];
     }
     return space;
   }
@@ -130,16 +146,17 @@ struct TileSpace {
       space.first_step[a] = axis.source_step;
       space.offset[a] = axis.offset;
       space.step[a] = grid.residues[a] * axis.source_step;
+      space.whole[a] = grid.tiles[a];
     }
     return space;
   }
 
-  // The same for some rows of tiles, with all the padding that they read.
+  // The same for the first rows of tiles, with all the padding that they read.
   TileSpace padded(const TileGrid& grid, const int64_t patch[kAxes], int64_t rows) const {
     TileSpace space = *this;
     for (int a = 1; a < kAxes; ++a) {
       const int64_t tiles = a == 1 ? rows : grid.tiles[a];
-      const int64_t last = grid.residues[a] * ((tiles - 1) * grid.size_of[a] + 1) - 1;
+      const int64_t last = grid.residues[a] * (grid.output(a, tiles - 1) + 1) - 1;
       space.offset[a] = 0;
       space.extent[a] = last * first_step[a] + (patch[a] - 1) * step[a] + 1;
     }
@@ -150,10 +167,11 @@ struct TileSpace {
   int64_t position(const TileGrid::Tile& tile, int a, int64_t i) const {
     return tile.first[a] * first_step[a] + offset[a] + i * step[a];
   }
-  // The number of the first pixel of row i, -1 outside the volume.
-  int64_t row(const TileGrid::Tile& tile, int64_t i) const {
+  // The number of the first pixel of row i, of so many, -1 outside the volume.
+  int64_t row(const TileGrid::Tile& tile, int64_t i, int64_t height) const {
     const int64_t d = position(tile, 0, 0), h = position(tile, 1, i);
-    const bool inside = d >= 0 && d < extent[0] && h >= 0 && h < extent[1];
+    const bool inside =
+        d >= 0 && d < extent[0] && h >= 0 && h < extent[1] && i < height - (tile.number[1] >= whole[1]);
     return inside ? (d * extent[1] + h) * extent[2] : -1;
   }
 
@@ -177,11 +195,57 @@ struct TileSpace {
     return b;
   }
   Range inside(const TileGrid::Tile& tile, int a, int64_t size) const {
-    Range range = {0, size};
+    Range range = {0, size - (tile.number[a] >= whole[a])};
     while (range.size() > 0 && position(tile, a, range.begin) < 0) ++range.begin;
     while (range.size() > 0 && position(tile, a, range.end - 1) >= extent[a]) --range.end;
     return range;
   }
+};
+
+// Where the tiles of a block lie in the planes of their products, of which short tiles have none at the last
+// point of an axis: first those short along the width, then whole ones, short along the height, along both.
+// The tiles that have a product are then neighbours.
+template <class WinogradTile>
+class TileOrder {
+ public:
+  TileOrder(const TileGrid& grid, Range block) : tiles(block) {
+    constexpr int kKindOf[2][2] = {{1, 0}, {2, 3}};  // [short along the height][along the width]
+    int kind[kMost];
+    int64_t next[kKinds + 1] = {};
+    TileGrid::Tile tile = grid.at(tiles.begin);
+    for (int64_t t = 0; t < tiles.size(); ++t, grid.advance(tile)) {
+      kind[t] = kKindOf[tile.number[1] >= grid.whole[1]][tile.number[2] >= grid.whole[2]];
+      ++next[kind[t] + 1];
+    }
+    for (int k = 0; k < kKinds; ++k) next[k + 1] += next[k];
+    for (int n = 0; n < WinogradTile::kProducts; ++n) {
+      const bool last_row = H::kTaps > 1 && n / W::kPatch == H::kPatch - 1;
+      const bool last_column = W::kTaps > 1 && n % W::kPatch == W::kPatch - 1;
+      having[n] = {next[last_column ? 1 : 0], next[last_row ? 2 : last_column ? 3 : 4]};
+    }
+    for (int64_t t = 0; t < tiles.size(); ++t) place[t] = int(next[kind[t]]++);
+  }
+
+  // The row of the tile with that number in the block.
+  int64_t operator[](int64_t number) const { return place[number]; }
+  // The rows of the tiles that have a product.
+  Range rows(int product) const { return having[product]; }
+  // All products' rows in parts of that size.
+  int64_t parts(int64_t size) const {
+    int64_t count = 0;
+    for (const Range& range : having) count += ceil_div(range.size(), size);
+    return count;
+  }
+
+  static constexpr int64_t kMost = 30 * kRows;  // tiles of a block
+  const Range tiles;
+
+ private:
+  using H = typename WinogradTile::H;
+  using W = typename WinogradTile::W;
+  static constexpr int kKinds = 4;
+  int place[kMost];
+  Range having[WinogradTile::kProducts];
 };
 
 // What tiles with boxes of that size read or write of some channels: the columns from the first to the last
@@ -288,22 +352,28 @@ struct TileReader {
   template <class Visit>
   void channels_first(Range tiles, Range channels, Visit&& visit) const {
     constexpr int64_t kMostWidth = 36;
-    const int64_t shift = grid.size_of[2], strip_tiles = (kMostWidth - Width) / shift + 1;
+    const int64_t strip_tiles = (kMostWidth - Width) / grid.size_of[2] + 1;
     Vec<A> strip[Height * kMostWidth];
     for (int64_t t = tiles.begin; t < tiles.end;) {
       const TileGrid::Tile tile = grid.at(t);
       const int64_t row_end = t + grid.tiles[2] - t % grid.tiles[2];
       const int64_t end = min_of(min_of(row_end, tiles.end), t + strip_tiles);
-      const int64_t width = (end - t - 1) * shift + Width;
+      const auto column = [&](int64_t at) {
+        return grid.output(2, tile.number[2] + at - t) - grid.output(2, tile.number[2]);
+      };
+      const int64_t width = column(end - 1) + Width;
       for (int64_t c = channels.begin; c < channels.end; c += L) {
         const int64_t count = min_of(L, channels.end - c);
         for (int i = 0; i < Height; ++i) {
           load_row(from + tile.image * s.image + c * s.channel, tile, i, width, count,
                    reinterpret_cast<A*>(strip + i * width));
         }
-        for (int64_t at = t; at < end; ++at) {
-          const auto first = reinterpret_cast<const A*>(strip + (at - t) * shift);
-          visit(at, c, BoxPixels<A>{first, width * L, L});
+        for (int64_t at = end; at-- > t;) {
+          Vec<A>* first = strip + column(at);
+          if (tile.number[2] + at - t >= space.whole[2]) {  // the last column was the next tile's
+            for (int i = 0; i < Height; ++i) first[i * width + Width - 1] = Vec<A>{};
+          }
+          visit(at, c, BoxPixels<A>{reinterpret_cast<const A*>(first), width * L, L});
         }
       }
       t = end;
@@ -313,7 +383,7 @@ struct TileReader {
   // Row i of a strip, to[w][L].
   void load_row(const T* channel, const TileGrid::Tile& tile, int i, int64_t width, int64_t count,
                 A* to) const {
-    const int64_t step = space.step[2], first = space.row(tile, i), w = space.position(tile, 2, 0);
+    const int64_t step = space.step[2], first = space.row(tile, i, Height), w = space.position(tile, 2, 0);
     const bool inside = first >= 0;
     const int64_t low = inside ? clamp(ceil_div(max_of(-w, 0), step), 0, width) : width;
     const int64_t high = inside ? clamp(ceil_div(max_of(space.extent[2] - w, 0), step), low, width) : width;

@@ -156,6 +156,8 @@ struct WinogradTile {
   static constexpr int64_t kPatchOf[kAxes] = {1, H::kPatch, W::kPatch};
   static constexpr int kTaps = TapsH * TapsW, kProducts = H::kPatch * W::kPatch,
                        kOutputs = H::kOutputs * W::kOutputs;
+  // Products of a tile with an output less along each axis.
+  static constexpr int kLeast = (H::kPatch - (TapsH > 1)) * (W::kPatch - (TapsW > 1));
 };
 
 }  // namespace cnnext::cpu::CNNEXT_ISA
