@@ -9,11 +9,13 @@
 // A task is a block of pixels times a block of channels; its sums stay in the thread's scratch memory in the
 // cache until the last block of the depth, whose tiles write them to the destination where these are whole.
 // Each element is summed in the same order whatever the tasks and threads.
-// Weights are packed once for all tasks, or, where all pixels are one block, by the task that uses them.
+// Weights are packed before they are used by many tasks, or, where all pixels are one block, by the task that
+// uses them.
 #pragma once
 
 #include "conv_in_channels_last.h"
 #include "conv_regions.h"
+#include "packed_weights.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -36,7 +38,7 @@ struct Cut {
     const bool alike =
         p.shape.groups % p.threads == 0 || (last ? 17 * panels >= 16 * round_up(panels, p.threads)
                                                  : phases.channels >= kRowsToPackFor * p.threads);
-    const bool one = pixels <= 2 * most_pixels && alike;
+    const bool one = pixels <= 3 * most_pixels && alike;
     pixel_blocks = one ? 1 : max_of(1, ceil_div(pixels, most_pixels));
     if (!one && !regions.cut)  // as many for each thread, of equal size
       pixel_blocks = max_of(pixel_blocks, min_of(round_up(pixel_blocks, p.threads), pixels / kRows));
@@ -50,9 +52,8 @@ struct Cut {
     channel_block = round_up(ceil_div(phases.channels, wanted), unit);
     channel_blocks = ceil_div(phases.channels, channel_block);
     depth_blocks = ceil_div(phases.max_depth(), kDepth);
-    slot_size = p.shape.groups * (last ? panels * kCols<A> * phases.max_depth()
-                                       : depth_blocks * phases.channels * kDepthStride);
-    if (packs_in_task) slot_size = 0;
+    units_of_group = last ? panels : channel_blocks * depth_blocks;
+    unit_size = last ? kCols<A> * phases.max_depth() : channel_block * kDepthStride;
     scratch_gathered = round_up(pixel_block * (last ? kDepthStride : kDepth), 64);
     scratch_sums = round_up(pixel_block * round_up(channel_block, unit), 64);
     const int64_t weights = last ? kCols<A> * kDepth : channel_block * kDepthStride;
@@ -60,8 +61,8 @@ struct Cut {
   }
   bool last, packs_in_task;
   int64_t pixel_block, pixel_blocks, channel_block, channel_blocks;
-  int64_t panels, depth_blocks;
-  int64_t slot_size, scratch_gathered, scratch_sums, scratch_size;  // in elements
+  int64_t panels, depth_blocks, units_of_group;
+  int64_t unit_size, scratch_gathered, scratch_sums, scratch_size;  // in elements
 };
 
 // T is the type of the tensors, S that of the elements which are multiplied: T or pairs of them.
@@ -79,8 +80,10 @@ struct Gemm {
         weight(static_cast<const S*>(b.weight)),
         bias(static_cast<const T*>(b.bias)),
         destination(static_cast<T*>(gradient ? b.input : b.output)),
-        packed(reinterpret_cast<A*>(workspace)),
-        scratch(packed + round_up(phases.total_slots() * cut.slot_size, 64)) {}
+        packed(units(), cut.unit_size, p.threads),
+        scratch(reinterpret_cast<A*>(workspace + packed.bytes())) {
+    packed.place(workspace);
+  }
 
   static Phases phases_of(const ConvProblem& p, bool gradient) {
     Phases all(p, gradient);
@@ -89,14 +92,13 @@ struct Gemm {
   }
 
   static int64_t workspace(const ConvProblem& p, bool gradient) {
-    const Phases phases = phases_of(p, gradient);
-    const Cut<A> cut(Regions(phases, p.layout), p);
-    return (round_up(phases.total_slots() * cut.slot_size, 64) + p.threads * cut.scratch_size) * sizeof(A);
+    const Gemm self(p, gradient, {}, nullptr);
+    return self.packed.bytes() + p.threads * self.cut.scratch_size * int64_t(sizeof(A));
   }
 
   void run(const Parallel& parallel) const {
     const int64_t groups = phases.shape.groups;
-    if (!cut.packs_in_task) pack_weights(parallel);
+    packed.start(parallel, pack_unit());
     // Regions differ in their number of taps: tasks of all of them follow each other, so that threads get
     // alike.
     parallel(regions.size() * groups * cut.pixel_blocks * cut.channel_blocks, [&](int64_t task, int thread) {
@@ -110,9 +112,9 @@ struct Gemm {
       A* sums = gathered + cut.scratch_gathered;
       const int64_t group = task / cut.pixel_blocks;
       if (cut.last) {
-        pixels_by_channels(r, group, pixels, channels, gathered, sums, sums + cut.scratch_sums);
+        pixels_by_channels(r, group, pixels, channels, gathered, sums, sums + cut.scratch_sums, thread);
       } else {
-        channels_by_pixels(r.g, group, pixels, channels, gathered, sums, sums + cut.scratch_sums);
+        channels_by_pixels(r.g, group, pixels, channels, gathered, sums, sums + cut.scratch_sums, thread);
       }
     });
   }
@@ -140,24 +142,26 @@ struct Gemm {
     return regions.cut ? r.g.taps() * ceil_div(r.g.channels, kDepth) : ceil_div(r.g.depth(), kDepth);
   }
 
-  void pack_weights(const Parallel& parallel) const {
-    const int64_t groups = phases.shape.groups, parts = cut.last ? cut.panels : cut.depth_blocks;
-    parallel(phases.size() * groups * parts, [&](int64_t task, int) {
-      const Gather g = phases.at(task / parts / groups);
-      const int64_t group = task / parts % groups, part = task % parts;
+  // Packed weights come in panels of all the depth in channels last, in blocks of channels and of the depth
+  // in channels first.
+  int64_t units() const {
+    return cut.packs_in_task ? 0 : phases.total_slots() * phases.shape.groups * cut.units_of_group;
+  }
+  int64_t unit_of(const Gather& g, int64_t group, int64_t part) const {
+    return (phases.slot(g) * phases.shape.groups + group) * cut.units_of_group + part;
+  }
+  auto pack_unit() const {
+    return [this](int64_t unit, A* to, int) {
+      const int64_t part = unit % cut.units_of_group, group = unit / cut.units_of_group % phases.shape.groups;
+      const Gather g = phases.of_slot(unit / cut.units_of_group / phases.shape.groups);
       if (g.depth() == 0) return;
       if (cut.last) {
-        pack_weight_panel(phases, g, weight, group, block(part, kWide, phases.channels), {0, g.depth()},
-                          columns_of(g, group, part));
+        pack_weight_panel(phases, g, weight, group, block(part, kWide, phases.channels), {0, g.depth()}, to);
       } else {
-        pack_weight_rows(g, group, part, {0, phases.channels}, rows_of(g, group, part));
+        pack_weight_rows(g, group, part % cut.depth_blocks,
+                         block(part / cut.depth_blocks, cut.channel_block, phases.channels), to);
       }
-    });
-  }
-
-  A* columns_of(const Gather& g, int64_t group, int64_t panel) const {
-    return packed + phases.slot(g) * cut.slot_size +
-           (group * cut.panels + panel) * phases.max_depth() * kWide;
+    };
   }
 
   // Channels first: a block of kDepth columns, to[channel][kDepthStride].
@@ -193,14 +197,10 @@ struct Gemm {
     return as_in_memory() ? ColumnOrder{1, g.taps()} : taps_outside(g);
   }
   bool as_in_memory() const { return phases.weight_tap == 1 && !phases.gradient; }
-  A* rows_of(const Gather& g, int64_t group, int64_t depth_block) const {
-    return packed + phases.slot(g) * cut.slot_size +
-           (group * cut.depth_blocks + depth_block) * phases.channels * kDepthStride;
-  }
 
   // `packing` is scratch memory for weights, where they are packed by the task.
   void pixels_by_channels(const Region& r, int64_t group, Range pixels, Range channels, A* gathered, A* sums,
-                          A* packing) const {
+                          A* packing, int thread) const {
     const Gather& g = r.g;
     const S* from = source + group * g.channels * phases.source.channel;
     const int64_t depth_blocks = this->depth_blocks(r);
@@ -226,9 +226,11 @@ struct Gemm {
           const int64_t first = end ? channels.begin : panel.end;
           ahead.weights = fetched_panel(g, group, {first, min_of(first + kWide, channels.end)},
                                         end ? (last ? Depth() : depth_block(r, d + 1)) : depth,
-                                        fetch_calls(pixels.size(), depth.size()));
-          const A* b =
-              cut.packs_in_task ? packing : columns_of(g, group, panel.begin / kWide) + depth.packed * kWide;
+                                        fetch_calls(pixels.size(), depth.size()), thread);
+          const A* b = cut.packs_in_task
+                           ? packing
+                           : packed.get(unit_of(g, group, panel.begin / kWide), thread, pack_unit()) +
+                                 depth.packed * kWide;
           const auto multiply = [&](int64_t at, int64_t count, auto out) {
             if constexpr (kInPlace) {
               if (read_in_place) {
@@ -272,10 +274,10 @@ struct Gemm {
   }
 
   // The weights of a panel that comes next, as they are or packed.
-  FetchedRows fetched_panel(const Gather& g, int64_t group, Range panel, const Depth& depth,
-                            int64_t calls) const {
+  FetchedRows fetched_panel(const Gather& g, int64_t group, Range panel, const Depth& depth, int64_t calls,
+                            int thread) const {
     if (cut.packs_in_task) return fetched_weights(phases, g, weight, group, panel, depth, calls);
-    const A* packed_panel = columns_of(g, group, panel.begin / kWide) + depth.packed * kWide;
+    const A* packed_panel = packed.at(unit_of(g, group, panel.begin / kWide), thread) + depth.packed * kWide;
     return {packed_panel, depth.size() * kWide, {1, 0}, {1, 0}, calls};
   }
 
@@ -298,7 +300,7 @@ struct Gemm {
   }
 
   void channels_by_pixels(const Gather& g, int64_t group, Range pixels, Range channels, A* gathered, A* sums,
-                          A* packing) const {
+                          A* packing, int thread) const {
     const S* from = source + group * g.channels * phases.source.channel;
     const int64_t panel_sums = channels.size() * kWide, depth_blocks = ceil_div(g.depth(), kDepth);
     const bool in_order = g.covers_destination();
@@ -319,7 +321,10 @@ struct Gemm {
       Ahead ahead = {fetched_columns(from, phases.source, g, last ? next : pixels,
                                      block(last ? 0 : d + 1, kDepth, g.depth()), column_order(g), calls)};
       if (cut.packs_in_task) pack_weight_rows(g, group, d, channels, packing);
-      const A* rows = cut.packs_in_task ? packing : rows_of(g, group, d) + channels.begin * kDepthStride;
+      const int64_t part = channels.begin / cut.channel_block * cut.depth_blocks + d;
+      const A* rows = cut.packs_in_task || depth.size() == 0
+                          ? packing
+                          : packed.get(unit_of(g, group, part), thread, pack_unit());
       for (int64_t panel = 0; panel * kWide < pixels.size(); ++panel) {
         const int64_t begin = pixels.begin + panel * kWide;
         const Range wide = {begin, min_of(begin + kWide, pixels.end)};
@@ -367,7 +372,8 @@ struct Gemm {
   const S *source, *weight;
   const T* bias;
   T* destination;
-  A *packed, *scratch;
+  PackedWeights<A> packed;
+  A* scratch;
 };
 
 // Whether the destination is cut into regions: this is done in channels last.

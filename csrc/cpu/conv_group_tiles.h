@@ -10,6 +10,7 @@
 #pragma once
 
 #include "conv_group_rows.h"
+#include "packed_weights.h"
 #include "winograd_choice.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -136,7 +137,8 @@ struct GroupTiles {
       bytes_taken += round_up(bytes, kAlignment);
       return at;
     };
-    packed = reinterpret_cast<A*>(take(shape.groups * panels * panel_size * sizeof(A)));
+    packed = PackedWeights<A>(shape.groups, panels * panel_size, p.threads);
+    packed.place(take(packed.bytes()));
     scratch = reinterpret_cast<A*>(take(p.threads * scratch_size * sizeof(A)));
     lists = reinterpret_cast<GroupTap<A>*>(take(p.threads * phases.max_taps * sizeof(GroupTap<A>)));
     results_size = channels_last ? 0 : round_up(band * to_width * D, 64);
@@ -159,16 +161,17 @@ struct GroupTiles {
   void run(const Parallel& parallel) const {
     Gather kernel = phase(0);  // with all taps
     for (int a = 1; a < kAxes; ++a) kernel.axis[a] = {0, 1, 1, 1, 1, shape.axis[a].kernel, 0, 1, 0, 1};
-    parallel(shape.groups * panels, [&](int64_t task, int) {
-      const int64_t group = task / panels, n = task % panels;
-      pack_panel(kernel, group, block(n, kCols<A>, D), panel(group, n));
-    });
+    const auto pack = [&](int64_t group, A* to, int) {
+      for (int64_t n = 0; n < panels; ++n)
+        pack_panel(kernel, group, block(n, kCols<A>, D), to + n * panel_size);
+    };
+    packed.start(parallel, pack);
     const int64_t bands = ceil_div(to_height, band);
     parallel(shape.N * bands * shape.groups, [&](int64_t task, int thread) {
       const int64_t group = task % shape.groups, image = task / shape.groups / bands;
-      compute(image, group, block(task / shape.groups % bands, band, to_height),
-              scratch + thread * scratch_size, lists + thread * phases.max_taps,
-              results + thread * results_size);
+      compute(image, group, packed.get(group, thread, pack),
+              block(task / shape.groups % bands, band, to_height), scratch + thread * scratch_size,
+              lists + thread * phases.max_taps, results + thread * results_size);
     });
   }
 
@@ -193,9 +196,9 @@ struct GroupTiles {
     }
     return g;
   }
-  A* panel(int64_t group, int64_t n) const { return packed + (group * panels + n) * panel_size; }
 
-  void compute(int64_t image, int64_t group, Range rows, A* box, GroupTap<A>* taps, T* result) const {
+  void compute(int64_t image, int64_t group, const A* weights, Range rows, A* box, GroupTap<A>* taps,
+               T* result) const {
     const Range read = copy_rows(image, group, rows, box);
     T* first = destination + image * phases.destination.image + group * D * phases.destination.channel +
                rows.begin * to_width * phases.destination.pixel;
@@ -215,7 +218,7 @@ struct GroupTiles {
             for (int64_t m2 = 0; m2 < x.taps; ++m2) {
               const int64_t column = (from - read.begin) * row.size() + row.at(x.source_index(0, m2));
               const int64_t tap = (y.tap + m1 * y.tap_step) * shape.axis[2].kernel + x.tap + m2 * x.tap_step;
-              taps[count++] = {box + column * pixel, panel(group, n) + tap * S * kCols<A>};
+              taps[count++] = {box + column * pixel, weights + n * panel_size + tap * S * kCols<A>};
             }
           }
           const int64_t channels = min_of(kCols<A>, D - n * kCols<A>);
@@ -291,7 +294,8 @@ struct GroupTiles {
   const T* bias;
   T* destination;
   int64_t panels, band, scratch_size, results_size, panel_size, bytes_taken = 0;
-  A *packed, *scratch;
+  PackedWeights<A> packed;
+  A* scratch;
   GroupTap<A>* lists;
   T* results;  // channels first: of a band, before they are turned
 };

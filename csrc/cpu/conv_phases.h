@@ -84,6 +84,17 @@ struct Phases {
     return index;
   }
 
+  // The gather of a phase whose packed weights are there; without taps if there is none.
+  Gather of_slot(int64_t number) const {
+    Gather g = at(0);
+    for (int64_t phase = 0; phase < size(); ++phase) {
+      g = at(phase);
+      if (g.depth() > 0 && slot(g) == number) return g;
+    }
+    g.axis[0].taps = 0;
+    return g;
+  }
+
   // Number of the weight's tap that is the gather's m-th.
   int64_t weight_offset(const Gather& g, int64_t m) const {
     int64_t tap = 0, unit = 1;

@@ -8,7 +8,7 @@
 // The last vector of a row overlaps the one before, and writes the same there again.
 #pragma once
 
-#include "conv_phases.h"
+#include "packed_weights.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -104,18 +104,19 @@ struct ConvRows {
     const int64_t tasks = g.images * phases.shape.groups * g.axis[0].count * copied.row_blocks;
     channel_block = ceil_div(phases.channels, blocks_for(p.threads, tasks, ceil_div(phases.channels, kRows)));
     channel_blocks = ceil_div(phases.channels, channel_block);
-    packed = reinterpret_cast<A*>(workspace);
-    packed_size = round_up(phases.shape.groups * phases.channels * kRowsWeights, 64);
-    scratch = packed + packed_size;
+    packed = PackedWeights<A>(phases.shape.groups, phases.channels * kRowsWeights, p.threads);
+    packed.place(workspace);
+    scratch = reinterpret_cast<A*>(workspace + packed.bytes());
   }
 
   static int64_t workspace(const ConvProblem& p, bool gradient) {
     const ConvRows self(p, gradient, {}, nullptr);
-    return (self.packed_size + p.threads * self.copied.size) * sizeof(A);
+    return self.packed.bytes() + p.threads * self.copied.size * int64_t(sizeof(A));
   }
 
   void run(const Parallel& parallel) const {
-    parallel(phases.shape.groups, [&](int64_t group, int) { pack_weights(group); });
+    const auto pack = [&](int64_t group, A* to, int) { pack_weights(group, to); };
+    packed.start(parallel, pack);
     const int64_t blocks = channel_blocks * copied.row_blocks;
     parallel(g.images * phases.shape.groups * g.axis[0].count * blocks, [&](int64_t task, int thread) {
       const Range channels = block(task % channel_blocks, channel_block, phases.channels);
@@ -125,17 +126,16 @@ struct ConvRows {
       const int64_t image = task / g.axis[0].count / phases.shape.groups;
       A* copy = scratch + thread * copied.size;
       copied.copy_rows(image, group, j0, rows.begin, copy);
-      fill_rows(image, group, j0, rows, channels, copy);
+      fill_rows(image, group, j0, rows, channels, packed.get(group, thread, pack), copy);
     });
   }
 
  private:
   int64_t rows() const { return g.images * phases.shape.groups * g.axis[0].count * g.axis[1].count; }
 
-  // packed[channel][kRowsWeights], in the order of place_taps.
-  void pack_weights(int64_t group) const {
+  // to[channel][kRowsWeights], in the order of place_taps.
+  void pack_weights(int64_t group, A* to) const {
     const T* from = weight + group * phases.weight_group;
-    A* to = packed + group * phases.channels * kRowsWeights;
     const int64_t taps = g.taps();
     const bool as_in_memory = !phases.gradient && phases.weight_tap == 1;
     for (int64_t k = 0; k < phases.channels; ++k, from += phases.weight_channel, to += kRowsWeights) {
@@ -150,11 +150,11 @@ struct ConvRows {
     }
   }
 
-  void fill_rows(int64_t image, int64_t group, int64_t j0, Range rows, Range part, const A* copy) const {
+  void fill_rows(int64_t image, int64_t group, int64_t j0, Range rows, Range part, const A* weights,
+                 const A* copy) const {
     const Strides& s = phases.destination;
     const int64_t channels = phases.channels, width = g.axis[2].count;
     T* to = destination + image * s.image + group * channels * s.channel + j0 * g.extent[1] * width * s.pixel;
-    const A* weights = packed + group * channels * kRowsWeights;
     for (int64_t tiles = ceil_div(part.size(), kRows), k = part.begin; tiles > 0; --tiles) {
       const int64_t some = ceil_div(part.end - k, tiles);
       for (int64_t j1 = rows.begin; j1 < rows.end; ++j1) {
@@ -221,8 +221,9 @@ struct ConvRows {
   CopiedRows<T> copied;
   const T *weight, *bias;
   T* destination;
-  int64_t channel_block, channel_blocks, packed_size;
-  A *packed, *scratch;
+  int64_t channel_block, channel_blocks;
+  PackedWeights<A> packed;
+  A* scratch;
 };
 
 template <bool Gradient>

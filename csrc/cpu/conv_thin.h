@@ -7,7 +7,7 @@
 // overlap the one before, and writes the same there again.
 #pragma once
 
-#include "conv_phases.h"
+#include "packed_weights.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -69,29 +69,30 @@ struct ThinConv {
     pitch = round_up((g.axis[2].count - 1) * Step + window, kSize);
     rows = g.axis[0].taps * g.axis[1].taps;
     depth = rows * ceil_div(window, kSize);
-    packed_size = round_up(panels * depth * kWide, 64);
+    packed = PackedWeights<A>(panels, depth * kWide, p.threads);
+    packed.place(workspace);
     scratch_size = round_up(rows * pitch, 64) + 64;
-    packed = reinterpret_cast<A*>(workspace);
-    scratch = reinterpret_cast<Copied*>(packed + packed_size);
+    scratch = reinterpret_cast<Copied*>(workspace + packed.bytes());
   }
 
   static int64_t workspace(const ConvProblem& p) {
     const ThinConv self(p, {}, nullptr);
-    return self.packed_size * sizeof(A) + p.threads * self.scratch_size * sizeof(Copied);
+    return self.packed.bytes() + p.threads * self.scratch_size * int64_t(sizeof(Copied));
   }
 
   void run(const Parallel& parallel) const {
-    parallel(panels, [&](int64_t panel, int) { pack_weights(panel, packed + panel * depth * kWide); });
+    const auto pack = [&](int64_t panel, A* to, int) { pack_weights(panel, to); };
+    packed.start(parallel, pack);
     const int64_t width = g.axis[2].count;
     parallel(g.pixels() / width, [&](int64_t row, int thread) {
       Copied* copy = scratch + thread * scratch_size;
       copy_window_rows(source, phases.source, g, pixel_at(g, row * width), pitch, copy);
       for (int64_t panel = 0; panel < panels; ++panel) {
-        const Range channels = block(panel, kWide, phases.channels);
-        if (channels.size() == kWide) {
-          fill_row<kVectors>(row * width, panel, copy);
+        const A* panel_weights = packed.get(panel, thread, pack);
+        if (block(panel, kWide, phases.channels).size() == kWide) {
+          fill_row<kVectors>(row * width, panel, panel_weights, copy);
         } else {
-          fill_row<1>(row * width, panel, copy);
+          fill_row<1>(row * width, panel, panel_weights, copy);
         }
       }
     });
@@ -120,23 +121,24 @@ struct ThinConv {
   }
 
   template <int Vectors>
-  void fill_row(int64_t pixel, int64_t panel, const Copied* copy) const {
+  void fill_row(int64_t pixel, int64_t panel, const A* panel_weights, const Copied* copy) const {
     const int64_t width = g.axis[2].count, height = ceil_div(width, ceil_div(width, kRows));
-    if (height > kThinMiddle && width >= kRows) return fill_tiles<Vectors, kRows>(pixel, panel, copy);
+    if (height > kThinMiddle && width >= kRows)
+      return fill_tiles<Vectors, kRows>(pixel, panel, panel_weights, copy);
     if (height > kThinLow && width >= kThinMiddle)
-      return fill_tiles<Vectors, kThinMiddle>(pixel, panel, copy);
-    fill_tiles<Vectors, kThinLow>(pixel, panel, copy);
+      return fill_tiles<Vectors, kThinMiddle>(pixel, panel, panel_weights, copy);
+    fill_tiles<Vectors, kThinLow>(pixel, panel, panel_weights, copy);
   }
 
   template <int Vectors, int Rows>
-  void fill_tiles(int64_t pixel, int64_t panel, const Copied* copy) const {
+  void fill_tiles(int64_t pixel, int64_t panel, const A* panel_weights, const Copied* copy) const {
     const int64_t first = panel * kWide, stride = phases.destination.pixel;
     A add[kWide];
     if (bias) copy_run(bias + first, add, Vectors * kLanes<A>);
     for (int64_t width = g.axis[2].count, j = 0; j < width; j += Rows) {
       j = min_of(j, width - Rows);
       fill_tile<Vectors, Rows>(
-          copy + j * Step, packed + panel * depth * kWide,
+          copy + j * Step, panel_weights,
           {destination + (pixel + j) * stride + first, stride, nullptr, bias ? add : nullptr});
     }
   }
@@ -173,8 +175,8 @@ struct ThinConv {
   T* destination;
   int64_t panels, rows, window, pitch;  // rows of a window, elements of one, elements of a copied row
   int64_t depth;                        // products for an output
-  int64_t packed_size, scratch_size;
-  A* packed;
+  int64_t scratch_size;
+  PackedWeights<A> packed;
   Copied* scratch;
 };
 

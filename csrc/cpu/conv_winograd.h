@@ -18,14 +18,14 @@ constexpr int64_t kFewRows = min_of(8, kRows), kFewChannels = 16;
 template <class T, class Tile>
 struct Winograd : WinogradSteps<T, Tile> {
   using Steps = WinogradSteps<T, Tile>;
-  using Steps::block_tiles, Steps::tile_blocks, Steps::shared, Steps::weights_plane, Steps::scratch_weights;
+  using Steps::block_tiles, Steps::tile_blocks, Steps::whole, Steps::weights_plane, Steps::scratch_weights;
   using Steps::kProducts, Steps::kWide;
   using Steps::phases, Steps::taps, Steps::grid, Steps::depth, Steps::groups, Steps::panels, Steps::weight;
   using typename Steps::A, typename Steps::Reader, typename Steps::Order;
 
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : Steps(p, gradient, b) {
-    this->cut_tiles(this->even_tiles(p.threads));
+    this->cut_tiles(this->even_tiles(p.threads), p.threads);
     // Each block of panels transforms the patches again.
     panel_blocks = blocks_for(p.threads, tile_blocks * groups, panels);
     task_panels = ceil_div(panels, panel_blocks);
@@ -37,17 +37,17 @@ struct Winograd : WinogradSteps<T, Tile> {
   }
 
   void run(const Parallel& parallel) const {
-    this->share_weights(parallel);
+    this->start_weights(parallel);
     parallel(groups * tile_blocks * panel_blocks, [&](int64_t task, int thread) {
       const Range part = block(task % panel_blocks, task_panels, panels);
       task /= panel_blocks;
       const int64_t group = task % groups;  // neighbours in memory follow each other
       const Range tiles = block(task / groups, block_tiles, grid.size());
-      compute(group, tiles, part, this->scratch + thread * this->scratch_size);
+      compute(group, tiles, part, this->scratch + thread * this->scratch_size, thread);
     });
   }
 
-  void compute(int64_t group, Range tiles, Range part, A* patch) const {
+  void compute(int64_t group, Range tiles, Range part, A* patch, int thread) const {
     A* weights = patch + scratch_patches;
     A* product = weights + scratch_weights;
     const Reader read = this->reader(group);
@@ -64,7 +64,8 @@ struct Winograd : WinogradSteps<T, Tile> {
       ahead.destination =
           fetched_tiles(target.first, target.s, grid, TileSpace::destination(grid), tiles, Tile::H::kOutputs,
                         Tile::W::kOutputs, block(panel, kWide, phases.channels), calls);
-      multiply(group, order, panel, patch, weights, product, ahead);
+      const A* transformed = whole ? this->transformed(group, panel, thread, weights) : nullptr;
+      multiply(group, order, panel, patch, transformed, weights, product, ahead);
       this->store_tiles(group, order, panel, product, products, target);
     }
   }
@@ -85,15 +86,16 @@ struct Winograd : WinogradSteps<T, Tile> {
   // that size.
   int64_t chain() const { return phases.source.channel == 1 ? kChunk : kChunk / 2; }
 
-  // The products of the tiles' patches and a panel's weights, summed over all chunks.
-  void multiply(int64_t group, const Order& order, int64_t panel, const A* patch, A* weights, A* product,
-                Ahead& ahead) const {
+  // The products of the tiles' patches and a panel's weights, summed over all chunks. If these are not
+  // `transformed`, they are here, in `weights`.
+  void multiply(int64_t group, const Order& order, int64_t panel, const A* patch, const A* transformed,
+                A* weights, A* product, Ahead& ahead) const {
     const int64_t tiles = order.tiles.size(), cols = min_of(kWide, phases.channels - panel * kWide);
-    if (!shared && tiles <= kFewRows && depth.blocks_of(0).size() == 1)
+    if (!whole && tiles <= kFewRows && depth.blocks_of(0).size() == 1)
       return multiply_few(group, tiles, panel, patch, weights, product, ahead);
     for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
-      const A* b = shared ? this->transformed(group, panel, chunk) : weights;
-      if (!shared) {
+      const A* b = whole ? transformed + depth.before(chunk) * kWide : weights;
+      if (!whole) {
         this->transform_weights(group, panel, chunk, weights + kProducts * weights_plane, weights);
         ahead.weights = fetched_chunk(group, panel, chunk + 1, fetch_calls_of(order, depth.size_of(chunk)));
       }

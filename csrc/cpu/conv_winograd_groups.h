@@ -114,7 +114,7 @@ template <class T, class Tile>
 struct WinogradGroups : WinogradSteps<T, Tile> {
   using Steps = WinogradSteps<T, Tile>;
   using Steps::kProducts, Steps::L;
-  using Steps::phases, Steps::grid, Steps::groups, Steps::block_tiles, Steps::shared, Steps::weights_plane;
+  using Steps::phases, Steps::grid, Steps::groups, Steps::block_tiles, Steps::whole, Steps::weights_plane;
   using typename Steps::A, typename Steps::Order, typename Steps::Reader, typename Steps::Target;
   static constexpr bool kCopies = std::is_same_v<T, A>;  // other types are read in place
 
@@ -129,7 +129,7 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
       : Steps(p, gradient, b) {
     const int64_t C = phases.channels;
     if (kCopies) copy = GroupCopy(grid, TileSpace::source(grid, this->taps.at(0)), Tile::kPatchOf, C);
-    this->cut_tiles(copy.images > 0 ? copy.tiles : this->even_tiles(p.threads));
+    this->cut_tiles(copy.images > 0 ? copy.tiles : this->even_tiles(p.threads), p.threads);
     tiles_at_once = ceil_div(block_tiles, ceil_div(block_tiles, kNarrowTiles));
     planes = {C, odd_lines(tiles_at_once * C)};
     scratch_patches = kProducts * planes.plane;
@@ -139,18 +139,18 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
   }
 
   void run(const Parallel& parallel) const {
-    this->share_weights(parallel);
+    this->start_weights(parallel);
     parallel(groups * this->tile_blocks, [&](int64_t task, int thread) {
       const int64_t group = task % groups;  // neighbours in memory follow each other
       compute(group, block(task / groups, block_tiles, grid.size()),
-              this->scratch + thread * this->scratch_size);
+              this->scratch + thread * this->scratch_size, thread);
     });
   }
 
-  void compute(int64_t group, Range tiles, A* patches) const {
+  void compute(int64_t group, Range tiles, A* patches, int thread) const {
     A* own = patches + scratch_patches;  // weights
-    if (!shared) this->transform_weights(group, 0, 0, own + kProducts * weights_plane, own);
-    const A* weights = shared ? this->transformed(group, 0, 0) : own;
+    if (!whole) this->transform_weights(group, 0, 0, own + kProducts * weights_plane, own);
+    const A* weights = whole ? this->transformed(group, 0, thread, own) : own;
     Reader read = this->reader(group);
     Target target = this->target(group);
     const Target planes_of_group = target;

@@ -1,10 +1,11 @@
 // What convolutions by Winograd's algorithm have in common: a problem cut into blocks of taps and into tiles,
 // and the three transforms, of weights, of patches and of their products.
 //
-// Weights are transformed for all tasks beforehand where many blocks of tiles use them and they fit the
-// cache, else in each task as it goes, a chunk at a time: they never reach memory.
+// Weights are transformed once where many blocks of tiles use them and they fit the cache, else in each task
+// as it goes, a chunk at a time: they never reach memory.
 #pragma once
 
+#include "packed_weights.h"
 #include "winograd_choice.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -84,20 +85,20 @@ struct WinogradSteps {
   }
   // How the tiles are cut, and with that the weights' place: all of them in front of the threads' memory, or
   // a chunk in each thread's.
-  void cut_tiles(int64_t tiles) {
+  void cut_tiles(int64_t tiles, int64_t threads) {
     block_tiles = tiles;
     tile_blocks = ceil_div(grid.size(), tiles);
-    shared = kept && tile_blocks > 2;
-    weights_plane = odd_lines((shared ? depth.total() : kChunk) * kWide);
-    weights_size = shared ? round_up(groups * panels * kProducts * weights_plane, 64) : 0;
-    scratch_weights = kRaw + (shared ? 0 : kProducts * weights_plane);
+    whole = kept && tile_blocks > 2;
+    weights_plane = odd_lines((whole ? depth.total() : kChunk) * kWide);
+    weights = PackedWeights<A>(whole ? groups * panels : 0, kProducts * weights_plane, threads);
+    scratch_weights = kRaw + (whole ? 0 : kProducts * weights_plane);
   }
   void set_memory(char* workspace, int64_t of_thread) {
-    packed = reinterpret_cast<A*>(workspace);
-    scratch = packed + weights_size;
+    weights.place(workspace);
+    scratch = reinterpret_cast<A*>(workspace + weights.bytes());
     scratch_size = round_up(of_thread, 64) + 64;
   }
-  int64_t memory(int64_t threads) const { return (weights_size + threads * scratch_size) * sizeof(A); }
+  int64_t memory(int64_t threads) const { return weights.bytes() + threads * scratch_size * sizeof(A); }
 
   Reader reader(int64_t group) const {
     return {grid, TileSpace::source(grid, taps.at(0)),
@@ -107,18 +108,20 @@ struct WinogradSteps {
     return {destination + group * phases.channels * phases.destination.channel, phases.destination};
   }
 
-  void share_weights(const Parallel& parallel) const {
-    if (!shared) return;
-    parallel(groups * panels, [&](int64_t task, int thread) {
-      const int64_t group = task / panels, panel = task % panels;
-      for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
-        transform_weights(group, panel, chunk, scratch + thread * scratch_size,
-                          transformed(group, panel, chunk));
-      }
+  // All chunks of a panel; `raw` is scratch memory of kRaw elements.
+  auto transform_panel(A* raw) const {
+    return [this, raw](int64_t unit, A* to, int) {
+      for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk)
+        transform_weights(unit / panels, unit % panels, chunk, raw, to + depth.before(chunk) * kWide);
+    };
+  }
+  void start_weights(const Parallel& parallel) const {
+    weights.start(parallel, [&](int64_t unit, A* to, int thread) {
+      transform_panel(scratch + thread * scratch_size)(unit, to, thread);
     });
   }
-  A* transformed(int64_t group, int64_t panel, int64_t chunk) const {
-    return packed + (group * panels + panel) * kProducts * weights_plane + depth.before(chunk) * kWide;
+  const A* transformed(int64_t group, int64_t panel, int thread, A* raw) const {
+    return weights.get(group * panels + panel, thread, transform_panel(raw));
   }
 
   // The weights of a chunk's channels at each tap of a block of taps.
@@ -234,9 +237,10 @@ struct WinogradSteps {
   const T *source, *weight, *bias;
   T* destination;
   int64_t block_tiles, tile_blocks;
-  bool shared;
-  int64_t weights_plane, weights_size, scratch_weights, scratch_size;  // in elements
-  A *packed, *scratch;
+  bool whole;  // weights are transformed a panel at a time, and used by many tasks
+  PackedWeights<A> weights;
+  int64_t weights_plane, scratch_weights, scratch_size;  // in elements
+  A* scratch;
 };
 
 }  // namespace cnnext::cpu::CNNEXT_ISA
