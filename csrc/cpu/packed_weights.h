@@ -50,7 +50,7 @@ class PackedWeights {
   A* at(int64_t unit, int thread) const { return elements + ((own ? thread * count : 0) + unit) * size; }
 
  private:
-  static constexpr int64_t kCopyBytes = 512 << 10, kCopiesBytes = 32 << 20;  // of one, of all
+  static constexpr int64_t kCopyBytes = 512 << 10, kCopiesBytes = 16 << 20;  // of one, of all
 
   int64_t count = 0, size = 0, copies = 1;
   bool own = true;

@@ -34,7 +34,7 @@ CNNEXT_INLINE bool filters_alike(const Gather& g) {
 }
 
 constexpr int64_t kFewest = 16, kFewestOfGroup = 8;  // source channels
-constexpr int64_t kSharedBytes = 8 << 20;  // transformed weights up to this size are made once for all tasks
+constexpr int64_t kSharedBytes = 8 << 20;  // transformed weights up to this size are kept for all tasks
 
 // Tiles of a block, few enough that their patches stay in the cache beside other operators' data, but more
 // where each block transforms the weights, which are not kept. `depth` is that of the products.
