@@ -61,7 +61,7 @@ inline Phases winograd_phases(const ConvProblem& p, bool gradient) {
 // Cycles of a vector unit, counted roughly.
 struct WinogradCost {
   double products, transforms;
-  double total() const { return 1.15 * (products + transforms); }
+  double total() const { return 1.2 * (products + transforms); }
 };
 
 // For one image: the choice does not depend on the batch, so that an image's result does not either.
