@@ -34,7 +34,7 @@ CNNEXT_INLINE bool filters_alike(const Gather& g) {
 }
 
 constexpr int64_t kFewest = 16, kFewestOfGroup = 8;  // source channels
-constexpr int64_t kSharedBytes = 8 << 20;  // transformed weights up to this size are kept for all tasks
+constexpr int64_t kKeptBytes = 8 << 20;  // transformed weights up to this size are kept for all tasks
 
 // Tiles of a block, few enough that their patches stay in the cache beside other operators' data, but more
 // where each block transforms the weights, which are not kept. `depth` is that of the products.
@@ -77,7 +77,7 @@ WinogradCost conv_cost(const Phases& phases) {
   const double each =
       phases.shape.groups > 1 ? 7 : 15;  // the channels of a group are copied close to each other
   // Weights too many to be kept are transformed again for each block of tiles.
-  const bool kept = Tile::kProducts * blocks * C * K * kLanes<float> * sizeof(float) <= kSharedBytes;
+  const bool kept = Tile::kProducts * blocks * C * K * kLanes<float> * sizeof(float) <= kKeptBytes;
   const int64_t tile_blocks = ceil_div(int64_t(tiles), most_tiles_of<Tile>(int64_t(blocks * C), kept));
   const double times = kept ? 1 : double(tile_blocks);
   const double weights = 3.6 * times * blocks * C * K, patches = each * tiles * blocks * vectors_of_C,

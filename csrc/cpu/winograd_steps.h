@@ -65,7 +65,7 @@ struct WinogradSteps {
         groups(p.shape.groups / phases.joined_groups),
         panels(ceil_div(phases.channels, kWide)),
         kept(grid.size() > 2 * most_tiles_of<Tile>(depth.total(), false) &&
-             groups * panels * kProducts * depth.total() * kWide * int64_t(sizeof(A)) <= kSharedBytes),
+             groups * panels * kProducts * depth.total() * kWide * int64_t(sizeof(A)) <= kKeptBytes),
         source(static_cast<const T*>(gradient ? b.output : b.input)),
         weight(static_cast<const T*>(b.weight)),
         bias(static_cast<const T*>(b.bias)),
