@@ -30,6 +30,8 @@ CASES = [
     problem((2, 16, 113, 112), (16, 1, 3, 3), padding=1, groups=16),
     problem((1, 16, 60, 60), (16, 1, 31, 31), padding=15, groups=16),
     problem((2, 128, 57, 56), (128, 8, 3, 3), padding=1, groups=16),
+    problem((2, 128, 29, 28), (128, 128, 3, 3), stride=2, padding=1),
+    problem((2, 48, 57, 56), (96, 48, 3, 3), stride=2, padding=1),
     problem((2, 16, 20001), (16, 1, 9), groups=16),
     problem((2, 4, 20001), (5, 4, 9)),
     problem((1, 32, 8, 15, 14), (8, 32, 3, 3, 3), padding=1),

@@ -146,6 +146,16 @@ CASES = [
     problem((1, 100, 9, 8), (64, 100, 3, 1), padding=(2, 0)),
     problem((1, 64, 6, 40), (64, 64, 1, 5), padding=(1, 4), dilation=(1, 3)),
     problem((2, 96, 200), (96, 96, 3), padding=1),
+    # By its tiles at a stride of two: even and odd sizes, short tiles, paddings that begin inside of a gradient's pairs,
+    # more padding than taps, groups, a third axis.
+    *(
+        problem((2, 64, *size), (80, 64, 3, 3), stride=2, padding=padding)
+        for size, padding in (((28, 29), 1), ((49, 32), 0), ((28, 29), 2), ((48, 31), (1, 0)), ((33, 29), (0, 3)))
+    ),
+    problem((1, 130, 61, 15), (70, 130, 3, 3), stride=2, padding=(5, 1)),
+    *(problem((2, 2 * n, 57, 56), (2 * n, n, 3, 3), stride=2, padding=1, groups=2) for n in (32, 40)),
+    problem((1, 64, 5, 29, 28), (64, 64, 2, 3, 3), stride=(2, 2, 2), padding=(0, 1, 1)),
+    problem((1, 64, 5, 21, 20), (64, 64, 2, 3, 3), stride=(1, 2, 2), padding=1),
     # Fewer taps than its tiles have.
     problem((1, 128, 13, 14), (128, 128, 2, 3), padding=1),
     problem((1, 128, 14, 13), (128, 128, 3, 2), padding=1),

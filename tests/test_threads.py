@@ -34,6 +34,7 @@ CASES = [
     problem((1, 2, 131, 60), (24, 2, 11, 11), stride=2, padding=2),
     problem((1, 1, 9000), (24, 1, 10), stride=5, padding=3),
     problem((1, 48, 20, 21), (96, 48, 3, 3), padding=1),
+    problem((2, 64, 57, 56), (80, 64, 3, 3), stride=2, padding=1),
 ]
 
 

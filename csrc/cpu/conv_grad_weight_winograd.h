@@ -25,7 +25,7 @@ struct GradWeightWinograd {
   using H = typename Tile::H;
   using W = typename Tile::W;
   using Order = TileOrder<Tile>;
-  static constexpr int kProducts = Tile::kProducts, kTaps = Tile::kTaps;
+  static constexpr int kProducts = Tile::kProducts, kWeights = Tile::kWeights, kTaps = Tile::kTaps;
   static constexpr int64_t L = kLanes<A>, kWide = kCols<A>;
   static constexpr int64_t kPlane = kGradTiles * kGradStride + 16;
   static constexpr int64_t kFewPlane = kRows * kWide + 16;  // sums of a few rows
@@ -33,8 +33,8 @@ struct GradWeightWinograd {
 
   GradWeightWinograd(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : phases(p, false),
-        taps(phases.at(0), Tile::kTapsOf),
-        grid(phases.at(0), Tile::kSizeOf),
+        taps(phases.at(0), Tile()),
+        grid(phases.at(0), Tile()),
         input(static_cast<const T*>(b.input)),
         grad_output(static_cast<const T*>(b.output)),
         grad_weight(static_cast<T*>(b.weight)) {
@@ -48,9 +48,9 @@ struct GradWeightWinograd {
       cut_channels(k_cuts, c_cuts);
     }
     split_tiles = ceil_div(grid.size(), splits);
-    few_tiles = grid.size() <= kFewTiles;
+    few_tiles = grid.size() <= kFewTiles && kProducts == kWeights;  // sums of one product each
     block_plane = odd_lines(k_block * c_block);
-    sums_size = kProducts * (few_tiles ? kFewPlane : block_plane);
+    sums_size = kWeights * (few_tiles ? kFewPlane : block_plane);
     result_size = kTaps * block_plane;
     scratch = reinterpret_cast<A*>(workspace);
     scratch_size = 2 * kFactor + round_up(sums_size + result_size, 64) + 16;
@@ -115,7 +115,7 @@ struct GradWeightWinograd {
   // outputs[product][tile][k] and inputs[product][tile][c]
   void transform_factors(int64_t b, const Order& order, A* outputs, A* inputs) const {
     const Range tiles = order.tiles, k = k_of(b), c = c_of(b);
-    const TileReader<T, H::kPatch, W::kPatch> read_input{grid, TileSpace::source(grid, taps_of(b)),
+    const TileReader<T, H::kInputs, W::kInputs> read_input{grid, TileSpace::source(grid, taps_of(b)),
                                                          input_of(b), phases.source};
     read_input(tiles, c, [&](int64_t t, int64_t channel, auto pixels) {
       A* to = inputs + order[t - tiles.begin] * kGradStride + channel - c.begin;
@@ -138,7 +138,14 @@ struct GradWeightWinograd {
                                              inputs + first + c, sums, ahead);
   }
 
-  // sums[product][panel][k][kWide], products `block_plane` apart, over all chunks of the tiles.
+  // Whether a product is the first of those whose sum is one.
+  static constexpr bool first_of_sum(int product) {
+    bool first = true;
+    for (int n = 0; n < product; ++n) first &= Tile::weight(n) != Tile::weight(product);
+    return first;
+  }
+
+  // sums[weight][panel][k][kWide], weights `block_plane` apart, over all chunks of the tiles.
   void multiply_many(int64_t b, Range tiles, A* outputs, A* inputs, A* sums) const {
     const int64_t rows = k_of(b).size(), cols = c_of(b).size();
     if (tiles.size() == 0) fill_zero(sums, sums_size);
@@ -148,13 +155,14 @@ struct GradWeightWinograd {
       const Range next = {order.tiles.end, min_of(order.tiles.end + kGradTiles, tiles.end)};
       const int64_t calls = order.parts(kFetchSteps) * ceil_div(cols, kWide) * ceil_div(rows, kRows);
       Ahead ahead = {fetched_tiles(input_of(b), phases.source, grid, TileSpace::source(grid, taps_of(b)),
-                                   next, H::kPatch, W::kPatch, c_of(b), calls),
+                                   next, H::kInputs, W::kInputs, c_of(b), calls),
                      fetched_tiles(grad_of(b), phases.destination, grid, TileSpace::destination(grid), next,
                                    H::kOutputs, W::kOutputs, k_of(b), calls)};
       for (int n = 0; n < kProducts; ++n) {
         for (int64_t c = 0; c < cols; c += kWide) {
           multiply(n, {0, rows}, c, cols, order.rows(n), outputs, inputs,
-                   {sums + n * block_plane + c * k_block, begin > tiles.begin}, &ahead);
+                   {sums + Tile::weight(n) * block_plane + c * k_block, begin > tiles.begin || !first_of_sum(n)},
+                   &ahead);
         }
       }
     }
@@ -174,19 +182,18 @@ struct GradWeightWinograd {
       for (Range k = {0, 0}; k.begin < rows; k.begin = k.end) {
         k.end = min_of(k.begin + kRows, rows);
         for (int n = 0; n < kProducts; ++n) {
-          multiply(n, k, c, cols, order.rows(n), outputs, inputs, {sums + n * kFewPlane, false});
+          multiply(n, k, c, cols, order.rows(n), outputs, inputs, {sums + Tile::weight(n) * kFewPlane, !first_of_sum(n)});
         }
         transform_panel(k.size(), sums, kFewPlane, result + c * k_block + k.begin * kWide);
       }
     }
   }
 
-  // result[tap][row][kWide], taps `block_plane` apart, from sums[product][row][kWide], products `plane`
-  // apart.
+  // result[tap][row][kWide], taps `block_plane` apart, from sums[weight][row][kWide], weights `plane` apart.
   void transform_panel(int64_t rows, const A* sums, int64_t plane, A* result) const {
     for (int64_t i = 0; i < rows * kWide; i += L) {
       transform_tile<A, Transform::kGradWeight, Tile>(
-          [&](int r, int j) { return load(sums + (r * W::kPatch + j) * plane + i); },
+          [&](int r, int j) { return load(sums + (r * W::kWeights + j) * plane + i); },
           [&](int n, Vec<A> g) { store(result + n * block_plane + i, g); });
     }
   }
@@ -248,24 +255,28 @@ struct GradWeightWinograd {
 };
 
 template <class Tile>
-WinogradCost grad_weight_cost(const Phases& phases) {
+double grad_weight_cost(const Phases& phases) {
   const Gather g = phases.at(0);
   const double lanes = double(kLanes<float>), C = double(phases.source_channels), K = double(phases.channels);
-  const double blocks = double(TapBlocks(g, Tile::kTapsOf).size());
-  const TileGrid grid(g, Tile::kSizeOf);
-  const double tiles = double(grid.size()),
-               products = double(g.images * grid.products_per_image(Tile::kPatchOf));
+  const double blocks = double(TapBlocks(g, Tile()).size());
+  const TileGrid grid(g, Tile());
+  const double tiles = double(grid.size()), products = double(g.images * grid.products_per_image());
+  const auto vectors_of = [&](double channels) {
+    return Tile::kStrides ? double(ceil_div(int64_t(channels), kLanes<float>)) : channels / lanes;
+  };
   const double k_blocks = double(ceil_div(phases.channels, kGradChannels));
   const double c_blocks = double(ceil_div(phases.source_channels, kGradChannels));
-  const double weights = (Tile::kProducts + 2.5 * Tile::kTaps) * blocks * C * K / lanes;
-  const double factors = 12 * Tile::kProducts * blocks * tiles * (C * k_blocks + K * c_blocks) / lanes;
-  return {products * blocks * C * K / lanes, weights + factors};
+  // With a stride the sums leave the first-level cache however few the tiles are.
+  const double weights = ((Tile::kStrides ? 12 : 1) * Tile::kWeights + 2.5 * Tile::kTaps) * blocks * C * K / lanes;
+  const double factors = (Tile::kStrides ? 10 : 12) * Tile::kProducts * blocks * tiles *
+                         (vectors_of(C) * k_blocks + vectors_of(K) * c_blocks);
+  return Tile::kMargin * (products * blocks * C * K / lanes + weights + factors);
 }
 template <class Visit>
 void with_grad_weight_tile(const ConvProblem& p, Visit&& visit) {
   const Phases phases(p, false);
   const auto cost = [&](auto tile) { return grad_weight_cost<decltype(tile)>(phases); };
-  with_cheapest_tile(p, phases.at(0), cost, visit);
+  with_cheapest_tile<false>(p, phases, cost, visit);
 }
 
 inline const char* winograd_grad_weight_refuses(const ConvProblem& p) {
@@ -277,7 +288,7 @@ inline const char* winograd_grad_weight_refuses(const ConvProblem& p) {
       double(Regions(phases, Layout::kChannelsLast).products() * p.shape.N) * products / rate;
   const char* reason = "its tiles do not have this kernel's shape";
   with_grad_weight_tile(p, [&](auto*, auto tile) {
-    const bool pays = grad_weight_cost<decltype(tile)>(phases).total() < direct;
+    const bool pays = grad_weight_cost<decltype(tile)>(phases) < direct;
     reason = pays ? nullptr : "its transforms would cost more than they save";
   });
   return reason;

@@ -19,7 +19,7 @@ template <class T, class Tile>
 struct Winograd : WinogradSteps<T, Tile> {
   using Steps = WinogradSteps<T, Tile>;
   using Steps::block_tiles, Steps::tile_blocks, Steps::whole, Steps::weights_plane, Steps::scratch_weights;
-  using Steps::kProducts, Steps::kWide;
+  using Steps::kProducts, Steps::kWeights, Steps::kWide;
   using Steps::phases, Steps::taps, Steps::grid, Steps::depth, Steps::groups, Steps::panels, Steps::weight;
   using typename Steps::A, typename Steps::Reader, typename Steps::Order;
 
@@ -58,7 +58,7 @@ struct Winograd : WinogradSteps<T, Tile> {
     const int64_t calls = fetch_calls_of(order, depth.total());  // for a panel
     const Range next = {tiles.end, min_of(tiles.end + block_tiles, grid.size())};
     Ahead ahead;
-    ahead.source = fetched_tiles(read.from, read.s, grid, read.space, next, Tile::H::kPatch, Tile::W::kPatch,
+    ahead.source = fetched_tiles(read.from, read.s, grid, read.space, next, Tile::H::kInputs, Tile::W::kInputs,
                                  {0, phases.source_channels}, part.size() * calls);
     for (int64_t panel = part.begin; panel < part.end; ++panel) {
       ahead.destination =
@@ -91,16 +91,19 @@ struct Winograd : WinogradSteps<T, Tile> {
   void multiply(int64_t group, const Order& order, int64_t panel, const A* patch, const A* transformed,
                 A* weights, A* product, Ahead& ahead) const {
     const int64_t tiles = order.tiles.size(), cols = min_of(kWide, phases.channels - panel * kWide);
-    if (!whole && tiles <= kFewRows && depth.blocks_of(0).size() == 1)
-      return multiply_few(group, tiles, panel, patch, weights, product, ahead);
+    if constexpr (kProducts == kWeights) {
+      if (!whole && tiles <= kFewRows && depth.blocks_of(0).size() == 1)
+        return multiply_few(group, tiles, panel, patch, weights, product, ahead);
+    }
     for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
-      const A* b = whole ? transformed + depth.before(chunk) * kWide : weights;
+      const A* all = whole ? transformed + depth.before(chunk) * kWide : weights;
       if (!whole) {
-        this->transform_weights(group, panel, chunk, weights + kProducts * weights_plane, weights);
+        this->transform_weights(group, panel, chunk, weights + kWeights * weights_plane, weights);
         ahead.weights = fetched_chunk(group, panel, chunk + 1, fetch_calls_of(order, depth.size_of(chunk)));
       }
       for (int n = 0; n < kProducts; ++n) {
         const Range rows = order.rows(n);
+        const A* b = all + Tile::weight(n) * weights_plane;
         for (int64_t begin = 0, end = depth.size_of(chunk); begin < end; begin += chain()) {
           const TileSums<A> sums = {product + n * products.plane + rows.begin * kWide,
                                     chunk > 0 || begin > 0};
@@ -109,7 +112,6 @@ struct Winograd : WinogradSteps<T, Tile> {
                                               sums, &ahead);
         }
         patch += patches.plane;
-        b += weights_plane;
       }
     }
   }
@@ -119,7 +121,7 @@ struct Winograd : WinogradSteps<T, Tile> {
   void multiply_few(int64_t group, int64_t tiles, int64_t panel, const A* patch, A* weights, A* product,
                     Ahead& ahead) const {
     const int64_t cols = min_of(kWide, phases.channels - panel * kWide);
-    A* raw = weights + kProducts * weights_plane;
+    A* raw = weights + kWeights * weights_plane;
     for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk, patch += kProducts * patches.plane) {
       const int64_t channels = depth.size_of(chunk);
       ahead.weights = fetched_chunk(group, panel, chunk + 1, kProducts * fetch_calls(tiles, channels));
@@ -137,7 +139,7 @@ struct Winograd : WinogradSteps<T, Tile> {
                                     some.end % chain() == 0 || some.end == channels,
                                     chunk > 0 || c >= chain()};
         multiply_rows(packed.tap, some, cols, tiles, tile, weights, ahead,
-                      std::make_integer_sequence<int, Tile::H::kPatch>());
+                      std::make_integer_sequence<int, Tile::H::kProducts>());
       }
     }
   }
@@ -149,7 +151,7 @@ struct Winograd : WinogradSteps<T, Tile> {
   template <int Row>
   void multiply_row(const A* const* tap, Range some, int64_t cols, int64_t tiles, PlaneTiles<A> tile,
                     A* weights, Ahead& ahead) const {
-    constexpr int kPlanes = Tile::W::kPatch;
+    constexpr int kPlanes = Tile::W::kProducts;
     const bool narrow = cols <= Steps::L;
     for (int64_t i = 0; i < some.size() * kWide; i += narrow ? kWide : Steps::L) {
       transform_row<A, Transform::kWeight, Tile, Row>(

@@ -59,7 +59,7 @@ struct GroupCopy {
       tiles = grid.per_image() / bands * images;
       const int64_t* extent = grid.g.extent;
       results = bands == 1 ? extent[0] * extent[1] * extent[2]
-                           : grid.tiles[1] / bands * grid.size_of[1] * extent[2];
+                           : grid.tiles[1] / bands * grid.size_of[1] * grid.g.axis[1].step * extent[2];
       return;
     }
   }
@@ -74,14 +74,17 @@ struct BlockPixels {
     const TileGrid::Tile tile = grid.at(tiles.begin);
     image = tile.image;
     images = ceil_div(tiles.size(), grid.per_image());
-    first = tile.first[1] * extent[2];
     pixels = extent[0] * extent[1] * extent[2];
     if (tiles.size() < grid.per_image()) {  // a band
-      const int64_t end = grid.output(1, tile.number[1] + tiles.size() / grid.tiles[2]);
-      pixels = (min_of(end, extent[1]) - tile.first[1]) * extent[2];
+      const PhaseAxis& rows = grid.g.axis[1];
+      const auto row = [&](int64_t number) {
+        return clamp(rows.start + grid.output(1, number) * rows.step, 0, extent[1]);
+      };
+      first = row(tile.number[1]) * extent[2];
+      pixels = row(tile.number[1] + tiles.size() / grid.tiles[2]) * extent[2] - first;
     }
   }
-  int64_t image, images, first, pixels;
+  int64_t image, images, first = 0, pixels;
 };
 
 // Some channels of an image with zeros for the padding, to[padded's pixel][channel]: `padded` is `space` from
@@ -113,7 +116,7 @@ T* copy_padded(const T* image, const Strides& s, const TileSpace& space, const T
 template <class T, class Tile>
 struct WinogradGroups : WinogradSteps<T, Tile> {
   using Steps = WinogradSteps<T, Tile>;
-  using Steps::kProducts, Steps::L;
+  using Steps::kProducts, Steps::kWeights, Steps::L;
   using Steps::phases, Steps::grid, Steps::groups, Steps::block_tiles, Steps::whole, Steps::weights_plane;
   using typename Steps::A, typename Steps::Order, typename Steps::Reader, typename Steps::Target;
   static constexpr bool kCopies = std::is_same_v<T, A>;  // other types are read in place
@@ -122,13 +125,13 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
     const Phases phases = winograd_phases(p, gradient);
     const int64_t C = phases.source_channels;
     return p.shape.groups > 1 && C == phases.channels && (C == L || C == 2 * L) &&
-           TapBlocks(phases.at(0), Tile::kTapsOf).size() == 1;
+           TapBlocks(gather_for<Tile>(phases), Tile()).size() == 1;
   }
 
   WinogradGroups(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : Steps(p, gradient, b) {
     const int64_t C = phases.channels;
-    if (kCopies) copy = GroupCopy(grid, TileSpace::source(grid, this->taps.at(0)), Tile::kPatchOf, C);
+    if (kCopies) copy = GroupCopy(grid, TileSpace::source(grid, this->taps.at(0)), Tile::kInputsOf, C);
     this->cut_tiles(copy.images > 0 ? copy.tiles : this->even_tiles(p.threads), p.threads);
     tiles_at_once = ceil_div(block_tiles, ceil_div(block_tiles, kNarrowTiles));
     planes = {C, odd_lines(tiles_at_once * C)};
@@ -149,7 +152,7 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
 
   void compute(int64_t group, Range tiles, A* patches, int thread) const {
     A* own = patches + scratch_patches;  // weights
-    if (!whole) this->transform_weights(group, 0, 0, own + kProducts * weights_plane, own);
+    if (!whole) this->transform_weights(group, 0, 0, own + kWeights * weights_plane, own);
     const A* weights = whole ? this->transformed(group, 0, thread, own) : own;
     Reader read = this->reader(group);
     Target target = this->target(group);
@@ -171,7 +174,7 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
       if (!turned()) ahead = tiles_ahead(read, target, order);
       for (int n = 0; n < kProducts; ++n) {
         const Range rows = order.rows(n);
-        multiply_in_place(rows.size(), weights + n * weights_plane,
+        multiply_in_place(rows.size(), weights + Tile::weight(n) * weights_plane,
                           patches + n * planes.plane + rows.begin * phases.channels, ahead);
       }
       this->store_tiles(group, order, 0, patches, planes, target);
@@ -189,8 +192,8 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
     Ahead ahead;
     if (!read.near) {
       const Range next = {tiles.end, min_of(tiles.end + tiles_at_once, grid.size())};
-      ahead.source = fetched_tiles(read.from, read.s, grid, read.space, next, Tile::H::kPatch,
-                                   Tile::W::kPatch, channels, calls);
+      ahead.source = fetched_tiles(read.from, read.s, grid, read.space, next, Tile::H::kInputs,
+                                   Tile::W::kInputs, channels, calls);
     }
     ahead.destination = fetched_tiles(target.first, target.s, grid, TileSpace::destination(grid), tiles,
                                       Tile::H::kOutputs, Tile::W::kOutputs, channels, calls);

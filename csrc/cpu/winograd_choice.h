@@ -9,28 +9,51 @@ namespace cnnext::cpu::CNNEXT_ISA {
 constexpr const char* kWinogradSummary = "few multiplications by Winograd's minimal filtering";
 
 // Calls visit(tile) for every tile there is. 16-bit types, whose direct products are cheaper, have one.
-template <class T, class Visit>
+template <class T, bool Gradient, class Visit>
 CNNEXT_INLINE void for_each_tile(Visit&& visit) {
-  visit(WinogradTile<3, 3>());
+  visit(PlainTile<3, 3>());
   if constexpr (std::is_same_v<T, float>) {
-    visit(WinogradTile<2, 2>());
-    visit(WinogradTile<4, 4>());
-    visit(WinogradTile<1, 3>());
-    visit(WinogradTile<1, 4>());
-    visit(WinogradTile<3, 1>());
-    visit(WinogradTile<4, 1>());
+    visit(PlainTile<2, 2>());
+    visit(PlainTile<4, 4>());
+    visit(PlainTile<1, 3>());
+    visit(PlainTile<1, 4>());
+    visit(PlainTile<3, 1>());
+    visit(PlainTile<4, 1>());
+    visit(StridedTile<Gradient>());
   }
 }
 
-// Whether the tile filters along the axes that the kernel filters along, and along no other.
+// Whether the tile filters along the axes that the kernel filters along, and along no other. A tile with a
+// stride takes just its kernel, one without takes forward strides as well.
 template <class Tile>
-CNNEXT_INLINE bool filters_alike(const Gather& g) {
+CNNEXT_INLINE bool filters_alike(const Phases& phases) {
   bool alike = true;
   for (int a = 1; a < kAxes; ++a) {
-    const bool filter = g.axis[a].taps > g.axis[a].source_step;
-    alike &= filter == (Tile::kTapsOf[a] > 1);
+    const Window& w = phases.shape.axis[a];
+    const int64_t taps = Tile::kTapsOf[a], stride = Tile::kStrideOf[a];
+    if (stride > 1) {
+      alike &= w.kernel == taps && w.stride == stride && w.dilation == 1;
+    } else {
+      alike &= (w.kernel > w.stride) == (taps > 1) && (w.stride == 1 || !phases.gradient);
+    }
   }
   return alike;
+}
+
+// What a tile reads and writes. With a stride, a gradient's destination is cut into pairs of pixels: pair j, at
+// 2 j + 1 and 2 j + 2 of the padded input, is reached by outputs j (its first pixel by tap 1, its second by tap
+// 2) and j + 1 (its second by tap 0).
+template <class Tile>
+CNNEXT_INLINE Gather gather_for(const Phases& phases) {
+  Gather g = phases.at(0);
+  if (!phases.gradient) return g;
+  for (int a = 1; a < kAxes; ++a) {
+    if (Tile::kStrideOf[a] == 1) continue;
+    const Window& w = phases.shape.axis[a];
+    const int64_t first = w.padding > 0 ? (w.padding - 1) / 2 : -1, end = (w.input + w.padding) / 2;
+    g.axis[a] = {2 * first + 1 - w.padding, 2, end - first, w.output, 1, 3, 2, -1, first, 1};
+  }
+  return g;
 }
 
 constexpr int64_t kFewest = 16, kFewestOfGroup = 8;  // source channels
@@ -40,9 +63,9 @@ constexpr int64_t kKeptBytes = 8 << 20;  // transformed weights up to this size 
 // where each block transforms the weights, which are not kept. `depth` is that of the products.
 template <class Tile>
 CNNEXT_INLINE int64_t most_tiles_of(int64_t depth, bool kept) {
-  constexpr int64_t kSquare = kPoints * kPoints, kPatches = 64 * 512 * kSquare;  // elements
+  constexpr int64_t kSquare = 6 * 6, kPatches = 64 * 512 * kSquare;  // elements
   static_assert(TileOrder<Tile>::kMost >= 5 * 6 * kRows, "a block has no more tiles");
-  const int64_t rows = (kept ? 2 : 5) * (Tile::kProducts == kSquare ? 1 : 6) * kRows;
+  const int64_t rows = (kept ? 2 : 5) * (Tile::kProducts >= kSquare ? 1 : 6) * kRows;
   return clamp(kPatches / (Tile::kProducts * depth), kRows, rows);
 }
 
@@ -58,51 +81,48 @@ inline Phases winograd_phases(const ConvProblem& p, bool gradient) {
   return phases;
 }
 
-// Cycles of a vector unit, counted roughly.
-struct WinogradCost {
-  double products, transforms;
-  double total() const { return 1.2 * (products + transforms); }
-};
-
-// For one image: the choice does not depend on the batch, so that an image's result does not either.
+// Products of two vectors that take as long as the whole, counted roughly, here for one image: the choice does
+// not depend on the batch, so that an image's result does not either.
 template <class Tile>
-WinogradCost conv_cost(const Phases& phases) {
-  const Gather g = phases.at(0);
+double conv_cost(const Phases& phases) {
+  const Gather g = gather_for<Tile>(phases);
   const double C = double(phases.summed_channels()), K = double(ceil_div(phases.channels, kLanes<float>));
-  const double vectors_of_C = double(ceil_div(phases.source_channels, kLanes<float>));
-  const double blocks = double(TapBlocks(g, Tile::kTapsOf).size());
-  if (phases.joined_groups > 1 && blocks > 1) return {1e300, 0};  // their products take one block of taps
-  const TileGrid grid(g, Tile::kSizeOf);
+  const int64_t whole_vectors = phases.source_channels / kLanes<float>;
+  const double ragged = phases.source_channels % kLanes<float> == 0 ? 0 : Tile::kStrides ? 4 : 1;
+  const double vectors_of_C = double(whole_vectors) + ragged;
+  const double blocks = double(TapBlocks(g, Tile()).size());
+  if (phases.joined_groups > 1 && blocks > 1) return 1e300;  // their products take one block of taps
+  const TileGrid grid(g, Tile());
   const double tiles = double(grid.per_image());
-  const double each =
-      phases.shape.groups > 1 ? 7 : 15;  // the channels of a group are copied close to each other
+  // The channels of a group are copied close to each other, and half of what strides make are copies.
+  const double each = phases.shape.groups > 1 ? 7 : Tile::kStrides ? 10 : 15;
   // Weights too many to be kept are transformed again for each block of tiles.
-  const bool kept = Tile::kProducts * blocks * C * K * kLanes<float> * sizeof(float) <= kKeptBytes;
+  const bool kept = Tile::kWeights * blocks * C * K * kLanes<float> * sizeof(float) <= kKeptBytes;
   const int64_t tile_blocks = ceil_div(int64_t(tiles), most_tiles_of<Tile>(int64_t(blocks * C), kept));
   const double times = kept ? 1 : double(tile_blocks);
-  const double weights = 3.6 * times * blocks * C * K, patches = each * tiles * blocks * vectors_of_C,
+  const double weights = (Tile::kStrides ? 7 : 3.6) * times * blocks * C * K, patches = each * tiles * blocks * vectors_of_C,
                sums = each * tiles * K;
-  return {double(grid.products_per_image(Tile::kPatchOf)) * blocks * C * K,
-          Tile::kProducts * (weights + patches + sums)};
+  const double products = double(grid.products_per_image()) * blocks * C * K;
+  return Tile::kMargin * (products + Tile::kWeights * weights + Tile::kProducts * (patches + sums));
 }
 
 // Calls visit(type, tile) with the cheapest tile.
-template <class Cost, class Visit>
-void with_cheapest_tile(const ConvProblem& p, const Gather& g, Cost&& cost, Visit&& visit) {
+template <bool Gradient, class Cost, class Visit>
+void with_cheapest_tile(const ConvProblem& p, const Phases& phases, Cost&& cost, Visit&& visit) {
   with_type(p.dtype, [&](auto* type) {
     using T = Pointee<decltype(type)>;
     if constexpr (!std::is_same_v<T, double>) {
       double least = 0;
       int best = -1, number = 0;
-      for_each_tile<T>([&](auto tile) {
-        if (filters_alike<decltype(tile)>(g)) {
-          const double total = cost(tile).total();
+      for_each_tile<T, Gradient>([&](auto tile) {
+        if (filters_alike<decltype(tile)>(phases)) {
+          const double total = cost(tile);
           if (best < 0 || total < least) best = number, least = total;
         }
         ++number;
       });
       number = 0;
-      for_each_tile<T>([&](auto tile) {
+      for_each_tile<T, Gradient>([&](auto tile) {
         if (number++ == best) visit(type, tile);
       });
     }
@@ -112,7 +132,7 @@ template <bool Gradient, class Visit>
 void with_tile(const ConvProblem& p, Visit&& visit) {
   const Phases phases = winograd_phases(p, Gradient);
   const auto cost = [&](auto tile) { return conv_cost<decltype(tile)>(phases); };
-  with_cheapest_tile(p, phases.at(0), cost, visit);
+  with_cheapest_tile<Gradient>(p, phases, cost, visit);
 }
 
 // Why the algorithm does not apply at all, or null.
@@ -121,7 +141,7 @@ inline const char* winograd_excludes(const ConvProblem& p, bool gradient) {
   if (p.dtype == DType::kFloat64) return "float64 keeps to direct sums";
   for (int a = 0; a < kAxes; ++a) {
     const Window& w = p.shape.axis[a];
-    if (gradient && w.stride != 1) return "takes gradients of stride 1";
+    if (a == 0 && gradient && w.stride != 1) return "takes gradients of stride 1 along the first axis";
     if (a > 0 && w.stride != 1 && w.dilation != 1) return "takes a stride or a dilation";
   }
   return nullptr;
@@ -144,7 +164,7 @@ const char* winograd_refuses(const ConvProblem& p) {
   }
   const char* reason = "its tiles do not have this kernel's shape";
   with_tile<Gradient>(p, [&](auto*, auto tile) {
-    const bool pays = conv_cost<decltype(tile)>(phases).total() < direct;
+    const bool pays = conv_cost<decltype(tile)>(phases) < direct;
     reason = pays ? nullptr : "its transforms would cost more than they save";
   });
   return reason;

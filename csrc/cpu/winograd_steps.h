@@ -47,10 +47,10 @@ struct WinogradSteps {
   using A = Acc<T>;
   using H = typename Tile::H;
   using W = typename Tile::W;
-  using Reader = TileReader<T, H::kPatch, W::kPatch>;
+  using Reader = TileReader<T, H::kInputs, W::kInputs>;
   using Order = TileOrder<Tile>;
   static constexpr int64_t L = kLanes<A>, kWide = kCols<A>;
-  static constexpr int kProducts = Tile::kProducts;
+  static constexpr int kProducts = Tile::kProducts, kWeights = Tile::kWeights;
   static constexpr int64_t kRaw = (Tile::kTaps + 1) * kChunk * kWide;  // a chunk's weights, and zeros
   struct Target {  // where a group's results go: channel 0 of the first pixel
     T* first;
@@ -59,13 +59,13 @@ struct WinogradSteps {
 
   WinogradSteps(const ConvProblem& p, bool gradient, const ConvBuffers& b)
       : phases(winograd_phases(p, gradient)),
-        taps(phases.at(0), Tile::kTapsOf),
-        grid(phases.at(0), Tile::kSizeOf),
+        taps(gather_for<Tile>(phases), Tile()),
+        grid(gather_for<Tile>(phases), Tile()),
         depth(taps.size(), phases.summed_channels()),
         groups(p.shape.groups / phases.joined_groups),
         panels(ceil_div(phases.channels, kWide)),
         kept(grid.size() > 2 * most_tiles_of<Tile>(depth.total(), false) &&
-             groups * panels * kProducts * depth.total() * kWide * int64_t(sizeof(A)) <= kKeptBytes),
+             groups * panels * kWeights * depth.total() * kWide * int64_t(sizeof(A)) <= kKeptBytes),
         source(static_cast<const T*>(gradient ? b.output : b.input)),
         weight(static_cast<const T*>(b.weight)),
         bias(static_cast<const T*>(b.bias)),
@@ -90,8 +90,8 @@ struct WinogradSteps {
     tile_blocks = ceil_div(grid.size(), tiles);
     whole = kept && tile_blocks > 2;
     weights_plane = odd_lines((whole ? depth.total() : kChunk) * kWide);
-    weights = PackedWeights<A>(whole ? groups * panels : 0, kProducts * weights_plane, threads);
-    scratch_weights = kRaw + (whole ? 0 : kProducts * weights_plane);
+    weights = PackedWeights<A>(whole ? groups * panels : 0, kWeights * weights_plane, threads);
+    scratch_weights = kRaw + (whole ? 0 : kWeights * weights_plane);
   }
   void set_memory(char* workspace, int64_t of_thread) {
     weights.place(workspace);
@@ -131,7 +131,7 @@ struct WinogradSteps {
   PackedTaps pack_taps(int64_t group, int64_t panel, int64_t chunk, int64_t index, A* raw) const {
     const Range channels = depth.channels_of(chunk);
     A* zeros = raw + Tile::kTaps * kChunk * kWide;
-    const bool fewer = taps.size() * Tile::kTaps > phases.max_taps;  // than a tile has, in some block
+    const bool fewer = taps.size() * Tile::kTaps > grid.g.taps();  // than a tile has, in some block
     fill_zero(zeros, fewer ? channels.size() * kWide : 0);
     Gather part = taps.at(index);
     part.channels = channels.size();
@@ -146,8 +146,7 @@ struct WinogradSteps {
     return packed;
   }
 
-  // to[product][block of taps, source channel][kWide], products `weights_plane` apart; `raw` is scratch
-  // memory.
+  // to[weight][block of taps, source channel][kWide], weights `weights_plane` apart; `raw` is scratch memory.
   void transform_weights(int64_t group, int64_t panel, int64_t chunk, A* raw, A* to) const {
     const Range channels = depth.channels_of(chunk), blocks = depth.blocks_of(chunk);
     const int64_t size = channels.size() * kWide;
@@ -193,14 +192,14 @@ struct WinogradSteps {
         T* out = to + k * s.channel;
         Vec<A> y[kPadded] = {};
         transform_tile<A, Transform::kOutput, Tile>(
-            [&](int i, int j) { return load(m + (i * W::kPatch + j) * planes.plane); },
+            [&](int i, int j) { return load(m + (i * W::kProducts + j) * planes.plane); },
             [&](int n, Vec<A> sum) { y[n / W::kOutputs * kRow + n % W::kOutputs] = sum + load(add + k); });
         if (s.channel == 1) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
           for (int i = 0; i < H::kOutputs; ++i) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int j = 0; j < W::kOutputs; ++j) {
-              if (i < box.rows.end && j < box.columns.end)
+              if (box.has(i, j))
                 store_some(out + i * row + j * column, y[i * kRow + j], count);
             }
           }
@@ -220,7 +219,7 @@ struct WinogradSteps {
             for (int j = 0; j < W::kOutputs; ++j) {
               const int at = n + j;
               const auto value = reinterpret_cast<const A*>(y + at / L * L + lane) + at % L;
-              if (i < box.rows.end && j < box.columns.end) store_one(channel + j * column, *value);
+              if (box.has(i, j)) store_one(channel + j * column, *value);
             }
           }
         }

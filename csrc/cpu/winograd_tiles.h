@@ -7,16 +7,18 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-// The taps of a kernel in blocks that a tile takes at once. Along an axis with a stride, every stride-th tap
-// reads a grid of its own, on which the stride is one; longer filters are cut, the first of three axes into
-// single taps. The sum over the blocks is part of the sum over the source channels.
+// The taps of a kernel in blocks that a tile takes at once. Along an axis with a stride that is not the tile's,
+// every stride-th tap reads a grid of its own, on which the stride is one; longer filters are cut, the first of
+// three axes into single taps. The sum over the blocks is part of the sum over the source channels.
 struct TapBlocks {
-  TapBlocks(const Gather& gather, const int64_t tile_taps[kAxes]) : g(gather) {
+  template <class Tile>
+  TapBlocks(const Gather& gather, Tile) : g(gather) {
     for (int a = 0; a < kAxes; ++a) {
       const PhaseAxis& axis = g.axis[a];
-      most[a] = tile_taps[a];
-      for (int64_t first = 0; first < min_of(axis.source_step, axis.taps); ++first) {
-        count[a] += ceil_div(ceil_div(axis.taps - first, axis.source_step), most[a]);
+      most[a] = Tile::kTapsOf[a];
+      step[a] = ceil_div(axis.source_step, Tile::kStrideOf[a]);
+      for (int64_t first = 0; first < min_of(step[a], axis.taps); ++first) {
+        count[a] += ceil_div(ceil_div(axis.taps - first, step[a]), most[a]);
       }
     }
   }
@@ -26,15 +28,14 @@ struct TapBlocks {
   Gather at(int64_t index) const {
     Gather part = g;
     for (int a = kAxes - 1; a >= 0; --a) {
-      take(part.axis[a], most[a], index % count[a]);
+      take(part.axis[a], step[a], most[a], index % count[a]);
       index /= count[a];
     }
     return part;
   }
 
  private:
-  static void take(PhaseAxis& axis, int64_t most_taps, int64_t number) {
-    const int64_t step = axis.source_step;
+  static void take(PhaseAxis& axis, int64_t step, int64_t most_taps, int64_t number) {
     int64_t first = 0, taps = ceil_div(axis.taps, step);
     while (number >= ceil_div(taps, most_taps)) {
       number -= ceil_div(taps, most_taps);
@@ -49,17 +50,21 @@ struct TapBlocks {
   }
 
   Gather g;
-  int64_t most[kAxes], count[kAxes] = {};
+  int64_t most[kAxes], step[kAxes], count[kAxes] = {};
 };
 
 // Tiles of a destination grid. With dilation, each residue of the position is a grid of its own. Where tiles
-// do not come out even, the last ones are short by one output, and so by one product: 14 pixels are 4 + 4 + 3
-// + 3, which takes 22 products instead of 24.
+// do not come out even, the last ones are short by one output, and so by a product or two: 14 pixels are 4 + 4 +
+// 3 + 3, which takes 22 products instead of 24.
 struct TileGrid {
-  TileGrid(const Gather& gather, const int64_t tile_size[kAxes]) : g(gather) {
+  template <class Tile>
+  TileGrid(const Gather& gather, Tile) : g(gather) {
     for (int a = 0; a < kAxes; ++a) {
       const PhaseAxis& axis = g.axis[a];
-      size_of[a] = tile_size[a];
+      size_of[a] = Tile::kSizeOf[a];
+      products[a] = Tile::kProductsOf[a];
+      lasts[a] = Tile::kLastsOf[a];
+      source_step[a] = ceil_div(axis.source_step, Tile::kStrideOf[a]);
       residues[a] = axis.source_step == 1 && size_of[a] > 1 ? axis.offset_step : 1;
       const int64_t outputs = ceil_div(axis.count, residues[a]);
       tiles[a] = ceil_div(outputs, size_of[a]);
@@ -70,17 +75,16 @@ struct TileGrid {
     return residues[0] * residues[1] * residues[2] * tiles[0] * tiles[1] * tiles[2];
   }
   int64_t size() const { return g.images * per_image(); }
-  // Of an image, where whole tiles have so many along each axis.
-  int64_t products_per_image(const int64_t tile_products[kAxes]) const {
-    int64_t products = 1;
+  int64_t products_per_image() const {
+    int64_t count = 1;
     for (int a = 0; a < kAxes; ++a)
-      products *= residues[a] * (tiles[a] * tile_products[a] - (tiles[a] - whole[a]));
-    return products;
+      count *= residues[a] * (tiles[a] * products[a] - (tiles[a] - whole[a]) * lasts[a]);
+    return count;
   }
 
   struct Tile {
     int64_t image, residue[kAxes], number[kAxes];
-    int64_t first[kAxes];  // destination position; its pixels are `residues` apart
+    int64_t first[kAxes];  // output
   };
   Tile at(int64_t index) const {
     Tile tile;
@@ -112,8 +116,11 @@ struct TileGrid {
   int64_t output(int a, int64_t number) const { return number * size_of[a] - max_of(0, number - whole[a]); }
 
   Gather g;
-  int64_t size_of[kAxes], residues[kAxes], tiles[kAxes];  // pixels of a tile
-  int64_t whole[kAxes];                                   // tiles in front of the short ones
+  int64_t size_of[kAxes], products[kAxes];  // of a tile: outputs, `residues` apart, and products
+  int64_t lasts[kAxes];                     // products that a short tile does not have
+  int64_t source_step[kAxes];               // between the source's pixels that a tile reads
+  int64_t residues[kAxes], tiles[kAxes];
+  int64_t whole[kAxes];  // tiles in front of the short ones
 
  private:
   void place(Tile& tile) const {
@@ -124,16 +131,19 @@ struct TileGrid {
 // What tiles read or write: a volume, and where pixel (i, j) of a tile's box lies in it.
 struct TileSpace {
   int64_t extent[kAxes], first_step[kAxes], offset[kAxes], step[kAxes];
-  int64_t whole[kAxes];  // tiles in front of those whose last pixel is another's
+  int64_t whole[kAxes];  // tiles in front of those whose last output is another's
+  int64_t pixels_of_output[kAxes];
 
   static TileSpace destination(const TileGrid& grid) {
     TileSpace space;
     for (int a = 0; a < kAxes; ++a) {
+      const PhaseAxis& axis = grid.g.axis[a];
       space.extent[a] = grid.g.extent[a];
-      space.first_step[a] = 1;
-      space.offset[a] = 0;
+      space.first_step[a] = axis.step;
+      space.offset[a] = axis.start;
       space.step[a] = grid.residues[a];
       space.whole[a] = grid.whole[a];
+      space.pixels_of_output[a] = axis.step;
     }
     return space;
   }
@@ -145,8 +155,9 @@ struct TileSpace {
       space.extent[a] = axis.source;
       space.first_step[a] = axis.source_step;
       space.offset[a] = axis.offset;
-      space.step[a] = grid.residues[a] * axis.source_step;
+      space.step[a] = grid.residues[a] * grid.source_step[a];
       space.whole[a] = grid.tiles[a];
+      space.pixels_of_output[a] = 1;
     }
     return space;
   }
@@ -170,8 +181,7 @@ struct TileSpace {
   // The number of the first pixel of row i, of so many, -1 outside the volume.
   int64_t row(const TileGrid::Tile& tile, int64_t i, int64_t height) const {
     const int64_t d = position(tile, 0, 0), h = position(tile, 1, i);
-    const bool inside =
-        d >= 0 && d < extent[0] && h >= 0 && h < extent[1] && i < height - (tile.number[1] >= whole[1]);
+    const bool inside = d >= 0 && d < extent[0] && h >= 0 && h < extent[1] && i < height - cut(tile, 1);
     return inside ? (d * extent[1] + h) * extent[2] : -1;
   }
 
@@ -181,6 +191,10 @@ struct TileSpace {
     int64_t first, row, column;
     Range rows, columns;  // inside
     bool whole;
+
+    bool has(int64_t i, int64_t j) const {
+      return i >= rows.begin && i < rows.end && j >= columns.begin && j < columns.end;
+    }
   };
   Box box(const TileGrid::Tile& tile, int64_t height, int64_t width) const {
     const int64_t d = position(tile, 0, 0);
@@ -194,8 +208,12 @@ struct TileSpace {
     b.whole = b.rows.size() == height && b.columns.size() == width;
     return b;
   }
+  // Pixels at its end that are another tile's.
+  int64_t cut(const TileGrid::Tile& tile, int a) const {
+    return tile.number[a] >= whole[a] ? pixels_of_output[a] : 0;
+  }
   Range inside(const TileGrid::Tile& tile, int a, int64_t size) const {
-    Range range = {0, size - (tile.number[a] >= whole[a])};
+    Range range = {0, size - cut(tile, a)};
     while (range.size() > 0 && position(tile, a, range.begin) < 0) ++range.begin;
     while (range.size() > 0 && position(tile, a, range.end - 1) >= extent[a]) --range.end;
     return range;
@@ -219,8 +237,7 @@ class TileOrder {
     }
     for (int k = 0; k < kKinds; ++k) next[k + 1] += next[k];
     for (int n = 0; n < WinogradTile::kProducts; ++n) {
-      const bool last_row = H::kTaps > 1 && n / W::kPatch == H::kPatch - 1;
-      const bool last_column = W::kTaps > 1 && n % W::kPatch == W::kPatch - 1;
+      const bool last_row = H::last(n / W::kProducts), last_column = W::last(n % W::kProducts);
       having[n] = {next[last_column ? 1 : 0], next[last_row ? 2 : last_column ? 3 : 4]};
     }
     for (int64_t t = 0; t < tiles.size(); ++t) place[t] = int(next[kind[t]]++);
@@ -315,7 +332,7 @@ struct TileReader {
   template <class Visit>
   void channels_last(Range tiles, Range channels, Visit&& visit) const {
     // Columns that the tile before does not read.
-    const int64_t fresh = near ? Width : Width - grid.size_of[2];
+    const int64_t fresh = near ? Width : Width - grid.size_of[2] * columns_of_output();
     TileGrid::Tile tile = grid.at(tiles.begin);
     TileSpace::Box box = space.box(tile, Height, Width);
     BoxPixels<T> pixels = pixels_of(tile, box);
@@ -352,14 +369,14 @@ struct TileReader {
   template <class Visit>
   void channels_first(Range tiles, Range channels, Visit&& visit) const {
     constexpr int64_t kMostWidth = 36;
-    const int64_t strip_tiles = (kMostWidth - Width) / grid.size_of[2] + 1;
+    const int64_t strip_tiles = (kMostWidth - Width) / (grid.size_of[2] * columns_of_output()) + 1;
     Vec<A> strip[Height * kMostWidth];
     for (int64_t t = tiles.begin; t < tiles.end;) {
       const TileGrid::Tile tile = grid.at(t);
       const int64_t row_end = t + grid.tiles[2] - t % grid.tiles[2];
       const int64_t end = min_of(min_of(row_end, tiles.end), t + strip_tiles);
       const auto column = [&](int64_t at) {
-        return grid.output(2, tile.number[2] + at - t) - grid.output(2, tile.number[2]);
+        return (grid.output(2, tile.number[2] + at - t) - grid.output(2, tile.number[2])) * columns_of_output();
       };
       const int64_t width = column(end - 1) + Width;
       for (int64_t c = channels.begin; c < channels.end; c += L) {
@@ -379,6 +396,9 @@ struct TileReader {
       t = end;
     }
   }
+
+  // Columns of the box from an output to the next.
+  int64_t columns_of_output() const { return grid.residues[2] * space.first_step[2] / space.step[2]; }
 
   // Row i of a strip, to[w][L].
   void load_row(const T* channel, const TileGrid::Tile& tile, int i, int64_t width, int64_t count,
