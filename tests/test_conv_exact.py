@@ -146,8 +146,8 @@ CASES = [
     problem((1, 100, 9, 8), (64, 100, 3, 1), padding=(2, 0)),
     problem((1, 64, 6, 40), (64, 64, 1, 5), padding=(1, 4), dilation=(1, 3)),
     problem((2, 96, 200), (96, 96, 3), padding=1),
-    # By its tiles at a stride of two: even and odd sizes, short tiles, paddings that begin inside a gradient's pairs, more
-    # padding than taps, groups, a third axis.
+    # By its tiles at a stride of two: even and odd sizes, short tiles, paddings that begin inside a gradient's pairs,
+    # more padding than taps, groups, a third axis.
     *(
         problem((2, 64, *size), (80, 64, 3, 3), stride=2, padding=padding)
         for size, padding in (((28, 29), 1), ((49, 32), 0), ((28, 29), 2), ((48, 31), (1, 0)), ((33, 29), (0, 3)))
