@@ -116,7 +116,7 @@ struct GradWeightWinograd {
   void transform_factors(int64_t b, const Order& order, A* outputs, A* inputs) const {
     const Range tiles = order.tiles, k = k_of(b), c = c_of(b);
     const TileReader<T, H::kInputs, W::kInputs> read_input{grid, TileSpace::source(grid, taps_of(b)),
-                                                         input_of(b), phases.source};
+                                                           input_of(b), phases.source};
     read_input(tiles, c, [&](int64_t t, int64_t channel, auto pixels) {
       A* to = inputs + order[t - tiles.begin] * kGradStride + channel - c.begin;
       transform_tile<A, Transform::kInput, Tile>(pixels, [&](int n, Vec<A> v) { store(to + n * kPlane, v); });
@@ -160,9 +160,10 @@ struct GradWeightWinograd {
                                    H::kOutputs, W::kOutputs, k_of(b), calls)};
       for (int n = 0; n < kProducts; ++n) {
         for (int64_t c = 0; c < cols; c += kWide) {
-          multiply(n, {0, rows}, c, cols, order.rows(n), outputs, inputs,
-                   {sums + Tile::weight(n) * block_plane + c * k_block, begin > tiles.begin || !first_of_sum(n)},
-                   &ahead);
+          multiply(
+              n, {0, rows}, c, cols, order.rows(n), outputs, inputs,
+              {sums + Tile::weight(n) * block_plane + c * k_block, begin > tiles.begin || !first_of_sum(n)},
+              &ahead);
         }
       }
     }
@@ -182,7 +183,7 @@ struct GradWeightWinograd {
       for (Range k = {0, 0}; k.begin < rows; k.begin = k.end) {
         k.end = min_of(k.begin + kRows, rows);
         for (int n = 0; n < kProducts; ++n) {
-          multiply(n, k, c, cols, order.rows(n), outputs, inputs, {sums + Tile::weight(n) * kFewPlane, !first_of_sum(n)});
+          multiply(n, k, c, cols, order.rows(n), outputs, inputs, {sums + n * kFewPlane, false});
         }
         transform_panel(k.size(), sums, kFewPlane, result + c * k_block + k.begin * kWide);
       }
@@ -267,7 +268,8 @@ double grad_weight_cost(const Phases& phases) {
   const double k_blocks = double(ceil_div(phases.channels, kGradChannels));
   const double c_blocks = double(ceil_div(phases.source_channels, kGradChannels));
   // With a stride the sums leave the first-level cache however few the tiles are.
-  const double weights = ((Tile::kStrides ? 12 : 1) * Tile::kWeights + 2.5 * Tile::kTaps) * blocks * C * K / lanes;
+  const double weights =
+      ((Tile::kStrides ? 12 : 1) * Tile::kWeights + 2.5 * Tile::kTaps) * blocks * C * K / lanes;
   const double factors = (Tile::kStrides ? 10 : 12) * Tile::kProducts * blocks * tiles *
                          (vectors_of(C) * k_blocks + vectors_of(K) * c_blocks);
   return Tile::kMargin * (products * blocks * C * K / lanes + weights + factors);

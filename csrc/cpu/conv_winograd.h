@@ -58,8 +58,8 @@ struct Winograd : WinogradSteps<T, Tile> {
     const int64_t calls = fetch_calls_of(order, depth.total());  // for a panel
     const Range next = {tiles.end, min_of(tiles.end + block_tiles, grid.size())};
     Ahead ahead;
-    ahead.source = fetched_tiles(read.from, read.s, grid, read.space, next, Tile::H::kInputs, Tile::W::kInputs,
-                                 {0, phases.source_channels}, part.size() * calls);
+    ahead.source = fetched_tiles(read.from, read.s, grid, read.space, next, Tile::H::kInputs,
+                                 Tile::W::kInputs, {0, phases.source_channels}, part.size() * calls);
     for (int64_t panel = part.begin; panel < part.end; ++panel) {
       ahead.destination =
           fetched_tiles(target.first, target.s, grid, TileSpace::destination(grid), tiles, Tile::H::kOutputs,

@@ -40,9 +40,9 @@ CNNEXT_INLINE bool filters_alike(const Phases& phases) {
   return alike;
 }
 
-// What a tile reads and writes. With a stride, a gradient's destination is cut into pairs of pixels: pair j, at
-// 2 j + 1 and 2 j + 2 of the padded input, is reached by outputs j (its first pixel by tap 1, its second by tap
-// 2) and j + 1 (its second by tap 0).
+// What a tile reads and writes. With a stride, a gradient's destination is cut into pairs of pixels: pair j,
+// at 2 j + 1 and 2 j + 2 of the padded input, is reached by outputs j (its first pixel by tap 1, its second
+// by tap 2) and j + 1 (its second by tap 0).
 template <class Tile>
 CNNEXT_INLINE Gather gather_for(const Phases& phases) {
   Gather g = phases.at(0);
@@ -81,8 +81,8 @@ inline Phases winograd_phases(const ConvProblem& p, bool gradient) {
   return phases;
 }
 
-// Products of two vectors that take as long as the whole, counted roughly, here for one image: the choice does
-// not depend on the batch, so that an image's result does not either.
+// Products of two vectors that take as long as the whole, counted roughly, here for one image: the choice
+// does not depend on the batch, so that an image's result does not either.
 template <class Tile>
 double conv_cost(const Phases& phases) {
   const Gather g = gather_for<Tile>(phases);
@@ -100,8 +100,8 @@ double conv_cost(const Phases& phases) {
   const bool kept = Tile::kWeights * blocks * C * K * kLanes<float> * sizeof(float) <= kKeptBytes;
   const int64_t tile_blocks = ceil_div(int64_t(tiles), most_tiles_of<Tile>(int64_t(blocks * C), kept));
   const double times = kept ? 1 : double(tile_blocks);
-  const double weights = (Tile::kStrides ? 7 : 3.6) * times * blocks * C * K, patches = each * tiles * blocks * vectors_of_C,
-               sums = each * tiles * K;
+  const double weights = (Tile::kStrides ? 7 : 3.6) * times * blocks * C * K,
+               patches = each * tiles * blocks * vectors_of_C, sums = each * tiles * K;
   const double products = double(grid.products_per_image()) * blocks * C * K;
   return Tile::kMargin * (products + Tile::kWeights * weights + Tile::kProducts * (patches + sums));
 }

@@ -7,9 +7,10 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-// The taps of a kernel in blocks that a tile takes at once. Along an axis with a stride that is not the tile's,
-// every stride-th tap reads a grid of its own, on which the stride is one; longer filters are cut, the first of
-// three axes into single taps. The sum over the blocks is part of the sum over the source channels.
+// The taps of a kernel in blocks that a tile takes at once. Along an axis with a stride that is not the
+// tile's, every stride-th tap reads a grid of its own, on which the stride is one; longer filters are cut,
+// the first of three axes into single taps. The sum over the blocks is part of the sum over the source
+// channels.
 struct TapBlocks {
   template <class Tile>
   TapBlocks(const Gather& gather, Tile) : g(gather) {
@@ -54,8 +55,8 @@ struct TapBlocks {
 };
 
 // Tiles of a destination grid. With dilation, each residue of the position is a grid of its own. Where tiles
-// do not come out even, the last ones are short by one output, and so by a product or two: 14 pixels are 4 + 4 +
-// 3 + 3, which takes 22 products instead of 24.
+// do not come out even, the last ones are short by one output, and so by a product or two: 14 pixels are 4 +
+// 4 + 3 + 3, which takes 22 products instead of 24.
 struct TileGrid {
   template <class Tile>
   TileGrid(const Gather& gather, Tile) : g(gather) {
@@ -376,7 +377,8 @@ struct TileReader {
       const int64_t row_end = t + grid.tiles[2] - t % grid.tiles[2];
       const int64_t end = min_of(min_of(row_end, tiles.end), t + strip_tiles);
       const auto column = [&](int64_t at) {
-        return (grid.output(2, tile.number[2] + at - t) - grid.output(2, tile.number[2])) * columns_of_output();
+        return (grid.output(2, tile.number[2] + at - t) - grid.output(2, tile.number[2])) *
+               columns_of_output();
       };
       const int64_t width = column(end - 1) + Width;
       for (int64_t c = channels.begin; c < channels.end; c += L) {

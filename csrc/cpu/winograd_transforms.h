@@ -1,6 +1,6 @@
 // The transforms of Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308). Along an axis, F(m, r)
-// makes m outputs of a filter of r taps from m + r - 1 inputs by as many products instead of m * r; along both
-// axes of a plane the savings multiply: F(4x4, 3x3) takes 36 products instead of 144.
+// makes m outputs of a filter of r taps from m + r - 1 inputs by as many products instead of m * r; along
+// both axes of a plane the savings multiply: F(4x4, 3x3) takes 36 products instead of 144.
 //
 // At points 0, +-a, +-b and infinity, inputs are interpolated (B^T), filters evaluated (G) and the products
 // evaluated again (A^T): V = B^T d B, U = G g G^T, Y = A^T (U . V) A. The points are 2/3 and 3/2: products of
@@ -116,17 +116,18 @@ struct TileAxis {
   }
 };
 
-// Three taps at a stride of two: taps 0 and 2 filter the even inputs, F(4, 2) by five products, and tap 1 meets
-// each odd input once. Nine products make four outputs, of nine inputs, instead of twelve. The gradient with
-// respect to the input has the same products: five pixels of grad_output make four pairs of its pixels, of
-// which the first sees tap 1 alone and the second tap 2 of its pixel and tap 0 of the next.
+// Three taps at a stride of two: taps 0 and 2 filter the even inputs, F(4, 2) by five products, and tap 1
+// meets each odd input once. Nine products make four outputs, of nine inputs, instead of twelve. The gradient
+// with respect to the input has the same products: five pixels of grad_output make four pairs of its pixels,
+// of which the first sees tap 1 alone and the second tap 2 of its pixel and tap 0 of the next.
 template <bool Gradient>
 struct StridedAxis {
   using P = Points<5>;
   static constexpr bool kFilters = true;
   static constexpr int kTaps = 3, kStride = 2, kSize = 4;  // outputs, or pairs of a gradient
   static constexpr int kProducts = P::kCount + kSize, kWeights = P::kCount + 1, kLasts = 2;
-  static constexpr int kInputs = Gradient ? kSize + 1 : 2 * kSize + 1, kOutputs = Gradient ? 2 * kSize : kSize;
+  static constexpr int kInputs = Gradient ? kSize + 1 : 2 * kSize + 1,
+                       kOutputs = Gradient ? 2 * kSize : kSize;
   static constexpr int weight(int product) { return product < P::kCount ? product : P::kCount; }
   static constexpr bool last(int product) { return product == P::kCount - 1 || product == kProducts - 1; }
 
