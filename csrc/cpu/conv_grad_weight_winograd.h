@@ -269,7 +269,7 @@ double grad_weight_cost(const Phases& phases) {
   const double c_blocks = double(ceil_div(phases.source_channels, kGradChannels));
   // With a stride the sums leave the first-level cache however few the tiles are.
   const double weights =
-      ((Tile::kStrides ? 12 : 1) * Tile::kWeights + 2.5 * Tile::kTaps) * blocks * C * K / lanes;
+      ((Tile::kStrides ? 14 : 1) * Tile::kWeights + 2.5 * Tile::kTaps) * blocks * C * K / lanes;
   const double factors = (Tile::kStrides ? 10 : 12) * Tile::kProducts * blocks * tiles *
                          (vectors_of(C) * k_blocks + vectors_of(K) * c_blocks);
   return Tile::kMargin * (products * blocks * C * K / lanes + weights + factors);

@@ -73,14 +73,14 @@ struct WinogradSteps {
 
   // Tiles of a block. Blocks are alike, and where there are several, as many for each thread; but where each
   // transforms the weights again, for many threads panels are shared out instead. A single block is cut where
-  // there are fewer panels than threads.
+  // there are few panels for the threads.
   int64_t even_tiles(int64_t threads) const {
     const int64_t blocks = ceil_div(grid.size(), most_tiles_of<Tile>(depth.total(), kept));
     const int64_t most = max_of(blocks, grid.size() / (kRows / 2));  // of tiles enough for products
     const int64_t even = round_up(blocks, threads), others = groups * panels;
     int64_t cut = blocks;
     if (blocks > 1 && (kept || even <= 3 * blocks)) cut = min_of(even, most);
-    if (blocks == 1 && others < threads) cut = blocks_for(threads, others, most);
+    if (blocks == 1 && others < 2 * threads) cut = blocks_for(threads, others, most);
     return ceil_div(grid.size(), cut);
   }
   // How the tiles are cut, and with that the weights' place: all of them in front of the threads' memory, or
