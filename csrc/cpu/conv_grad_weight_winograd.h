@@ -43,6 +43,7 @@ struct GradWeightWinograd {
     cut_channels(k_cuts, c_cuts);
     const int64_t chunks = ceil_div(grid.size(), kGradTiles);
     splits = max_of(1, min_of(kWinogradTasks / blocks, chunks / 2));
+    if (splits > 1) splits = round_up(splits, 2);  // three tasks would leave one of two threads idle
     while (leave_idle(blocks * splits, p.threads) && (2 * k_block > kWide || c_block > kWide)) {
       ++(k_block > c_block || c_block == kWide ? k_cuts : c_cuts);
       cut_channels(k_cuts, c_cuts);

@@ -158,8 +158,10 @@ const char* winograd_refuses(const ConvProblem& p) {
   const double products = double(phases.summed_channels()) * double(ceil_div(phases.channels, kLanes<float>));
   const double rate = pairs_refuse<Gradient>(p) ? 1 : 2;  // of the direct sum's products
   double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products / rate;
-  // Each phase of a strided gradient reads all taps where they are neighbours in memory.
-  if (phases.size() > 1 && phases.weight_tap == 1) direct += 600 * products;
+  // Where taps are neighbours in memory, strided sums take long to pack them, each phase of a gradient all of
+  // them.
+  const bool strided = p.shape.axis[1].stride > 1 || p.shape.axis[2].stride > 1;
+  if (strided && phases.weight_tap == 1) direct += (Gradient ? 600 : 150) * products;
   if (!col2im_refuses<Gradient>(p)) {
     const double at_once = Col2ImCost(p, Gradient).at_once;
     direct = at_once < direct ? at_once : direct;
