@@ -139,11 +139,10 @@ struct GradWeightWinograd {
                                              inputs + first + c, sums, ahead);
   }
 
-  // Whether a product is the first of those whose sum is one.
+  // Whether a product is the first of those that are added to one sum.
   static constexpr bool first_of_sum(int product) {
-    bool first = true;
-    for (int n = 0; n < product; ++n) first &= Tile::weight(n) != Tile::weight(product);
-    return first;
+    const int row = product / W::kProducts, column = product % W::kProducts;
+    return H::weight(row) == row && W::weight(column) == column;
   }
 
   // sums[weight][panel][k][kWide], weights `block_plane` apart, over all chunks of the tiles.
