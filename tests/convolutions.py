@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import prod
 
@@ -18,12 +18,22 @@ from cnnext import backends
 OPS = ("conv", "conv_grad_input", "conv_grad_weight", "conv_grad_bias")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # one spatial axis has no such format
-HAS_BFLOAT16_PRODUCTS = backends.cpu_capability() == "avx512" and torch.cpu._is_avx512_bf16_supported()
+# Kernels for bfloat16 by instructions that not every processor has, by the end of their name, and whether this one does.
+BFLOAT16_KERNELS = {
+    "_bf16": backends.cpu_capability() == "avx512" and torch.cpu._is_avx512_bf16_supported(),
+    "_amx": backends.cpu_capability() == "avx512" and torch.cpu._init_amx(),
+}
+
+
+def takes_bfloat16_only(kernel: str) -> bool:
+    return kernel.endswith(tuple(BFLOAT16_KERNELS))
+
+
 KERNELS = [
     (op, kernel)
     for op in OPS
     for kernel in backends.kernels(op)
-    if not kernel.endswith("_bf16") or HAS_BFLOAT16_PRODUCTS
+    if all(has or not kernel.endswith(suffix) for suffix, has in BFLOAT16_KERNELS.items())
 ]
 INEXACT = ("winograd",)  # kernels that compute with other numbers than the products of the definition
 
@@ -158,10 +168,15 @@ def by_torch(conv: Conv, t: Operands) -> dict[str, Tensor]:
     """What the four operators compute, by torch in the operands' type."""
     no_output_padding = [0] * conv.dims
     rest = (*conv.parameters[:3], False, no_output_padding, conv.groups)
-    grads = torch.ops.aten.convolution_backward(t.grad_output, t.input, t.weight, [conv.weight[0]], *rest, [True] * 3)
+    # On processors with AVX512_FP16 oneDNN does not return from large depthwise kernels in float16 (torch 2.13).
+    endless = t.input.dtype == torch.float16 and conv.weight[1] == 1 and max(conv.weight[2:]) > 11
+    with torch.backends.mkldnn.flags(enabled=False) if endless else nullcontext():
+        result = torch.convolution(t.input, t.weight, t.bias, *rest)
+        operands = (t.grad_output, t.input, t.weight, [conv.weight[0]])
+        grads = torch.ops.aten.convolution_backward(*operands, *rest, [True] * 3)
     if t.shift is not None:
         grads = (grads[0] + t.shift.view(-1, *[1] * conv.dims), *grads[1:])
-    return dict(zip(OPS, (torch.convolution(t.input, t.weight, t.bias, *rest), *grads), strict=True))
+    return dict(zip(OPS, (result, *grads), strict=True))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from convolutions import (
     layout,
     normals,
     problem,
+    takes_bfloat16_only,
 )
 from torch import Tensor
 
@@ -229,7 +230,7 @@ def test_padding_is_no_value(kernel: str) -> None:
         conv = problem((1, 32, 5, 14), (2, 32, 3, 3), padding=2, dilation=(2, 1))
     t = integers(conv)
     t.input[0, 1, 0, 4] = float("nan")
-    dtype = torch.bfloat16 if kernel.endswith("_bf16") else torch.float64
+    dtype = torch.bfloat16 if takes_bfloat16_only(kernel) else torch.float64
     last = kernel != "rows"
     result = forced("conv", kernel, conv, t.to(dtype, last, last))
     assert torch.equal(result.isnan(), by_torch(conv, t)["conv"].isnan())

@@ -6,7 +6,19 @@ import itertools
 
 import pytest
 import torch
-from convolutions import DTYPES, KERNELS, Conv, by_torch, check_exact, convolutions, examples, forced, integers, problem
+from convolutions import (
+    DTYPES,
+    KERNELS,
+    Conv,
+    by_torch,
+    check_exact,
+    convolutions,
+    examples,
+    forced,
+    integers,
+    problem,
+    takes_bfloat16_only,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -279,6 +291,6 @@ def test_any(conv: Conv, dtype: torch.dtype, last: bool, weight_last: bool, bias
 def test_the_table_reaches_every_kernel(op: str, kernel: str, last: bool) -> None:
     if not last and (kernel.startswith("thin") or (op, kernel) == ("conv_grad_weight", "group_tiles_bf16")):
         pytest.skip("takes channels last")
-    dtype = torch.bfloat16 if kernel.endswith("_bf16") else torch.float32
+    dtype = torch.bfloat16 if takes_bfloat16_only(kernel) else torch.float32
     taken = (forced(op, kernel, conv, integers(conv).to(dtype, last, last)) is not None for conv in CASES[1:])
     assert any(taken)

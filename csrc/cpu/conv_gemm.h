@@ -29,9 +29,10 @@ constexpr double kProductsForTurning = 32;  // for each element that is turned t
 // threads.
 template <class A>
 struct Cut {
-  Cut(const Regions& regions, const ConvProblem& p) : last(p.layout == Layout::kChannelsLast) {
+  Cut(const Regions& regions, const ConvProblem& p, int64_t block_rows)
+      : last(p.layout == Layout::kChannelsLast) {
     const Phases& phases = regions.phases;
-    const int64_t pixels = regions.most_pixels(), most_pixels = last ? kBlockRows : kPixelPanels * kCols<A>;
+    const int64_t pixels = regions.most_pixels(), most_pixels = last ? block_rows : kPixelPanels * kCols<A>;
     panels = ceil_div(phases.channels, kCols<A>);
     // Few pixels are one block, if the threads can share the channels alike: whole panels, or rows enough to
     // pack the pixels for.
@@ -65,17 +66,17 @@ struct Cut {
   int64_t unit_size, scratch_gathered, scratch_sums, scratch_size;  // in elements
 };
 
-// T is the type of the tensors, S that of the elements which are multiplied: T or pairs of them.
-template <class T, class S = T>
+// T is the type of the tensors; elements are multiplied as such or as pairs.
+template <class T, Product kProduct = Product::kNumbers>
 struct Gemm {
   using A = Acc<T>;
+  using S = std::conditional_t<kProduct == Product::kNumbers, T, BFloat16Pair>;
   static constexpr int64_t kWide = kCols<A>;
-  static constexpr Product kProduct = std::is_same_v<S, BFloat16Pair> ? Product::kPairs : Product::kNumbers;
 
   Gemm(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : phases(phases_of(p, gradient)),
         regions(phases, p.layout),
-        cut(regions, p),
+        cut(regions, p, kBlockRowsOf<kProduct>),
         source(static_cast<const S*>(gradient ? b.output : b.input)),
         weight(static_cast<const S*>(b.weight)),
         bias(static_cast<const T*>(b.bias)),
@@ -87,7 +88,7 @@ struct Gemm {
 
   static Phases phases_of(const ConvProblem& p, bool gradient) {
     Phases all(p, gradient);
-    if (kProduct == Product::kPairs) all.pair_channels();
+    if (kProduct != Product::kNumbers) all.pair_channels();
     return all;
   }
 
@@ -213,7 +214,8 @@ struct Gemm {
       const bool last = d + 1 >= depth_blocks;
       if (depth.size() > 0 && !read_in_place)
         pack_pixels(from, phases.source, g, pixels, depth, gathered, kDepthStride);
-      const int64_t calls = ceil_div(channels.size(), kWide) * fetch_calls(pixels.size(), depth.size());
+      const int64_t calls =
+          ceil_div(channels.size(), kWide) * fetch_calls<kProduct>(pixels.size(), depth.size());
       Ahead ahead = {last ? fetched_pixels(from, phases.source, g, next, depth_block(r, 0), calls)
                           : fetched_pixels(from, phases.source, g, pixels, depth_block(r, d + 1), calls)};
       for (Range panel = {channels.begin, 0}; panel.begin < channels.end; panel.begin += kWide) {
@@ -226,7 +228,7 @@ struct Gemm {
           const int64_t first = end ? channels.begin : panel.end;
           ahead.weights = fetched_panel(g, group, {first, min_of(first + kWide, channels.end)},
                                         end ? (last ? Depth() : depth_block(r, d + 1)) : depth,
-                                        fetch_calls(pixels.size(), depth.size()), thread);
+                                        fetch_calls<kProduct>(pixels.size(), depth.size()), thread);
           const A* b = cut.packs_in_task
                            ? packing
                            : packed.get(unit_of(g, group, panel.begin / kWide), thread, pack_unit()) +
@@ -317,7 +319,8 @@ struct Gemm {
         pack_columns(from, phases.source, g, wide, depth, column_order(g), b, kWide);
       }
       const bool last = d + 1 >= depth_blocks;
-      const int64_t calls = ceil_div(pixels.size(), kWide) * fetch_calls(channels.size(), depth.size());
+      const int64_t calls =
+          ceil_div(pixels.size(), kWide) * fetch_calls<kProduct>(channels.size(), depth.size());
       Ahead ahead = {fetched_columns(from, phases.source, g, last ? next : pixels,
                                      block(last ? 0 : d + 1, kDepth, g.depth()), column_order(g), calls)};
       if (cut.packs_in_task) pack_weight_rows(g, group, d, channels, packing);
@@ -406,13 +409,15 @@ void gemm_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parall
             [&](auto* tag) { Gemm<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
 }
 
-// bfloat16 by an instruction of its own, twice as fast as float.
-using PairsGemm = Gemm<BFloat16, BFloat16Pair>;
-
+// bfloat16 by instructions of its own.
+inline const char* no_product(Product product) {
+  if (product == Product::kAmx) return has_amx() ? nullptr : "this processor has no AMX";
+  return has_pair_products() ? nullptr : "this processor has no AVX512_BF16";
+}
 template <bool Gradient>
-const char* no_pairs(const ConvProblem& p) {
+const char* no_pairs(const ConvProblem& p, Product product = Product::kPairs) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
-  if (!has_pair_products()) return "this processor has no AVX512_BF16";
+  if (const char* reason = no_product(product)) return reason;
   const int64_t channels = Gradient ? p.shape.K_per_group() : p.shape.C_per_group();
   return channels % 2 == 0 ? nullptr : "takes an even number of channels";
 }
@@ -433,21 +438,21 @@ inline const char* turning_refuses(const ConvProblem& p) {
   const bool pays = outputs * double(s.C_per_group() * s.taps()) >= kProductsForTurning * turned;
   return pays ? nullptr : "turning its operands to channels last would cost more than it saves";
 }
-template <bool Gradient>
+template <bool Gradient, Product P>
 const char* pairs_refuse(const ConvProblem& p) {
-  if (const char* reason = no_pairs<Gradient>(p)) return reason;
+  if (const char* reason = no_pairs<Gradient>(p, P)) return reason;
   return turning_refuses(p);
 }
-template <bool Gradient>
+template <bool Gradient, Product P>
 int64_t pairs_workspace(const ConvProblem& p) {
-  if (!turns_for_pairs(p)) return PairsGemm::workspace(p, Gradient);
-  return in_channels_last<Gradient>(p, true, pairs_workspace<Gradient>).bytes;
+  if (!turns_for_pairs(p)) return Gemm<BFloat16, P>::workspace(p, Gradient);
+  return in_channels_last<Gradient>(p, true, pairs_workspace<Gradient, P>).bytes;
 }
-template <bool Gradient>
+template <bool Gradient, Product P>
 void pairs_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  if (!turns_for_pairs(p)) return PairsGemm(p, Gradient, b, workspace).run(parallel);
-  in_channels_last<Gradient>(p, true, pairs_workspace<Gradient>)
-      .run(b, parallel, workspace, pairs_run<Gradient>);
+  if (!turns_for_pairs(p)) return Gemm<BFloat16, P>(p, Gradient, b, workspace).run(parallel);
+  in_channels_last<Gradient>(p, true, pairs_workspace<Gradient, P>)
+      .run(b, parallel, workspace, pairs_run<Gradient, P>);
 }
 
 constexpr ConvKernel kConvGemm = {"gemm", "blocked implicit matrix product", accepts_all,
@@ -456,8 +461,11 @@ constexpr ConvKernel kConvGradInputGemm = {
     "gemm", "blocked implicit matrix product, one for each residue of the stride", accepts_all,
     gemm_workspace<true>, gemm_run<true>};
 
-template <bool Gradient>
-constexpr ConvKernel kPairsGemm = {"gemm_bf16", "blocked implicit matrix product of pairs of bfloat16",
-                                   pairs_refuse<Gradient>, pairs_workspace<Gradient>, pairs_run<Gradient>};
+template <bool Gradient, Product P>
+constexpr ConvKernel kPairsGemm = {
+    P == Product::kAmx ? "gemm_amx" : "gemm_bf16",
+    P == Product::kAmx ? "blocked implicit matrix product of pairs of bfloat16 by AMX"
+                       : "blocked implicit matrix product of pairs of bfloat16",
+    pairs_refuse<Gradient, P>, pairs_workspace<Gradient, P>, pairs_run<Gradient, P>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

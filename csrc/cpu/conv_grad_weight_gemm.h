@@ -196,7 +196,7 @@ struct GradWeightGemm {
     const auto columns_from = [&](int64_t begin) {
       return Range{begin - f.first, min_of(begin + kGradCols, taps.end) - f.first};
     };
-    const int64_t calls = fetch_calls(k.size(), depth);  // for a panel
+    const int64_t calls = fetch_calls<P>(k.size(), depth);  // for a panel
     Ahead ahead = {};
     ahead.destination =
         fetched_pixels(grad_of(b), out, f.outputs, next, k, ceil_div(taps.size(), kWide) * calls);
@@ -207,7 +207,7 @@ struct GradWeightGemm {
       ahead.source =
           fetched_pixels(input_of(b), in, f.g, more ? pixels : next,
                          columns_from(more ? part.end : taps.begin), ceil_div(part.size(), kWide) * calls);
-      if constexpr (P == Product::kPairs) pair_rows(packed_cols, pixels.size(), part.size());
+      if constexpr (P != Product::kNumbers) pair_rows(packed_cols, pixels.size(), part.size());
       for (Range panel = {part.begin, 0}; panel.begin < part.end; panel.begin = panel.end) {
         panel.end = min_of(panel.begin + kWide, part.end);
         A* c = sums + (panel.begin - taps.begin) * row_block;
@@ -234,7 +234,7 @@ struct GradWeightGemm {
   int64_t pack_rows(int64_t b, Range pixels, Range k, A* to) const {
     const T* from = grad_of(b) + pixels.begin * out.pixel + k.begin;
     const auto row = [&](int64_t j) { return to + j * kDepthStride; };
-    if constexpr (P == Product::kPairs) {
+    if constexpr (P != Product::kNumbers) {
       const int64_t pairs = pixels.size() / 2;
       transpose_block(BFloat16Pairs{from, out.pixel}, 2 * out.pixel, pairs, k.size(), row);
       if (pixels.size() % 2 == 0) return pairs;
@@ -397,25 +397,30 @@ inline void grad_weight_gemm(const ConvProblem& p, const ConvBuffers& b, const P
 constexpr ConvKernel kConvGradWeightGemm = {"gemm", "blocked implicit matrix product over pixels",
                                             accepts_all, grad_weight_gemm_workspace, grad_weight_gemm};
 
-inline const char* pairs_grad_weight_refuses(const ConvProblem& p) {
+template <Product P>
+const char* pairs_grad_weight_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
-  if (!has_pair_products()) return "this processor has no AVX512_BF16";
+  if (const char* reason = no_product(P)) return reason;
   return p.layout == Layout::kChannelsLast ? nullptr : turning_refuses(p);
 }
-using PairsGradWeight = GradWeightGemm<BFloat16, Product::kPairs>;
-inline int64_t pairs_grad_weight_workspace(const ConvProblem& p) {
-  if (p.layout == Layout::kChannelsLast) return PairsGradWeight::workspace(p);
-  return InChannelsLast(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace).bytes;
+template <Product P>
+int64_t pairs_grad_weight_workspace(const ConvProblem& p) {
+  if (p.layout == Layout::kChannelsLast) return GradWeightGemm<BFloat16, P>::workspace(p);
+  return InChannelsLast(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace<P>).bytes;
 }
-inline void pairs_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
-                              char* workspace) {
-  if (p.layout == Layout::kChannelsLast) return PairsGradWeight(p, b, workspace).run(parallel);
-  const InChannelsLast turned(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace);
-  turned.run(b, parallel, workspace, pairs_grad_weight);
+template <Product P>
+void pairs_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
+                       char* workspace) {
+  if (p.layout == Layout::kChannelsLast) return GradWeightGemm<BFloat16, P>(p, b, workspace).run(parallel);
+  const InChannelsLast turned(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace<P>);
+  turned.run(b, parallel, workspace, pairs_grad_weight<P>);
 }
 
+template <Product P>
 constexpr ConvKernel kPairsGradWeightGemm = {
-    "gemm_bf16", "blocked implicit matrix product over pairs of pixels in bfloat16",
-    pairs_grad_weight_refuses, pairs_grad_weight_workspace, pairs_grad_weight};
+    P == Product::kAmx ? "gemm_amx" : "gemm_bf16",
+    P == Product::kAmx ? "blocked implicit matrix product over pairs of pixels in bfloat16 by AMX"
+                       : "blocked implicit matrix product over pairs of pixels in bfloat16",
+    pairs_grad_weight_refuses<P>, pairs_grad_weight_workspace<P>, pairs_grad_weight<P>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -27,6 +27,13 @@
 #include "pool_max_grad_rows.h"
 #include "pool_scatter.h"
 
+// Kernels by AMX, where there can be a processor that has it.
+#if CNNEXT_VECTOR_BYTES == 64
+#define CNNEXT_AMX(...) __VA_ARGS__,
+#else
+#define CNNEXT_AMX(...)
+#endif
+
 namespace cnnext::cpu::CNNEXT_ISA {
 
 template <class Kernel, int kCount>
@@ -35,20 +42,40 @@ CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
 }
 
 const Kernels& kernels() {
-  static const ConvKernel conv[] = {kConvDepthwise,     kPairsGroupTiles<false>,
-                                    kConvGroupTiles,    kConvGrouped,
-                                    kConvWinograd,      kPairsThin,
-                                    kConvThin,          kConvRows<false>,
-                                    kConvCol2Im<false>, kPairsGemm<false>,
-                                    kConvGemm,          kConvReference};
-  static const ConvKernel conv_grad_input[] = {
-      kConvGradInputDepthwise, kPairsGroupTiles<true>, kConvGradInputGroupTiles, kConvGradInputGrouped,
-      kConvGradInputWinograd,  kConvRows<true>,        kConvCol2Im<true>,        kPairsGemm<true>,
-      kConvGradInputGemm,      kConvGradInputReference};
-  static const ConvKernel conv_grad_weight[] = {
-      kConvGradWeightDepthwise, kPairsGradWeightGroupTiles, kConvGradWeightGroupTiles, kConvGradWeightGrouped,
-      kConvGradWeightWinograd,  kConvGradWeightRows,        kPairsGradWeightGemm,      kConvGradWeightThin,
-      kConvGradWeightGemm,      kConvGradWeightReference};
+  static const ConvKernel conv[] = {kConvDepthwise,
+                                    kPairsGroupTiles<false>,
+                                    kConvGroupTiles,
+                                    kConvGrouped,
+                                    CNNEXT_AMX(kPairsGemm<false, Product::kAmx>) kConvWinograd,
+                                    kPairsThin,
+                                    kConvThin,
+                                    kConvRows<false>,
+                                    kConvCol2Im<false>,
+                                    kPairsGemm<false, Product::kPairs>,
+                                    kConvGemm,
+                                    kConvReference};
+  static const ConvKernel conv_grad_input[] = {kConvGradInputDepthwise,
+                                               kPairsGroupTiles<true>,
+                                               kConvGradInputGroupTiles,
+                                               kConvGradInputGrouped,
+                                               CNNEXT_AMX(kPairsGemm<true, Product::kAmx>)
+                                                   kConvGradInputWinograd,
+                                               kConvRows<true>,
+                                               kConvCol2Im<true>,
+                                               kPairsGemm<true, Product::kPairs>,
+                                               kConvGradInputGemm,
+                                               kConvGradInputReference};
+  static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise,
+                                                kPairsGradWeightGroupTiles,
+                                                kConvGradWeightGroupTiles,
+                                                kConvGradWeightGrouped,
+                                                CNNEXT_AMX(kPairsGradWeightGemm<Product::kAmx>)
+                                                    kConvGradWeightWinograd,
+                                                kConvGradWeightRows,
+                                                kPairsGradWeightGemm<Product::kPairs>,
+                                                kConvGradWeightThin,
+                                                kConvGradWeightGemm,
+                                                kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
   static const PoolKernel max_pool[] = {kMaxPoolSeparable,      kMaxPoolChannelsLast, kMaxPoolPlane,
                                         kMaxPoolSeparableLanes, kMaxPoolLanes,        kMaxPoolRows,

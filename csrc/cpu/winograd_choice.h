@@ -156,7 +156,7 @@ const char* winograd_refuses(const ConvProblem& p) {
   if (phases.summed_channels() < (fills ? kFewestOfGroup : kFewest))
     return "takes at least 16 channels to sum over, 8 of groups that fill vectors";
   const double products = double(phases.summed_channels()) * double(ceil_div(phases.channels, kLanes<float>));
-  const double rate = pairs_refuse<Gradient>(p) ? 1 : 2;  // of the direct sum's products
+  const double rate = pairs_refuse<Gradient, Product::kPairs>(p) ? 1 : 2;  // of the direct sum's products
   double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products / rate;
   // Where taps are neighbours in memory, strided sums take long to pack them, each phase of a gradient all of
   // them.
