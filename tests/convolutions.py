@@ -18,7 +18,7 @@ from cnnext import backends
 OPS = ("conv", "conv_grad_input", "conv_grad_weight", "conv_grad_bias")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # one spatial axis has no such format
-# Kernels for bfloat16 by instructions that not every processor has, by the end of their name, and whether this one does.
+# Kernels for bfloat16 by instructions that not every processor has, by the end of their names; whether this one does.
 BFLOAT16_KERNELS = {
     "_bf16": backends.cpu_capability() == "avx512" and torch.cpu._is_avx512_bf16_supported(),
     "_amx": backends.cpu_capability() == "avx512" and torch.cpu._init_amx(),

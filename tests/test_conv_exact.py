@@ -38,6 +38,10 @@ CASES = [
     problem((1, 16, 4, 5, 6), (17, 16, 3, 3, 3), padding=1),
     problem((2, 5, 6, 7, 5), (4, 5, 2, 2, 2), dilation=(2, 1, 2), stride=(1, 3, 2)),
     problem((2, 4, 3, 8, 8), (6, 2, 1, 3, 3), padding=(0, 1, 1), groups=2),
+    # Odd channels, and sums long enough to make pairs of them.
+    problem((2, 3, 17, 19), (20, 3, 7, 7), stride=2, padding=3),
+    problem((1, 35, 9, 8), (67, 35, 3, 3), padding=1),
+    problem((1, 515, 5, 5), (129, 515, 1, 1)),
     # Channels on, below and above the tiles' sizes and the vectors' widths.
     *(problem((1, channels, 5, 6), (outputs, channels, 1, 1)) for channels, outputs in ((14, 15), (15, 16), (16, 17))),
     *(problem((2, 3, 7, 7), (outputs, 3, 3, 3), padding=1) for outputs in (7, 8, 9, 13, 14, 31, 32, 33)),

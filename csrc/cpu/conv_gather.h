@@ -159,6 +159,29 @@ CNNEXT_INLINE void transpose_block(From from, int64_t stride, int64_t rows, int6
   }
 }
 
+// Rows `stride` apart of bfloat16, as float: each two become one of pairs; an odd one's partner is zero.
+CNNEXT_INLINE void pair_rows(float* rows, int64_t stride, int64_t count, int64_t size) {
+  for (int64_t i = 0; i < count; i += 2) {
+    const float *first = rows + i * stride, *second = first + stride;
+    for (int64_t j = 0; j < size; j += kLanes<float>) {
+      UintVec bits = bit_cast<UintVec>(load(first + j)) >> 16;
+      if (i + 1 < count) bits |= bit_cast<UintVec>(load(second + j));
+      store(rows + i / 2 * stride + j, bit_cast<Vec<float>>(bits));
+    }
+  }
+}
+// Each two columns likewise. There is room for two vectors behind the last row's last column.
+CNNEXT_INLINE void pair_columns(float* rows, int64_t stride, int64_t count, int64_t size) {
+  using Words = std::make_integer_sequence<int, 2 * kLanes<float>>;
+  for (; count > 0; --count, rows += stride) {
+    if (size % 2 != 0) rows[size] = 0;
+    for (int64_t j = 0; j < size; j += 2 * kLanes<float>) {
+      const auto x = bit_cast<UintVec>(load(rows + j)), y = bit_cast<UintVec>(load(rows + j + kLanes<float>));
+      store(rows + j / 2, upper_halves(x, y, Words()));
+    }
+  }
+}
+
 // Source position along the first two axes, or -1 in the padding.
 CNNEXT_INLINE int64_t source_row(const Gather& g, const Pixel& p, int64_t m0, int64_t m1) {
   const int64_t i0 = g.axis[0].source_index(p.j[0], m0), i1 = g.axis[1].source_index(p.j[1], m1);

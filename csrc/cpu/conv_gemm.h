@@ -23,6 +23,7 @@ constexpr int64_t kMaxPanels = 16;          // columns of tiles in a task, chann
 constexpr int64_t kPixelPanels = 4;         // the same, channels first
 constexpr int64_t kMaxChannels = 512;       // rows of a task, channels first
 constexpr int64_t kRowsToPackFor = 128;     // that many threads share few pixels, channels first
+constexpr int64_t kFewestToPair = 64;       // numbers of an odd number of channels that a pixel sums
 constexpr double kProductsForTurning = 32;  // for each element that is turned to channels last
 
 // How the work is cut. Each block of channels packs the pixels again: there are no more than balance the
@@ -66,12 +67,16 @@ struct Cut {
   int64_t unit_size, scratch_gathered, scratch_sums, scratch_size;  // in elements
 };
 
-// T is the type of the tensors; elements are multiplied as such or as pairs.
-template <class T, Product kProduct = Product::kNumbers>
+template <Product P, class T>
+using Gathered = std::conditional_t<P == Product::kNumbers, T, BFloat16Pair>;
+
+// T is the type of the tensors. Elements are multiplied as such or as pairs, which are gathered from memory
+// as pairs of channels, or, where these are odd, as numbers that are then paired.
+template <class T, Product kProduct = Product::kNumbers, class S = Gathered<kProduct, T>>
 struct Gemm {
   using A = Acc<T>;
-  using S = std::conditional_t<kProduct == Product::kNumbers, T, BFloat16Pair>;
   static constexpr int64_t kWide = kCols<A>;
+  static constexpr bool kPairsPacked = kProduct != Product::kNumbers && !std::is_same_v<S, BFloat16Pair>;
 
   Gemm(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : phases(phases_of(p, gradient)),
@@ -88,7 +93,7 @@ struct Gemm {
 
   static Phases phases_of(const ConvProblem& p, bool gradient) {
     Phases all(p, gradient);
-    if (kProduct != Product::kNumbers) all.pair_channels();
+    if (std::is_same_v<S, BFloat16Pair>) all.pair_channels();
     return all;
   }
 
@@ -157,12 +162,21 @@ struct Gemm {
       const Gather g = phases.of_slot(unit / cut.units_of_group / phases.shape.groups);
       if (g.depth() == 0) return;
       if (cut.last) {
-        pack_weight_panel(phases, g, weight, group, block(part, kWide, phases.channels), {0, g.depth()}, to);
+        pack_panel(g, group, block(part, kWide, phases.channels), {0, g.depth()}, to);
       } else {
         pack_weight_rows(g, group, part % cut.depth_blocks,
                          block(part / cut.depth_blocks, cut.channel_block, phases.channels), to);
       }
     };
+  }
+
+  // What is multiplied is half of what is gathered, if pairs are made of it.
+  static int64_t multiplied(int64_t depth) { return kPairsPacked ? ceil_div(depth, 2) : depth; }
+
+  // Channels last: a panel of columns, to[depth][kWide].
+  void pack_panel(const Gather& g, int64_t group, Range channels, Range depth, A* to) const {
+    pack_weight_panel(phases, g, weight, group, channels, depth, to);
+    if constexpr (kPairsPacked) pair_rows(to, kWide, depth.size(), kWide);
   }
 
   // Channels first: a block of kDepth columns, to[channel][kDepthStride].
@@ -212,10 +226,12 @@ struct Gemm {
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
       const Depth depth = depth_block(r, d);
       const bool last = d + 1 >= depth_blocks;
-      if (depth.size() > 0 && !read_in_place)
+      if (depth.size() > 0 && !read_in_place) {
         pack_pixels(from, phases.source, g, pixels, depth, gathered, kDepthStride);
-      const int64_t calls =
-          ceil_div(channels.size(), kWide) * fetch_calls<kProduct>(pixels.size(), depth.size());
+        if constexpr (kPairsPacked) pair_columns(gathered, kDepthStride, pixels.size(), depth.size());
+      }
+      const int64_t size = multiplied(depth.size());
+      const int64_t calls = ceil_div(channels.size(), kWide) * fetch_calls<kProduct>(pixels.size(), size);
       Ahead ahead = {last ? fetched_pixels(from, phases.source, g, next, depth_block(r, 0), calls)
                           : fetched_pixels(from, phases.source, g, pixels, depth_block(r, d + 1), calls)};
       for (Range panel = {channels.begin, 0}; panel.begin < channels.end; panel.begin += kWide) {
@@ -223,26 +239,26 @@ struct Gemm {
         A* c = sums + (panel.begin - channels.begin) * pixels.size();
         const bool direct = last && depth.size() > 0 && (in_order || in_rows) && fills_tiles<A>(panel.size());
         if (depth.size() > 0) {
-          if (cut.packs_in_task) pack_weight_panel(phases, g, weight, group, panel, depth, packing);
+          if (cut.packs_in_task) pack_panel(g, group, panel, depth, packing);
           const bool end = panel.end == channels.end;
           const int64_t first = end ? channels.begin : panel.end;
           ahead.weights = fetched_panel(g, group, {first, min_of(first + kWide, channels.end)},
                                         end ? (last ? Depth() : depth_block(r, d + 1)) : depth,
-                                        fetch_calls<kProduct>(pixels.size(), depth.size()), thread);
+                                        fetch_calls<kProduct>(pixels.size(), size), thread);
           const A* b = cut.packs_in_task
                            ? packing
                            : packed.get(unit_of(g, group, panel.begin / kWide), thread, pack_unit()) +
-                                 depth.packed * kWide;
+                                 multiplied(depth.packed) * kWide;
           const auto multiply = [&](int64_t at, int64_t count, auto out) {
             if constexpr (kInPlace) {
               if (read_in_place) {
                 const int64_t stride = phases.source.pixel;
                 const S* first = from + (pixels.begin + at) * stride + depth.begin;
-                return tile_column<0, 1, kWide, kProduct>(count, depth.size(), panel.size(), first, b, out,
-                                                          &ahead, stride);
+                return tile_column<0, 1, kWide, kProduct>(count, size, panel.size(), first, b, out, &ahead,
+                                                          stride);
               }
             }
-            tile_column<kDepthStride, 1, kWide, kProduct>(count, depth.size(), panel.size(),
+            tile_column<kDepthStride, 1, kWide, kProduct>(count, size, panel.size(),
                                                           gathered + at * kDepthStride, b, out, &ahead);
           };
           if (direct) {
@@ -279,8 +295,9 @@ struct Gemm {
   FetchedRows fetched_panel(const Gather& g, int64_t group, Range panel, const Depth& depth, int64_t calls,
                             int thread) const {
     if (cut.packs_in_task) return fetched_weights(phases, g, weight, group, panel, depth, calls);
-    const A* packed_panel = packed.at(unit_of(g, group, panel.begin / kWide), thread) + depth.packed * kWide;
-    return {packed_panel, depth.size() * kWide, {1, 0}, {1, 0}, calls};
+    const A* packed_panel =
+        packed.at(unit_of(g, group, panel.begin / kWide), thread) + multiplied(depth.packed) * kWide;
+    return {packed_panel, multiplied(depth.size()) * kWide, {1, 0}, {1, 0}, calls};
   }
 
   // sums[pixel][kWide] to the destination, channels last.
@@ -415,11 +432,14 @@ inline const char* no_product(Product product) {
   return has_pair_products() ? nullptr : "this processor has no AVX512_BF16";
 }
 template <bool Gradient>
-const char* no_pairs(const ConvProblem& p, Product product = Product::kPairs) {
+bool has_even_channels(const ConvProblem& p) {
+  return (Gradient ? p.shape.K_per_group() : p.shape.C_per_group()) % 2 == 0;
+}
+template <bool Gradient>
+const char* no_pairs(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
-  if (const char* reason = no_product(product)) return reason;
-  const int64_t channels = Gradient ? p.shape.K_per_group() : p.shape.C_per_group();
-  return channels % 2 == 0 ? nullptr : "takes an even number of channels";
+  if (const char* reason = no_product(Product::kPairs)) return reason;
+  return has_even_channels<Gradient>(p) ? nullptr : "takes an even number of channels";
 }
 inline bool has_pairs_in_weight(const ConvProblem& p) {
   return weight_strides_of(p.weight_layout, p.shape.C_per_group(), p.shape.taps()).c == 1;
@@ -438,21 +458,47 @@ inline const char* turning_refuses(const ConvProblem& p) {
   const bool pays = outputs * double(s.C_per_group() * s.taps()) >= kProductsForTurning * turned;
   return pays ? nullptr : "turning its operands to channels last would cost more than it saves";
 }
-template <bool Gradient, Product P>
-const char* pairs_refuse(const ConvProblem& p) {
-  if (const char* reason = no_pairs<Gradient>(p, P)) return reason;
+// AMX pairs what it has gathered, if the channels are odd.
+template <bool Gradient>
+const char* amx_refuses(const ConvProblem& p) {
+  if (p.dtype != DType::kBFloat16) return "takes bfloat16";
+  if (const char* reason = no_product(Product::kAmx)) return reason;
+  if (!has_even_channels<Gradient>(p)) {
+    const Phases phases(p, Gradient);
+    if (Regions(phases, Layout::kChannelsLast).cut)
+      return "takes an even number of channels where most taps lie in the padding";
+    if (phases.max_depth() < kFewestToPair) return "pairing few numbers would cost more than it saves";
+  }
   return turning_refuses(p);
 }
 template <bool Gradient, Product P>
+const char* pairs_refuse(const ConvProblem& p) {
+  if (P == Product::kAmx) return amx_refuses<Gradient>(p);
+  if (const char* reason = no_pairs<Gradient>(p)) return reason;
+  return turning_refuses(p);
+}
+template <bool Gradient, Product P, class Visit>
+void with_pairs(const ConvProblem& p, Visit&& visit) {
+  if constexpr (P == Product::kAmx) {
+    if (!has_even_channels<Gradient>(p)) return visit(static_cast<Gemm<BFloat16, P, BFloat16>*>(nullptr));
+  }
+  visit(static_cast<Gemm<BFloat16, P>*>(nullptr));
+}
+template <bool Gradient, Product P>
 int64_t pairs_workspace(const ConvProblem& p) {
-  if (!turns_for_pairs(p)) return Gemm<BFloat16, P>::workspace(p, Gradient);
-  return in_channels_last<Gradient>(p, true, pairs_workspace<Gradient, P>).bytes;
+  if (turns_for_pairs(p)) return in_channels_last<Gradient>(p, true, pairs_workspace<Gradient, P>).bytes;
+  int64_t bytes = 0;
+  with_pairs<Gradient, P>(p, [&](auto* tag) { bytes = Pointee<decltype(tag)>::workspace(p, Gradient); });
+  return bytes;
 }
 template <bool Gradient, Product P>
 void pairs_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  if (!turns_for_pairs(p)) return Gemm<BFloat16, P>(p, Gradient, b, workspace).run(parallel);
-  in_channels_last<Gradient>(p, true, pairs_workspace<Gradient, P>)
-      .run(b, parallel, workspace, pairs_run<Gradient, P>);
+  if (turns_for_pairs(p)) {
+    return in_channels_last<Gradient>(p, true, pairs_workspace<Gradient, P>)
+        .run(b, parallel, workspace, pairs_run<Gradient, P>);
+  }
+  with_pairs<Gradient, P>(
+      p, [&](auto* tag) { Pointee<decltype(tag)>(p, Gradient, b, workspace).run(parallel); });
 }
 
 constexpr ConvKernel kConvGemm = {"gemm", "blocked implicit matrix product", accepts_all,

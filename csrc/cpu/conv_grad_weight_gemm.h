@@ -207,7 +207,7 @@ struct GradWeightGemm {
       ahead.source =
           fetched_pixels(input_of(b), in, f.g, more ? pixels : next,
                          columns_from(more ? part.end : taps.begin), ceil_div(part.size(), kWide) * calls);
-      if constexpr (P != Product::kNumbers) pair_rows(packed_cols, pixels.size(), part.size());
+      if constexpr (P != Product::kNumbers) pair_rows(packed_cols, kColsStride, pixels.size(), part.size());
       for (Range panel = {part.begin, 0}; panel.begin < part.end; panel.begin = panel.end) {
         panel.end = min_of(panel.begin + kWide, part.end);
         A* c = sums + (panel.begin - taps.begin) * row_block;
@@ -257,18 +257,6 @@ struct GradWeightGemm {
                       [&](int64_t j) { return to + (part.begin - k.begin + j) * kDepthStride; });
     }
     return pixels.size();
-  }
-
-  // Each two rows of bfloat16, as float, become one of pairs; an odd one's partner is zero.
-  static void pair_rows(float* packed, int64_t count, int64_t size) {
-    for (int64_t i = 0; i < count; i += 2) {
-      const float *first = packed + i * kColsStride, *second = first + kColsStride;
-      for (int64_t j = 0; j < size; j += kLanes<float>) {
-        UintVec bits = bit_cast<UintVec>(load(first + j)) >> 16;
-        if (i + 1 < count) bits |= bit_cast<UintVec>(load(second + j));
-        store(packed + i / 2 * kColsStride + j, bit_cast<Vec<float>>(bits));
-      }
-    }
   }
 
   // The sums of all columns, channels first.
