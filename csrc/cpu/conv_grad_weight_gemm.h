@@ -11,7 +11,7 @@
 // not change the result. Many threads get smaller blocks, for which more is packed in all.
 #pragma once
 
-#include "conv_gemm.h"
+#include "conv_gemm_pairs.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 

@@ -4,7 +4,7 @@
 #include "vec.h"
 
 #include "conv_col2im.h"
-#include "conv_gemm.h"
+#include "conv_gemm_pairs.h"
 #include "conv_rows.h"
 #include "conv_thin.h"
 #include "conv_winograd.h"
