@@ -18,22 +18,22 @@ from cnnext import backends
 OPS = ("conv", "conv_grad_input", "conv_grad_weight", "conv_grad_bias")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # one spatial axis has no such format
-# Kernels for bfloat16 by instructions that not every processor has, by the end of their names; whether this one does.
-BFLOAT16_KERNELS = {
+# Instructions that not every processor has, by the end of the names of kernels that use them; whether this one does.
+INSTRUCTIONS = {
     "_bf16": backends.cpu_capability() == "avx512" and torch.cpu._is_avx512_bf16_supported(),
     "_amx": backends.cpu_capability() == "avx512" and torch.cpu._init_amx(),
 }
 
 
 def takes_bfloat16_only(kernel: str) -> bool:
-    return kernel.endswith(tuple(BFLOAT16_KERNELS))
+    return kernel.endswith("_bf16") or kernel == "gemm_amx"
 
 
 KERNELS = [
     (op, kernel)
     for op in OPS
     for kernel in backends.kernels(op)
-    if all(has or not kernel.endswith(suffix) for suffix, has in BFLOAT16_KERNELS.items())
+    if all(has or not kernel.endswith(suffix) for suffix, has in INSTRUCTIONS.items())
 ]
 INEXACT = ("winograd",)  # kernels that compute with other numbers than the products of the definition
 

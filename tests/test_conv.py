@@ -228,13 +228,57 @@ def test_padding_is_no_value(kernel: str) -> None:
         conv = problem((1, 2, 5, 14), (4, 2, 3, 3), padding=2, dilation=(2, 1))
     if kernel == "col2im":
         conv = problem((1, 32, 5, 14), (2, 32, 3, 3), padding=2, dilation=(2, 1))
+    if kernel == "rows_amx":
+        conv = problem((1, 96, 9, 14), (96, 96, 3, 3), padding=2, dilation=(2, 1))
     t = integers(conv)
     t.input[0, 1, 0, 4] = float("nan")
-    dtype = torch.bfloat16 if takes_bfloat16_only(kernel) else torch.float64
+    dtype = torch.bfloat16 if takes_bfloat16_only(kernel) else torch.float32 if kernel == "rows_amx" else torch.float64
     last = kernel != "rows"
     result = forced("conv", kernel, conv, t.to(dtype, last, last))
     assert torch.equal(result.isnan(), by_torch(conv, t)["conv"].isnan())
     assert 0 < result.isnan().sum() < result.numel() / 2
+
+
+BY_AMX = pytest.mark.skipif(("conv", "rows_amx") not in KERNELS, reason="needs AMX")
+AMX_PROBLEM = problem((1, 128, 20, 20), (256, 128, 1, 1))  # that float32 by AMX takes
+
+
+@BY_AMX
+@pytest.mark.parametrize("one_hot", ["input", "weight"])
+def test_amx_takes_every_bit_of_float32(one_hot: str) -> None:
+    t = normals(AMX_PROBLEM, torch.float32)
+    images, channels = t.input.flatten(2), t.weight.flatten(1)
+    if one_hot == "weight":
+        channels.copy_(torch.eye(128).roll(5, 0).repeat(2, 1))
+        expected = t.input.roll(5, 1).repeat(1, 2, 1, 1)
+    else:
+        images.copy_(torch.eye(128, 400))  # pixel i has channel i alone
+        expected = torch.nn.functional.pad(channels, (0, 272)).view(1, 256, 20, 20)
+    t.bias = None
+    result = forced("conv", "rows_amx", AMX_PROBLEM, t.to(torch.float32, True, True))
+    assert result is not None
+    assert torch.equal(result, expected)
+
+
+@BY_AMX
+@pytest.mark.parametrize("op", ["conv", "conv_grad_input"])
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan"), torch.finfo(torch.float32).max])
+@pytest.mark.parametrize("of", ["image", "weight"])
+def test_amx_sums_what_is_not_finite(op: str, number: float, of: str) -> None:
+    # Integers have two parts that are zero, the largest float32 rounds up to an infinity.
+    t = integers(AMX_PROBLEM, bias=False)
+    if of == "weight":
+        t.weight[3, 5] = number
+    else:
+        (t.input if op == "conv" else t.grad_output)[0, 7, 3, 4] = number
+    result = forced(op, "rows_amx", AMX_PROBLEM, t.to(torch.float32, True, True))
+    assert result is not None
+    expected = by_torch(AMX_PROBLEM, t)[op].float()  # of float64
+    finite = expected.isfinite()
+    assert 0 < (~finite).sum() < expected.numel() / 2
+    assert torch.equal(result.isnan(), expected.isnan())
+    same = (result == expected) | expected.isnan() | (result.abs() > 3e38)
+    assert same.all()
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,18 @@ CASES = [
     problem((1, 3, 9, 21, 20), (16, 3, 3, 5, 5), stride=(1, 2, 2), padding=(1, 2, 2)),
     problem((1, 1, 30000), (24, 1, 10), stride=5, padding=3),
     problem((1, 20, 30000), (2, 20, 9)),
+    # Rows for AMX in float32, which takes but large sums: strips of several heights that cross rows, rows in pieces,
+    # slices of the depth, taps apart and with residues of the stride, channels on and off a chunk, several images and
+    # planes in a block, groups.
+    *(problem((1, 96, h, w), (96, 96, 3, 3), padding=1) for h, w in ((5, 31), (17, 16), (40, 11), (13, 57))),
+    *(problem((2, n, 13, 19), (k, n, 3, 3), stride=2, padding=1) for n, k in ((96, 80), (72, 104), (65, 97))),
+    problem((1, 99, 21, 26), (130, 99, 3, 4), stride=(1, 3), padding=(2, 1), dilation=(2, 1)),
+    problem((3, 130, 9, 14), (67, 130, 1, 1)),
+    problem((2, 96, 15, 1100), (96, 96, 1, 1), stride=(2, 1)),
+    problem((1, 128, 1300), (96, 128, 5), padding=1, dilation=2),
+    problem((1, 600, 17, 20), (100, 600, 3, 3), padding=3, dilation=3),
+    problem((2, 64, 4, 9, 10), (96, 64, 3, 3, 3), padding=1, stride=(1, 2, 1)),
+    problem((2, 192, 9, 11), (160, 96, 3, 3), padding=(1, 4), groups=2),
     # Kernels as large as the input, larger than it without the padding, and uneven.
     problem((2, 16, 7, 7), (20, 16, 7, 7)),
     problem((1, 3, 2, 3), (4, 3, 4, 5), padding=1),

@@ -170,17 +170,6 @@ CNNEXT_INLINE void pair_rows(float* rows, int64_t stride, int64_t count, int64_t
     }
   }
 }
-// Each two columns likewise. There is room for two vectors behind the last row's last column.
-CNNEXT_INLINE void pair_columns(float* rows, int64_t stride, int64_t count, int64_t size) {
-  using Words = std::make_integer_sequence<int, 2 * kLanes<float>>;
-  for (; count > 0; --count, rows += stride) {
-    if (size % 2 != 0) rows[size] = 0;
-    for (int64_t j = 0; j < size; j += 2 * kLanes<float>) {
-      const auto x = bit_cast<UintVec>(load(rows + j)), y = bit_cast<UintVec>(load(rows + j + kLanes<float>));
-      store(rows + j / 2, upper_halves(x, y, Words()));
-    }
-  }
-}
 
 // Source position along the first two axes, or -1 in the padding.
 CNNEXT_INLINE int64_t source_row(const Gather& g, const Pixel& p, int64_t m0, int64_t m1) {

@@ -28,10 +28,9 @@ constexpr int64_t kRowsToPackFor = 128;  // that many threads share few pixels, 
 // threads.
 template <class A>
 struct Cut {
-  Cut(const Regions& regions, const ConvProblem& p, int64_t block_rows)
-      : last(p.layout == Layout::kChannelsLast) {
+  Cut(const Regions& regions, const ConvProblem& p) : last(p.layout == Layout::kChannelsLast) {
     const Phases& phases = regions.phases;
-    const int64_t pixels = regions.most_pixels(), most_pixels = last ? block_rows : kPixelPanels * kCols<A>;
+    const int64_t pixels = regions.most_pixels(), most_pixels = last ? kBlockRows : kPixelPanels * kCols<A>;
     panels = ceil_div(phases.channels, kCols<A>);
     // Few pixels are one block, if the threads can share the channels alike: whole panels, or rows enough to
     // pack the pixels for.
@@ -65,21 +64,17 @@ struct Cut {
   int64_t unit_size, scratch_gathered, scratch_sums, scratch_size;  // in elements
 };
 
-template <Product P, class T>
-using Gathered = std::conditional_t<P == Product::kNumbers, T, BFloat16Pair>;
-
-// T is the type of the tensors. Elements are multiplied as such or as pairs, which are gathered from memory
-// as pairs of channels, or, where these are odd, as numbers that are then paired.
-template <class T, Product kProduct = Product::kNumbers, class S = Gathered<kProduct, T>>
+// T is the type of the tensors, S that of the elements which are multiplied: T or pairs of them.
+template <class T, class S = T>
 struct Gemm {
   using A = Acc<T>;
   static constexpr int64_t kWide = kCols<A>;
-  static constexpr bool kPairsPacked = kProduct != Product::kNumbers && !std::is_same_v<S, BFloat16Pair>;
+  static constexpr Product kProduct = std::is_same_v<S, BFloat16Pair> ? Product::kPairs : Product::kNumbers;
 
   Gemm(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : phases(phases_of(p, gradient)),
         regions(phases, p.layout),
-        cut(regions, p, kBlockRowsOf<kProduct>),
+        cut(regions, p),
         source(static_cast<const S*>(gradient ? b.output : b.input)),
         weight(static_cast<const S*>(b.weight)),
         bias(static_cast<const T*>(b.bias)),
@@ -91,7 +86,7 @@ struct Gemm {
 
   static Phases phases_of(const ConvProblem& p, bool gradient) {
     Phases all(p, gradient);
-    if (std::is_same_v<S, BFloat16Pair>) all.pair_channels();
+    if (kProduct == Product::kPairs) all.pair_channels();
     return all;
   }
 
@@ -160,21 +155,12 @@ struct Gemm {
       const Gather g = phases.of_slot(unit / cut.units_of_group / phases.shape.groups);
       if (g.depth() == 0) return;
       if (cut.last) {
-        pack_panel(g, group, block(part, kWide, phases.channels), {0, g.depth()}, to);
+        pack_weight_panel(phases, g, weight, group, block(part, kWide, phases.channels), {0, g.depth()}, to);
       } else {
         pack_weight_rows(g, group, part % cut.depth_blocks,
                          block(part / cut.depth_blocks, cut.channel_block, phases.channels), to);
       }
     };
-  }
-
-  // What is multiplied is half of what is gathered, if pairs are made of it.
-  static int64_t multiplied(int64_t depth) { return kPairsPacked ? ceil_div(depth, 2) : depth; }
-
-  // Channels last: a panel of columns, to[depth][kWide].
-  void pack_panel(const Gather& g, int64_t group, Range channels, Range depth, A* to) const {
-    pack_weight_panel(phases, g, weight, group, channels, depth, to);
-    if constexpr (kPairsPacked) pair_rows(to, kWide, depth.size(), kWide);
   }
 
   // Channels first: a block of kDepth columns, to[channel][kDepthStride].
@@ -224,12 +210,9 @@ struct Gemm {
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
       const Depth depth = depth_block(r, d);
       const bool last = d + 1 >= depth_blocks;
-      if (depth.size() > 0 && !read_in_place) {
+      if (depth.size() > 0 && !read_in_place)
         pack_pixels(from, phases.source, g, pixels, depth, gathered, kDepthStride);
-        if constexpr (kPairsPacked) pair_columns(gathered, kDepthStride, pixels.size(), depth.size());
-      }
-      const int64_t size = multiplied(depth.size());
-      const int64_t calls = ceil_div(channels.size(), kWide) * fetch_calls<kProduct>(pixels.size(), size);
+      const int64_t calls = ceil_div(channels.size(), kWide) * fetch_calls(pixels.size(), depth.size());
       Ahead ahead = {last ? fetched_pixels(from, phases.source, g, next, depth_block(r, 0), calls)
                           : fetched_pixels(from, phases.source, g, pixels, depth_block(r, d + 1), calls)};
       for (Range panel = {channels.begin, 0}; panel.begin < channels.end; panel.begin += kWide) {
@@ -237,26 +220,26 @@ struct Gemm {
         A* c = sums + (panel.begin - channels.begin) * pixels.size();
         const bool direct = last && depth.size() > 0 && (in_order || in_rows) && fills_tiles<A>(panel.size());
         if (depth.size() > 0) {
-          if (cut.packs_in_task) pack_panel(g, group, panel, depth, packing);
+          if (cut.packs_in_task) pack_weight_panel(phases, g, weight, group, panel, depth, packing);
           const bool end = panel.end == channels.end;
           const int64_t first = end ? channels.begin : panel.end;
           ahead.weights = fetched_panel(g, group, {first, min_of(first + kWide, channels.end)},
                                         end ? (last ? Depth() : depth_block(r, d + 1)) : depth,
-                                        fetch_calls<kProduct>(pixels.size(), size), thread);
+                                        fetch_calls(pixels.size(), depth.size()), thread);
           const A* b = cut.packs_in_task
                            ? packing
                            : packed.get(unit_of(g, group, panel.begin / kWide), thread, pack_unit()) +
-                                 multiplied(depth.packed) * kWide;
+                                 depth.packed * kWide;
           const auto multiply = [&](int64_t at, int64_t count, auto out) {
             if constexpr (kInPlace) {
               if (read_in_place) {
                 const int64_t stride = phases.source.pixel;
                 const S* first = from + (pixels.begin + at) * stride + depth.begin;
-                return tile_column<0, 1, kWide, kProduct>(count, size, panel.size(), first, b, out, &ahead,
-                                                          stride);
+                return tile_column<0, 1, kWide, kProduct>(count, depth.size(), panel.size(), first, b, out,
+                                                          &ahead, stride);
               }
             }
-            tile_column<kDepthStride, 1, kWide, kProduct>(count, size, panel.size(),
+            tile_column<kDepthStride, 1, kWide, kProduct>(count, depth.size(), panel.size(),
                                                           gathered + at * kDepthStride, b, out, &ahead);
           };
           if (direct) {
@@ -293,9 +276,8 @@ struct Gemm {
   FetchedRows fetched_panel(const Gather& g, int64_t group, Range panel, const Depth& depth, int64_t calls,
                             int thread) const {
     if (cut.packs_in_task) return fetched_weights(phases, g, weight, group, panel, depth, calls);
-    const A* packed_panel =
-        packed.at(unit_of(g, group, panel.begin / kWide), thread) + multiplied(depth.packed) * kWide;
-    return {packed_panel, multiplied(depth.size()) * kWide, {1, 0}, {1, 0}, calls};
+    const A* packed_panel = packed.at(unit_of(g, group, panel.begin / kWide), thread) + depth.packed * kWide;
+    return {packed_panel, depth.size() * kWide, {1, 0}, {1, 0}, calls};
   }
 
   // sums[pixel][kWide] to the destination, channels last.
@@ -334,8 +316,7 @@ struct Gemm {
         pack_columns(from, phases.source, g, wide, depth, column_order(g), b, kWide);
       }
       const bool last = d + 1 >= depth_blocks;
-      const int64_t calls =
-          ceil_div(pixels.size(), kWide) * fetch_calls<kProduct>(channels.size(), depth.size());
+      const int64_t calls = ceil_div(pixels.size(), kWide) * fetch_calls(channels.size(), depth.size());
       Ahead ahead = {fetched_columns(from, phases.source, g, last ? next : pixels,
                                      block(last ? 0 : d + 1, kDepth, g.depth()), column_order(g), calls)};
       if (cut.packs_in_task) pack_weight_rows(g, group, d, channels, packing);

@@ -24,10 +24,6 @@ constexpr int64_t kCols = kVectors * kLanes<A>;
 // How elements of a and b are multiplied: as numbers, or as pairs of bfloat16, by AVX512_BF16 or AMX.
 enum class Product { kNumbers, kPairs, kAmx };
 
-// Rows of a column of tiles that stays in the cache: whole tiles of either kind.
-template <Product P>
-constexpr int64_t kBlockRowsOf = P == Product::kAmx ? 128 : kBlockRows;
-
 // Where a product goes: c[rows][kCols] = or += the product,
 template <class A>
 struct TileSums {

@@ -6,6 +6,7 @@
 #include "conv_col2im.h"
 #include "conv_gemm_pairs.h"
 #include "conv_rows.h"
+#include "conv_rows_amx.h"
 #include "conv_thin.h"
 #include "conv_winograd.h"
 #include "conv_grad_weight_gemm.h"
@@ -42,29 +43,17 @@ CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
 }
 
 const Kernels& kernels() {
-  static const ConvKernel conv[] = {kConvDepthwise,
-                                    kPairsGroupTiles<false>,
-                                    kConvGroupTiles,
-                                    kConvGrouped,
-                                    CNNEXT_AMX(kPairsGemm<false, Product::kAmx>) kConvWinograd,
-                                    kPairsThin,
-                                    kConvThin,
-                                    kConvRows<false>,
-                                    kConvCol2Im<false>,
-                                    kPairsGemm<false, Product::kPairs>,
-                                    kConvGemm,
-                                    kConvReference};
-  static const ConvKernel conv_grad_input[] = {kConvGradInputDepthwise,
-                                               kPairsGroupTiles<true>,
-                                               kConvGradInputGroupTiles,
-                                               kConvGradInputGrouped,
-                                               CNNEXT_AMX(kPairsGemm<true, Product::kAmx>)
-                                                   kConvGradInputWinograd,
-                                               kConvRows<true>,
-                                               kConvCol2Im<true>,
-                                               kPairsGemm<true, Product::kPairs>,
-                                               kConvGradInputGemm,
-                                               kConvGradInputReference};
+  static const ConvKernel conv[] = {kConvDepthwise,     kPairsGroupTiles<false>,
+                                    kConvGroupTiles,    kConvGrouped,
+                                    kConvWinograd,      CNNEXT_AMX(kRowsAmx<false>) kPairsThin,
+                                    kConvThin,          kConvRows<false>,
+                                    kConvCol2Im<false>, kPairsGemm<false>,
+                                    kConvGemm,          kConvReference};
+  static const ConvKernel conv_grad_input[] = {
+      kConvGradInputDepthwise, kPairsGroupTiles<true>, kConvGradInputGroupTiles,
+      kConvGradInputGrouped,   kConvGradInputWinograd, CNNEXT_AMX(kRowsAmx<true>) kConvRows<true>,
+      kConvCol2Im<true>,       kPairsGemm<true>,       kConvGradInputGemm,
+      kConvGradInputReference};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise,
                                                 kPairsGradWeightGroupTiles,
                                                 kConvGradWeightGroupTiles,

@@ -1,6 +1,7 @@
 // Whether Winograd's algorithm pays for a problem, and with which tiles.
 #pragma once
 
+#include "amx_rows.h"
 #include "conv_col2im.h"
 #include "winograd_tiles.h"
 
@@ -156,8 +157,8 @@ const char* winograd_refuses(const ConvProblem& p) {
   if (phases.summed_channels() < (fills ? kFewestOfGroup : kFewest))
     return "takes at least 16 channels to sum over, 8 of groups that fill vectors";
   const double products = double(phases.summed_channels()) * double(ceil_div(phases.channels, kLanes<float>));
-  const double rate = pairs_refuse<Gradient, Product::kPairs>(p) ? 1 : 2;  // of the direct sum's products
-  double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products / rate;
+  double direct =
+      double(Regions(phases, Layout::kChannelsLast).products()) * products * direct_time<Gradient>(p);
   // Where taps are neighbours in memory, strided sums take long to pack them, each phase of a gradient all of
   // them.
   const bool strided = p.shape.axis[1].stride > 1 || p.shape.axis[2].stride > 1;

@@ -1,0 +1,610 @@
+// Dense convolution and its gradient with respect to the input by AMX: bfloat16, and float32 in three parts.
+//
+// A task is a block of pixels times some panels of channels. Its sums stay in registers for all of the depth,
+// or, where that makes too large a copy of the source's rows (amx_rows.h), for a slice of it. Each element is
+// summed in the same order whatever the tasks and threads. Parts of float32 do not hold infinities: pixels
+// whose sums are not finite are summed again as they are.
+#pragma once
+
+#include "amx_rows.h"
+
+#if CNNEXT_VECTOR_BYTES == 64
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+template <class T>
+struct ConvAmx {
+  static constexpr int kP = kParts<T>;
+  static constexpr int64_t kWide = kAmxCols;
+  using Plan = AmxPlan<kP>;
+
+  ConvAmx(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
+      : phases(p, gradient),
+        threads(p.threads),
+        panels(ceil_div(phases.channels, kWide)),
+        source(static_cast<const T*>(gradient ? b.output : b.input)),
+        source_end(source + p.shape.N * phases.source.image),
+        weight(static_cast<const T*>(b.weight)),
+        bias(static_cast<const T*>(b.bias)),
+        destination(static_cast<T*>(gradient ? b.input : b.output)) {
+    // Few pixels are one block, if the threads can share the channels alike.
+    int64_t pixels = 0;
+    for (int64_t n = 0; n < phases.size(); ++n) pixels = max_of(pixels, phases.at(n).pixels());
+    one = pixels <= kAmxPixels &&
+          (phases.shape.groups % threads == 0 || 17 * panels >= 16 * round_up(panels, threads));
+    int64_t most_chunks = 0, most_taps = 0, most_run = 0, most_places = 0, most_strips = 0, copy_bytes = 0;
+    bool sliced = false;
+    for (int64_t n = 0; n < phases.size(); ++n) {
+      const Plan plan = plan_of(phases.at(n));
+      blocks = max_of(blocks, plan.blocks());
+      most_chunks = max_of(most_chunks, plan.units() * plan.chunks);
+      most_taps = max_of(most_taps, plan.units());
+      most_run = max_of(most_run, plan.run);
+      most_places = max_of(most_places, plan.places());
+      most_strips = max_of(most_strips, plan.strips());
+      copy_bytes = max_of(copy_bytes, plan.copy_bytes());
+      sliced |= plan.slice < plan.chunks;
+    }
+    panels_each = sliced ? clamp(kAmxBytes / (most_strips * kStripSums * 4), 1, panels) : panels;
+    const int64_t tasks = phases.total_slots() * phases.shape.groups * blocks;  // that have taps
+    if (leave_idle(tasks, threads))
+      panels_each = min_of(panels_each, ceil_div(panels, blocks_for(threads, tasks, panels)));
+    channel_blocks = ceil_div(panels, panels_each);
+    packs_in_task = blocks == 1 && !sliced;
+    const int64_t unit = most_chunks * kP * kChunkBytes / 4;
+    packed = PackedWeights<float>(packs_in_task ? 0 : phases.total_slots() * phases.shape.groups * panels,
+                                  unit, threads);
+    packed.place(workspace);
+    const auto place = [&](int64_t bytes) {
+      const int64_t at = scratch_bytes;
+      scratch_bytes += round_up(bytes, 64);
+      return at;
+    };
+    copy_at = place(copy_bytes);
+    sums_at = place((sliced ? panels_each * most_strips : 8) * kStripSums * 4);
+    panel_at = place(packs_in_task ? unit * 4 : 0);
+    columns_at = place((kP > 1 || !depth_in_parts(phases) ? phases.max_depth() : most_run) * kWide * 4);
+    numbers_at = place(phases.max_depth() * 4 + 64);
+    taps_at = place(most_taps * int64_t(2 * sizeof(Tap) + sizeof(Inside)));
+    places_at = place(most_places * 8);
+    strips_at = place(most_strips * int64_t(sizeof(Strip)));
+    rows_at = place(most_strips * kAmxRows * 8);
+    scratch = workspace + packed.bytes();
+  }
+
+  static int64_t workspace(const ConvProblem& p, bool gradient) {
+    const ConvAmx self(p, gradient, {}, nullptr);
+    return self.packed.bytes() + self.threads * self.scratch_bytes;
+  }
+
+  Plan plan_of(const Gather& g) const { return Plan(g, phases.size() * phases.shape.groups, threads, one); }
+
+  void run(const Parallel& parallel) const {
+    const int64_t groups = phases.shape.groups;
+    packed.start(parallel, pack_unit());
+    parallel(phases.size() * groups * channel_blocks * blocks, [&](int64_t task, int thread) {
+      Task t = {plan_of(phases.at(task % phases.size())), thread};
+      task /= phases.size();
+      t.group = task % groups;
+      task /= groups;
+      t.panels = block(task % channel_blocks, panels_each, panels);
+      task /= channel_blocks;
+      const Plan& plan = t.plan;
+      if (task >= plan.blocks()) return;
+      t.columns = block(task % plan.pieces, plan.width, plan.g.axis[2].count);
+      task /= plan.pieces;
+      t.lines = block(task % plan.line_blocks, plan.lines, plan.g.axis[1].count);
+      t.planes = block(task / plan.line_blocks, plan.planes, plan.g.images * plan.g.axis[0].count);
+      if (t.pixels() > 0) compute(t);
+    });
+  }
+
+  // A block of pixels times some panels of channels.
+  struct Task {
+    Plan plan;
+    int thread;
+    int64_t group;
+    Range panels, columns, lines, planes;
+    int64_t pixels() const { return columns.size() * lines.size() * planes.size(); }
+  };
+
+  // Destination positions for which a tap lies inside of the source.
+  struct Inside {
+    Range axis[kAxes];
+  };
+
+  // Pixels that are the rows of a register: where they are in the copy, which is the first, the rows and
+  // columns that they belong to, and whether all taps lie inside of the source for them.
+  struct Strip {
+    int64_t copy, place;
+    Range axis[kAxes];
+    bool inside;
+  };
+
+  // Sums of strips, and where their pixels go: negative for gaps, and behind a strip of fewer rows than 16.
+  struct Rows {
+    const Strip* strip;
+    const int64_t *to, *end;
+    const float* sums;
+    int64_t channel, channels;
+  };
+
+  template <class Element>
+  Element* scratch_of(int thread, int64_t at) const {
+    return reinterpret_cast<Element*>(scratch + thread * scratch_bytes + at);
+  }
+
+  void compute(const Task& t) const {
+    const Plan& plan = t.plan;
+    const auto places = scratch_of<int64_t>(t.thread, places_at);
+    const int64_t count = place_pixels(t, places);
+    if (plan.units() == 0) return fill_pixels(t, places, count);
+
+    const T* from = source + t.group * plan.g.channels * phases.source.channel;
+    const char* copy = scratch_of<char>(t.thread, copy_at);
+    const bool read_in_place = in_place(plan);
+    if (read_in_place) {
+      const int64_t plane = plan.g.axis[1].count * plan.g.axis[2].count;
+      copy = reinterpret_cast<const char*>(from +
+                                           (t.planes.begin * plane + t.columns.begin) * phases.source.pixel);
+    }
+    const auto inside_of = scratch_of<Inside>(t.thread, taps_at);
+    const auto taps = reinterpret_cast<Tap*>(inside_of + plan.units());
+    for (int64_t m = 0; m < plan.units(); ++m) inside_of[m] = inside(plan, m);
+    const int64_t line = plan.line(t.planes.size(), t.lines.size(), t.columns.size());
+    const int64_t height = ceil_div(line, ceil_div(line, kAmxRows));
+    const auto strip = scratch_of<Strip>(t.thread, strips_at);
+    const int64_t strips = find_strips(t, count, line, height, inside_of, strip);
+    const auto rows = scratch_of<int64_t>(t.thread, rows_at);
+    for (int64_t s = 0; s < strips; ++s) {
+      for (int64_t r = 0; r < kAmxRows; ++r)
+        rows[s * kAmxRows + r] = r < height ? places[strip[s].place + r] : -1;
+    }
+
+    const auto sums = scratch_of<float>(t.thread, sums_at);
+    const int64_t pitch = read_in_place ? phases.source.pixel * int64_t(sizeof(T)) : plan.pitch();
+    Windows all = {taps, plan.units(), 0, pitch, kP == 1 ? plan.slice : plan.chain()};
+    const bool sliced = plan.slice < plan.chunks;
+    const TileRegisters registers{uint8_t(height)};
+    Output output(*this, t);
+    int64_t number = 0;
+    for (Range slice = {0, 0}; slice.begin < plan.chunks; slice.begin = slice.end) {
+      slice.end = min_of(slice.begin + plan.slice, plan.chunks);
+      all.chunks = slice.size();
+      find_taps(t, slice.begin, pitch, taps);
+      if (!read_in_place) copy_rows(t, slice, from, scratch_of<char>(t.thread, copy_at));
+      for (int64_t panel = t.panels.begin; panel < t.panels.end; ++panel) {
+        const Range channels = block(panel, kWide, phases.channels);
+        const float* columns = panel_of(t, panel);
+        const int64_t channel = t.group * phases.channels + channels.begin;
+        const bool narrow = channels.size() <= kAmxPairs;
+        for (int64_t s = 0, taken; s < strips; s += taken) {
+          taken = narrow && strips - s >= 4 ? 4 : min_of(2, strips - s);
+          const auto run =
+              taken == 4 ? &multiply_windows<kP, 4, 1, Output>
+              : taken == 1
+                  ? (narrow ? &multiply_windows<kP, 1, 1, Output> : &multiply_windows<kP, 1, 2, Output>)
+                  : (narrow ? &multiply_windows<kP, 2, 1, Output> : &multiply_windows<kP, 2, 2, Output>);
+          float* c =
+              sums + (sliced ? (panel - t.panels.begin) * strips + s : 4 * (number++ % 2)) * kStripSums;
+          const char* copies[4] = {};
+          bool all_inside = true;
+          for (int64_t n = 0; n < taken; ++n) {
+            copies[n] = copy + strip[s + n].copy * pitch;
+            all_inside &= strip[s + n].inside;
+          }
+          const Windows w =
+              all_inside ? all : used_taps(all, inside_of, strip + s, taken, taps + plan.units());
+          if (slice.end == plan.chunks) {
+            const int64_t* to = rows + s * kAmxRows;
+            output.begin({strip + s, to, to + taken * kAmxRows, c, channel, channels.size()},
+                         w.chunks * w.taps);
+          }
+          run(w, copies, reinterpret_cast<const char*>(columns), c, slice.begin > 0, output);
+          output.end();
+        }
+      }
+    }
+    output.end();
+  }
+
+  // Where the pixels of a block are in the destination, by their positions; gaps between rows are negative.
+  int64_t place_pixels(const Task& t, int64_t* places) const {
+    const Gather& g = t.plan.g;
+    const int64_t width = t.columns.size(), gap = t.plan.columns(width).length - width;
+    int64_t count = 0;
+    for (int64_t plane = t.planes.begin; plane < t.planes.end; ++plane) {
+      const int64_t image = plane / g.axis[0].count, j0 = plane % g.axis[0].count;
+      for (int64_t line = t.lines.begin; line < t.lines.end; ++line) {
+        if (line > t.lines.begin) {
+          for (int64_t n = 0; n < gap; ++n) places[count++] = -1;
+        }
+        const int64_t row =
+            (g.axis[0].start + j0 * g.axis[0].step) * g.extent[1] + g.axis[1].start + line * g.axis[1].step;
+        const int64_t first = image * phases.destination.image +
+                              (row * g.extent[2] + g.axis[2].start) * phases.destination.pixel;
+        for (int64_t x = t.columns.begin; x < t.columns.end; ++x)
+          places[count++] = first + x * g.axis[2].step * phases.destination.pixel;
+      }
+    }
+    return count;
+  }
+
+  // Pixels that no tap reaches.
+  void fill_pixels(const Task& t, const int64_t* places, int64_t count) const {
+    for (int64_t panel = t.panels.begin; panel < t.panels.end; ++panel) {
+      const Range channels = block(panel, kWide, phases.channels);
+      const int64_t first = t.group * phases.channels + channels.begin;
+      alignas(64) float add[kWide] = {}, zero[kWide] = {};
+      if (bias) copy_run(bias + first, add, channels.size());
+      for (int64_t i = 0; i < count; ++i) {
+        if (places[i] >= 0) put_row(zero, add, channels.size(), destination + places[i] + first);
+      }
+    }
+  }
+
+  // Whether the source's pixels are a register's rows as they are. Rows a multiple of 4 KiB apart would push
+  // each other out of the first-level cache.
+  bool in_place(const Plan& plan) const {
+    const int64_t bytes = phases.source.pixel * int64_t(sizeof(T));
+    bool plain = kP == 1 && plan.run % kAmxDepth == 0 && bytes % 4096 != 0;
+    for (const PhaseAxis& x : plan.g.axis) plain &= is_plain(x);
+    return plain;
+  }
+
+  Inside inside(const Plan& plan, int64_t m) const {
+    const int64_t tap[] = {m / plan.taps[2] / plan.taps[1], m / plan.taps[2] % plan.taps[1],
+                           m % plan.taps[2]};
+    Inside positions;
+    for (int a = 0; a < kAxes; ++a) positions.axis[a] = positions_inside(plan.g.axis[a], tap[a]);
+    if (plan.joined_taps) positions.axis[2] = {0, plan.g.axis[2].count};
+    return positions;
+  }
+
+  // Lines are cut into strips of one height; the last one may begin inside the one before.
+  int64_t find_strips(const Task& t, int64_t places, int64_t length, int64_t height, const Inside* inside_of,
+                      Strip* strip) const {
+    const Plan& plan = t.plan;
+    const int64_t row = t.plan.columns(t.columns.size()).length;
+    const int64_t positions = plan.positions(t.lines.size(), t.columns.size());
+    int64_t count = 0;
+    for (int64_t line = 0; line < places / length; ++line) {
+      for (int64_t at = 0; at < length; at += height) {
+        Strip& s = strip[count++];
+        const int64_t first = min_of(at, length - height), last = first + height - 1;
+        const int64_t plane = plan.units() == 1 ? 0 : (t.planes.begin + line) % plan.g.axis[0].count;
+        const Range rows = {first / row, last / row + 1};
+        s.place = line * length + first;
+        s.copy = line * positions + first;
+        s.axis[0] = {plane, plane + 1};
+        s.axis[1] = {t.lines.begin + rows.begin, t.lines.begin + rows.end};
+        s.axis[2] = t.columns;
+        if (rows.size() == 1)
+          s.axis[2] = {t.columns.begin + first % row,
+                       min_of(t.columns.begin + last % row + 1, t.columns.end)};
+        s.inside = true;
+        for (int64_t m = 0; m < plan.units() && plan.units() > 1; ++m) {
+          for (int a = 0; a < kAxes; ++a)
+            s.inside &=
+                s.axis[a].begin >= inside_of[m].axis[a].begin && s.axis[a].end <= inside_of[m].axis[a].end;
+        }
+      }
+    }
+    return count;
+  }
+
+  // The distances of all taps in the copy and in a panel of weights.
+  void find_taps(const Task& t, int64_t first_chunk, int64_t pitch, Tap* tap) const {
+    const Plan& plan = t.plan;
+    const CopyAxis rows = plan.rows(t.lines.size()), columns = plan.columns(t.columns.size());
+    for (int64_t m = 0; m < plan.units(); ++m) {
+      const int64_t m0 = m / plan.taps[2] / plan.taps[1], m1 = m / plan.taps[2] % plan.taps[1],
+                    m2 = m % plan.taps[2];
+      const int64_t row = rows.run_of(m1) * rows.length + rows.in_run(m1);
+      const int64_t run = m0 * columns.runs + columns.run_of(m2);
+      tap[m].copy = ((run * rows.size() + row) * columns.length + columns.in_run(m2)) * pitch;
+      tap[m].panel = (m * plan.chunks + first_chunk) * kP * kChunkBytes;
+    }
+  }
+
+  // Those taps that lie inside of the source for some pixel.
+  Windows used_taps(const Windows& all, const Inside* inside_of, const Strip* strip, int64_t strips,
+                    Tap* used) const {
+    Windows some = all;
+    some.tap = used;
+    some.taps = 0;
+    for (int64_t m = 0; m < all.taps; ++m) {
+      bool reads = false;
+      for (int64_t s = 0; s < strips; ++s) {
+        bool meets = true;
+        for (int a = 0; a < kAxes; ++a) {
+          const Range x = strip[s].axis[a], y = inside_of[m].axis[a];
+          meets &= x.begin < y.end && y.begin < x.end;
+        }
+        reads |= meets;
+      }
+      used[some.taps] = all.tap[m];
+      some.taps += reads;
+    }
+    return some;
+  }
+
+  // The rows that a block reads, with zeros in the padding.
+  void copy_rows(const Task& t, Range slice, const T* from, char* to) const {
+    const Plan& plan = t.plan;
+    const Gather& g = plan.g;
+    const CopyAxis rows = plan.rows(t.lines.size()), columns = plan.columns(t.columns.size());
+    const int64_t pitch = plan.pitch(), run_bytes = columns.length * pitch;
+    for (int64_t plane = t.planes.begin; plane < t.planes.end; ++plane) {
+      for (int64_t m0 = 0; m0 < plan.taps[0]; ++m0, to += rows.size() * columns.size() * pitch) {
+        const int64_t i0 = g.axis[0].source_index(plane % g.axis[0].count, m0);
+        for (int64_t r = 0; r < rows.size(); ++r) {
+          const int64_t i1 = g.axis[1].source_index(t.lines.begin, 0) + rows.first(r / rows.length) +
+                             r % rows.length * rows.step;
+          const bool inside = i0 >= 0 && i0 < g.axis[0].source && i1 >= 0 && i1 < g.axis[1].source;
+          const T* row = from + plane / g.axis[0].count * phases.source.image +
+                         (i0 * g.axis[1].source + i1) * g.axis[2].source * phases.source.pixel;
+          for (int64_t run = 0; run < columns.runs; ++run) {
+            char* out = to + (run * rows.size() + r) * run_bytes;
+            const int64_t first = g.axis[2].source_index(t.columns.begin, 0) + columns.first(run);
+            if (!inside) {
+              fill_zero(out, run_bytes);
+            } else if (plan.joined_taps) {
+              copy_windows(t, row, first, columns.length, out);
+            } else {
+              copy_pixels(plan, slice, row, first, columns.length, out);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // Pixels `source_step` apart in a row, each with a slice of its channels.
+  void copy_pixels(const Plan& plan, Range slice, const T* row, int64_t first, int64_t count,
+                   char* to) const {
+    const PhaseAxis& x = plan.g.axis[2];
+    const int64_t step = x.source_step, pitch = plan.pitch(), begin = slice.begin * kAmxDepth;
+    const int64_t size = min_of(slice.end * kAmxDepth, plan.run) - begin;
+    const int64_t low = clamp(ceil_div(max_of(-first, 0), step), 0, count);
+    const int64_t high = clamp(ceil_div(max_of(x.source - first, 0), step), low, count);
+    fill_zero(to, low * pitch);
+    const T* from = row + (first + low * step) * phases.source.pixel + begin;
+    for (int64_t n = low; n < high; ++n, from += step * phases.source.pixel)
+      put_numbers(from, size, source_end, to + n * pitch);
+    fill_zero(to + high * pitch, (count - high) * pitch);
+  }
+
+  // The same with all taps of the row at each pixel.
+  void copy_windows(const Task& t, const T* row, int64_t first, int64_t count, char* to) const {
+    const PhaseAxis& x = t.plan.g.axis[2];
+    const int64_t C = t.plan.g.channels, pixel = phases.source.pixel, reach = (x.taps - 1) * x.offset_step;
+    const bool one_run = x.offset_step == 1 && pixel == C;
+    const auto window = scratch_of<T>(t.thread, numbers_at);
+    for (int64_t n = 0; n < count; ++n, first += x.source_step, to += t.plan.pitch()) {
+      if (one_run && first >= 0 && first + reach < x.source) {
+        put_numbers(row + first * pixel, t.plan.run, source_end, to);
+        continue;
+      }
+      for (int64_t m = 0; m < x.taps; ++m) {
+        const int64_t i = first + m * x.offset_step;
+        if (i >= 0 && i < x.source) {
+          __builtin_memcpy(window + m * C, row + i * pixel, C * sizeof(T));
+        } else {
+          fill_zero(window + m * C, C);
+        }
+      }
+      put_numbers(window, t.plan.run, window + t.plan.run, to);
+    }
+  }
+
+  // Weights: panels of kWide channels, [tap][chunk][part][pair][kWide].
+  auto pack_unit() const {
+    return [this](int64_t unit, float* to, int thread) {
+      const int64_t group = unit / panels % phases.shape.groups;
+      const Gather g = phases.of_slot(unit / panels / phases.shape.groups);
+      if (g.depth() > 0) pack_panel(g, group, unit % panels, to, scratch_of<float>(thread, columns_at));
+    };
+  }
+  const float* panel_of(const Task& t, int64_t panel) const {
+    if (packs_in_task) {
+      const auto to = scratch_of<float>(t.thread, panel_at);
+      pack_panel(t.plan.g, t.group, panel, to, scratch_of<float>(t.thread, columns_at));
+      return to;
+    }
+    return packed.get((phases.slot(t.plan.g) * phases.shape.groups + t.group) * panels + panel, t.thread,
+                      pack_unit());
+  }
+  void pack_panel(const Gather& g, int64_t group, int64_t panel, float* to, float* columns) const {
+    const Plan plan = plan_of(g);
+    const Range channels = block(panel, kWide, phases.channels);
+    if (kP == 1 && plan.run % kAmxDepth == 0 && g.channels % 2 == 0 && pairs_are_near()) {
+      Phases pairs = phases;
+      pairs.pair_channels();
+      Gather of_pairs = g;
+      of_pairs.channels /= 2;
+      const auto from = reinterpret_cast<const BFloat16Pair*>(weight);
+      return pack_weight_panel(pairs, of_pairs, from, group, channels, {0, of_pairs.depth()}, to);
+    }
+    const bool in_parts = depth_in_parts(phases);
+    if (!in_parts) pack_weight_panel(phases, g, weight, group, channels, {0, g.depth()}, columns);
+    for (Range depth = {0, plan.run}; depth.begin < g.depth();
+         depth.begin = depth.end, depth.end += plan.run) {
+      if (in_parts) pack_weight_panel(phases, g, weight, group, channels, depth, columns);
+      const float* from = columns + (in_parts ? 0 : depth.begin * kWide);
+      for (int64_t c = 0; c < plan.chunks; ++c, to += kP * kAmxPairs * kWide) {
+        for (int64_t pair = 0; pair < kAmxPairs; ++pair) {
+          const int64_t row = c * kAmxDepth + 2 * pair;
+          for (int64_t k = 0; k < kWide; k += kAmxPairs) {
+            Vec<float> x = row < plan.run ? load(from + row * kWide + k) : Vec<float>{};
+            Vec<float> y = row + 1 < plan.run ? load(from + (row + 1) * kWide + k) : Vec<float>{};
+            for (int part = 0; part < kP; ++part) {
+              const UintVec first = nearest_bfloat16(x), second = nearest_bfloat16(y);
+              store(to + (part * kAmxPairs + pair) * kWide + k, bit_cast<Vec<float>>(first >> 16 | second));
+              x -= bit_cast<Vec<float>>(first);
+              y -= bit_cast<Vec<float>>(second);
+            }
+          }
+        }
+      }
+    }
+  }
+  // Whether the two weights of a pair, or those of neighbouring channels, are neighbours in memory.
+  bool pairs_are_near() const {
+    return phases.gradient ? phases.weight_channel == 1 : phases.weight_source == 1;
+  }
+
+  // Sums to the destination. Those of some strips are put there while the next ones are computed, and the
+  // memory that they go to is fetched while they are computed themselves.
+  class Output {
+   public:
+    Output(const ConvAmx& conv, const Task& task) : conv(conv), task(task) {}
+
+    // Rows whose sums are going to be computed in so many steps.
+    void begin(const Rows& rows, int64_t steps) {
+      Rows& next = batch[number];
+      next = rows;
+      if (conv.bias) copy_run(conv.bias + rows.channel, add[number], rows.channels);
+      each = ceil_div(max_of(next.end - next.to, left.end - left.to), max_of(1, steps));
+      fetched = next.to;
+    }
+    // A step.
+    __attribute__((always_inline)) void operator()() {
+      const Rows& next = batch[number];
+      for (const int64_t* end = fetched + min_of(each, next.end - fetched); fetched < end; ++fetched) {
+        const T* to = conv.destination + (*fetched + next.channel);
+        __builtin_prefetch(to, 1);
+        if (sizeof(T) > 2) __builtin_prefetch(to + kAmxPairs, 1);
+      }
+      put(left.to + min_of(each, left.end - left.to));
+    }
+    // These have been computed.
+    void end() {
+      put(left.end);
+      if constexpr (kP > 1) {
+        if (any(not_finite)) conv.sum_again(task, batch[1 - number], add[1 - number]);
+      }
+      not_finite = IntVec{};
+      left = batch[number];
+      fetched = nullptr;
+      number = 1 - number;
+      batch[number] = Rows{};
+    }
+
+   private:
+    __attribute__((always_inline)) void put(const int64_t* end) {
+      for (; left.to < end; ++left.to, left.sums += kWide) {
+        if (*left.to >= 0)
+          not_finite |= put_row(left.sums, add[1 - number], left.channels,
+                                conv.destination + (*left.to + left.channel));
+      }
+    }
+
+    const ConvAmx& conv;
+    const Task& task;
+    int64_t number = 0;             // of the batch that is computed; the other one has been
+    Rows batch[2] = {}, left = {};  // what is left of the latter
+    alignas(64) float add[2][kWide] = {};
+    const int64_t* fetched = nullptr;
+    int64_t each = 0;
+    IntVec not_finite = {};
+  };
+
+  static __attribute__((always_inline)) IntVec put_row(const float* sums, const float* add, int64_t count,
+                                                       T* to) {
+    IntVec not_finite = {};
+    for (int64_t k = 0; k < kWide && k < count; k += kAmxPairs) {
+      const Vec<float> x = load(sums + k) + load(add + k);
+      if constexpr (kP > 1) {
+        const IntVec flags = (bit_cast<IntVec>(x) & 0x7f800000) == 0x7f800000;
+        not_finite |= first_lanes(flags, count - k);
+      }
+      if (count < k + kAmxPairs) {
+        put_some(to + k, x, count - k);
+      } else if constexpr (kP > 1) {
+        store(to + k, x);
+      } else {
+        store_rounded(to + k, x);
+      }
+    }
+    return not_finite;
+  }
+  static __attribute__((noinline)) void put_some(T* to, Vec<float> x, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) store_one(to + i, x[i]);
+  }
+  static __attribute__((always_inline)) bool any(IntVec lanes) {
+    int32_t some = 0;
+    for (int64_t i = 0; i < kLanes<float>; ++i) some |= lanes[i];
+    return some != 0;
+  }
+
+  // Pixels whose sums are not finite, without parts. That of infinity and zero is NaN, and so would be that
+  // of infinity and a number with a part that is zero.
+  void sum_again(const Task& t, const Rows& rows, const float* add) const {
+    const Gather& g = t.plan.g;
+    const auto columns = scratch_of<float>(t.thread, columns_at),
+               numbers = scratch_of<float>(t.thread, numbers_at);
+    const int64_t row = t.plan.columns(t.columns.size()).length;
+    const int64_t line = t.plan.line(t.planes.size(), t.lines.size(), t.columns.size());
+    const int64_t first = rows.channel - t.group * phases.channels;
+    const T* from = source + t.group * g.channels * phases.source.channel;
+    pack_weight_panel(phases, g, weight, t.group, {first, first + rows.channels}, {0, g.depth()}, columns);
+    for (int64_t i = 0; i < rows.end - rows.to; ++i) {
+      alignas(64) float again[kWide], zero[kWide] = {};
+      if (rows.to[i] < 0 || !any(put_row(rows.sums + i * kWide, add, kWide, again))) continue;
+      const int64_t place = rows.strip[i / kAmxRows].place + i % kAmxRows;
+      const int64_t at = place % line, plane = t.planes.begin + place / line;
+      const int64_t pixel =
+          (plane * g.axis[1].count + t.lines.begin + at / row) * g.axis[2].count + t.columns.begin + at % row;
+      pack_pixels(from, phases.source, g, {pixel, pixel + 1}, {0, g.depth()}, numbers, 0);
+      Vec<float> sum[2] = {load(add), load(add + kAmxPairs)};
+      for (int64_t d = 0; d < g.depth(); ++d) {
+        for (int v = 0; v < 2; ++v)
+          sum[v] += broadcast(numbers[d]) * load(columns + d * kWide + v * kAmxPairs);
+      }
+      for (int v = 0; v < 2; ++v) store(again + v * kAmxPairs, sum[v]);
+      put_row(again, zero, rows.channels, destination + rows.to[i] + rows.channel);
+    }
+  }
+
+  static constexpr int64_t kStripSums = kAmxRows * kWide;
+
+  Phases phases;
+  int64_t threads, panels;
+  const T *source, *source_end, *weight, *bias;
+  T* destination;
+  bool one = false, packs_in_task = false;
+  int64_t blocks = 1, panels_each = 1, channel_blocks = 1;  // tasks of a phase and a group
+  PackedWeights<float> packed;
+  char* scratch = nullptr;
+  int64_t scratch_bytes = 0;  // of a thread
+  int64_t copy_at, sums_at, panel_at, columns_at, numbers_at, taps_at, places_at, strips_at,
+      rows_at;  // in it
+};
+
+template <bool Gradient>
+int64_t rows_amx_workspace(const ConvProblem& p) {
+  if (p.layout != Layout::kChannelsLast)
+    return in_channels_last<Gradient>(p, false, rows_amx_workspace<Gradient>).bytes;
+  return p.dtype == DType::kFloat32 ? ConvAmx<float>::workspace(p, Gradient)
+                                    : ConvAmx<BFloat16>::workspace(p, Gradient);
+}
+template <bool Gradient>
+void rows_amx_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
+  if (p.layout != Layout::kChannelsLast) {
+    in_channels_last<Gradient>(p, false, rows_amx_workspace<Gradient>)
+        .run(b, parallel, workspace, rows_amx_run<Gradient>);
+  } else if (p.dtype == DType::kFloat32) {
+    ConvAmx<float>(p, Gradient, b, workspace).run(parallel);
+  } else {
+    ConvAmx<BFloat16>(p, Gradient, b, workspace).run(parallel);
+  }
+}
+
+template <bool Gradient>
+constexpr ConvKernel kRowsAmx = {"rows_amx", "rows of pixels, multiplied by AMX", rows_amx_refuses<Gradient>,
+                                 rows_amx_workspace<Gradient>, rows_amx_run<Gradient>};
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
+
+#endif  // AVX-512
