@@ -146,6 +146,8 @@ CASES = [
     *(problem((2, n, 13, 19), (k, n, 3, 3), stride=2, padding=1) for n, k in ((96, 80), (72, 104), (65, 97))),
     problem((1, 99, 21, 26), (130, 99, 3, 4), stride=(1, 3), padding=(2, 1), dilation=(2, 1)),
     problem((3, 130, 9, 14), (67, 130, 1, 1)),
+    problem((2, 1088, 16, 17), (40, 1088, 1, 1)),
+    problem((2, 1088, 16, 17), (40, 1088, 1, 1), padding=1),
     problem((2, 96, 15, 1100), (96, 96, 1, 1), stride=(2, 1)),
     problem((1, 128, 1300), (96, 128, 5), padding=1, dilation=2),
     problem((1, 600, 17, 20), (100, 600, 3, 3), padding=3, dilation=3),

@@ -48,21 +48,29 @@ struct CopyAxis {
 // How a phase is cut into blocks of pixels, and how a block is copied.
 template <int Parts>
 struct AmxPlan {
-  AmxPlan(const Gather& gather, int64_t others, int64_t threads, bool one) : g(gather) {
+  // `pixel_bytes` is the distance of the source's pixels, `others` the number of times that such pixels are
+  // computed.
+  AmxPlan(const Gather& gather, int64_t pixel_bytes, int64_t others, int64_t threads, bool one) : g(gather) {
     const int64_t C = g.channels, across = g.axis[2].taps;
     // Few channels: the taps of a row are numbers side by side.
     joined_taps = across > 1 && 4 * ceil_div(across * C, kAmxDepth) <= 3 * across * ceil_div(C, kAmxDepth);
     for (int a = 0; a < kAxes; ++a) taps[a] = joined_taps && a == 2 ? 1 : g.axis[a].taps;
     run = joined_taps ? across * C : C;
     chunks = ceil_div(run, kAmxDepth);
+    // The source's pixels may be a register's rows as they are. Rows a multiple of 4 KiB apart would push
+    // each other out of the first-level cache.
+    in_place = Parts == 1 && run % kAmxDepth == 0 && pixel_bytes % 4096 != 0;
+    for (const PhaseAxis& x : g.axis) in_place &= is_plain(x);
 
     const int64_t count = max_of(1, g.axis[2].count);
+    all_lines = max_of(1, g.axis[1].count), all_planes = max_of(1, g.images * g.axis[0].count);
     pieces = ceil_div(count, kAmxPixels);
+    if (pieces > 1) pieces = blocks_for(threads, others * all_planes * all_lines, count, pieces);
     width = ceil_div(count, pieces);
+    pieces = ceil_div(count, width);
     // Gaps between the rows of pixels would waste more than to copy each tap's columns apart.
     const int64_t gap = (taps[2] - 1) * g.axis[2].offset_step / g.axis[2].source_step;
     columns_apart = 4 * gap > width || (g.axis[2].count < kAmxNarrow && g.axis[1].count > 1);
-    all_lines = max_of(1, g.axis[1].count), all_planes = max_of(1, g.images * g.axis[0].count);
     const int64_t most = one ? all_lines * width : kAmxPixels;
     lines = pieces > 1 ? 1 : clamp(most / width, 1, all_lines);
     while (lines > 1 && positions() * Parts * 2 * 64 > kAmxBytes) lines = ceil_div(lines, 2);
@@ -79,7 +87,8 @@ struct AmxPlan {
     planes = ceil_div(all_planes, plane_blocks);
     plane_blocks = ceil_div(all_planes, planes);
     const int64_t most_chunks = kAmxBytes / max_of(1, planes * positions() * Parts * 64);
-    const int64_t slices = joined_taps ? 1 : ceil_div(chunks, max_of(1, most_chunks / chain() * chain()));
+    const int64_t slices =
+        in_place || joined_taps ? 1 : ceil_div(chunks, max_of(1, most_chunks / chain() * chain()));
     slice = min_of(chunks, round_up(ceil_div(chunks, slices), chain()));
   }
 
@@ -94,7 +103,7 @@ struct AmxPlan {
     return taps[0] * rows(block_lines).size() * columns(block_width).size();
   }
   int64_t positions() const { return positions(lines, width); }
-  int64_t copy_bytes() const { return planes * positions() * pitch(); }
+  int64_t copy_bytes() const { return in_place ? 0 : planes * positions() * pitch(); }
   // A line of positions that pixels have one behind the other in the copy: a plane, with the gaps between its
   // rows, or all planes.
   int64_t line(int64_t block_planes, int64_t block_lines, int64_t block_width) const {
@@ -107,7 +116,7 @@ struct AmxPlan {
   int64_t places() const { return (units() == 1 ? 1 : planes) * line(planes, lines, width); }
 
   Gather g;
-  bool joined_taps, columns_apart;
+  bool joined_taps, in_place, columns_apart;
   int64_t taps[kAxes];
   int64_t run, chunks, slice;  // numbers that a tap multiplies; chunks of them, in all and in a slice
   int64_t all_lines, all_planes;
@@ -235,9 +244,9 @@ double amx_time(const ConvProblem& p) {
   for (int64_t n = 0; n < phases.size(); ++n) {
     const Gather g = phases.at(n);
     if (g.depth() == 0 || g.pixels() == 0) continue;
-    const AmxPlan<kParts<T>> plan(g, 1, 1, false);
+    const AmxPlan<kParts<T>> plan(g, phases.source.pixel * int64_t(sizeof(T)), 1, 1, false);
     const double pixels = double(g.pixels() / g.images), K = double(phases.channels);
-    const double copied = double(plan.positions()) / double(plan.lines * plan.width);
+    const double copied = plan.in_place ? 0 : double(plan.positions()) / double(plan.lines * plan.width);
     const double each = kProduct * double(plan.units() * plan.chunks * round_up(phases.channels, kAmxPairs)) +
                         kCopy * copied * double(plan.chunks) + kPut * K;
     amx += pixels * each + kPack * double(g.depth()) * K;

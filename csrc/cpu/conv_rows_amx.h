@@ -77,7 +77,10 @@ struct ConvAmx {
     return self.packed.bytes() + self.threads * self.scratch_bytes;
   }
 
-  Plan plan_of(const Gather& g) const { return Plan(g, phases.size() * phases.shape.groups, threads, one); }
+  Plan plan_of(const Gather& g) const {
+    return Plan(g, phases.source.pixel * int64_t(sizeof(T)), phases.size() * phases.shape.groups, threads,
+                one);
+  }
 
   void run(const Parallel& parallel) const {
     const int64_t groups = phases.shape.groups;
@@ -142,8 +145,7 @@ struct ConvAmx {
 
     const T* from = source + t.group * plan.g.channels * phases.source.channel;
     const char* copy = scratch_of<char>(t.thread, copy_at);
-    const bool read_in_place = in_place(plan);
-    if (read_in_place) {
+    if (plan.in_place) {
       const int64_t plane = plan.g.axis[1].count * plan.g.axis[2].count;
       copy = reinterpret_cast<const char*>(from +
                                            (t.planes.begin * plane + t.columns.begin) * phases.source.pixel);
@@ -162,7 +164,7 @@ struct ConvAmx {
     }
 
     const auto sums = scratch_of<float>(t.thread, sums_at);
-    const int64_t pitch = read_in_place ? phases.source.pixel * int64_t(sizeof(T)) : plan.pitch();
+    const int64_t pitch = plan.in_place ? phases.source.pixel * int64_t(sizeof(T)) : plan.pitch();
     Windows all = {taps, plan.units(), 0, pitch, kP == 1 ? plan.slice : plan.chain()};
     const bool sliced = plan.slice < plan.chunks;
     const TileRegisters registers{uint8_t(height)};
@@ -172,7 +174,7 @@ struct ConvAmx {
       slice.end = min_of(slice.begin + plan.slice, plan.chunks);
       all.chunks = slice.size();
       find_taps(t, slice.begin, pitch, taps);
-      if (!read_in_place) copy_rows(t, slice, from, scratch_of<char>(t.thread, copy_at));
+      if (!plan.in_place) copy_rows(t, slice, from, scratch_of<char>(t.thread, copy_at));
       for (int64_t panel = t.panels.begin; panel < t.panels.end; ++panel) {
         const Range channels = block(panel, kWide, phases.channels);
         const float* columns = panel_of(t, panel);
@@ -241,15 +243,6 @@ struct ConvAmx {
         if (places[i] >= 0) put_row(zero, add, channels.size(), destination + places[i] + first);
       }
     }
-  }
-
-  // Whether the source's pixels are a register's rows as they are. Rows a multiple of 4 KiB apart would push
-  // each other out of the first-level cache.
-  bool in_place(const Plan& plan) const {
-    const int64_t bytes = phases.source.pixel * int64_t(sizeof(T));
-    bool plain = kP == 1 && plan.run % kAmxDepth == 0 && bytes % 4096 != 0;
-    for (const PhaseAxis& x : plan.g.axis) plain &= is_plain(x);
-    return plain;
   }
 
   Inside inside(const Plan& plan, int64_t m) const {
