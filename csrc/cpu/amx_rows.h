@@ -16,6 +16,7 @@ namespace cnnext::cpu::CNNEXT_ISA {
 constexpr int64_t kAmxDepth = 2 * kAmxPairs;  // of the numbers in a register's row: a chunk of the depth
 constexpr int64_t kAmxPixels = 512;           // of a task, about
 constexpr int64_t kAmxBytes = 512 << 10;      // of the copy, and of the sums of a slice
+constexpr int64_t kAmxNear = 128 << 10;       // of weights that are read again for each two strips
 constexpr int64_t kAmxChain = 32;             // products of registers that are summed in one chain of float32
 constexpr int64_t kAmxNarrow = 12;            // shorter rows of pixels do not fill registers
 

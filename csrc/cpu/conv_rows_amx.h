@@ -167,6 +167,9 @@ struct ConvAmx {
     const int64_t pitch = plan.in_place ? phases.source.pixel * int64_t(sizeof(T)) : plan.pitch();
     Windows all = {taps, plan.units(), 0, pitch, kP == 1 ? plan.slice : plan.chain()};
     const bool sliced = plan.slice < plan.chunks;
+    // Few weights are read for each two strips, whose pixels are then written with all of their channels.
+    const int64_t weight_bytes = t.panels.size() * plan.units() * plan.chunks * kP * kChunkBytes;
+    const bool near = !sliced && !packs_in_task && weight_bytes <= kAmxNear;
     const TileRegisters registers{uint8_t(height)};
     Output output(*this, t);
     int64_t number = 0;
@@ -175,35 +178,44 @@ struct ConvAmx {
       all.chunks = slice.size();
       find_taps(t, slice.begin, pitch, taps);
       if (!plan.in_place) copy_rows(t, slice, from, scratch_of<char>(t.thread, copy_at));
-      for (int64_t panel = t.panels.begin; panel < t.panels.end; ++panel) {
+      const auto multiply = [&](int64_t panel, const float* columns, int64_t s, int64_t taken) {
         const Range channels = block(panel, kWide, phases.channels);
-        const float* columns = panel_of(t, panel);
-        const int64_t channel = t.group * phases.channels + channels.begin;
         const bool narrow = channels.size() <= kAmxPairs;
+        const auto run =
+            taken == 4 ? &multiply_windows<kP, 4, 1, Output>
+            : taken == 1
+                ? (narrow ? &multiply_windows<kP, 1, 1, Output> : &multiply_windows<kP, 1, 2, Output>)
+                : (narrow ? &multiply_windows<kP, 2, 1, Output> : &multiply_windows<kP, 2, 2, Output>);
+        float* c = sums + (sliced ? (panel - t.panels.begin) * strips + s : 4 * (number++ % 2)) * kStripSums;
+        const char* copies[4] = {};
+        bool all_inside = true;
+        for (int64_t n = 0; n < taken; ++n) {
+          copies[n] = copy + strip[s + n].copy * pitch;
+          all_inside &= strip[s + n].inside;
+        }
+        const Windows w = all_inside ? all : used_taps(all, inside_of, strip + s, taken, taps + plan.units());
+        if (slice.end == plan.chunks) {
+          const int64_t* to = rows + s * kAmxRows;
+          output.begin({strip + s, to, to + taken * kAmxRows, c, t.group * phases.channels + channels.begin,
+                        channels.size()},
+                       w.chunks * w.taps);
+        }
+        run(w, copies, reinterpret_cast<const char*>(columns), c, slice.begin > 0, output);
+        output.end();
+      };
+      if (near) {
+        for (int64_t s = 0; s < strips; s += 2) {
+          for (int64_t panel = t.panels.begin; panel < t.panels.end; ++panel)
+            multiply(panel, panel_of(t, panel), s, min_of(2, strips - s));
+        }
+        continue;
+      }
+      for (int64_t panel = t.panels.begin; panel < t.panels.end; ++panel) {
+        const float* columns = panel_of(t, panel);
+        const bool narrow = phases.channels - panel * kWide <= kAmxPairs;
         for (int64_t s = 0, taken; s < strips; s += taken) {
           taken = narrow && strips - s >= 4 ? 4 : min_of(2, strips - s);
-          const auto run =
-              taken == 4 ? &multiply_windows<kP, 4, 1, Output>
-              : taken == 1
-                  ? (narrow ? &multiply_windows<kP, 1, 1, Output> : &multiply_windows<kP, 1, 2, Output>)
-                  : (narrow ? &multiply_windows<kP, 2, 1, Output> : &multiply_windows<kP, 2, 2, Output>);
-          float* c =
-              sums + (sliced ? (panel - t.panels.begin) * strips + s : 4 * (number++ % 2)) * kStripSums;
-          const char* copies[4] = {};
-          bool all_inside = true;
-          for (int64_t n = 0; n < taken; ++n) {
-            copies[n] = copy + strip[s + n].copy * pitch;
-            all_inside &= strip[s + n].inside;
-          }
-          const Windows w =
-              all_inside ? all : used_taps(all, inside_of, strip + s, taken, taps + plan.units());
-          if (slice.end == plan.chunks) {
-            const int64_t* to = rows + s * kAmxRows;
-            output.begin({strip + s, to, to + taken * kAmxRows, c, channel, channels.size()},
-                         w.chunks * w.taps);
-          }
-          run(w, copies, reinterpret_cast<const char*>(columns), c, slice.begin > 0, output);
-          output.end();
+          multiply(panel, columns, s, taken);
         }
       }
     }

@@ -157,11 +157,13 @@ const char* winograd_refuses(const ConvProblem& p) {
   if (phases.summed_channels() < (fills ? kFewestOfGroup : kFewest))
     return "takes at least 16 channels to sum over, 8 of groups that fill vectors";
   const double products = double(phases.summed_channels()) * double(ceil_div(phases.channels, kLanes<float>));
-  double direct =
-      double(Regions(phases, Layout::kChannelsLast).products()) * products * direct_time<Gradient>(p);
+  const bool strided = p.shape.axis[1].stride > 1 || p.shape.axis[2].stride > 1;
+  const double time = direct_time<Gradient>(p);
+  double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products * time;
+  // On processors with AMX transforms take longer than is counted.
+  if (p.dtype == DType::kFloat32 && has_amx() && (strided || time < 1)) direct *= 0.75;
   // Where taps are neighbours in memory, strided sums take long to pack them, each phase of a gradient all of
   // them.
-  const bool strided = p.shape.axis[1].stride > 1 || p.shape.axis[2].stride > 1;
   if (strided && phases.weight_tap == 1) direct += (Gradient ? 600 : 150) * products;
   if (!col2im_refuses<Gradient>(p)) {
     const double at_once = Col2ImCost(p, Gradient).at_once;
