@@ -1,12 +1,12 @@
 // Dense convolution and its gradient with respect to the input by AMX: bfloat16, and float32 in three parts.
 //
 // A task is a block of pixels times some panels of channels. Its sums stay in registers for all of the depth,
-// or, where that makes too large a copy of the source's rows (amx_rows.h), for a slice of it. Each element is
-// summed in the same order whatever the tasks and threads. Parts of float32 do not hold infinities: pixels
+// or, where that makes too large a copy of the source's rows (amx_blocks.h), for a slice of it. Each element
+// is summed in the same order whatever the tasks and threads. Parts of float32 do not hold infinities: pixels
 // whose sums are not finite are summed again as they are.
 #pragma once
 
-#include "amx_rows.h"
+#include "amx_choice.h"
 
 #if CNNEXT_VECTOR_BYTES == 64
 
@@ -17,6 +17,7 @@ struct ConvAmx {
   static constexpr int kP = kParts<T>;
   static constexpr int64_t kWide = kAmxCols;
   using Plan = AmxPlan<kP>;
+  using Task = AmxTask<kP>;
 
   ConvAmx(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : phases(p, gradient),
@@ -102,28 +103,6 @@ struct ConvAmx {
     });
   }
 
-  // A block of pixels times some panels of channels.
-  struct Task {
-    Plan plan;
-    int thread;
-    int64_t group;
-    Range panels, columns, lines, planes;
-    int64_t pixels() const { return columns.size() * lines.size() * planes.size(); }
-  };
-
-  // Destination positions for which a tap lies inside of the source.
-  struct Inside {
-    Range axis[kAxes];
-  };
-
-  // Pixels that are the rows of a register: where they are in the copy, which is the first, the rows and
-  // columns that they belong to, and whether all taps lie inside of the source for them.
-  struct Strip {
-    int64_t copy, place;
-    Range axis[kAxes];
-    bool inside;
-  };
-
   // Sums of strips, and where their pixels go: negative for gaps, and behind a strip of fewer rows than 16.
   struct Rows {
     const Strip* strip;
@@ -140,7 +119,7 @@ struct ConvAmx {
   void compute(const Task& t) const {
     const Plan& plan = t.plan;
     const auto places = scratch_of<int64_t>(t.thread, places_at);
-    const int64_t count = place_pixels(t, places);
+    const int64_t count = t.place_pixels(phases.destination, places);
     if (plan.units() == 0) return fill_pixels(t, places, count);
 
     const T* from = source + t.group * plan.g.channels * phases.source.channel;
@@ -152,11 +131,11 @@ struct ConvAmx {
     }
     const auto inside_of = scratch_of<Inside>(t.thread, taps_at);
     const auto taps = reinterpret_cast<Tap*>(inside_of + plan.units());
-    for (int64_t m = 0; m < plan.units(); ++m) inside_of[m] = inside(plan, m);
+    for (int64_t m = 0; m < plan.units(); ++m) inside_of[m] = t.inside(m);
     const int64_t line = plan.line(t.planes.size(), t.lines.size(), t.columns.size());
     const int64_t height = ceil_div(line, ceil_div(line, kAmxRows));
     const auto strip = scratch_of<Strip>(t.thread, strips_at);
-    const int64_t strips = find_strips(t, count, line, height, inside_of, strip);
+    const int64_t strips = t.find_strips(count, line, height, inside_of, strip);
     const auto rows = scratch_of<int64_t>(t.thread, rows_at);
     for (int64_t s = 0; s < strips; ++s) {
       for (int64_t r = 0; r < kAmxRows; ++r)
@@ -176,7 +155,7 @@ struct ConvAmx {
     for (Range slice = {0, 0}; slice.begin < plan.chunks; slice.begin = slice.end) {
       slice.end = min_of(slice.begin + plan.slice, plan.chunks);
       all.chunks = slice.size();
-      find_taps(t, slice.begin, pitch, taps);
+      t.find_taps(slice.begin, pitch, taps);
       if (!plan.in_place) copy_rows(t, slice, from, scratch_of<char>(t.thread, copy_at));
       const auto multiply = [&](int64_t panel, const float* columns, int64_t s, int64_t taken) {
         const Range channels = block(panel, kWide, phases.channels);
@@ -222,28 +201,6 @@ struct ConvAmx {
     output.end();
   }
 
-  // Where the pixels of a block are in the destination, by their positions; gaps between rows are negative.
-  int64_t place_pixels(const Task& t, int64_t* places) const {
-    const Gather& g = t.plan.g;
-    const int64_t width = t.columns.size(), gap = t.plan.columns(width).length - width;
-    int64_t count = 0;
-    for (int64_t plane = t.planes.begin; plane < t.planes.end; ++plane) {
-      const int64_t image = plane / g.axis[0].count, j0 = plane % g.axis[0].count;
-      for (int64_t line = t.lines.begin; line < t.lines.end; ++line) {
-        if (line > t.lines.begin) {
-          for (int64_t n = 0; n < gap; ++n) places[count++] = -1;
-        }
-        const int64_t row =
-            (g.axis[0].start + j0 * g.axis[0].step) * g.extent[1] + g.axis[1].start + line * g.axis[1].step;
-        const int64_t first = image * phases.destination.image +
-                              (row * g.extent[2] + g.axis[2].start) * phases.destination.pixel;
-        for (int64_t x = t.columns.begin; x < t.columns.end; ++x)
-          places[count++] = first + x * g.axis[2].step * phases.destination.pixel;
-      }
-    }
-    return count;
-  }
-
   // Pixels that no tap reaches.
   void fill_pixels(const Task& t, const int64_t* places, int64_t count) const {
     for (int64_t panel = t.panels.begin; panel < t.panels.end; ++panel) {
@@ -255,83 +212,6 @@ struct ConvAmx {
         if (places[i] >= 0) put_row(zero, add, channels.size(), destination + places[i] + first);
       }
     }
-  }
-
-  Inside inside(const Plan& plan, int64_t m) const {
-    const int64_t tap[] = {m / plan.taps[2] / plan.taps[1], m / plan.taps[2] % plan.taps[1],
-                           m % plan.taps[2]};
-    Inside positions;
-    for (int a = 0; a < kAxes; ++a) positions.axis[a] = positions_inside(plan.g.axis[a], tap[a]);
-    if (plan.joined_taps) positions.axis[2] = {0, plan.g.axis[2].count};
-    return positions;
-  }
-
-  // Lines are cut into strips of one height; the last one may begin inside the one before.
-  int64_t find_strips(const Task& t, int64_t places, int64_t length, int64_t height, const Inside* inside_of,
-                      Strip* strip) const {
-    const Plan& plan = t.plan;
-    const int64_t row = t.plan.columns(t.columns.size()).length;
-    const int64_t positions = plan.positions(t.lines.size(), t.columns.size());
-    int64_t count = 0;
-    for (int64_t line = 0; line < places / length; ++line) {
-      for (int64_t at = 0; at < length; at += height) {
-        Strip& s = strip[count++];
-        const int64_t first = min_of(at, length - height), last = first + height - 1;
-        const int64_t plane = plan.units() == 1 ? 0 : (t.planes.begin + line) % plan.g.axis[0].count;
-        const Range rows = {first / row, last / row + 1};
-        s.place = line * length + first;
-        s.copy = line * positions + first;
-        s.axis[0] = {plane, plane + 1};
-        s.axis[1] = {t.lines.begin + rows.begin, t.lines.begin + rows.end};
-        s.axis[2] = t.columns;
-        if (rows.size() == 1)
-          s.axis[2] = {t.columns.begin + first % row,
-                       min_of(t.columns.begin + last % row + 1, t.columns.end)};
-        s.inside = true;
-        for (int64_t m = 0; m < plan.units() && plan.units() > 1; ++m) {
-          for (int a = 0; a < kAxes; ++a)
-            s.inside &=
-                s.axis[a].begin >= inside_of[m].axis[a].begin && s.axis[a].end <= inside_of[m].axis[a].end;
-        }
-      }
-    }
-    return count;
-  }
-
-  // The distances of all taps in the copy and in a panel of weights.
-  void find_taps(const Task& t, int64_t first_chunk, int64_t pitch, Tap* tap) const {
-    const Plan& plan = t.plan;
-    const CopyAxis rows = plan.rows(t.lines.size()), columns = plan.columns(t.columns.size());
-    for (int64_t m = 0; m < plan.units(); ++m) {
-      const int64_t m0 = m / plan.taps[2] / plan.taps[1], m1 = m / plan.taps[2] % plan.taps[1],
-                    m2 = m % plan.taps[2];
-      const int64_t row = rows.run_of(m1) * rows.length + rows.in_run(m1);
-      const int64_t run = m0 * columns.runs + columns.run_of(m2);
-      tap[m].copy = ((run * rows.size() + row) * columns.length + columns.in_run(m2)) * pitch;
-      tap[m].panel = (m * plan.chunks + first_chunk) * kP * kChunkBytes;
-    }
-  }
-
-  // Those taps that lie inside of the source for some pixel.
-  Windows used_taps(const Windows& all, const Inside* inside_of, const Strip* strip, int64_t strips,
-                    Tap* used) const {
-    Windows some = all;
-    some.tap = used;
-    some.taps = 0;
-    for (int64_t m = 0; m < all.taps; ++m) {
-      bool reads = false;
-      for (int64_t s = 0; s < strips; ++s) {
-        bool meets = true;
-        for (int a = 0; a < kAxes; ++a) {
-          const Range x = strip[s].axis[a], y = inside_of[m].axis[a];
-          meets &= x.begin < y.end && y.begin < x.end;
-        }
-        reads |= meets;
-      }
-      used[some.taps] = all.tap[m];
-      some.taps += reads;
-    }
-    return some;
   }
 
   // The rows that a block reads, with zeros in the padding.
@@ -525,7 +405,7 @@ struct ConvAmx {
         not_finite |= first_lanes(flags, count - k);
       }
       if (count < k + kAmxPairs) {
-        put_some(to + k, x, count - k);
+        store_some(to + k, x, count - k);
       } else if constexpr (kP > 1) {
         store(to + k, x);
       } else {
@@ -533,9 +413,6 @@ struct ConvAmx {
       }
     }
     return not_finite;
-  }
-  static __attribute__((noinline)) void put_some(T* to, Vec<float> x, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) store_one(to + i, x[i]);
   }
   static __attribute__((always_inline)) bool any(IntVec lanes) {
     int32_t some = 0;

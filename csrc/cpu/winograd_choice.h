@@ -1,7 +1,7 @@
 // Whether Winograd's algorithm pays for a problem, and with which tiles.
 #pragma once
 
-#include "amx_rows.h"
+#include "amx_choice.h"
 #include "conv_col2im.h"
 #include "winograd_tiles.h"
 

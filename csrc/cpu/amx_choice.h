@@ -1,0 +1,60 @@
+// Whether AMX pays for a problem.
+#pragma once
+
+#include "amx_blocks.h"
+#include "conv_gemm_pairs.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+#if CNNEXT_VECTOR_BYTES == 64
+// Time that AMX takes over that of direct sums by AVX-512, for one image: the choice does not depend on the
+// batch, so that an image's result does not either. Counted in products of AVX-512 for a pixel and a channel.
+template <class T, bool Gradient>
+double amx_time(const ConvProblem& p) {
+  constexpr bool kFloat = kParts<T> > 1;
+  constexpr double kProduct = kFloat ? 17 : 3, kCopy = kFloat ? 875 : 125, kPut = 10;  // of a chunk; of a sum
+  constexpr double kPack = kFloat ? 44 : 12, kDirectPack = 10, kTurn = kFloat ? 60 : 40;
+  const Phases phases(p, Gradient);
+  double amx = 0, direct = 0;
+  for (int64_t n = 0; n < phases.size(); ++n) {
+    const Gather g = phases.at(n);
+    if (g.depth() == 0 || g.pixels() == 0) continue;
+    const AmxPlan<kParts<T>> plan(g, phases.source.pixel * int64_t(sizeof(T)), 1, 1, false);
+    const double pixels = double(g.pixels() / g.images), K = double(phases.channels);
+    const double copied = plan.in_place ? 0 : double(plan.positions()) / double(plan.lines * plan.width);
+    const double each = kProduct * double(plan.units() * plan.chunks * round_up(phases.channels, kAmxPairs)) +
+                        kCopy * copied * double(plan.chunks) + kPut * K;
+    amx += pixels * each + kPack * double(g.depth()) * K;
+    direct += (pixels + kDirectPack) * double(g.depth()) * K;
+  }
+  if (p.layout != Layout::kChannelsLast) {
+    const ConvShape& s = p.shape;
+    amx += kTurn * double(s.C_per_group() * s.input_pixels() + s.K_per_group() * s.output_pixels());
+  }
+  return direct > 0 ? amx / direct : 1.0;
+}
+#endif
+
+// The same for direct sums as they are at their fastest: by AMX, by AVX512_BF16 or by products of float32.
+template <bool Gradient>
+double direct_time(const ConvProblem& p) {
+  const double pairs = pairs_refuse<Gradient>(p) ? 1 : 0.5;
+#if CNNEXT_VECTOR_BYTES == 64
+  if (!has_amx()) return pairs;
+  const bool splits = p.dtype == DType::kFloat32;
+  if (!splits && p.dtype != DType::kBFloat16) return pairs;
+  const double amx = splits ? amx_time<float, Gradient>(p) : amx_time<BFloat16, Gradient>(p);
+  return amx < pairs ? amx : pairs;
+#else
+  return pairs;
+#endif
+}
+template <bool Gradient>
+const char* rows_amx_refuses(const ConvProblem& p) {
+  if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat32) return "takes bfloat16 and float32";
+  if (!has_amx()) return "this processor has no AMX";
+  const double others = p.dtype == DType::kFloat32 ? 1 : 0.5;
+  return direct_time<Gradient>(p) < others ? nullptr : "its copies would cost more than it saves";
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
