@@ -26,7 +26,7 @@ INSTRUCTIONS = {
 
 
 def takes_bfloat16_only(kernel: str) -> bool:
-    return kernel.endswith("_bf16") or kernel == "gemm_amx"
+    return kernel.endswith("_bf16")
 
 
 KERNELS = [

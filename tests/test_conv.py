@@ -240,7 +240,35 @@ def test_padding_is_no_value(kernel: str) -> None:
 
 
 BY_AMX = pytest.mark.skipif(("conv", "rows_amx") not in KERNELS, reason="needs AMX")
+AMX_KERNELS = {"conv": "rows_amx", "conv_grad_input": "rows_amx", "conv_grad_weight": "gemm_amx"}
 AMX_PROBLEM = problem((1, 128, 20, 20), (256, 128, 1, 1))  # that float32 by AMX takes
+
+
+@BY_AMX
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize(
+    "conv",
+    [
+        AMX_PROBLEM,
+        problem((2, 160, 13, 13), (96, 160, 1, 1)),  # rows that are read in place
+        problem((3, 70, 15, 15), (131, 70, 1, 1)),
+        problem((2, 64, 35, 35), (100, 64, 3, 3), stride=2, padding=1),
+        problem((1, 96, 17, 17), (160, 96, 1, 7), padding=(0, 3)),
+        problem((2, 128, 24, 24), (192, 64, 3, 3), stride=(2, 1), padding=1, groups=2),
+        problem((1, 1100, 16, 16), (560, 1100, 1, 1)),  # more than one block of channels
+    ],
+    ids=str,
+)
+def test_amx_sums_integers_of_float32_exactly(conv: Conv, last: bool) -> None:
+    t = integers(conv, bias=False)
+    expected = by_torch(conv, t)
+    taken = 0
+    for op, kernel in AMX_KERNELS.items():
+        result = forced(op, kernel, conv, t.to(torch.float32, last, last))
+        if result is not None:
+            taken += 1
+            assert torch.equal(result, expected[op].float()), op
+    assert taken > 0
 
 
 @BY_AMX
@@ -261,17 +289,33 @@ def test_amx_takes_every_bit_of_float32(one_hot: str) -> None:
 
 
 @BY_AMX
-@pytest.mark.parametrize("op", ["conv", "conv_grad_input"])
+def test_amx_takes_every_bit_of_float32_for_the_weight() -> None:
+    t = normals(AMX_PROBLEM, torch.float32)
+    pixels = t.grad_output.flatten(2)
+    pixels.zero_()
+    pixels[0, :, 37:293] = torch.eye(256)  # output channel k has pixel k + 37 alone
+    result = forced("conv_grad_weight", "gemm_amx", AMX_PROBLEM, t.to(torch.float32, True, True))
+    assert result is not None
+    assert torch.equal(result.flatten(1), t.input.flatten(2)[0, :, 37:293].t())
+    pixels.copy_(torch.randn(1, 256, 400))
+    t.input.zero_()
+    t.input.flatten(2)[0, :, 101:229] = torch.eye(128)
+    result = forced("conv_grad_weight", "gemm_amx", AMX_PROBLEM, t.to(torch.float32, True, True))
+    assert result is not None
+    assert torch.equal(result.flatten(1), pixels[0, :, 101:229])
+
+
+@BY_AMX
+@pytest.mark.parametrize("op", AMX_KERNELS)
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan"), torch.finfo(torch.float32).max])
-@pytest.mark.parametrize("of", ["image", "weight"])
-def test_amx_sums_what_is_not_finite(op: str, number: float, of: str) -> None:
+@pytest.mark.parametrize("factor", [0, 1])
+def test_amx_sums_what_is_not_finite(op: str, number: float, factor: int) -> None:
     # Integers have two parts that are zero, the largest float32 rounds up to an infinity.
     t = integers(AMX_PROBLEM, bias=False)
-    if of == "weight":
-        t.weight[3, 5] = number
-    else:
-        (t.input if op == "conv" else t.grad_output)[0, 7, 3, 4] = number
-    result = forced(op, "rows_amx", AMX_PROBLEM, t.to(torch.float32, True, True))
+    factors = {"input": t.input, "weight": t.weight, "grad_output": t.grad_output}
+    del factors[{"conv": "grad_output", "conv_grad_input": "input", "conv_grad_weight": "weight"}[op]]
+    list(factors.values())[factor].flatten()[1234] = number
+    result = forced(op, AMX_KERNELS[op], AMX_PROBLEM, t.to(torch.float32, True, True))
     assert result is not None
     expected = by_torch(AMX_PROBLEM, t)[op].float()  # of float64
     assert 0 < (expected.abs() > 3e38).sum() + expected.isnan().sum() < expected.numel() / 2

@@ -83,6 +83,8 @@ struct AmxPlan {
     const int64_t slices =
         in_place || joined_taps ? 1 : ceil_div(chunks, max_of(1, most_chunks / chain() * chain()));
     slice = min_of(chunks, round_up(ceil_div(chunks, slices), chain()));
+    // Weights that one block needs are split as they are multiplied, so many that they stay near.
+    if (Parts > 1 && blocks() == 1 && !joined_taps) slice = min_of(slice, chain());
   }
 
   int64_t blocks() const { return pieces * line_blocks * plane_blocks; }
@@ -197,8 +199,9 @@ struct AmxTask {
     return count;
   }
 
-  // The distances of all taps in the copy and in a panel of weights.
-  void find_taps(int64_t first_chunk, int64_t pitch, Tap* tap) const {
+  // The distances of all taps in the copy, and in panels with `chunks` of each tap, of which the slice begins
+  // with `first_chunk`.
+  void find_taps(int64_t first_chunk, int64_t chunks, int64_t pitch, Tap* tap) const {
     const CopyAxis across = plan.columns(columns.size()), down = plan.rows(lines.size());
     for (int64_t m = 0; m < plan.units(); ++m) {
       const int64_t m0 = m / plan.taps[2] / plan.taps[1], m1 = m / plan.taps[2] % plan.taps[1],
@@ -206,7 +209,7 @@ struct AmxTask {
       const int64_t row = down.run_of(m1) * down.length + down.in_run(m1);
       const int64_t run = m0 * across.runs + across.run_of(m2);
       tap[m].copy = ((run * down.size() + row) * across.length + across.in_run(m2)) * pitch;
-      tap[m].panel = (m * plan.chunks + first_chunk) * Parts * kChunkBytes;
+      tap[m].panel = (m * chunks + first_chunk) * Parts * kChunkBytes;
     }
   }
 };

@@ -13,7 +13,7 @@ template <class T, bool Gradient>
 double amx_time(const ConvProblem& p) {
   constexpr bool kFloat = kParts<T> > 1;
   constexpr double kProduct = kFloat ? 17 : 3, kCopy = kFloat ? 875 : 125, kPut = 10;  // of a chunk; of a sum
-  constexpr double kPack = kFloat ? 44 : 12, kDirectPack = 10, kTurn = kFloat ? 60 : 40;
+  constexpr double kPack = kFloat ? 24 : 12, kDirectPack = 10, kTurn = kFloat ? 60 : 40;
   const Phases phases(p, Gradient);
   double amx = 0, direct = 0;
   for (int64_t n = 0; n < phases.size(); ++n) {

@@ -94,37 +94,63 @@ CNNEXT_INLINE V first_lanes(V x, int64_t count) {
   return x & load_unaligned<V>(mask.bytes + kBytes - clamp(count * kLane, 0, kBytes));
 }
 
-// A chunk of numbers in their parts, 64 bytes each.
-CNNEXT_INLINE void put_parts(const BFloat16* from, int64_t count, char* to) {
-  store_unaligned(to, first_lanes(load_unaligned<WideShortVec>(from), count));
-}
-CNNEXT_INLINE UintVec nearest_bfloat16(Vec<float> x) {
-  return (bit_cast<UintVec>(x) + 0x8000u) & 0xffff0000u;
-}
-CNNEXT_INLINE void put_parts(const float* from, int64_t count, char* to) {
-  using Words = std::make_integer_sequence<int, 2 * kLanes<float>>;
-  Vec<float> x = bit_cast<Vec<float>>(first_lanes(load_unaligned<UintVec>(from), count));
-  Vec<float> y =
-      bit_cast<Vec<float>>(first_lanes(load_unaligned<UintVec>(from + kAmxPairs), count - kAmxPairs));
+// Pairs of a number of x and one of y in their parts, `step` bytes apart. A part is what is nearest to what
+// is left; the last one is all of it.
+template <int Parts>
+CNNEXT_INLINE void put_pairs(Vec<float> x, Vec<float> y, char* to, int64_t step) {
+  constexpr uint32_t kUpper = 0xffff0000u, kHalf = 0x8000u;
 #pragma GCC unroll 3
-  for (int part = 0; part < 3; ++part) {
-    const UintVec upper = nearest_bfloat16(x), lower = nearest_bfloat16(y);
-    store_unaligned(to + part * 64, upper_halves(upper, lower, Words()));
-    x -= bit_cast<Vec<float>>(upper);
-    y -= bit_cast<Vec<float>>(lower);
+  for (int part = 0; part < Parts; ++part) {
+    const uint32_t half = part + 1 < Parts ? kHalf : 0;
+    const UintVec first = bit_cast<UintVec>(x) + half, second = bit_cast<UintVec>(y) + half;
+    store_unaligned(to + part * step, first >> 16 | (second & kUpper));
+    x -= bit_cast<Vec<float>>(first & kUpper);
+    y -= bit_cast<Vec<float>>(second & kUpper);
   }
 }
+
+// A chunk of numbers, the first `count` of which are there, in parts of 64 bytes. Pairs are neighbours in
+// bfloat16, half a chunk apart in float32.
+CNNEXT_INLINE void put_chunk(const BFloat16* from, char* to) {
+  store_unaligned(to, load_unaligned<WideShortVec>(from));
+}
+CNNEXT_INLINE void put_chunk(const BFloat16* from, int64_t count, char* to) {
+  store_unaligned(to, first_lanes(load_unaligned<WideShortVec>(from), count));
+}
+CNNEXT_INLINE void put_chunk(const float* from, char* to) {
+  put_pairs<3>(load(from), load(from + kAmxPairs), to, 64);
+}
+CNNEXT_INLINE void put_chunk(const float* from, int64_t count, char* to) {
+  const auto some = [&](int64_t first) {
+    return bit_cast<Vec<float>>(first_lanes(load_unaligned<UintVec>(from + first), count - first));
+  };
+  put_pairs<3>(some(0), some(kAmxPairs), to, 64);
+}
+// The same of kAmxCols columns in rows `stride` apart, of which `count` are there; parts are kChunkBytes
+// apart.
+template <class T>
+CNNEXT_INLINE void put_columns(const float* from, int64_t stride, int64_t count, float* to) {
+  constexpr int64_t kNext = kParts<T> > 1 ? kAmxPairs : 1, kStep = kParts<T> > 1 ? 1 : 2;
+  for (int64_t pair = 0; pair < kAmxPairs; ++pair, from += kStep * stride) {
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < kAmxCols; k += kAmxPairs, to += kAmxPairs) {
+      const auto x = kStep * pair < count ? load(from + k) : Vec<float>{};
+      const auto y = kStep * pair + kNext < count ? load(from + kNext * stride + k) : Vec<float>{};
+      put_pairs<kParts<T>>(x, y, reinterpret_cast<char*>(to), kChunkBytes);
+    }
+  }
+}
+
 // Numbers in whole chunks, filled up with zeros. Memory is readable up to `end`.
 template <class T>
 CNNEXT_INLINE void put_numbers(const T* from, int64_t count, const T* end, char* to) {
   constexpr int64_t kBytes = kParts<T> * 64;
-  for (; count > 0 && end - from >= kAmxDepth; count -= kAmxDepth, from += kAmxDepth, to += kBytes)
-    put_parts(from, count, to);
-  for (; count > 0; count -= kAmxDepth, from += kAmxDepth, to += kBytes) {
-    alignas(64) T last[kAmxDepth] = {};
-    __builtin_memcpy(last, from, min_of(count, kAmxDepth) * sizeof(T));
-    put_parts(last, kAmxDepth, to);
-  }
+  for (; count >= kAmxDepth; count -= kAmxDepth, from += kAmxDepth, to += kBytes) put_chunk(from, to);
+  if (count == 0) return;
+  if (end - from >= kAmxDepth) return put_chunk(from, count, to);
+  alignas(64) T last[kAmxDepth] = {};
+  __builtin_memcpy(last, from, count * sizeof(T));
+  put_chunk(last, to);
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -8,14 +8,13 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr double kProductsForTurning = 32;  // for each element that is turned to channels last
 
-inline const char* no_product(Product product) {
-  if (product == Product::kAmx) return has_amx() ? nullptr : "this processor has no AMX";
+inline const char* no_pair_products() {
   return has_pair_products() ? nullptr : "this processor has no AVX512_BF16";
 }
 template <bool Gradient>
 const char* no_pairs(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
-  if (const char* reason = no_product(Product::kPairs)) return reason;
+  if (const char* reason = no_pair_products()) return reason;
   const int64_t channels = Gradient ? p.shape.K_per_group() : p.shape.C_per_group();
   return channels % 2 == 0 ? nullptr : "takes an even number of channels";
 }

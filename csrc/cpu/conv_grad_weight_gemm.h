@@ -20,6 +20,28 @@ constexpr int64_t kGradPanels = 4;               // columns packed at a time, in
 constexpr int64_t kGradTasks = 16;               // splits are made until there are this many tasks
 constexpr int64_t kGradPixels = 3 * kDepth / 4;  // of a split, at least
 
+// Sums of columns (tap, c) to the weights of an output channel: runs of c, as far as a tap goes.
+template <class T>
+void store_columns_of(const Acc<T>* sums, Range columns, int64_t channels, const WeightStrides& w,
+                      T* weight) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  for (int64_t at = columns.begin; at < columns.end;) {
+    const int64_t tap = at / channels, c = at % channels;
+    const int64_t count = min_of(channels - c, columns.end - at);
+    const Acc<T>* from = sums + at - columns.begin;
+    T* to = weight + tap * w.tap + c * w.c;
+    for (int64_t n = 0; n < count; n += L) {
+      const int64_t some = min_of(L, count - n);
+      if (w.c == 1 && some == L) {
+        store(to + n, load(from + n));
+      } else {
+        for (int64_t lane = 0; lane < some; ++lane) store_one(to + (n + lane) * w.c, from[n + lane]);
+      }
+    }
+    at += count;
+  }
+}
+
 // T is the type of the tensors; their products are those of numbers or of pairs of pixels in bfloat16,
 // channels last.
 template <class T, Product P = Product::kNumbers>
@@ -196,7 +218,7 @@ struct GradWeightGemm {
     const auto columns_from = [&](int64_t begin) {
       return Range{begin - f.first, min_of(begin + kGradCols, taps.end) - f.first};
     };
-    const int64_t calls = fetch_calls<P>(k.size(), depth);  // for a panel
+    const int64_t calls = fetch_calls(k.size(), depth);  // for a panel
     Ahead ahead = {};
     ahead.destination =
         fetched_pixels(grad_of(b), out, f.outputs, next, k, ceil_div(taps.size(), kWide) * calls);
@@ -290,26 +312,11 @@ struct GradWeightGemm {
     }
   }
 
-  // A panel, sums[k][kWide]: for each output channel runs of (tap, c), as far as the tap goes.
+  // A panel, sums[k][kWide].
   void store_rows(int64_t b, Range panel, const A* sums) const {
     const Range k = rows_of(b);
-    for (int64_t i = 0; i < k.size(); ++i) {
-      for (int64_t at = panel.begin; at < panel.end;) {
-        const int64_t tap = at / g.channels, c = at % g.channels;
-        const int64_t count = min_of(g.channels - c, panel.end - at);
-        const A* from = sums + i * kWide + at - panel.begin;
-        T* to = weight_of(b) + (k.begin + i) * w.k + tap * w.tap + c * w.c;
-        for (int64_t n = 0; n < count; n += kLanes<A>) {
-          const int64_t some = min_of(kLanes<A>, count - n);
-          if (w.c == 1 && some == kLanes<A>) {
-            store(to + n, load(from + n));
-          } else {
-            for (int64_t lane = 0; lane < some; ++lane) store_one(to + (n + lane) * w.c, from[n + lane]);
-          }
-        }
-        at += count;
-      }
-    }
+    for (int64_t i = 0; i < k.size(); ++i)
+      store_columns_of(sums + i * kWide, panel, g.channels, w, weight_of(b) + (k.begin + i) * w.k);
   }
 
   // Rows are (tap, c), in the order of the weight unless swapped: turned to rows of output channels.
@@ -385,30 +392,26 @@ inline void grad_weight_gemm(const ConvProblem& p, const ConvBuffers& b, const P
 constexpr ConvKernel kConvGradWeightGemm = {"gemm", "blocked implicit matrix product over pixels",
                                             accepts_all, grad_weight_gemm_workspace, grad_weight_gemm};
 
-template <Product P>
-const char* pairs_grad_weight_refuses(const ConvProblem& p) {
+using PairsGradWeight = GradWeightGemm<BFloat16, Product::kPairs>;
+
+inline const char* pairs_grad_weight_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
-  if (const char* reason = no_product(P)) return reason;
+  if (const char* reason = no_pair_products()) return reason;
   return p.layout == Layout::kChannelsLast ? nullptr : turning_refuses(p);
 }
-template <Product P>
-int64_t pairs_grad_weight_workspace(const ConvProblem& p) {
-  if (p.layout == Layout::kChannelsLast) return GradWeightGemm<BFloat16, P>::workspace(p);
-  return InChannelsLast(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace<P>).bytes;
+inline int64_t pairs_grad_weight_workspace(const ConvProblem& p) {
+  if (p.layout == Layout::kChannelsLast) return PairsGradWeight::workspace(p);
+  return InChannelsLast(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace).bytes;
 }
-template <Product P>
-void pairs_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
-                       char* workspace) {
-  if (p.layout == Layout::kChannelsLast) return GradWeightGemm<BFloat16, P>(p, b, workspace).run(parallel);
-  const InChannelsLast turned(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace<P>);
-  turned.run(b, parallel, workspace, pairs_grad_weight<P>);
+inline void pairs_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
+                              char* workspace) {
+  if (p.layout == Layout::kChannelsLast) return PairsGradWeight(p, b, workspace).run(parallel);
+  const InChannelsLast turned(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace);
+  turned.run(b, parallel, workspace, pairs_grad_weight);
 }
 
-template <Product P>
 constexpr ConvKernel kPairsGradWeightGemm = {
-    P == Product::kAmx ? "gemm_amx" : "gemm_bf16",
-    P == Product::kAmx ? "blocked implicit matrix product over pairs of pixels in bfloat16 by AMX"
-                       : "blocked implicit matrix product over pairs of pixels in bfloat16",
-    pairs_grad_weight_refuses<P>, pairs_grad_weight_workspace<P>, pairs_grad_weight<P>};
+    "gemm_bf16", "blocked implicit matrix product over pairs of pixels in bfloat16",
+    pairs_grad_weight_refuses, pairs_grad_weight_workspace, pairs_grad_weight};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -285,8 +285,7 @@ inline const char* winograd_grad_weight_refuses(const ConvProblem& p) {
   if (const char* reason = winograd_excludes(p, false)) return reason;
   const Phases phases(p, false);
   const double products = double(phases.source_channels) * double(phases.channels) / double(kLanes<float>);
-  const double rate =
-      pairs_grad_weight_refuses<Product::kPairs>(p) ? 1 : 1.8;  // of the direct sum's products
+  const double rate = pairs_grad_weight_refuses(p) ? 1 : 1.8;  // of the direct sum's products
   const double direct =
       double(Regions(phases, Layout::kChannelsLast).products() * p.shape.N) * products / rate;
   const char* reason = "its tiles do not have this kernel's shape";

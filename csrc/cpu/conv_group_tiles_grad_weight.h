@@ -252,7 +252,7 @@ using PairsGroupTilesGradWeight = GroupTilesGradWeight<BFloat16, Product::kPairs
 constexpr ConvKernel kPairsGradWeightGroupTiles = {
     "group_tiles_bf16", "a tile of channels for each group, by products of pairs of pixels in bfloat16",
     [](const ConvProblem& p) {
-      const char* reason = pairs_grad_weight_refuses<Product::kPairs>(p);
+      const char* reason = pairs_grad_weight_refuses(p);
       return reason ? reason : group_tiles_grad_weight_exclude(p);
     },
     [](const ConvProblem& p) { return PairsGroupTilesGradWeight(p, {}, nullptr).bytes_taken; },

@@ -174,6 +174,16 @@ CNNEXT_INLINE void transpose_taps(const Phases& phases, const Gather& g, const S
   }
 }
 
+// visit(tap, source channels) for all that a range of the depth has.
+template <class Visit>
+CNNEXT_INLINE void for_each_tap(const Gather& g, Range depth, Visit&& visit) {
+  if (depth.size() <= 0) return;
+  for (int64_t m = depth.begin / g.channels, first = m * g.channels; first < depth.end;
+       ++m, first += g.channels) {
+    visit(m, Range{max_of(depth.begin - first, 0), min_of(depth.end - first, g.channels)});
+  }
+}
+
 // Weights of some channels: to[tap, source channel][kCols] for a range of that depth. The range is the whole
 // depth where taps are neighbours in memory (see depth_in_parts).
 template <class T>
@@ -186,34 +196,30 @@ void pack_weight_columns(const Phases& phases, const Gather& g, const T* weight,
   if constexpr (std::is_same_v<T, BFloat16Pair>) {
     if (phases.gradient) {  // the two of a pair are apart, the channels are neighbours
       const auto numbers = reinterpret_cast<const BFloat16*>(weight) + group * phases.weight_group;
-      for (int64_t m = 0; m < taps; ++m) {
-        const Range source = channels_in(depth, taps_outside(g), m, g.channels);
+      return for_each_tap(g, depth, [&](int64_t m, Range source) {
         const BFloat16* tap = numbers + phases.weight_offset(g, m) + channels.begin;
         for (int64_t c = source.begin; c < source.end; ++c) {
           const BFloat16Pairs pairs = {tap + c * phases.weight_source, phases.weight_source / 2};
           copy_run(pairs, row(m, c), channels.size());
         }
-      }
-      return;
+      });
     }
   }
   if (phases.weight_channel == 1) {  // the channels are neighbours in memory
-    for (int64_t m = 0; m < taps; ++m) {
+    for_each_tap(g, depth, [&](int64_t m, Range source) {
       const T* tap = from + phases.weight_offset(g, m);
-      const Range source = channels_in(depth, taps_outside(g), m, g.channels);
       for (int64_t c = source.begin; c < source.end; ++c)
         copy_run(tap + c * phases.weight_source, row(m, c), channels.size());
-    }
+    });
   } else if (phases.weight_source == 1 && phases.weight_tap == g.channels && !phases.gradient &&
              taps == phases.shape.taps()) {  // the source channels of all taps are
     transpose_block(from + depth.begin, phases.weight_channel, channels.size(), depth.size(),
                     [&](int64_t i) { return to + i * kWide; });
   } else if (phases.weight_source == 1) {  // those of a tap are
-    for (int64_t m = 0; m < taps; ++m) {
-      const Range source = channels_in(depth, taps_outside(g), m, g.channels);
+    for_each_tap(g, depth, [&](int64_t m, Range source) {
       transpose_block(from + phases.weight_offset(g, m) + source.begin, phases.weight_channel,
                       channels.size(), source.size(), [&](int64_t c) { return row(m, source.begin + c); });
-    }
+    });
   } else if (!phases.gradient && taps == phases.shape.taps()) {  // source channels and taps are
     constexpr int64_t kMost = 1024;  // rows whose places are listed: a division for each is slow
     const int64_t some = clamp(kMost / taps, 1, kLanes<Acc<T>>);

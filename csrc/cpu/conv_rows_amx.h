@@ -33,12 +33,14 @@ struct ConvAmx {
     for (int64_t n = 0; n < phases.size(); ++n) pixels = max_of(pixels, phases.at(n).pixels());
     one = pixels <= kAmxPixels &&
           (phases.shape.groups % threads == 0 || 17 * panels >= 16 * round_up(panels, threads));
-    int64_t most_chunks = 0, most_taps = 0, most_run = 0, most_places = 0, most_strips = 0, copy_bytes = 0;
+    int64_t most_chunks = 0, most_slice = 0, most_taps = 0, most_run = 0, most_places = 0, most_strips = 0,
+            copy_bytes = 0;
     bool sliced = false;
     for (int64_t n = 0; n < phases.size(); ++n) {
       const Plan plan = plan_of(phases.at(n));
       blocks = max_of(blocks, plan.blocks());
       most_chunks = max_of(most_chunks, plan.units() * plan.chunks);
+      most_slice = max_of(most_slice, plan.units() * plan.slice);
       most_taps = max_of(most_taps, plan.units());
       most_run = max_of(most_run, plan.run);
       most_places = max_of(most_places, plan.places());
@@ -51,8 +53,8 @@ struct ConvAmx {
     if (leave_idle(tasks, threads))
       panels_each = min_of(panels_each, ceil_div(panels, blocks_for(threads, tasks, panels)));
     channel_blocks = ceil_div(panels, panels_each);
-    packs_in_task = blocks == 1 && !sliced;
-    const int64_t unit = most_chunks * kP * kChunkBytes / 4;
+    packs_in_task = blocks == 1 && (!sliced || depth_in_parts(phases));
+    const int64_t unit = (packs_in_task ? most_slice : most_chunks) * kP * kChunkBytes / 4;
     packed = PackedWeights<float>(packs_in_task ? 0 : phases.total_slots() * phases.shape.groups * panels,
                                   unit, threads);
     packed.place(workspace);
@@ -116,6 +118,24 @@ struct ConvAmx {
     return reinterpret_cast<Element*>(scratch + thread * scratch_bytes + at);
   }
 
+  class Output;
+
+  // A task's pixels, in strips, and where its operands and its sums are.
+  struct Work {
+    const Task& task;
+    Output& output;
+    Strip* strip;
+    int64_t strips;
+    int64_t* rows;  // of the destination, kAmxRows for a strip
+    Inside* inside_of;
+    Tap* taps;
+    const char* copy;
+    int64_t pitch;
+    float* sums;
+    bool sliced;         // sums of all strips wait for the next slice
+    int64_t number = 0;  // of the buffer of sums, if not
+  };
+
   void compute(const Task& t) const {
     const Plan& plan = t.plan;
     const auto places = scratch_of<int64_t>(t.thread, places_at);
@@ -123,14 +143,8 @@ struct ConvAmx {
     if (plan.units() == 0) return fill_pixels(t, places, count);
 
     const T* from = source + t.group * plan.g.channels * phases.source.channel;
-    const char* copy = scratch_of<char>(t.thread, copy_at);
-    if (plan.in_place) {
-      const int64_t plane = plan.g.axis[1].count * plan.g.axis[2].count;
-      copy = reinterpret_cast<const char*>(from +
-                                           (t.planes.begin * plane + t.columns.begin) * phases.source.pixel);
-    }
+    const auto copy = scratch_of<char>(t.thread, copy_at);
     const auto inside_of = scratch_of<Inside>(t.thread, taps_at);
-    const auto taps = reinterpret_cast<Tap*>(inside_of + plan.units());
     for (int64_t m = 0; m < plan.units(); ++m) inside_of[m] = t.inside(m);
     const int64_t line = plan.line(t.planes.size(), t.lines.size(), t.columns.size());
     const int64_t height = ceil_div(line, ceil_div(line, kAmxRows));
@@ -142,63 +156,88 @@ struct ConvAmx {
         rows[s * kAmxRows + r] = r < height ? places[strip[s].place + r] : -1;
     }
 
-    const auto sums = scratch_of<float>(t.thread, sums_at);
-    const int64_t pitch = plan.in_place ? phases.source.pixel * int64_t(sizeof(T)) : plan.pitch();
-    Windows all = {taps, plan.units(), 0, pitch, kP == 1 ? plan.slice : plan.chain()};
-    const bool sliced = plan.slice < plan.chunks;
-    // Few weights are read for each two strips, whose pixels are then written with all of their channels.
-    const int64_t weight_bytes = t.panels.size() * plan.units() * plan.chunks * kP * kChunkBytes;
-    const bool near = !sliced && !packs_in_task && weight_bytes <= kAmxNear;
     const TileRegisters registers{uint8_t(height)};
     Output output(*this, t);
-    int64_t number = 0;
+    Work work = {t,
+                 output,
+                 strip,
+                 strips,
+                 rows,
+                 inside_of,
+                 reinterpret_cast<Tap*>(inside_of + plan.units()),
+                 copy,
+                 plan.pitch(),
+                 scratch_of<float>(t.thread, sums_at),
+                 plan.slice < plan.chunks};
+    if (plan.in_place) {
+      const int64_t first = t.planes.begin * plan.g.axis[1].count * plan.g.axis[2].count + t.columns.begin;
+      work.copy = reinterpret_cast<const char*>(from + first * phases.source.pixel);
+      work.pitch = phases.source.pixel * int64_t(sizeof(T));
+    }
     for (Range slice = {0, 0}; slice.begin < plan.chunks; slice.begin = slice.end) {
       slice.end = min_of(slice.begin + plan.slice, plan.chunks);
-      all.chunks = slice.size();
-      t.find_taps(slice.begin, pitch, taps);
-      if (!plan.in_place) copy_rows(t, slice, from, scratch_of<char>(t.thread, copy_at));
-      const auto multiply = [&](int64_t panel, const float* columns, int64_t s, int64_t taken) {
-        const Range channels = block(panel, kWide, phases.channels);
-        const bool narrow = channels.size() <= kAmxPairs;
-        const auto run =
-            taken == 4 ? &multiply_windows<kP, 4, 1, Output>
-            : taken == 1
-                ? (narrow ? &multiply_windows<kP, 1, 1, Output> : &multiply_windows<kP, 1, 2, Output>)
-                : (narrow ? &multiply_windows<kP, 2, 1, Output> : &multiply_windows<kP, 2, 2, Output>);
-        float* c = sums + (sliced ? (panel - t.panels.begin) * strips + s : 4 * (number++ % 2)) * kStripSums;
-        const char* copies[4] = {};
-        bool all_inside = true;
-        for (int64_t n = 0; n < taken; ++n) {
-          copies[n] = copy + strip[s + n].copy * pitch;
-          all_inside &= strip[s + n].inside;
-        }
-        const Windows w = all_inside ? all : used_taps(all, inside_of, strip + s, taken, taps + plan.units());
-        if (slice.end == plan.chunks) {
-          const int64_t* to = rows + s * kAmxRows;
-          output.begin({strip + s, to, to + taken * kAmxRows, c, t.group * phases.channels + channels.begin,
-                        channels.size()},
-                       w.chunks * w.taps);
-        }
-        run(w, copies, reinterpret_cast<const char*>(columns), c, slice.begin > 0, output);
-        output.end();
-      };
-      if (near) {
-        for (int64_t s = 0; s < strips; s += 2) {
-          for (int64_t panel = t.panels.begin; panel < t.panels.end; ++panel)
-            multiply(panel, panel_of(t, panel), s, min_of(2, strips - s));
-        }
-        continue;
-      }
-      for (int64_t panel = t.panels.begin; panel < t.panels.end; ++panel) {
-        const float* columns = panel_of(t, panel);
-        const bool narrow = phases.channels - panel * kWide <= kAmxPairs;
-        for (int64_t s = 0, taken; s < strips; s += taken) {
-          taken = narrow && strips - s >= 4 ? 4 : min_of(2, strips - s);
-          multiply(panel, columns, s, taken);
-        }
-      }
+      if (!plan.in_place) copy_rows(t, slice, from, copy);
+      multiply_slice(work, slice);
     }
     output.end();
+  }
+
+  void multiply_slice(Work& work, Range slice) const {
+    const Task& t = work.task;
+    const Plan& plan = t.plan;
+    packs_in_task ? t.find_taps(0, slice.size(), work.pitch, work.taps)
+                  : t.find_taps(slice.begin, plan.chunks, work.pitch, work.taps);
+    // Few weights are read for each two strips, whose pixels are then written with all of their channels.
+    const int64_t weight_bytes = t.panels.size() * plan.units() * plan.chunks * kP * kChunkBytes;
+    if (!work.sliced && !packs_in_task && weight_bytes <= kAmxNear) {
+      for (int64_t s = 0; s < work.strips; s += 2) {
+        for (int64_t panel = t.panels.begin; panel < t.panels.end; ++panel)
+          multiply(work, slice, panel, panel_of(t, panel, slice), {s, min_of(s + 2, work.strips)});
+      }
+      return;
+    }
+    for (int64_t panel = t.panels.begin; panel < t.panels.end; ++panel) {
+      const float* columns = panel_of(t, panel, slice);
+      const bool narrow = phases.channels - panel * kWide <= kAmxPairs;
+      for (Range strips = {0, 0}; strips.begin < work.strips; strips.begin = strips.end) {
+        const int64_t left = work.strips - strips.begin;
+        strips.end = strips.begin + (narrow && left >= 4 ? 4 : min_of(2, left));
+        multiply(work, slice, panel, columns, strips);
+      }
+    }
+  }
+
+  // One, two or four strips times a panel.
+  void multiply(Work& work, Range slice, int64_t panel, const float* columns, Range strips) const {
+    const Task& t = work.task;
+    const Plan& plan = t.plan;
+    const Range channels = block(panel, kWide, phases.channels);
+    const bool narrow = channels.size() <= kAmxPairs;
+    const auto run =
+        strips.size() == 4 ? &multiply_windows<kP, 4, 1, Output>
+        : strips.size() == 1
+            ? (narrow ? &multiply_windows<kP, 1, 1, Output> : &multiply_windows<kP, 1, 2, Output>)
+            : (narrow ? &multiply_windows<kP, 2, 1, Output> : &multiply_windows<kP, 2, 2, Output>);
+    const int64_t at =
+        work.sliced ? (panel - t.panels.begin) * work.strips + strips.begin : 4 * (work.number++ % 2);
+    float* sums = work.sums + at * kStripSums;
+    const Strip* strip = work.strip + strips.begin;
+    const char* copies[4] = {};
+    bool all_inside = true;
+    for (int64_t n = 0; n < strips.size(); ++n) {
+      copies[n] = work.copy + strip[n].copy * work.pitch;
+      all_inside &= strip[n].inside;
+    }
+    Windows w = {work.taps, plan.units(), slice.size(), work.pitch, kP == 1 ? plan.slice : plan.chain()};
+    if (!all_inside) w = used_taps(w, work.inside_of, strip, strips.size(), work.taps + w.taps);
+    if (slice.end == plan.chunks) {
+      const int64_t* to = work.rows + strips.begin * kAmxRows;
+      work.output.begin({strip, to, to + strips.size() * kAmxRows, sums,
+                         t.group * phases.channels + channels.begin, channels.size()},
+                        w.chunks * w.taps);
+    }
+    run(w, copies, reinterpret_cast<const char*>(columns), sums, slice.begin > 0, work.output);
+    work.output.end();
   }
 
   // Pixels that no tap reaches.
@@ -287,52 +326,49 @@ struct ConvAmx {
   auto pack_unit() const {
     return [this](int64_t unit, float* to, int thread) {
       const int64_t group = unit / panels % phases.shape.groups;
-      const Gather g = phases.of_slot(unit / panels / phases.shape.groups);
-      if (g.depth() > 0) pack_panel(g, group, unit % panels, to, scratch_of<float>(thread, columns_at));
+      const Plan plan = plan_of(phases.of_slot(unit / panels / phases.shape.groups));
+      pack_panel(plan, group, unit % panels, {0, plan.chunks}, to, scratch_of<float>(thread, columns_at));
     };
   }
-  const float* panel_of(const Task& t, int64_t panel) const {
+  const float* panel_of(const Task& t, int64_t panel, Range slice) const {
     if (packs_in_task) {
       const auto to = scratch_of<float>(t.thread, panel_at);
-      pack_panel(t.plan.g, t.group, panel, to, scratch_of<float>(t.thread, columns_at));
+      pack_panel(t.plan, t.group, panel, slice, to, scratch_of<float>(t.thread, columns_at));
       return to;
     }
     return packed.get((phases.slot(t.plan.g) * phases.shape.groups + t.group) * panels + panel, t.thread,
                       pack_unit());
   }
-  void pack_panel(const Gather& g, int64_t group, int64_t panel, float* to, float* columns) const {
-    const Plan plan = plan_of(g);
+  void pack_panel(const Plan& plan, int64_t group, int64_t panel, Range slice, float* to,
+                  float* columns) const {
+    const Gather& g = plan.g;
     const Range channels = block(panel, kWide, phases.channels);
-    if (kP == 1 && plan.run % kAmxDepth == 0 && g.channels % 2 == 0 && pairs_are_near()) {
-      Phases pairs = phases;
-      pairs.pair_channels();
-      Gather of_pairs = g;
-      of_pairs.channels /= 2;
-      const auto from = reinterpret_cast<const BFloat16Pair*>(weight);
-      return pack_weight_panel(pairs, of_pairs, from, group, channels, {0, of_pairs.depth()}, to);
-    }
-    const bool in_parts = depth_in_parts(phases);
+    const bool in_parts = depth_in_parts(phases), pairs = kP == 1 && g.channels % 2 == 0 && pairs_are_near();
     if (!in_parts) pack_weight_panel(phases, g, weight, group, channels, {0, g.depth()}, columns);
-    for (Range depth = {0, plan.run}; depth.begin < g.depth();
-         depth.begin = depth.end, depth.end += plan.run) {
-      if (in_parts) pack_weight_panel(phases, g, weight, group, channels, depth, columns);
-      const float* from = columns + (in_parts ? 0 : depth.begin * kWide);
-      for (int64_t c = 0; c < plan.chunks; ++c, to += kP * kAmxPairs * kWide) {
-        for (int64_t pair = 0; pair < kAmxPairs; ++pair) {
-          const int64_t row = c * kAmxDepth + 2 * pair;
-          for (int64_t k = 0; k < kWide; k += kAmxPairs) {
-            Vec<float> x = row < plan.run ? load(from + row * kWide + k) : Vec<float>{};
-            Vec<float> y = row + 1 < plan.run ? load(from + (row + 1) * kWide + k) : Vec<float>{};
-            for (int part = 0; part < kP; ++part) {
-              const UintVec first = nearest_bfloat16(x), second = nearest_bfloat16(y);
-              store(to + (part * kAmxPairs + pair) * kWide + k, bit_cast<Vec<float>>(first >> 16 | second));
-              x -= bit_cast<Vec<float>>(first);
-              y -= bit_cast<Vec<float>>(second);
-            }
-          }
+    for (int64_t m = 0; m < plan.units(); ++m) {
+      for (Range some = {slice.begin, 0}; some.begin < slice.end; some.begin = some.end) {
+        some.end = kP > 1 ? min_of(some.begin + kSplitAtOnce, slice.end) : slice.end;
+        const int64_t first = m * plan.run;
+        const Range depth = {first + some.begin * kAmxDepth, first + min_of(some.end * kAmxDepth, plan.run)};
+        if (pairs && depth.size() % kAmxDepth == 0) {
+          pack_pairs(g, group, channels, depth, to);
+        } else {
+          if (in_parts) pack_weight_panel(phases, g, weight, group, channels, depth, columns);
+          const float* from = columns + (in_parts ? 0 : depth.begin * kWide);
+          for (int64_t row = 0; row < depth.size(); row += kAmxDepth)
+            put_columns<T>(from + row * kWide, kWide, depth.size() - row, to + row / kAmxDepth * kChunk);
         }
+        to += some.size() * kChunk;
       }
     }
+  }
+  void pack_pairs(const Gather& g, int64_t group, Range channels, Range depth, float* to) const {
+    Phases pairs = phases;
+    pairs.pair_channels();
+    Gather of_pairs = g;
+    of_pairs.channels /= 2;
+    const auto from = reinterpret_cast<const BFloat16Pair*>(weight);
+    pack_weight_panel(pairs, of_pairs, from, group, channels, {depth.begin / 2, depth.end / 2}, to);
   }
   // Whether the two weights of a pair, or those of neighbouring channels, are neighbours in memory.
   bool pairs_are_near() const {
@@ -454,6 +490,8 @@ struct ConvAmx {
   }
 
   static constexpr int64_t kStripSums = kAmxRows * kWide;
+  static constexpr int64_t kChunk = kP * kAmxPairs * kWide;  // of a panel
+  static constexpr int64_t kSplitAtOnce = 4;                 // chunks, which the first-level cache holds
 
   Phases phases;
   int64_t threads, panels;

@@ -6,7 +6,7 @@
 // then added to the sums so far: short chains round less.
 #pragma once
 
-#include "amx_tile.h"
+#include "fetch_ahead.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -21,8 +21,8 @@ constexpr int64_t kFetchSteps = 16;  // of the depth, from one request for memor
 template <class A>
 constexpr int64_t kCols = kVectors * kLanes<A>;
 
-// How elements of a and b are multiplied: as numbers, or as pairs of bfloat16, by AVX512_BF16 or AMX.
-enum class Product { kNumbers, kPairs, kAmx };
+// How elements of a and b are multiplied: as numbers, or as pairs of bfloat16 by AVX512_BF16.
+enum class Product { kNumbers, kPairs };
 
 // Where a product goes: c[rows][kCols] = or += the product,
 template <class A>
@@ -213,8 +213,6 @@ template <int64_t RowStride, int64_t DepthStride, int64_t ColumnStride, Product 
           class A, class S, class Out>
 void tile_column(int64_t rows, int64_t depth, int64_t cols, const S* a, const A* b, Out out,
                  Ahead* ahead = nullptr, int64_t row_stride = RowStride) {
-  if constexpr (P == Product::kAmx)
-    return amx_column(rows, depth, cols, a, row_stride, b, ColumnStride, out, ahead);
   const bool narrow = cols <= kLanes<A>;
   for (int64_t tiles = ceil_div(rows, kRows), row = 0; tiles > 0; --tiles) {
     const int64_t height = ceil_div(rows - row, tiles);
@@ -224,9 +222,7 @@ void tile_column(int64_t rows, int64_t depth, int64_t cols, const S* a, const A*
   }
 }
 
-template <Product P = Product::kNumbers>
 CNNEXT_INLINE int64_t fetch_calls(int64_t rows, int64_t depth) {
-  if (P == Product::kAmx) return ceil_div(rows, 32) * ceil_div(depth, 16);
   return ceil_div(rows, kRows) * ceil_div(depth, kFetchSteps);
 }
 

@@ -11,6 +11,7 @@
 #include "conv_winograd.h"
 #include "conv_grad_weight_gemm.h"
 #include "conv_grad_weight_winograd.h"
+#include "conv_grad_weight_amx.h"
 #include "conv_rows_grad_weight.h"
 #include "conv_thin_grad_weight.h"
 #include "conv_group_tiles.h"
@@ -58,10 +59,10 @@ const Kernels& kernels() {
                                                 kPairsGradWeightGroupTiles,
                                                 kConvGradWeightGroupTiles,
                                                 kConvGradWeightGrouped,
-                                                CNNEXT_AMX(kPairsGradWeightGemm<Product::kAmx>)
+                                                CNNEXT_AMX(kConvGradWeightAmx)
                                                     kConvGradWeightWinograd,
                                                 kConvGradWeightRows,
-                                                kPairsGradWeightGemm<Product::kPairs>,
+                                                kPairsGradWeightGemm,
                                                 kConvGradWeightThin,
                                                 kConvGradWeightGemm,
                                                 kConvGradWeightReference};

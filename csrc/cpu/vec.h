@@ -129,13 +129,6 @@ CNNEXT_INLINE ShortVec upper_halves(UintVec bits, std::integer_sequence<int, Lan
   return __builtin_shufflevector(words, words, (2 * Lane + 1)...);
 }
 
-// Those of x and then those of y.
-template <int... Lane>
-CNNEXT_INLINE Vec<float> upper_halves(UintVec x, UintVec y, std::integer_sequence<int, Lane...>) {
-  return bit_cast<Vec<float>>(
-      __builtin_shufflevector(bit_cast<WideShortVec>(x), bit_cast<WideShortVec>(y), (2 * Lane + 1)...));
-}
-
 #if CNNEXT_VECTOR_BYTES == 64
 CNNEXT_INLINE Vec<float> load(const BFloat16* p) {
   return interleave(ShortVec{}, load_unaligned<ShortVec>(&p->bits));

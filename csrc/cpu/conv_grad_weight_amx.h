@@ -1,0 +1,299 @@
+// Gradient of dense convolution with respect to the weight by AMX, as one matrix product summed over pixels:
+//   grad_weight[k, (tap, c)] = sum over output pixels of grad_output[pixel, k] * gathered input[pixel, (tap,
+//   c)]
+// in bfloat16, and in float32 in three parts (amx_rows.h).
+//
+// A task is a block of output channels times a block of columns (tap, c) times a split of the pixels. It
+// takes some pixels at a time: the gradient is transposed, so that pixels are the depth, and stays for all
+// columns. The number of splits depends on the shape alone and their sums are added in order: threads do not
+// change the result. Parts of float32 do not hold infinities: where a sum is not finite, all are computed by
+// `gemm`.
+#pragma once
+
+#include "amx_rows.h"
+#include "conv_grad_weight_winograd.h"
+
+#include <atomic>
+
+#if CNNEXT_VECTOR_BYTES == 64
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+template <class T>
+class GradWeightAmx {
+ public:
+  GradWeightAmx(const ConvProblem& p, const ConvBuffers& b, char* workspace)
+      : shape(p.shape),
+        input(static_cast<const T*>(b.input)),
+        grad_output(static_cast<const T*>(b.output)),
+        grad_weight(static_cast<T*>(b.weight)),
+        in(strides_of(p.layout, shape.C, shape.input_pixels())),
+        out(strides_of(p.layout, shape.K, shape.output_pixels())),
+        w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())),
+        rows(shape.K_per_group()),
+        cols(shape.taps() * shape.C_per_group()) {
+    for (int a = 0; a < kAxes; ++a) {
+      g.axis[a] = forward_phase(shape.axis[a]);
+      g.extent[a] = shape.axis[a].output;
+    }
+    g.images = shape.N;
+    g.channels = shape.C_per_group();
+    // Rows a multiple of 1 KiB apart would push each other out of the first-level cache.
+    in_place = kP > 1 && shape.taps() == 1 && in.pixel * sizeof(T) % 1024 != 0;
+    for (const PhaseAxis& x : g.axis) in_place &= is_plain(x);
+    g = joined(g);
+    pixels = g.pixels();
+    int64_t row_cuts = ceil_div(rows, kMostRows);
+    cut_blocks(row_cuts, 1);
+    int64_t col_cuts = ceil_div(cols, max_of(kGathered, kMostSums / row_block / kGathered * kGathered));
+    cut_blocks(row_cuts, col_cuts);
+    const int64_t most_splits = min_of(pixels / (2 * kPixels), kMostPartials / (rows * cols));
+    splits = clamp(kTasks / blocks, 1, max_of(1, most_splits));
+    if (splits > 1) splits -= splits % 2;  // that two threads get alike
+    while (leave_idle(blocks * splits, p.threads) && (row_block > 2 * kAmxRows || col_block > kWide)) {
+      ++(2 * row_block > col_block || col_block == kWide ? row_cuts : col_cuts);
+      cut_blocks(row_cuts, col_cuts);
+    }
+    sums_size = row_block * col_block;
+    int64_t size = 0;
+    const auto place = [&](int64_t bytes) {
+      const int64_t at = size;
+      size += round_up(bytes, 64);
+      return at;
+    };
+    rows_at = place(row_block * kPitch);
+    panels_at = place(kGathered / kWide * kPanel * 4);
+    gathered_at = place(kPixels * kGatheredStride * 4);
+    sums_at = place(splits > 1 ? 0 : sums_size * 4);
+    scratch_bytes = size;
+    scratch = workspace;
+    partial = reinterpret_cast<float*>(workspace + p.threads * scratch_bytes);
+    bytes = p.threads * scratch_bytes + (splits > 1 ? blocks * splits * sums_size * 4 : 0);
+  }
+
+  int64_t workspace() const { return bytes; }
+
+  // Whether all sums are finite.
+  bool run(const Parallel& parallel) const {
+    std::atomic<bool> finite{true};
+    const auto store_block = [&](int64_t b, const float* sums) {
+      if (!store_weight(b, sums)) finite = false;
+    };
+    parallel(blocks * splits, [&](int64_t task, int thread) {
+      const int64_t b = task / splits;
+      float* sums = splits > 1 ? partial + task * sums_size : scratch_of<float>(thread, sums_at);
+      const Range all = block(task % splits, ceil_div(pixels, splits), pixels);
+      const TileRegisters registers{kAmxRows};
+      for (Range part = {all.begin, 0}; part.begin < all.end; part.begin = part.end) {
+        part.end = min_of(part.begin + kPixels, all.end);
+        add_pixels(b, part, thread, sums, part.begin > all.begin);
+      }
+      if (all.size() == 0) fill_zero(sums, sums_size);
+      if (splits == 1) store_block(b, sums);
+    });
+    if (splits > 1) {
+      parallel(blocks, [&](int64_t b, int) {
+        float* total = partial + b * splits * sums_size;
+        for (int64_t split = 1; split < splits; ++split) {
+          const float* part = total + split * sums_size;
+          for (int64_t i = 0; i < sums_size; i += kAmxPairs)
+            store(total + i, load(total + i) + load(part + i));
+        }
+        store_block(b, total);
+      });
+    }
+    return finite;
+  }
+
+ private:
+  static constexpr int kP = kParts<T>;
+  static constexpr int64_t kWide = kAmxCols;
+  static constexpr int64_t kMostRows = 512, kMostSums = 256 << 10;  // of a block
+  static constexpr int64_t kTasks = 16, kMostPartials = 1 << 20;    // splits are made up to there
+  static constexpr int64_t kPixels = kP > 1 ? 128 : 512;            // taken at a time
+  static constexpr int64_t kGathered = 4 * kWide;                   // columns gathered at a time
+  static constexpr int64_t kGatheredStride = kGathered + 16;        // off the powers of two
+  static constexpr int64_t kChunks = kPixels / kAmxDepth;
+  static constexpr int64_t kPitch = (kChunks * kP | 1) * 64;           // bytes from a row to the next
+  static constexpr int64_t kPanel = kChunks * kP * kAmxPairs * kWide;  // numbers
+  static constexpr int64_t kChunk = kP * kAmxPairs * kWide;
+  static constexpr int64_t kTurned = 64;  // rows transposed at a time
+
+  void cut_blocks(int64_t row_cuts, int64_t col_cuts) {
+    row_block = round_up(ceil_div(rows, row_cuts), kAmxRows);
+    col_block = round_up(ceil_div(cols, col_cuts), kWide);
+    row_blocks = ceil_div(rows, row_block);
+    col_blocks = ceil_div(cols, col_block);
+    blocks = shape.groups * row_blocks * col_blocks;
+  }
+  Range rows_of(int64_t b) const { return block(b % row_blocks, row_block, rows); }
+  Range cols_of(int64_t b) const { return block(b / row_blocks % col_blocks, col_block, cols); }
+  int64_t group_of(int64_t b) const { return b / row_blocks / col_blocks; }
+
+  template <class Element>
+  Element* scratch_of(int thread, int64_t at) const {
+    return reinterpret_cast<Element*>(scratch + thread * scratch_bytes + at);
+  }
+
+  struct Nothing {
+    void operator()() const {}
+  };
+
+  // sums[panel][row][kWide] = or += over at most kPixels pixels.
+  void add_pixels(int64_t b, Range some, int thread, float* sums, bool add) const {
+    const Range k = rows_of(b), columns = cols_of(b);
+    const auto turned = scratch_of<char>(thread, rows_at);
+    const auto panels = scratch_of<float>(thread, panels_at);
+    turn_rows(grad_output + group_of(b) * rows * out.channel + k.begin, some, k.size(),
+              scratch_of<float>(thread, gathered_at), turned);
+    const int64_t chunks = ceil_div(some.size(), kAmxDepth), strips = ceil_div(k.size(), kAmxRows);
+    const Tap tap = {0, 0};
+    const Windows windows = {&tap, 1, chunks, kPitch, chunks};
+    for (Range part = {columns.begin, 0}; part.begin < columns.end; part.begin = part.end) {
+      part.end = min_of(part.begin + kGathered, columns.end);
+      pack_columns(b, some, part, scratch_of<float>(thread, gathered_at), panels);
+      for (int64_t s = 0; s < strips; s += 2) {
+        const char* strip[] = {turned + s * kAmxRows * kPitch, turned + (s + 1) * kAmxRows * kPitch};
+        for (Range panel = {part.begin, 0}; panel.begin < part.end; panel.begin = panel.end) {
+          panel.end = min_of(panel.begin + kWide, part.end);
+          const bool narrow = panel.size() <= kAmxPairs, one = s + 1 == strips;
+          const auto run =
+              one ? (narrow ? &multiply_windows<kP, 1, 1, Nothing> : &multiply_windows<kP, 1, 2, Nothing>)
+                  : (narrow ? &multiply_windows<kP, 2, 1, Nothing> : &multiply_windows<kP, 2, 2, Nothing>);
+          float* to = sums + (panel.begin - columns.begin) * row_block + s * kAmxRows * kWide;
+          Nothing meanwhile;
+          run(windows, strip,
+              reinterpret_cast<const char*>(panels + (panel.begin - part.begin) / kWide * kPanel), to, add,
+              meanwhile);
+        }
+      }
+    }
+  }
+
+  // The input's pixels as panels, [panel][chunk of pixels][part][pair][kWide].
+  void pack_columns(int64_t b, Range some, Range columns, float* gathered, float* to) const {
+    const T* from = input + group_of(b) * g.channels * in.channel;
+    const float* rows = gathered;
+    int64_t stride = kGatheredStride;
+    if constexpr (kP > 1) {
+      if (in_place && columns.size() % kWide == 0) {
+        rows = from + some.begin * in.pixel + columns.begin;
+        stride = in.pixel;
+      }
+    }
+    if (rows == gathered) pack_pixels(from, in, g, some, columns, gathered, stride);
+    for (int64_t panel = 0; panel < columns.size(); panel += kWide, to += kPanel) {
+      for (int64_t at = 0; at < some.size(); at += kAmxDepth)
+        put_columns<T>(rows + at * stride + panel, stride, some.size() - at, to + at / kAmxDepth * kChunk);
+    }
+  }
+
+  // The gradient's pixels, [pixel][K], as [k][chunk of pixels][part]. Pixels of all images are one matrix.
+  void turn_rows(const T* from, Range some, int64_t count, float* turned, char* to) const {
+    from += some.begin * out.pixel;
+    for (int64_t at = 0; at < some.size(); at += kAmxDepth, from += kAmxDepth * out.pixel, to += kP * 64) {
+      const int64_t depth = min_of(kAmxDepth, some.size() - at);
+      if constexpr (kP == 1) {
+        const auto row = [&](int64_t k) { return reinterpret_cast<float*>(to + k * kPitch); };
+        transpose_block(BFloat16Pairs{from, out.pixel}, 2 * out.pixel, depth / 2, count, row);
+        if (depth == kAmxDepth) continue;
+        for (int64_t k = 0; k < count; ++k) {
+          float* left = row(k) + depth / 2;
+          fill_zero(left, kAmxPairs - depth / 2);
+          if (depth % 2 != 0) *left = bit_cast<float>(uint32_t(from[(depth - 1) * out.pixel + k].bits));
+        }
+      } else {
+        for (Range k = {0, 0}; k.begin < count; k.begin = k.end) {
+          k.end = min_of(k.begin + kTurned, count);
+          transpose_block(from + k.begin, out.pixel, depth, k.size(),
+                          [&](int64_t i) { return turned + i * kAmxDepth; });
+          for (int64_t i = 0; i < k.size(); ++i) {
+            const float* row = turned + i * kAmxDepth;
+            char* parts = to + (k.begin + i) * kPitch;
+            depth == kAmxDepth ? put_chunk(row, parts) : put_chunk(row, depth, parts);
+          }
+        }
+      }
+    }
+  }
+
+  // Whether all are finite.
+  bool store_weight(int64_t b, const float* sums) const {
+    const Range k = rows_of(b), columns = cols_of(b);
+    T* weight = grad_weight + (group_of(b) * rows + k.begin) * w.k;
+    bool finite = true;
+    for (Range panel = {columns.begin, 0}; panel.begin < columns.end; panel.begin = panel.end) {
+      panel.end = min_of(panel.begin + kWide, columns.end);
+      const float* from = sums + (panel.begin - columns.begin) * row_block;
+      for (int64_t i = 0; i < k.size(); ++i)
+        store_columns_of(from + i * kWide, panel, g.channels, w, weight + i * w.k);
+      if (kP > 1) finite &= all_finite(from, k.size(), panel.size());
+    }
+    return finite;
+  }
+  static bool all_finite(const float* from, int64_t count, int64_t width) {
+    IntVec flags = {};
+    for (int64_t i = 0; i < count; ++i, from += kWide) {
+      for (int64_t n = 0; n < width; n += kAmxPairs) {
+        const IntVec infinite = (bit_cast<IntVec>(load(from + n)) & 0x7f800000) == 0x7f800000;
+        flags |= first_lanes(infinite, width - n);
+      }
+    }
+    int32_t some = 0;
+    for (int64_t i = 0; i < kLanes<float>; ++i) some |= flags[i];
+    return some == 0;
+  }
+
+  ConvShape shape;
+  const T *input, *grad_output;
+  T* grad_weight;
+  Strides in, out;
+  WeightStrides w;
+  int64_t rows, cols;
+  Gather g;
+  bool in_place;  // the input's pixels are the gathered ones
+  int64_t pixels, row_block, col_block, row_blocks, col_blocks, blocks, splits, sums_size;
+  char* scratch;
+  int64_t scratch_bytes, bytes, rows_at, panels_at, gathered_at, sums_at;  // of a thread
+  float* partial;
+};
+
+inline const char* grad_weight_amx_refuses(const ConvProblem& p) {
+  if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat32) return "takes bfloat16 and float32";
+  if (!has_amx()) return "this processor has no AMX";
+  if (p.layout != Layout::kChannelsLast) {
+    if (const char* reason = turning_refuses(p)) return reason;
+  }
+  if (p.dtype == DType::kBFloat16) return nullptr;
+  const ConvShape& s = p.shape;
+  if (s.K_per_group() < kAmxCols || s.C_per_group() * s.taps() < kAmxCols)
+    return "takes at least 32 rows and columns of float32";
+  if (s.N * s.output_pixels() < 4 * kAmxDepth) return "sums at least 128 pixels of float32";
+  const bool strided = s.axis[1].stride > 1 || s.axis[2].stride > 1;
+  return strided || winograd_grad_weight_refuses(p) ? nullptr : "Winograd's algorithm takes fewer products";
+}
+inline int64_t grad_weight_amx_workspace(const ConvProblem& p) {
+  if (p.layout != Layout::kChannelsLast)
+    return InChannelsLast(p, ConvOp::kGradWeight, true, grad_weight_amx_workspace).bytes;
+  if (p.dtype == DType::kBFloat16) return GradWeightAmx<BFloat16>(p, {}, nullptr).workspace();
+  return max_of(GradWeightAmx<float>(p, {}, nullptr).workspace(), grad_weight_gemm_workspace(p));
+}
+inline void grad_weight_amx(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
+                            char* workspace) {
+  if (p.layout != Layout::kChannelsLast) {
+    const InChannelsLast turned(p, ConvOp::kGradWeight, true, grad_weight_amx_workspace);
+    turned.run(b, parallel, workspace, grad_weight_amx);
+  } else if (p.dtype == DType::kBFloat16) {
+    GradWeightAmx<BFloat16>(p, b, workspace).run(parallel);
+  } else if (!GradWeightAmx<float>(p, b, workspace).run(parallel)) {
+    grad_weight_gemm(p, b, parallel, workspace);
+  }
+}
+
+constexpr ConvKernel kConvGradWeightAmx = {"gemm_amx", "matrix product over pixels by AMX",
+                                           grad_weight_amx_refuses, grad_weight_amx_workspace,
+                                           grad_weight_amx};
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
+
+#endif  // AVX-512
