@@ -268,7 +268,7 @@ def test_amx_sums_integers_of_float32_exactly(conv: Conv, last: bool) -> None:
         if result is not None:
             taken += 1
             assert torch.equal(result, expected[op].float()), op
-    assert taken > 0
+    assert taken > 0 or not last  # in channels first turning the operands may cost too much
 
 
 @BY_AMX

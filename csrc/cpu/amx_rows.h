@@ -1,9 +1,8 @@
 // The operands of AMX and their products: numbers in parts of bfloat16, windows of pixels, panels of weights.
 //
 // Neighbouring pixels are the rows of a register, and a tap is a distance in memory (see amx_blocks.h). A
-// float32 is the sum of three
-// bfloat16: a high part, a middle and a low one. Of the nine products of two such numbers the six largest are
-// summed; what is left out is below 2^-25 of the product.
+// float32 is the sum of three bfloat16: a high part, a middle and a low one. Of the nine products of two such
+// numbers the six largest are summed; what is left out is below 2^-25 of the product.
 #pragma once
 
 #include "amx_tile.h"

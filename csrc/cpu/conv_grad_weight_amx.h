@@ -258,19 +258,28 @@ class GradWeightAmx {
   float* partial;
 };
 
+constexpr double kFloatProductsForTurning = 128;  // see kProductsForTurning
+
+inline const char* float_grad_weight_amx_refuses(ConvProblem p) {
+  constexpr int64_t kFewest = 48, kFewestPixels = 128;
+  const ConvShape& s = p.shape;
+  if (s.K_per_group() < kFewest || s.C_per_group() * s.taps() < kFewest)
+    return "takes at least 48 rows and columns of float32";
+  if (s.N * s.output_pixels() < kFewestPixels) return "sums at least 128 pixels of float32";
+  const bool strided = s.axis[1].stride > 1 || s.axis[2].stride > 1;
+  if (!strided && !winograd_grad_weight_refuses(p)) return "Winograd's algorithm takes fewer products";
+  p.layout = Layout::kChannelsLast;
+  return GradWeightGemm<float>(p, {}, nullptr).cut ? "most products would be with the padding" : nullptr;
+}
 inline const char* grad_weight_amx_refuses(const ConvProblem& p) {
-  if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat32) return "takes bfloat16 and float32";
+  const bool splits = p.dtype == DType::kFloat32;
+  if (!splits && p.dtype != DType::kBFloat16) return "takes bfloat16 and float32";
   if (!has_amx()) return "this processor has no AMX";
   if (p.layout != Layout::kChannelsLast) {
-    if (const char* reason = turning_refuses(p)) return reason;
+    const double products = splits ? kFloatProductsForTurning : kProductsForTurning;
+    if (const char* reason = turning_refuses(p, products)) return reason;
   }
-  if (p.dtype == DType::kBFloat16) return nullptr;
-  const ConvShape& s = p.shape;
-  if (s.K_per_group() < kAmxCols || s.C_per_group() * s.taps() < kAmxCols)
-    return "takes at least 32 rows and columns of float32";
-  if (s.N * s.output_pixels() < 4 * kAmxDepth) return "sums at least 128 pixels of float32";
-  const bool strided = s.axis[1].stride > 1 || s.axis[2].stride > 1;
-  return strided || winograd_grad_weight_refuses(p) ? nullptr : "Winograd's algorithm takes fewer products";
+  return splits ? float_grad_weight_amx_refuses(p) : nullptr;
 }
 inline int64_t grad_weight_amx_workspace(const ConvProblem& p) {
   if (p.layout != Layout::kChannelsLast)
