@@ -13,8 +13,9 @@ template <class T, bool Gradient>
 double amx_time(const ConvProblem& p) {
   constexpr bool kFloat = kParts<T> > 1;
   constexpr double kProduct = kFloat ? 17 : 3, kCopy = kFloat ? 875 : 125, kPut = 10;  // of a chunk; of a sum
-  constexpr double kPack = kFloat ? 24 : 12, kDirectPack = 10, kTurn = kFloat ? 60 : 40;
+  constexpr double kPack = kFloat ? 24 : 12, kPackWhole = 44, kDirectPack = 10, kTurn = kFloat ? 60 : 40;
   const Phases phases(p, Gradient);
+  const double pack = kFloat && !depth_in_parts(phases) ? kPackWhole : kPack;
   double amx = 0, direct = 0;
   for (int64_t n = 0; n < phases.size(); ++n) {
     const Gather g = phases.at(n);
@@ -24,7 +25,7 @@ double amx_time(const ConvProblem& p) {
     const double copied = plan.in_place ? 0 : double(plan.positions()) / double(plan.lines * plan.width);
     const double each = kProduct * double(plan.units() * plan.chunks * round_up(phases.channels, kAmxPairs)) +
                         kCopy * copied * double(plan.chunks) + kPut * K;
-    amx += pixels * each + kPack * double(g.depth()) * K;
+    amx += pixels * each + pack * double(g.depth()) * K;
     direct += (pixels + kDirectPack) * double(g.depth()) * K;
   }
   if (p.layout != Layout::kChannelsLast) {
