@@ -59,8 +59,7 @@ const Kernels& kernels() {
                                                 kPairsGradWeightGroupTiles,
                                                 kConvGradWeightGroupTiles,
                                                 kConvGradWeightGrouped,
-                                                CNNEXT_AMX(kConvGradWeightAmx)
-                                                    kConvGradWeightWinograd,
+                                                CNNEXT_AMX(kConvGradWeightAmx) kConvGradWeightWinograd,
                                                 kConvGradWeightRows,
                                                 kPairsGradWeightGemm,
                                                 kConvGradWeightThin,
