@@ -7,6 +7,7 @@
 #pragma once
 
 #include "amx_choice.h"
+#include "amx_weights.h"
 
 #if CNNEXT_VECTOR_BYTES == 64
 
@@ -341,38 +342,7 @@ struct ConvAmx {
   }
   void pack_panel(const Plan& plan, int64_t group, int64_t panel, Range slice, float* to,
                   float* columns) const {
-    const Gather& g = plan.g;
-    const Range channels = block(panel, kWide, phases.channels);
-    const bool in_parts = depth_in_parts(phases), pairs = kP == 1 && g.channels % 2 == 0 && pairs_are_near();
-    if (!in_parts) pack_weight_panel(phases, g, weight, group, channels, {0, g.depth()}, columns);
-    for (int64_t m = 0; m < plan.units(); ++m) {
-      for (Range some = {slice.begin, 0}; some.begin < slice.end; some.begin = some.end) {
-        some.end = kP > 1 ? min_of(some.begin + kSplitAtOnce, slice.end) : slice.end;
-        const int64_t first = m * plan.run;
-        const Range depth = {first + some.begin * kAmxDepth, first + min_of(some.end * kAmxDepth, plan.run)};
-        if (pairs && depth.size() % kAmxDepth == 0) {
-          pack_pairs(g, group, channels, depth, to);
-        } else {
-          if (in_parts) pack_weight_panel(phases, g, weight, group, channels, depth, columns);
-          const float* from = columns + (in_parts ? 0 : depth.begin * kWide);
-          for (int64_t row = 0; row < depth.size(); row += kAmxDepth)
-            put_columns<T>(from + row * kWide, kWide, depth.size() - row, to + row / kAmxDepth * kChunk);
-        }
-        to += some.size() * kChunk;
-      }
-    }
-  }
-  void pack_pairs(const Gather& g, int64_t group, Range channels, Range depth, float* to) const {
-    Phases pairs = phases;
-    pairs.pair_channels();
-    Gather of_pairs = g;
-    of_pairs.channels /= 2;
-    const auto from = reinterpret_cast<const BFloat16Pair*>(weight);
-    pack_weight_panel(pairs, of_pairs, from, group, channels, {depth.begin / 2, depth.end / 2}, to);
-  }
-  // Whether the two weights of a pair, or those of neighbouring channels, are neighbours in memory.
-  bool pairs_are_near() const {
-    return phases.gradient ? phases.weight_channel == 1 : phases.weight_source == 1;
+    AmxWeights<T>{phases, weight}.pack(plan, group, block(panel, kWide, phases.channels), slice, to, columns);
   }
 
   // Sums to the destination. Those of some strips are put there while the next ones are computed, and the
@@ -490,8 +460,6 @@ struct ConvAmx {
   }
 
   static constexpr int64_t kStripSums = kAmxRows * kWide;
-  static constexpr int64_t kChunk = kP * kAmxPairs * kWide;  // of a panel
-  static constexpr int64_t kSplitAtOnce = 4;                 // chunks, which the first-level cache holds
 
   Phases phases;
   int64_t threads, panels;
