@@ -64,7 +64,10 @@ struct AmxPlan {
     // Gaps between the rows of pixels would waste more than to copy each tap's columns apart.
     const int64_t gap = (taps[2] - 1) * g.axis[2].offset_step / g.axis[2].source_step;
     columns_apart = 4 * gap > width || (g.axis[2].count < kAmxNarrow && g.axis[1].count > 1);
-    const int64_t most = one ? all_lines * width : kAmxPixels;
+    // Sums that wait for the next slice of the depth share the cache with the copy.
+    const bool waits = units() == 1 && chunks * Parts * 64 * kAmxPixels > kAmxBytes;
+    const int64_t most_pixels = waits ? kAmxPixels / 2 : kAmxPixels;
+    const int64_t most = one ? all_lines * width : most_pixels;
     lines = pieces > 1 ? 1 : clamp(most / width, 1, all_lines);
     while (lines > 1 && positions() * Parts * 2 * 64 > kAmxBytes) lines = ceil_div(lines, 2);
     line_blocks = ceil_div(all_lines, lines);
@@ -72,7 +75,7 @@ struct AmxPlan {
     if (line_blocks > 1 || pieces > 1) {
       line_blocks = blocks_for(threads, others * all_planes * pieces, all_lines, line_blocks);
     } else {
-      const int64_t fewest = one ? 1 : ceil_div(all_planes, max_of(1, kAmxPixels / (lines * width)));
+      const int64_t fewest = one ? 1 : ceil_div(all_planes, max_of(1, most_pixels / (lines * width)));
       plane_blocks = one ? 1 : blocks_for(threads, others, all_planes, fewest);
     }
     lines = ceil_div(all_lines, line_blocks);

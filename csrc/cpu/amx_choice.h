@@ -12,7 +12,9 @@ namespace cnnext::cpu::CNNEXT_ISA {
 template <class T, bool Gradient>
 double amx_time(const ConvProblem& p) {
   constexpr bool kFloat = kParts<T> > 1;
-  constexpr double kProduct = kFloat ? 17 : 3, kCopy = kFloat ? 875 : 125, kPut = 10;  // of a chunk; of a sum
+  // Of a chunk; of one that is copied, also where direct sums copy it too; of a sum.
+  constexpr double kProduct = kFloat ? 16 : 3, kCopy = kFloat ? 800 : 125, kCopyToo = kFloat ? 300 : 125;
+  constexpr double kPut = kFloat ? 8 : 10;
   constexpr double kPack = kFloat ? 24 : 12, kPackWhole = 44, kDirectPack = 10, kTurn = kFloat ? 60 : 40;
   const Phases phases(p, Gradient);
   const double pack = kFloat && !depth_in_parts(phases) ? kPackWhole : kPack;
@@ -22,9 +24,14 @@ double amx_time(const ConvProblem& p) {
     if (g.depth() == 0 || g.pixels() == 0) continue;
     const AmxPlan<kParts<T>> plan(g, phases.source.pixel * int64_t(sizeof(T)), 1, 1, false);
     const double pixels = double(g.pixels() / g.images), K = double(phases.channels);
-    const double copied = plan.in_place ? 0 : double(plan.positions()) / double(plan.lines * plan.width);
-    const double each = kProduct * double(plan.units() * plan.chunks * round_up(phases.channels, kAmxPairs)) +
-                        kCopy * copied * double(plan.chunks) + kPut * K;
+    const double positions = plan.in_place ? 0 : double(plan.positions()),
+                 block = double(plan.lines * plan.width);
+    const bool alike = plan.units() == 1 && !plan.joined_taps;
+    // Registers' rows, some of which are gaps between rows of pixels.
+    const double rows = alike ? block : double(round_up(plan.line(1, plan.lines, plan.width), kAmxRows));
+    const double each =
+        kProduct * rows / block * double(plan.units() * plan.chunks * round_up(phases.channels, kAmxPairs)) +
+        (alike ? kCopyToo : kCopy) * positions / block * double(plan.chunks) + kPut * K;
     amx += pixels * each + pack * double(g.depth()) * K;
     direct += (pixels + kDirectPack) * double(g.depth()) * K;
   }

@@ -232,16 +232,12 @@ class GradWeightAmx {
     return finite;
   }
   static bool all_finite(const float* from, int64_t count, int64_t width) {
-    IntVec flags = {};
+    Vec<float> not_finite = {};
     for (int64_t i = 0; i < count; ++i, from += kWide) {
-      for (int64_t n = 0; n < width; n += kAmxPairs) {
-        const IntVec infinite = (bit_cast<IntVec>(load(from + n)) & 0x7f800000) == 0x7f800000;
-        flags |= first_lanes(infinite, width - n);
-      }
+      for (int64_t n = 0; n < width; n += kAmxPairs)
+        not_finite += bit_cast<Vec<float>>(first_lanes(bit_cast<UintVec>(load(from + n)), width - n)) * 0.0f;
     }
-    int32_t some = 0;
-    for (int64_t i = 0; i < kLanes<float>; ++i) some |= flags[i];
-    return some == 0;
+    return !any_nan(not_finite);
   }
 
   ConvShape shape;

@@ -248,8 +248,9 @@ struct ConvAmx {
       const int64_t first = t.group * phases.channels + channels.begin;
       alignas(64) float add[kWide] = {}, zero[kWide] = {};
       if (bias) copy_run(bias + first, add, channels.size());
+      Vec<float> not_finite = {};
       for (int64_t i = 0; i < count; ++i) {
-        if (places[i] >= 0) put_row(zero, add, channels.size(), destination + places[i] + first);
+        if (places[i] >= 0) put_row(zero, add, channels.size(), destination + places[i] + first, not_finite);
       }
     }
   }
@@ -345,8 +346,7 @@ struct ConvAmx {
     AmxWeights<T>{phases, weight}.pack(plan, group, block(panel, kWide, phases.channels), slice, to, columns);
   }
 
-  // Sums to the destination. Those of some strips are put there while the next ones are computed, and the
-  // memory that they go to is fetched while they are computed themselves.
+  // Sums to the destination. Those of some strips are put there while the next ones are computed.
   class Output {
    public:
     Output(const ConvAmx& conv, const Task& task) : conv(conv), task(task) {}
@@ -356,39 +356,44 @@ struct ConvAmx {
       Rows& next = batch[number];
       next = rows;
       if (conv.bias) copy_run(conv.bias + rows.channel, add[number], rows.channels);
-      each = ceil_div(max_of(next.end - next.to, left.end - left.to), max_of(1, steps));
-      fetched = next.to;
+      each = ceil_div(left.end - left.to, max_of(1, steps));
     }
     // A step.
-    __attribute__((always_inline)) void operator()() {
-      const Rows& next = batch[number];
-      for (const int64_t* end = fetched + min_of(each, next.end - fetched); fetched < end; ++fetched) {
-        const T* to = conv.destination + (*fetched + next.channel);
-        __builtin_prefetch(to, 1);
-        if (sizeof(T) > 2) __builtin_prefetch(to + kAmxPairs, 1);
-      }
-      put(left.to + min_of(each, left.end - left.to));
-    }
+    __attribute__((always_inline)) void operator()() { put(left.to + min_of(each, left.end - left.to)); }
     // These have been computed.
     void end() {
       put(left.end);
       if constexpr (kP > 1) {
-        if (any(not_finite)) conv.sum_again(task, batch[1 - number], add[1 - number]);
+        if (any_nan(not_finite)) conv.sum_again(task, batch[1 - number], add[1 - number]);
       }
-      not_finite = IntVec{};
+      not_finite = Vec<float>{};
       left = batch[number];
-      fetched = nullptr;
       number = 1 - number;
       batch[number] = Rows{};
     }
 
    private:
     __attribute__((always_inline)) void put(const int64_t* end) {
-      for (; left.to < end; ++left.to, left.sums += kWide) {
-        if (*left.to >= 0)
-          not_finite |= put_row(left.sums, add[1 - number], left.channels,
-                                conv.destination + (*left.to + left.channel));
+      const int64_t* row = left.to;
+      const float* sums = left.sums;
+      const float* const bias = add[1 - number];
+      T* const to = conv.destination + left.channel;
+      Vec<float> flags = not_finite;
+      if (left.channels == kWide) {
+        const Vec<float> first = load(bias), second = load(bias + kAmxPairs);
+        for (; row < end; ++row, sums += kWide) {
+          if (*row < 0) continue;
+          put_vector(load(sums) + first, to + *row, flags);
+          put_vector(load(sums + kAmxPairs) + second, to + *row + kAmxPairs, flags);
+        }
+      } else {
+        for (; row < end; ++row, sums += kWide) {
+          if (*row >= 0) put_row(sums, bias, left.channels, to + *row, flags);
+        }
       }
+      not_finite = flags;
+      left.to = row;
+      left.sums = sums;
     }
 
     const ConvAmx& conv;
@@ -396,38 +401,34 @@ struct ConvAmx {
     int64_t number = 0;             // of the batch that is computed; the other one has been
     Rows batch[2] = {}, left = {};  // what is left of the latter
     alignas(64) float add[2][kWide] = {};
-    const int64_t* fetched = nullptr;
     int64_t each = 0;
-    IntVec not_finite = {};
+    Vec<float> not_finite = {};  // zero, or NaN in some lane
   };
 
-  static __attribute__((always_inline)) IntVec put_row(const float* sums, const float* add, int64_t count,
-                                                       T* to) {
-    IntVec not_finite = {};
-    for (int64_t k = 0; k < kWide && k < count; k += kAmxPairs) {
+  // Stores sums and makes `not_finite` NaN in a lane where one is infinite or NaN.
+  static __attribute__((always_inline)) void put_vector(Vec<float> sums, T* to, Vec<float>& not_finite) {
+    if constexpr (kP > 1) {
+      not_finite += sums * 0.0f;
+      store(to, sums);
+    } else {
+      store_rounded(to, sums);
+    }
+  }
+  static __attribute__((always_inline)) void put_row(const float* sums, const float* add, int64_t count,
+                                                     T* to, Vec<float>& not_finite) {
+    for (int64_t k = 0; k < count; k += kAmxPairs) {
       const Vec<float> x = load(sums + k) + load(add + k);
-      if constexpr (kP > 1) {
-        const IntVec flags = (bit_cast<IntVec>(x) & 0x7f800000) == 0x7f800000;
-        not_finite |= first_lanes(flags, count - k);
-      }
-      if (count < k + kAmxPairs) {
-        put_some(to + k, x, count - k);
-      } else if constexpr (kP > 1) {
-        store(to + k, x);
+      if (count >= k + kAmxPairs) {
+        put_vector(x, to + k, not_finite);
       } else {
-        store_rounded(to + k, x);
+        if (kP > 1) not_finite += x * 0.0f;
+        put_some(to + k, x, count - k);
       }
     }
-    return not_finite;
   }
   // Out of line: beside the products it costs registers, and a shallow 1x1 layer a third of its time.
   static __attribute__((noinline)) void put_some(T* to, Vec<float> x, int64_t count) {
     store_some(to, x, count);
-  }
-  static __attribute__((always_inline)) bool any(IntVec lanes) {
-    int32_t some = 0;
-    for (int64_t i = 0; i < kLanes<float>; ++i) some |= lanes[i];
-    return some != 0;
   }
 
   // Pixels whose sums are not finite, without parts. That of infinity and zero is NaN, and so would be that
@@ -442,8 +443,11 @@ struct ConvAmx {
     const T* from = source + t.group * g.channels * phases.source.channel;
     pack_weight_panel(phases, g, weight, t.group, {first, first + rows.channels}, {0, g.depth()}, columns);
     for (int64_t i = 0; i < rows.end - rows.to; ++i) {
+      if (rows.to[i] < 0) continue;
       alignas(64) float again[kWide], zero[kWide] = {};
-      if (rows.to[i] < 0 || !any(put_row(rows.sums + i * kWide, add, kWide, again))) continue;
+      Vec<float> not_finite = {};
+      put_row(rows.sums + i * kWide, add, kWide, again, not_finite);
+      if (!any_nan(not_finite)) continue;
       const int64_t place = rows.strip[i / kAmxRows].place + i % kAmxRows;
       const int64_t at = place % line, plane = t.planes.begin + place / line;
       const int64_t pixel =
@@ -455,7 +459,7 @@ struct ConvAmx {
           sum[v] += broadcast(numbers[d]) * load(columns + d * kWide + v * kAmxPairs);
       }
       for (int v = 0; v < 2; ++v) store(again + v * kAmxPairs, sum[v]);
-      put_row(again, zero, rows.channels, destination + rows.to[i] + rows.channel);
+      put_row(again, zero, rows.channels, destination + rows.to[i] + rows.channel, not_finite);
     }
   }
 

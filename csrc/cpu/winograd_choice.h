@@ -160,11 +160,12 @@ const char* winograd_refuses(const ConvProblem& p) {
   const bool strided = p.shape.axis[1].stride > 1 || p.shape.axis[2].stride > 1;
   const double time = direct_time<Gradient>(p);
   double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products * time;
-  // On processors with AMX transforms take longer than is counted.
-  if (p.dtype == DType::kFloat32 && has_amx() && (strided || time < 1)) direct *= 0.75;
+  // Beside AMX transforms take longer than is counted.
+  const bool amx = p.dtype == DType::kFloat32 && has_amx();
+  if (amx && (strided || time < 1)) direct *= strided ? 0.75 : 0.78;
   // Where taps are neighbours in memory, strided sums take long to pack them, each phase of a gradient all of
-  // them.
-  if (strided && phases.weight_tap == 1) direct += (Gradient ? 600 : 150) * products;
+  // them. AMX's time has that in it.
+  if (strided && phases.weight_tap == 1 && !(amx && time < 1)) direct += (Gradient ? 600 : 150) * products;
   if (!col2im_refuses<Gradient>(p)) {
     const double at_once = Col2ImCost(p, Gradient).at_once;
     direct = at_once < direct ? at_once : direct;
