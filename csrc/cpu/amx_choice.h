@@ -15,7 +15,8 @@ double amx_time(const ConvProblem& p) {
   // Of a chunk; of one that is copied, also where direct sums copy it too; of a sum.
   constexpr double kProduct = kFloat ? 16 : 3, kCopy = kFloat ? 800 : 125, kCopyToo = kFloat ? 300 : 125;
   constexpr double kPut = kFloat ? 8 : 10;
-  constexpr double kPack = kFloat ? 24 : 12, kPackWhole = 44, kDirectPack = 10, kTurn = kFloat ? 60 : 40;
+  constexpr double kPack = kFloat ? 24 : 12, kPackWhole = 44, kDirectPack = kFloat && Gradient ? 25 : 10,
+                   kTurn = kFloat ? 60 : 40;
   const Phases phases(p, Gradient);
   const double pack = kFloat && !depth_in_parts(phases) ? kPackWhole : kPack;
   double amx = 0, direct = 0;
@@ -33,8 +34,11 @@ double amx_time(const ConvProblem& p) {
         kProduct * rows / block * double(plan.units() * plan.chunks * round_up(phases.channels, kAmxPairs)) +
         (alike ? kCopyToo : kCopy) * positions / block * double(plan.chunks) + kPut * K;
     amx += pixels * each + pack * double(g.depth()) * K;
-    direct += (pixels + kDirectPack) * double(g.depth()) * K;
+    direct += kDirectPack * double(g.depth()) * K;
   }
+  // Direct sums leave out what is multiplied with the padding, if that is much.
+  const int64_t products = Regions(phases, Layout::kChannelsLast).products();
+  direct += double(products) * double(phases.source_channels) * double(phases.channels);
   if (p.layout != Layout::kChannelsLast) {
     const ConvShape& s = p.shape;
     amx += kTurn * double(s.C_per_group() * s.input_pixels() + s.K_per_group() * s.output_pixels());

@@ -162,7 +162,7 @@ const char* winograd_refuses(const ConvProblem& p) {
   double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products * time;
   // Beside AMX transforms take longer than is counted.
   const bool amx = p.dtype == DType::kFloat32 && has_amx();
-  if (amx && (strided || time < 1)) direct *= strided ? 0.75 : 0.78;
+  if (amx && (strided || time < 1)) direct *= strided ? 0.75 : Gradient ? 0.92 : 0.78;
   // Where taps are neighbours in memory, strided sums take long to pack them, each phase of a gradient all of
   // them. AMX's time has that in it.
   if (strided && phases.weight_tap == 1 && !(amx && time < 1)) direct += (Gradient ? 600 : 150) * products;
