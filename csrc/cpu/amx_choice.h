@@ -13,7 +13,7 @@ template <class T, bool Gradient>
 double amx_time(const ConvProblem& p) {
   constexpr bool kFloat = kParts<T> > 1;
   // Of a chunk; of one that is copied, also where direct sums copy it too; of a sum.
-  constexpr double kProduct = kFloat ? 16 : 3, kCopy = kFloat ? 800 : 125, kCopyToo = kFloat ? 300 : 125;
+  constexpr double kProduct = kFloat ? 16 : 3, kCopy = kFloat ? 800 : 125, kCopyToo = kFloat ? 500 : 125;
   constexpr double kPut = kFloat ? 8 : 10;
   constexpr double kPack = kFloat ? 24 : 12, kPackWhole = 44, kDirectPack = kFloat && Gradient ? 25 : 10,
                    kTurn = kFloat ? 60 : 40;

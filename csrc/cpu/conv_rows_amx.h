@@ -346,7 +346,8 @@ struct ConvAmx {
     AmxWeights<T>{phases, weight}.pack(plan, group, block(panel, kWide, phases.channels), slice, to, columns);
   }
 
-  // Sums to the destination. Those of some strips are put there while the next ones are computed.
+  // Sums to the destination. Those of some strips are put there while the next ones are computed, and the
+  // memory that they go to is fetched while they are computed themselves.
   class Output {
    public:
     Output(const ConvAmx& conv, const Task& task) : conv(conv), task(task) {}
@@ -356,10 +357,19 @@ struct ConvAmx {
       Rows& next = batch[number];
       next = rows;
       if (conv.bias) copy_run(conv.bias + rows.channel, add[number], rows.channels);
-      each = ceil_div(left.end - left.to, max_of(1, steps));
+      each = ceil_div(max_of(next.end - next.to, left.end - left.to), max_of(1, steps));
+      fetched = next.to;
     }
     // A step.
-    __attribute__((always_inline)) void operator()() { put(left.to + min_of(each, left.end - left.to)); }
+    __attribute__((always_inline)) void operator()() {
+      const Rows& next = batch[number];
+      for (const int64_t* end = fetched + min_of(each, next.end - fetched); fetched < end; ++fetched) {
+        const T* to = conv.destination + (*fetched + next.channel);
+        __builtin_prefetch(to, 1);
+        if (sizeof(T) > 2) __builtin_prefetch(to + kAmxPairs, 1);
+      }
+      put(left.to + min_of(each, left.end - left.to));
+    }
     // These have been computed.
     void end() {
       put(left.end);
@@ -368,6 +378,7 @@ struct ConvAmx {
       }
       not_finite = Vec<float>{};
       left = batch[number];
+      fetched = nullptr;
       number = 1 - number;
       batch[number] = Rows{};
     }
@@ -401,6 +412,7 @@ struct ConvAmx {
     int64_t number = 0;             // of the batch that is computed; the other one has been
     Rows batch[2] = {}, left = {};  // what is left of the latter
     alignas(64) float add[2][kWide] = {};
+    const int64_t* fetched = nullptr;
     int64_t each = 0;
     Vec<float> not_finite = {};  // zero, or NaN in some lane
   };
