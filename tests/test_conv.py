@@ -256,6 +256,9 @@ AMX_PROBLEM = problem((1, 128, 20, 20), (256, 128, 1, 1))  # that float32 by AMX
         problem((1, 96, 17, 17), (160, 96, 1, 7), padding=(0, 3)),
         problem((2, 128, 24, 24), (192, 64, 3, 3), stride=(2, 1), padding=1, groups=2),
         problem((1, 1100, 16, 16), (560, 1100, 1, 1)),  # more than one block of channels
+        problem((3, 512, 9, 9), (256, 512, 1, 1)),  # registers with pixels of two images
+        problem((2, 128, 31, 33), (128, 128, 3, 3), stride=(2, 3), padding=1),
+        problem((1, 96, 5, 12, 14), (96, 96, 2, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
     ],
     ids=str,
 )
@@ -268,7 +271,7 @@ def test_amx_sums_integers_of_float32_exactly(conv: Conv, last: bool) -> None:
         if result is not None:
             taken += 1
             assert torch.equal(result, expected[op].float()), op
-    assert taken > 0 or not last  # in channels first turning the operands may cost too much
+    assert taken > 0 or not last  # turning few channels first may cost too much
 
 
 @BY_AMX

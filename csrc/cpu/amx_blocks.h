@@ -50,9 +50,9 @@ struct AmxPlan {
     for (int a = 0; a < kAxes; ++a) taps[a] = joined_taps && a == 2 ? 1 : g.axis[a].taps;
     run = joined_taps ? across * C : C;
     chunks = ceil_div(run, kAmxDepth);
-    // The source's pixels may be a register's rows as they are. Rows a multiple of 4 KiB apart would push
-    // each other out of the first-level cache.
-    in_place = Parts == 1 && run % kAmxDepth == 0 && pixel_bytes % 4096 != 0;
+    // The source's pixels may be a register's rows as they are, unless their channels are planes. Rows a
+    // multiple of 4 KiB apart would push each other out of the first-level cache.
+    in_place = Parts == 1 && run % kAmxDepth == 0 && pixel_bytes >= 2 * run && pixel_bytes % 4096 != 0;
     for (const PhaseAxis& x : g.axis) in_place &= is_plain(x);
 
     const int64_t count = max_of(1, g.axis[2].count);

@@ -12,12 +12,13 @@ namespace cnnext::cpu::CNNEXT_ISA {
 template <class T, bool Gradient>
 double amx_time(const ConvProblem& p) {
   constexpr bool kFloat = kParts<T> > 1;
-  // Of a chunk; of one that is copied, also where direct sums copy it too; of a sum.
+  // Of a chunk; of one that is copied, also where direct sums copy it too; of a sum; of turning both.
   constexpr double kProduct = kFloat ? 16 : 3, kCopy = kFloat ? 800 : 125, kCopyToo = kFloat ? 500 : 125;
-  constexpr double kPut = kFloat ? 8 : 10;
-  constexpr double kPack = kFloat ? 24 : 12, kPackWhole = 44, kDirectPack = kFloat && Gradient ? 25 : 10,
-                   kTurn = kFloat ? 60 : 40;
+  constexpr double kPut = kFloat ? 8 : 10, kTurn = kFloat ? 400 : 200, kPutTurned = 12;
+  constexpr double kPack = kFloat ? 24 : 12, kPackWhole = 28, kDirectPack = kFloat && Gradient ? 25 : 10,
+                   kDirectTurned = 1.1;
   const Phases phases(p, Gradient);
+  const bool planes = p.layout != Layout::kChannelsLast;
   const double pack = kFloat && !depth_in_parts(phases) ? kPackWhole : kPack;
   double amx = 0, direct = 0;
   for (int64_t n = 0; n < phases.size(); ++n) {
@@ -30,19 +31,22 @@ double amx_time(const ConvProblem& p) {
     const bool alike = plan.units() == 1 && !plan.joined_taps;
     // Registers' rows, some of which are gaps between rows of pixels.
     const double rows = alike ? block : double(round_up(plan.line(1, plan.lines, plan.width), kAmxRows));
-    const double each =
+    double each =
         kProduct * rows / block * double(plan.units() * plan.chunks * round_up(phases.channels, kAmxPairs)) +
         (alike ? kCopyToo : kCopy) * positions / block * double(plan.chunks) + kPut * K;
+    if (planes) {  // registers of 16 pixels, whose stores are dearer where pixels are apart
+      const int64_t row = plan.columns(plan.width).length;
+      const double step = double(min_of(g.axis[2].step, 6)),
+                   full = double(round_up(row, kAmxRows)) / double(row);
+      each += kTurn * full * positions / block * double(plan.chunks) + kPutTurned * step * K;
+    }
     amx += pixels * each + pack * double(g.depth()) * K;
     direct += kDirectPack * double(g.depth()) * K;
   }
   // Direct sums leave out what is multiplied with the padding, if that is much.
   const int64_t products = Regions(phases, Layout::kChannelsLast).products();
-  direct += double(products) * double(phases.source_channels) * double(phases.channels);
-  if (p.layout != Layout::kChannelsLast) {
-    const ConvShape& s = p.shape;
-    amx += kTurn * double(s.C_per_group() * s.input_pixels() + s.K_per_group() * s.output_pixels());
-  }
+  direct += (planes ? kDirectTurned : 1.0) * double(products) * double(phases.source_channels) *
+            double(phases.channels);
   return direct > 0 ? amx / direct : 1.0;
 }
 #endif

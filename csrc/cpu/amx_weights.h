@@ -17,6 +17,8 @@ struct AmxWeights {
   // A slice of the depth for some channels: to[tap][chunk][part][pair][kWide]. `columns` is scratch memory.
   void pack(const AmxPlan<kP>& plan, int64_t group, Range channels, Range slice, float* to,
             float* columns) const {
+    if (!depth_in_parts(phases) && !plan.joined_taps)
+      return pack_chunks(plan.g, group, channels, slice, to, columns);
     const Gather& g = plan.g;
     const bool in_parts = depth_in_parts(phases), pairs = kP == 1 && g.channels % 2 == 0 && pairs_are_near();
     if (!in_parts) pack_weight_panel(phases, g, weight, group, channels, {0, g.depth()}, columns);
@@ -35,6 +37,19 @@ struct AmxWeights {
         }
         to += some.size() * kChunk;
       }
+    }
+  }
+  // The same where taps are neighbours in memory: a chunk of all taps at a time.
+  void pack_chunks(const Gather& g, int64_t group, Range channels, Range slice, float* to,
+                   float* columns) const {
+    for (int64_t chunk = slice.begin; chunk < slice.end; ++chunk, to += kChunk) {
+      Gather some = g;
+      some.channels = min_of(kAmxDepth, g.channels - chunk * kAmxDepth);
+      const T* from = weight + chunk * kAmxDepth * phases.weight_source;
+      pack_weight_panel(phases, some, from, group, channels, {0, some.depth()}, columns);
+      for (int64_t m = 0; m < g.taps(); ++m)
+        put_columns<T>(columns + m * some.channels * kWide, kWide, some.channels,
+                       to + m * slice.size() * kChunk);
     }
   }
   void pack_pairs(const Gather& g, int64_t group, Range channels, Range depth, float* to) const {

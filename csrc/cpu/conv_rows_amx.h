@@ -7,13 +7,15 @@
 #pragma once
 
 #include "amx_choice.h"
+#include "amx_copy.h"
+#include "amx_output.h"
 #include "amx_weights.h"
 
 #if CNNEXT_VECTOR_BYTES == 64
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-template <class T>
+template <class T, bool Planes>
 struct ConvAmx {
   static constexpr int kP = kParts<T>;
   static constexpr int64_t kWide = kAmxCols;
@@ -35,7 +37,7 @@ struct ConvAmx {
     one = pixels <= kAmxPixels &&
           (phases.shape.groups % threads == 0 || 17 * panels >= 16 * round_up(panels, threads));
     int64_t most_chunks = 0, most_slice = 0, most_taps = 0, most_run = 0, most_places = 0, most_strips = 0,
-            copy_bytes = 0;
+            copy_bytes = 0, turned = 0;
     bool sliced = false;
     for (int64_t n = 0; n < phases.size(); ++n) {
       const Plan plan = plan_of(phases.at(n));
@@ -47,6 +49,7 @@ struct ConvAmx {
       most_places = max_of(most_places, plan.places());
       most_strips = max_of(most_strips, plan.strips());
       copy_bytes = max_of(copy_bytes, plan.copy_bytes());
+      turned = max_of(turned, AmxCopy<T>::scratch_size(plan));
       sliced |= plan.slice < plan.chunks;
     }
     panels_each = sliced ? clamp(kAmxBytes / (most_strips * kStripSums * 4), 1, panels) : panels;
@@ -54,7 +57,7 @@ struct ConvAmx {
     if (leave_idle(tasks, threads))
       panels_each = min_of(panels_each, ceil_div(panels, blocks_for(threads, tasks, panels)));
     channel_blocks = ceil_div(panels, panels_each);
-    packs_in_task = blocks == 1 && (!sliced || depth_in_parts(phases));
+    packs_in_task = blocks == 1;
     const int64_t unit = (packs_in_task ? most_slice : most_chunks) * kP * kChunkBytes / 4;
     packed = PackedWeights<float>(packs_in_task ? 0 : phases.total_slots() * phases.shape.groups * panels,
                                   unit, threads);
@@ -68,11 +71,12 @@ struct ConvAmx {
     sums_at = place((sliced ? panels_each * most_strips : 8) * kStripSums * 4);
     panel_at = place(packs_in_task ? unit * 4 : 0);
     columns_at = place((kP > 1 || !depth_in_parts(phases) ? phases.max_depth() : most_run) * kWide * 4);
-    numbers_at = place(phases.max_depth() * 4 + 64);
+    numbers_at = place(max_of(phases.max_depth(), turned) * 4 + 64);
     taps_at = place(most_taps * int64_t(2 * sizeof(Tap) + sizeof(Inside)));
     places_at = place(most_places * 8);
     strips_at = place(most_strips * int64_t(sizeof(Strip)));
     rows_at = place(most_strips * kAmxRows * 8);
+    runs_at = place(Planes ? most_strips * int64_t(sizeof(PixelRuns)) : 0);
     scratch = workspace + packed.bytes();
   }
 
@@ -106,20 +110,18 @@ struct ConvAmx {
     });
   }
 
-  // Sums of strips, and where their pixels go: negative for gaps, and behind a strip of fewer rows than 16.
-  struct Rows {
-    const Strip* strip;
-    const int64_t *to, *end;
-    const float* sums;
-    int64_t channel, channels;
-  };
-
   template <class Element>
   Element* scratch_of(int thread, int64_t at) const {
     return reinterpret_cast<Element*>(scratch + thread * scratch_bytes + at);
   }
 
-  class Output;
+  // Sums the pixels of strips once more where some are not finite.
+  struct SumAgain {
+    const ConvAmx& conv;
+    const Task& task;
+    void operator()(const StripSums& strips, const float* add) const { conv.sum_again(task, strips, add); }
+  };
+  using Output = AmxOutput<T, Planes, SumAgain>;
 
   // A task's pixels, in strips, and where its operands and its sums are.
   struct Work {
@@ -128,6 +130,7 @@ struct ConvAmx {
     Strip* strip;
     int64_t strips;
     int64_t* rows;  // of the destination, kAmxRows for a strip
+    PixelRuns* runs;
     Inside* inside_of;
     Tap* taps;
     const char* copy;
@@ -156,14 +159,18 @@ struct ConvAmx {
       for (int64_t r = 0; r < kAmxRows; ++r)
         rows[s * kAmxRows + r] = r < height ? places[strip[s].place + r] : -1;
     }
+    const auto runs = scratch_of<PixelRuns>(t.thread, runs_at);
+    for (int64_t s = 0; s < strips && Planes; ++s)
+      runs[s] = PixelRuns(rows + s * kAmxRows, plan.g.axis[2].step);
 
     const TileRegisters registers{uint8_t(height)};
-    Output output(*this, t);
+    Output output(destination, phases.destination.channel, bias, {*this, t});
     Work work = {t,
                  output,
                  strip,
                  strips,
                  rows,
+                 runs,
                  inside_of,
                  reinterpret_cast<Tap*>(inside_of + plan.units()),
                  copy,
@@ -177,7 +184,7 @@ struct ConvAmx {
     }
     for (Range slice = {0, 0}; slice.begin < plan.chunks; slice.begin = slice.end) {
       slice.end = min_of(slice.begin + plan.slice, plan.chunks);
-      if (!plan.in_place) copy_rows(t, slice, from, copy);
+      if (!plan.in_place) rows_of(t.thread).rows(t, slice, from, copy);
       multiply_slice(work, slice);
     }
     output.end();
@@ -190,7 +197,7 @@ struct ConvAmx {
                   : t.find_taps(slice.begin, plan.chunks, work.pitch, work.taps);
     // Few weights are read for each two strips, whose pixels are then written with all of their channels.
     const int64_t weight_bytes = t.panels.size() * plan.units() * plan.chunks * kP * kChunkBytes;
-    if (!work.sliced && !packs_in_task && weight_bytes <= kAmxNear) {
+    if (!work.sliced && !packs_in_task && !Planes && weight_bytes <= kAmxNear) {
       for (int64_t s = 0; s < work.strips; s += 2) {
         for (int64_t panel = t.panels.begin; panel < t.panels.end; ++panel)
           multiply(work, slice, panel, panel_of(t, panel, slice), {s, min_of(s + 2, work.strips)});
@@ -233,7 +240,7 @@ struct ConvAmx {
     if (!all_inside) w = used_taps(w, work.inside_of, strip, strips.size(), work.taps + w.taps);
     if (slice.end == plan.chunks) {
       const int64_t* to = work.rows + strips.begin * kAmxRows;
-      work.output.begin({strip, to, to + strips.size() * kAmxRows, sums,
+      work.output.begin({strip, to, to + strips.size() * kAmxRows, work.runs + strips.begin, sums,
                          t.group * phases.channels + channels.begin, channels.size()},
                         w.chunks * w.taps);
     }
@@ -250,77 +257,8 @@ struct ConvAmx {
       if (bias) copy_run(bias + first, add, channels.size());
       Vec<float> not_finite = {};
       for (int64_t i = 0; i < count; ++i) {
-        if (places[i] >= 0) put_row(zero, add, channels.size(), destination + places[i] + first, not_finite);
+        if (places[i] >= 0) put(zero, add, channels.size(), first, places[i], not_finite);
       }
-    }
-  }
-
-  // The rows that a block reads, with zeros in the padding.
-  void copy_rows(const Task& t, Range slice, const T* from, char* to) const {
-    const Plan& plan = t.plan;
-    const Gather& g = plan.g;
-    const CopyAxis rows = plan.rows(t.lines.size()), columns = plan.columns(t.columns.size());
-    const int64_t pitch = plan.pitch(), run_bytes = columns.length * pitch;
-    for (int64_t plane = t.planes.begin; plane < t.planes.end; ++plane) {
-      for (int64_t m0 = 0; m0 < plan.taps[0]; ++m0, to += rows.size() * columns.size() * pitch) {
-        const int64_t i0 = g.axis[0].source_index(plane % g.axis[0].count, m0);
-        for (int64_t r = 0; r < rows.size(); ++r) {
-          const int64_t i1 = g.axis[1].source_index(t.lines.begin, 0) + rows.first(r / rows.length) +
-                             r % rows.length * rows.step;
-          const bool inside = i0 >= 0 && i0 < g.axis[0].source && i1 >= 0 && i1 < g.axis[1].source;
-          const T* row = from + plane / g.axis[0].count * phases.source.image +
-                         (i0 * g.axis[1].source + i1) * g.axis[2].source * phases.source.pixel;
-          for (int64_t run = 0; run < columns.runs; ++run) {
-            char* out = to + (run * rows.size() + r) * run_bytes;
-            const int64_t first = g.axis[2].source_index(t.columns.begin, 0) + columns.first(run);
-            if (!inside) {
-              fill_zero(out, run_bytes);
-            } else if (plan.joined_taps) {
-              copy_windows(t, row, first, columns.length, out);
-            } else {
-              copy_pixels(plan, slice, row, first, columns.length, out);
-            }
-          }
-        }
-      }
-    }
-  }
-
-  // Pixels `source_step` apart in a row, each with a slice of its channels.
-  void copy_pixels(const Plan& plan, Range slice, const T* row, int64_t first, int64_t count,
-                   char* to) const {
-    const PhaseAxis& x = plan.g.axis[2];
-    const int64_t step = x.source_step, pitch = plan.pitch(), begin = slice.begin * kAmxDepth;
-    const int64_t size = min_of(slice.end * kAmxDepth, plan.run) - begin;
-    const int64_t low = clamp(ceil_div(max_of(-first, 0), step), 0, count);
-    const int64_t high = clamp(ceil_div(max_of(x.source - first, 0), step), low, count);
-    fill_zero(to, low * pitch);
-    const T* from = row + (first + low * step) * phases.source.pixel + begin;
-    for (int64_t n = low; n < high; ++n, from += step * phases.source.pixel)
-      put_numbers(from, size, source_end, to + n * pitch);
-    fill_zero(to + high * pitch, (count - high) * pitch);
-  }
-
-  // The same with all taps of the row at each pixel.
-  void copy_windows(const Task& t, const T* row, int64_t first, int64_t count, char* to) const {
-    const PhaseAxis& x = t.plan.g.axis[2];
-    const int64_t C = t.plan.g.channels, pixel = phases.source.pixel, reach = (x.taps - 1) * x.offset_step;
-    const bool one_run = x.offset_step == 1 && pixel == C;
-    const auto window = scratch_of<T>(t.thread, numbers_at);
-    for (int64_t n = 0; n < count; ++n, first += x.source_step, to += t.plan.pitch()) {
-      if (one_run && first >= 0 && first + reach < x.source) {
-        put_numbers(row + first * pixel, t.plan.run, source_end, to);
-        continue;
-      }
-      for (int64_t m = 0; m < x.taps; ++m) {
-        const int64_t i = first + m * x.offset_step;
-        if (i >= 0 && i < x.source) {
-          __builtin_memcpy(window + m * C, row + i * pixel, C * sizeof(T));
-        } else {
-          fill_zero(window + m * C, C);
-        }
-      }
-      put_numbers(window, t.plan.run, window + t.plan.run, to);
     }
   }
 
@@ -346,106 +284,17 @@ struct ConvAmx {
     AmxWeights<T>{phases, weight}.pack(plan, group, block(panel, kWide, phases.channels), slice, to, columns);
   }
 
-  // Sums to the destination. Those of some strips are put there while the next ones are computed, and the
-  // memory that they go to is fetched while they are computed themselves.
-  class Output {
-   public:
-    Output(const ConvAmx& conv, const Task& task) : conv(conv), task(task) {}
-
-    // Rows whose sums are going to be computed in so many steps.
-    void begin(const Rows& rows, int64_t steps) {
-      Rows& next = batch[number];
-      next = rows;
-      if (conv.bias) copy_run(conv.bias + rows.channel, add[number], rows.channels);
-      each = ceil_div(max_of(next.end - next.to, left.end - left.to), max_of(1, steps));
-      fetched = next.to;
-    }
-    // A step.
-    __attribute__((always_inline)) void operator()() {
-      const Rows& next = batch[number];
-      for (const int64_t* end = fetched + min_of(each, next.end - fetched); fetched < end; ++fetched) {
-        const T* to = conv.destination + (*fetched + next.channel);
-        __builtin_prefetch(to, 1);
-        if (sizeof(T) > 2) __builtin_prefetch(to + kAmxPairs, 1);
-      }
-      put(left.to + min_of(each, left.end - left.to));
-    }
-    // These have been computed.
-    void end() {
-      put(left.end);
-      if constexpr (kP > 1) {
-        if (any_nan(not_finite)) conv.sum_again(task, batch[1 - number], add[1 - number]);
-      }
-      not_finite = Vec<float>{};
-      left = batch[number];
-      fetched = nullptr;
-      number = 1 - number;
-      batch[number] = Rows{};
-    }
-
-   private:
-    __attribute__((always_inline)) void put(const int64_t* end) {
-      const int64_t* row = left.to;
-      const float* sums = left.sums;
-      const float* const bias = add[1 - number];
-      T* const to = conv.destination + left.channel;
-      Vec<float> flags = not_finite;
-      if (left.channels == kWide) {
-        const Vec<float> first = load(bias), second = load(bias + kAmxPairs);
-        for (; row < end; ++row, sums += kWide) {
-          if (*row < 0) continue;
-          put_vector(load(sums) + first, to + *row, flags);
-          put_vector(load(sums + kAmxPairs) + second, to + *row + kAmxPairs, flags);
-        }
-      } else {
-        for (; row < end; ++row, sums += kWide) {
-          if (*row >= 0) put_row(sums, bias, left.channels, to + *row, flags);
-        }
-      }
-      not_finite = flags;
-      left.to = row;
-      left.sums = sums;
-    }
-
-    const ConvAmx& conv;
-    const Task& task;
-    int64_t number = 0;             // of the batch that is computed; the other one has been
-    Rows batch[2] = {}, left = {};  // what is left of the latter
-    alignas(64) float add[2][kWide] = {};
-    const int64_t* fetched = nullptr;
-    int64_t each = 0;
-    Vec<float> not_finite = {};  // zero, or NaN in some lane
-  };
-
-  // Stores sums and makes `not_finite` NaN in a lane where one is infinite or NaN.
-  static __attribute__((always_inline)) void put_vector(Vec<float> sums, T* to, Vec<float>& not_finite) {
-    if constexpr (kP > 1) {
-      not_finite += sums * 0.0f;
-      store(to, sums);
-    } else {
-      store_rounded(to, sums);
-    }
-  }
-  static __attribute__((always_inline)) void put_row(const float* sums, const float* add, int64_t count,
-                                                     T* to, Vec<float>& not_finite) {
-    for (int64_t k = 0; k < count; k += kAmxPairs) {
-      const Vec<float> x = load(sums + k) + load(add + k);
-      if (count >= k + kAmxPairs) {
-        put_vector(x, to + k, not_finite);
-      } else {
-        if (kP > 1) not_finite += x * 0.0f;
-        put_some(to + k, x, count - k);
-      }
-    }
-  }
-  // Out of line: beside the products it costs registers, and a shallow 1x1 layer a third of its time.
-  static __attribute__((noinline)) void put_some(T* to, Vec<float> x, int64_t count) {
-    store_some(to, x, count);
+  // A pixel to its place.
+  void put(const float* sums, const float* add, int64_t count, int64_t channel, int64_t place,
+           Vec<float>& not_finite) const {
+    if (!Planes) return put_row(sums, add, count, destination + place + channel, not_finite);
+    for (int64_t k = 0; k < count; ++k)
+      store_one(destination + place + (channel + k) * phases.destination.channel, sums[k] + add[k]);
   }
 
   // Pixels whose sums are not finite, without parts. That of infinity and zero is NaN, and so would be that
   // of infinity and a number with a part that is zero.
-  void sum_again(const Task& t, const Rows& rows, const float* add) const {
+  void sum_again(const Task& t, const StripSums& rows, const float* add) const {
     const Gather& g = t.plan.g;
     const auto columns = scratch_of<float>(t.thread, columns_at),
                numbers = scratch_of<float>(t.thread, numbers_at);
@@ -464,15 +313,24 @@ struct ConvAmx {
       const int64_t at = place % line, plane = t.planes.begin + place / line;
       const int64_t pixel =
           (plane * g.axis[1].count + t.lines.begin + at / row) * g.axis[2].count + t.columns.begin + at % row;
-      pack_pixels(from, phases.source, g, {pixel, pixel + 1}, {0, g.depth()}, numbers, 0);
+      const Range one_pixel = {pixel, pixel + 1}, depth = {0, g.depth()};
+      if (phases.source.channel == 1) {
+        pack_pixels(from, phases.source, g, one_pixel, depth, numbers, 0);
+      } else {
+        pack_columns(from, phases.source, g, one_pixel, depth, taps_outside(g), numbers, 1);
+      }
       Vec<float> sum[2] = {load(add), load(add + kAmxPairs)};
       for (int64_t d = 0; d < g.depth(); ++d) {
         for (int v = 0; v < 2; ++v)
           sum[v] += broadcast(numbers[d]) * load(columns + d * kWide + v * kAmxPairs);
       }
       for (int v = 0; v < 2; ++v) store(again + v * kAmxPairs, sum[v]);
-      put_row(again, zero, rows.channels, destination + rows.to[i] + rows.channel, not_finite);
+      put(again, zero, rows.channels, rows.channel, rows.to[i], not_finite);
     }
+  }
+
+  AmxCopy<T> rows_of(int thread) const {
+    return {phases.source, source_end, scratch_of<T>(thread, numbers_at)};
   }
 
   static constexpr int64_t kStripSums = kAmxRows * kWide;
@@ -486,27 +344,28 @@ struct ConvAmx {
   PackedWeights<float> packed;
   char* scratch = nullptr;
   int64_t scratch_bytes = 0;  // of a thread
-  int64_t copy_at, sums_at, panel_at, columns_at, numbers_at, taps_at, places_at, strips_at,
-      rows_at;  // in it
+  int64_t copy_at, sums_at, panel_at, columns_at, numbers_at, taps_at, places_at, strips_at, rows_at,
+      runs_at;  // in it
 };
 
+// run(a ConvAmx's type) for the problem's.
+template <class Run>
+auto with_conv_amx(const ConvProblem& p, Run&& run) {
+  const auto by_layout = [&](auto* type) {
+    using T = Pointee<decltype(type)>;
+    return p.layout == Layout::kChannelsLast ? run(static_cast<ConvAmx<T, false>*>(nullptr))
+                                             : run(static_cast<ConvAmx<T, true>*>(nullptr));
+  };
+  return p.dtype == DType::kFloat32 ? by_layout(static_cast<float*>(nullptr))
+                                    : by_layout(static_cast<BFloat16*>(nullptr));
+}
 template <bool Gradient>
 int64_t rows_amx_workspace(const ConvProblem& p) {
-  if (p.layout != Layout::kChannelsLast)
-    return in_channels_last<Gradient>(p, false, rows_amx_workspace<Gradient>).bytes;
-  return p.dtype == DType::kFloat32 ? ConvAmx<float>::workspace(p, Gradient)
-                                    : ConvAmx<BFloat16>::workspace(p, Gradient);
+  return with_conv_amx(p, [&](auto* conv) { return Pointee<decltype(conv)>::workspace(p, Gradient); });
 }
 template <bool Gradient>
 void rows_amx_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  if (p.layout != Layout::kChannelsLast) {
-    in_channels_last<Gradient>(p, false, rows_amx_workspace<Gradient>)
-        .run(b, parallel, workspace, rows_amx_run<Gradient>);
-  } else if (p.dtype == DType::kFloat32) {
-    ConvAmx<float>(p, Gradient, b, workspace).run(parallel);
-  } else {
-    ConvAmx<BFloat16>(p, Gradient, b, workspace).run(parallel);
-  }
+  with_conv_amx(p, [&](auto* conv) { Pointee<decltype(conv)>(p, Gradient, b, workspace).run(parallel); });
 }
 
 template <bool Gradient>
