@@ -241,11 +241,12 @@ def test_padding_is_no_value(kernel: str) -> None:
 
 BY_AMX = pytest.mark.skipif(("conv", "rows_amx") not in KERNELS, reason="needs AMX")
 AMX_KERNELS = {"conv": "rows_amx", "conv_grad_input": "rows_amx", "conv_grad_weight": "gemm_amx"}
+IN_BOTH_LAYOUTS = pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
 AMX_PROBLEM = problem((1, 128, 20, 20), (256, 128, 1, 1))  # that float32 by AMX takes
 
 
 @BY_AMX
-@pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
+@IN_BOTH_LAYOUTS
 @pytest.mark.parametrize(
     "conv",
     [
@@ -275,8 +276,9 @@ def test_amx_sums_integers_of_float32_exactly(conv: Conv, last: bool) -> None:
 
 
 @BY_AMX
+@IN_BOTH_LAYOUTS
 @pytest.mark.parametrize("one_hot", ["input", "weight"])
-def test_amx_takes_every_bit_of_float32(one_hot: str) -> None:
+def test_amx_takes_every_bit_of_float32(one_hot: str, last: bool) -> None:
     t = normals(AMX_PROBLEM, torch.float32)
     images, channels = t.input.flatten(2), t.weight.flatten(1)
     if one_hot == "weight":
@@ -286,39 +288,41 @@ def test_amx_takes_every_bit_of_float32(one_hot: str) -> None:
         images.copy_(torch.eye(128, 400))  # pixel i has channel i alone
         expected = torch.nn.functional.pad(channels, (0, 272)).view(1, 256, 20, 20)
     t.bias = None
-    result = forced("conv", "rows_amx", AMX_PROBLEM, t.to(torch.float32, True, True))
+    result = forced("conv", "rows_amx", AMX_PROBLEM, t.to(torch.float32, last, last))
     assert result is not None
     assert torch.equal(result, expected)
 
 
 @BY_AMX
-def test_amx_takes_every_bit_of_float32_for_the_weight() -> None:
+@IN_BOTH_LAYOUTS
+def test_amx_takes_every_bit_of_float32_for_the_weight(last: bool) -> None:
     t = normals(AMX_PROBLEM, torch.float32)
     pixels = t.grad_output.flatten(2)
     pixels.zero_()
     pixels[0, :, 37:293] = torch.eye(256)  # output channel k has pixel k + 37 alone
-    result = forced("conv_grad_weight", "gemm_amx", AMX_PROBLEM, t.to(torch.float32, True, True))
+    result = forced("conv_grad_weight", "gemm_amx", AMX_PROBLEM, t.to(torch.float32, last, last))
     assert result is not None
     assert torch.equal(result.flatten(1), t.input.flatten(2)[0, :, 37:293].t())
     pixels.copy_(torch.randn(1, 256, 400))
     t.input.zero_()
     t.input.flatten(2)[0, :, 101:229] = torch.eye(128)
-    result = forced("conv_grad_weight", "gemm_amx", AMX_PROBLEM, t.to(torch.float32, True, True))
+    result = forced("conv_grad_weight", "gemm_amx", AMX_PROBLEM, t.to(torch.float32, last, last))
     assert result is not None
     assert torch.equal(result.flatten(1), pixels[0, :, 101:229])
 
 
 @BY_AMX
+@IN_BOTH_LAYOUTS
 @pytest.mark.parametrize("op", AMX_KERNELS)
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan"), torch.finfo(torch.float32).max])
 @pytest.mark.parametrize("factor", [0, 1])
-def test_amx_sums_what_is_not_finite(op: str, number: float, factor: int) -> None:
+def test_amx_sums_what_is_not_finite(op: str, number: float, factor: int, last: bool) -> None:
     # Integers have two parts that are zero, the largest float32 rounds up to an infinity.
     t = integers(AMX_PROBLEM, bias=False)
     factors = {"input": t.input, "weight": t.weight, "grad_output": t.grad_output}
     del factors[{"conv": "grad_output", "conv_grad_input": "input", "conv_grad_weight": "weight"}[op]]
     list(factors.values())[factor].flatten()[1234] = number
-    result = forced(op, AMX_KERNELS[op], AMX_PROBLEM, t.to(torch.float32, True, True))
+    result = forced(op, AMX_KERNELS[op], AMX_PROBLEM, t.to(torch.float32, last, last))
     assert result is not None
     expected = by_torch(AMX_PROBLEM, t)[op].float()  # of float64
     assert 0 < (expected.abs() > 3e38).sum() + expected.isnan().sum() < expected.numel() / 2

@@ -15,11 +15,9 @@ double amx_time(const ConvProblem& p) {
   // Of a chunk; of one that is copied, also where direct sums copy it too; of a sum; of turning both.
   constexpr double kProduct = kFloat ? 16 : 3, kCopy = kFloat ? 800 : 125, kCopyToo = kFloat ? 500 : 125;
   constexpr double kPut = kFloat ? 8 : 10, kTurn = kFloat ? 400 : 200, kPutTurned = 12;
-  constexpr double kPack = kFloat ? 24 : 12, kPackWhole = 28, kDirectPack = kFloat && Gradient ? 25 : 10,
-                   kDirectTurned = 1.1;
+  constexpr double kPack = kFloat ? 24 : 12, kDirectPack = kFloat && Gradient ? 25 : 10, kDirectTurned = 1.1;
   const Phases phases(p, Gradient);
   const bool planes = p.layout != Layout::kChannelsLast;
-  const double pack = kFloat && !depth_in_parts(phases) ? kPackWhole : kPack;
   double amx = 0, direct = 0;
   for (int64_t n = 0; n < phases.size(); ++n) {
     const Gather g = phases.at(n);
@@ -40,7 +38,7 @@ double amx_time(const ConvProblem& p) {
                    full = double(round_up(row, kAmxRows)) / double(row);
       each += kTurn * full * positions / block * double(plan.chunks) + kPutTurned * step * K;
     }
-    amx += pixels * each + pack * double(g.depth()) * K;
+    amx += pixels * each + kPack * double(g.depth()) * K;
     direct += kDirectPack * double(g.depth()) * K;
   }
   // Direct sums leave out what is multiplied with the padding, if that is much.

@@ -108,8 +108,9 @@ class AmxOutput {
     each = ceil_div(max_of(units(next), units(left)), max_of(1, steps));
     fetched = next.to;
   }
-  // A step: some of the strips before are put, and memory for these is fetched.
+  // A step: some of the strips before are put, and memory for these is fetched, and weights that come next.
   __attribute__((always_inline)) void operator()() {
+    weights.fetch();
     if constexpr (Planes) return step_planes();
     const StripSums& next = batch[number];
     for (const int64_t* end = fetched + min_of(each, next.end - fetched); fetched < end; ++fetched) {
@@ -132,6 +133,8 @@ class AmxOutput {
     batch[number] = StripSums{};
     put = begun = 0;
   }
+
+  FetchedRows weights;
 
  private:
   // What is put at a time: a pixel, or 16 channels of a strip.

@@ -52,6 +52,20 @@ struct AmxWeights {
                        to + m * slice.size() * kChunk);
     }
   }
+  // What pack() is going to read, if it is short runs: long ones the processor fetches by itself.
+  FetchedRows ahead(const AmxPlan<kP>& plan, int64_t group, Range channels, Range slice,
+                    int64_t calls) const {
+    const Gather& g = plan.g;
+    const Range source = {slice.begin * kAmxDepth, min_of(slice.end * kAmxDepth, g.channels)};
+    if (!depth_in_parts(phases) || plan.joined_taps || source.size() <= 0) return {};
+    const int64_t first_tap = phases.weight_offset(g, 0);
+    const T* from = weight + group * phases.weight_group + channels.begin * phases.weight_channel +
+                    source.begin * phases.weight_source + first_tap;
+    const FetchedRows::Loop taps = {g.taps(), g.taps() > 1 ? phases.weight_offset(g, 1) - first_tap : 0};
+    if (phases.weight_source == 1)
+      return {from, source.size(), {channels.size(), phases.weight_channel}, taps, calls};
+    return {from, channels.size(), {source.size(), phases.weight_source}, taps, calls};
+  }
   void pack_pairs(const Gather& g, int64_t group, Range channels, Range depth, float* to) const {
     Phases pairs = phases;
     pairs.pair_channels();

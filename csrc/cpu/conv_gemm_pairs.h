@@ -26,13 +26,13 @@ inline bool has_pairs_in_weight(const ConvProblem& p) {
 inline bool turns_for_pairs(const ConvProblem& p) {
   return p.layout != Layout::kChannelsLast || !has_pairs_in_weight(p);
 }
-inline const char* turning_refuses(const ConvProblem& p, double products = kProductsForTurning) {
+inline const char* turning_refuses(const ConvProblem& p) {
   const ConvShape& s = p.shape;
   const bool data = p.layout != Layout::kChannelsLast, weight = !has_pairs_in_weight(p);
   const double outputs = double(s.N) * double(s.K) * double(s.output_pixels());
   const double inputs = double(s.N) * double(s.C) * double(s.input_pixels());
   const double turned = (data ? inputs + outputs : 0) + (weight ? double(s.weights()) : 0);
-  const bool pays = outputs * double(s.C_per_group() * s.taps()) >= products * turned;
+  const bool pays = outputs * double(s.C_per_group() * s.taps()) >= kProductsForTurning * turned;
   return pays ? nullptr : "turning its operands to channels last would cost more than it saves";
 }
 template <bool Gradient>

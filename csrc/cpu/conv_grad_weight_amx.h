@@ -4,10 +4,10 @@
 // in bfloat16, and in float32 in three parts (amx_rows.h).
 //
 // A task is a block of output channels times a block of columns (tap, c) times a split of the pixels. It
-// takes some pixels at a time: the gradient is transposed, so that pixels are the depth, and stays for all
-// columns. The number of splits depends on the shape alone and their sums are added in order: threads do not
-// change the result. Parts of float32 do not hold infinities: where a sum is not finite, all are computed by
-// `gemm`.
+// takes some pixels at a time: the gradient's are the depth, and stay for all columns. Of channels last the
+// gradient is transposed for that, of channels first the gathered input; there columns may be (c, tap). The
+// number of splits depends on the shape alone and their sums are added in order: threads do not change the
+// result. Parts of float32 do not hold infinities: where a sum is not finite, all are computed by `gemm`.
 #pragma once
 
 #include "amx_rows.h"
@@ -39,8 +39,10 @@ class GradWeightAmx {
     g.images = shape.N;
     g.channels = shape.C_per_group();
     // Rows a multiple of 1 KiB apart would push each other out of the first-level cache.
-    in_place = kP > 1 && shape.taps() == 1 && in.pixel * sizeof(T) % 1024 != 0;
+    planes = p.layout == Layout::kChannelsFirst;
+    in_place = kP > 1 && shape.taps() == 1 && (planes || in.pixel * sizeof(T) % 1024 != 0);
     for (const PhaseAxis& x : g.axis) in_place &= is_plain(x);
+    order = planes && w.tap == 1 ? ColumnOrder{1, g.taps()} : ColumnOrder{g.channels, 1};
     g = joined(g);
     pixels = g.pixels();
     int64_t row_cuts = ceil_div(rows, kMostRows);
@@ -63,7 +65,7 @@ class GradWeightAmx {
     };
     rows_at = place(row_block * kPitch);
     panels_at = place(kGathered / kWide * kPanel * 4);
-    gathered_at = place(kPixels * kGatheredStride * 4);
+    gathered_at = place(max_of(kPixels * kGatheredStride, kGathered * kPixelsStride) * 4);
     sums_at = place(splits > 1 ? 0 : sums_size * 4);
     scratch_bytes = size;
     scratch = workspace;
@@ -113,6 +115,7 @@ class GradWeightAmx {
   static constexpr int64_t kPixels = kP > 1 ? 128 : 512;            // taken at a time
   static constexpr int64_t kGathered = 4 * kWide;                   // columns gathered at a time
   static constexpr int64_t kGatheredStride = kGathered + 16;        // off the powers of two
+  static constexpr int64_t kPixelsStride = kPixels + 16;
   static constexpr int64_t kChunks = kPixels / kAmxDepth;
   static constexpr int64_t kPitch = (kChunks * kP | 1) * 64;           // bytes from a row to the next
   static constexpr int64_t kPanel = kChunks * kP * kAmxPairs * kWide;  // numbers
@@ -144,14 +147,19 @@ class GradWeightAmx {
     const Range k = rows_of(b), columns = cols_of(b);
     const auto turned = scratch_of<char>(thread, rows_at);
     const auto panels = scratch_of<float>(thread, panels_at);
-    turn_rows(grad_output + group_of(b) * rows * out.channel + k.begin, some, k.size(),
-              scratch_of<float>(thread, gathered_at), turned);
+    const T* from = grad_output + (group_of(b) * rows + k.begin) * out.channel;
+    if (planes) {
+      pack_rows(from, some, k.size(), scratch_of<T>(thread, gathered_at), turned);
+    } else {
+      turn_rows(from, some, k.size(), scratch_of<float>(thread, gathered_at), turned);
+    }
     const int64_t chunks = ceil_div(some.size(), kAmxDepth), strips = ceil_div(k.size(), kAmxRows);
     const Tap tap = {0, 0};
     const Windows windows = {&tap, 1, chunks, kPitch, chunks};
     for (Range part = {columns.begin, 0}; part.begin < columns.end; part.begin = part.end) {
       part.end = min_of(part.begin + kGathered, columns.end);
-      pack_columns(b, some, part, scratch_of<float>(thread, gathered_at), panels);
+      const auto gathered = scratch_of<float>(thread, gathered_at);
+      planes ? turn_panels(b, some, part, gathered, panels) : pack_panels(b, some, part, gathered, panels);
       for (int64_t s = 0; s < strips; s += 2) {
         const char* strip[] = {turned + s * kAmxRows * kPitch, turned + (s + 1) * kAmxRows * kPitch};
         for (Range panel = {part.begin, 0}; panel.begin < part.end; panel.begin = panel.end) {
@@ -171,7 +179,7 @@ class GradWeightAmx {
   }
 
   // The input's pixels as panels, [panel][chunk of pixels][part][pair][kWide].
-  void pack_columns(int64_t b, Range some, Range columns, float* gathered, float* to) const {
+  void pack_panels(int64_t b, Range some, Range columns, float* gathered, float* to) const {
     const T* from = input + group_of(b) * g.channels * in.channel;
     const float* rows = gathered;
     int64_t stride = kGatheredStride;
@@ -185,6 +193,51 @@ class GradWeightAmx {
     for (int64_t panel = 0; panel < columns.size(); panel += kWide, to += kPanel) {
       for (int64_t at = 0; at < some.size(); at += kAmxDepth)
         put_columns<T>(rows + at * stride + panel, stride, some.size() - at, to + at / kAmxDepth * kChunk);
+    }
+  }
+
+  // The same of channels that are planes.
+  void turn_panels(int64_t b, Range some, Range columns, float* gathered, float* to) const {
+    const T* from = input + group_of(b) * g.channels * in.channel;
+    const int64_t plane = g.pixels() / g.images, image = some.begin / plane;
+    const bool from_input = in_place && some.end <= (image + 1) * plane;
+    if (!from_input) pack_columns(from, in, g, some, columns, order, gathered, kPixelsStride);
+    const auto turn = [&](auto rows, int64_t stride) {
+      for (int64_t panel = 0; panel < columns.size(); panel += kWide, to += kPanel) {
+        const int64_t count = min_of(kWide, columns.size() - panel);
+        for (int64_t at = 0; at < some.size(); at += kAmxDepth) {
+          alignas(64) float turned[kAmxDepth * kWide];
+          if (count < kWide) fill_zero(turned, kAmxDepth * kWide);
+          transpose_block(rows + panel * stride + at, stride, count, min_of(kAmxDepth, some.size() - at),
+                          [&](int64_t i) { return turned + i * kWide; });
+          put_columns<T>(turned, kWide, some.size() - at, to + at / kAmxDepth * kChunk);
+        }
+      }
+    };
+    if (from_input) {
+      turn(from + image * in.image + columns.begin * in.channel + some.begin - image * plane, in.channel);
+    } else {
+      turn(static_cast<const float*>(gathered), kPixelsStride);
+    }
+  }
+
+  // The gradient's pixels, which are neighbours: [k][chunk of pixels][part].
+  void pack_rows(const T* from, Range some, int64_t count, T* joined_pixels, char* to) const {
+    const int64_t plane = shape.output_pixels(), first = some.begin / plane;
+    const T* end = grad_output + shape.N * out.image;
+    for (int64_t k = 0; k < count; ++k, from += out.channel, to += kPitch) {
+      if (some.end <= (first + 1) * plane) {
+        put_numbers(from + first * out.image + some.begin - first * plane, some.size(), end, to);
+        continue;
+      }
+      T* pixel = joined_pixels;
+      for (int64_t at = some.begin; at < some.end;) {
+        const int64_t image = at / plane, next = min_of(some.end, (image + 1) * plane);
+        __builtin_memcpy(pixel, from + image * out.image + at - image * plane, (next - at) * sizeof(T));
+        pixel += next - at;
+        at = next;
+      }
+      put_numbers(joined_pixels, some.size(), pixel, to);
     }
   }
 
@@ -221,12 +274,14 @@ class GradWeightAmx {
   bool store_weight(int64_t b, const float* sums) const {
     const Range k = rows_of(b), columns = cols_of(b);
     T* weight = grad_weight + (group_of(b) * rows + k.begin) * w.k;
+    const bool as_weights = order.tap == 1;  // columns are in the order of the weight
+    const WeightStrides strides = as_weights ? WeightStrides{w.k, 1, 0} : w;
     bool finite = true;
     for (Range panel = {columns.begin, 0}; panel.begin < columns.end; panel.begin = panel.end) {
       panel.end = min_of(panel.begin + kWide, columns.end);
       const float* from = sums + (panel.begin - columns.begin) * row_block;
       for (int64_t i = 0; i < k.size(); ++i)
-        store_columns_of(from + i * kWide, panel, g.channels, w, weight + i * w.k);
+        store_columns_of(from + i * kWide, panel, as_weights ? cols : g.channels, strides, weight + i * w.k);
       if (kP > 1) finite &= all_finite(from, k.size(), panel.size());
     }
     return finite;
@@ -247,21 +302,22 @@ class GradWeightAmx {
   WeightStrides w;
   int64_t rows, cols;
   Gather g;
-  bool in_place;  // the input's pixels are the gathered ones
+  bool planes, in_place;  // the input's pixels are the gathered ones
+  ColumnOrder order;
   int64_t pixels, row_block, col_block, row_blocks, col_blocks, blocks, splits, sums_size;
   char* scratch;
   int64_t scratch_bytes, bytes, rows_at, panels_at, gathered_at, sums_at;  // of a thread
   float* partial;
 };
 
-constexpr double kFloatProductsForTurning = 128;  // see kProductsForTurning
-
 inline const char* float_grad_weight_amx_refuses(ConvProblem p) {
-  constexpr int64_t kFewest = 48, kFewestPixels = 128;
+  constexpr int64_t kFewest = 48, kFewestPixels = 128, kFewestPlanes = 16;
   const ConvShape& s = p.shape;
+  const bool planes = p.layout != Layout::kChannelsLast;
   if (s.K_per_group() < kFewest || s.C_per_group() * s.taps() < kFewest)
     return "takes at least 48 rows and columns of float32";
-  if (s.N * s.output_pixels() < kFewestPixels) return "sums at least 128 pixels of float32";
+  if (planes && s.C_per_group() < kFewestPlanes) return "takes at least 16 planes of float32";
+  if (!planes && s.N * s.output_pixels() < kFewestPixels) return "sums at least 128 pixels of float32";
   const bool strided = s.axis[1].stride > 1 || s.axis[2].stride > 1;
   if (!strided && !winograd_grad_weight_refuses(p)) return "Winograd's algorithm takes fewer products";
   p.layout = Layout::kChannelsLast;
@@ -271,24 +327,15 @@ inline const char* grad_weight_amx_refuses(const ConvProblem& p) {
   const bool splits = p.dtype == DType::kFloat32;
   if (!splits && p.dtype != DType::kBFloat16) return "takes bfloat16 and float32";
   if (!has_amx()) return "this processor has no AMX";
-  if (p.layout != Layout::kChannelsLast) {
-    const double products = splits ? kFloatProductsForTurning : kProductsForTurning;
-    if (const char* reason = turning_refuses(p, products)) return reason;
-  }
   return splits ? float_grad_weight_amx_refuses(p) : nullptr;
 }
 inline int64_t grad_weight_amx_workspace(const ConvProblem& p) {
-  if (p.layout != Layout::kChannelsLast)
-    return InChannelsLast(p, ConvOp::kGradWeight, true, grad_weight_amx_workspace).bytes;
   if (p.dtype == DType::kBFloat16) return GradWeightAmx<BFloat16>(p, {}, nullptr).workspace();
   return max_of(GradWeightAmx<float>(p, {}, nullptr).workspace(), grad_weight_gemm_workspace(p));
 }
 inline void grad_weight_amx(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
                             char* workspace) {
-  if (p.layout != Layout::kChannelsLast) {
-    const InChannelsLast turned(p, ConvOp::kGradWeight, true, grad_weight_amx_workspace);
-    turned.run(b, parallel, workspace, grad_weight_amx);
-  } else if (p.dtype == DType::kBFloat16) {
+  if (p.dtype == DType::kBFloat16) {
     GradWeightAmx<BFloat16>(p, b, workspace).run(parallel);
   } else if (!GradWeightAmx<float>(p, b, workspace).run(parallel)) {
     grad_weight_gemm(p, b, parallel, workspace);

@@ -206,6 +206,7 @@ struct ConvAmx {
     }
     for (int64_t panel = t.panels.begin; panel < t.panels.end; ++panel) {
       const float* columns = panel_of(t, panel, slice);
+      if (packs_in_task) work.output.weights = weights_after(work, panel, slice);
       const bool narrow = phases.channels - panel * kWide <= kAmxPairs;
       for (Range strips = {0, 0}; strips.begin < work.strips; strips.begin = strips.end) {
         const int64_t left = work.strips - strips.begin;
@@ -213,6 +214,19 @@ struct ConvAmx {
         multiply(work, slice, panel, columns, strips);
       }
     }
+  }
+
+  // What is packed after a panel, fetched while that is multiplied: in a network weights come from memory.
+  FetchedRows weights_after(const Work& work, int64_t panel, Range slice) const {
+    const Task& t = work.task;
+    const Plan& plan = t.plan;
+    const int64_t steps = ceil_div(work.strips, 2) * slice.size() * plan.units();
+    if (++panel == t.panels.end) {
+      panel = t.panels.begin;
+      slice = {slice.end, min_of(slice.end + plan.slice, plan.chunks)};
+    }
+    return AmxWeights<T>{phases, weight}.ahead(plan, t.group, block(panel, kWide, phases.channels), slice,
+                                               steps);
   }
 
   // One, two or four strips times a panel.
