@@ -8,8 +8,8 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-// Up to 16 pixels `step` apart with up to a chunk of their channels, which are planes: to[pixel] is the chunk
-// in parts. load_pixels(c) are the pixels of a channel.
+// A chunk of channels that are planes, turned: to[pixel] are its parts for up to 16 pixels. load_pixels(c)
+// are those of a channel.
 template <class Load>
 CNNEXT_INLINE void turn_chunk(const float*, int64_t pixels, int64_t pitch, char* to, Load&& load_pixels) {
   Vec<float> x[kAmxDepth];
@@ -34,12 +34,13 @@ CNNEXT_INLINE void turn_chunk(const BFloat16*, int64_t pixels, int64_t pitch, ch
   for (int64_t p = 0; p < pixels; ++p) store_unaligned(to + p * pitch, x[p]);
 }
 
+// T is the type of the source; `scratch` is written where channels are few planes.
 template <class T>
 struct AmxCopy {
   static constexpr int kP = kParts<T>;
 
   Strides source;
-  const T* end;  // of the source
+  const T* end;  // of the source: memory is readable up to there
   T* scratch;    // of scratch_size() numbers
 
   static int64_t scratch_size(const AmxPlan<kP>& plan) {
