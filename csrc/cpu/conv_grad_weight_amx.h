@@ -317,7 +317,8 @@ inline const char* float_grad_weight_amx_refuses(ConvProblem p) {
   if (s.K_per_group() < kFewest || s.C_per_group() * s.taps() < kFewest)
     return "takes at least 48 rows and columns of float32";
   if (planes && s.C_per_group() < kFewestPlanes) return "takes at least 16 planes of float32";
-  if (!planes && s.N * s.output_pixels() < kFewestPixels) return "sums at least 128 pixels of float32";
+  if ((!planes || s.taps() > 1) && s.N * s.output_pixels() < kFewestPixels)
+    return "sums at least 128 pixels of float32";
   const bool strided = s.axis[1].stride > 1 || s.axis[2].stride > 1;
   if (!strided && !winograd_grad_weight_refuses(p)) return "Winograd's algorithm takes fewer products";
   p.layout = Layout::kChannelsLast;

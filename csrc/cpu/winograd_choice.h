@@ -160,12 +160,13 @@ const char* winograd_refuses(const ConvProblem& p) {
   const bool strided = p.shape.axis[1].stride > 1 || p.shape.axis[2].stride > 1;
   const double time = direct_time<Gradient>(p);
   double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products * time;
-  // Beside AMX transforms take longer than is counted.
-  const bool amx = p.dtype == DType::kFloat32 && has_amx();
-  if (amx && (strided || time < 1)) direct *= strided ? 0.75 : Gradient ? 0.92 : 0.78;
+  // Beside AMX transforms take longer than is counted; in channels first and without a stride so does AMX.
+  const bool amx = p.dtype == DType::kFloat32 && has_amx(), last = p.layout == Layout::kChannelsLast;
+  if (amx && (strided || (last && time < 1))) direct *= strided ? 0.75 : Gradient ? 0.92 : 0.78;
   // Where taps are neighbours in memory, strided sums take long to pack them, each phase of a gradient all of
-  // them. AMX's time has that in it.
-  if (strided && phases.weight_tap == 1 && !(amx && time < 1)) direct += (Gradient ? 600 : 150) * products;
+  // them. A forward sum's AMX packs as it multiplies.
+  if (strided && phases.weight_tap == 1 && (Gradient || !amx || time >= 1))
+    direct += (Gradient ? 600 : 150) * products;
   if (!col2im_refuses<Gradient>(p)) {
     const double at_once = Col2ImCost(p, Gradient).at_once;
     direct = at_once < direct ? at_once : direct;
