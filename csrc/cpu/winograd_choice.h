@@ -164,9 +164,11 @@ const char* winograd_refuses(const ConvProblem& p) {
   const bool amx = p.dtype == DType::kFloat32 && has_amx(), last = p.layout == Layout::kChannelsLast;
   if (amx && (strided || (last && time < 1))) direct *= strided ? 0.75 : Gradient ? 0.92 : 0.78;
   // Where taps are neighbours in memory, strided sums take long to pack them, each phase of a gradient all of
-  // them. A forward sum's AMX packs as it multiplies.
-  if (strided && phases.weight_tap == 1 && (Gradient || !amx || time >= 1))
-    direct += (Gradient ? 600 : 150) * products;
+  // them; AMX packs them as it multiplies.
+  if (strided && phases.weight_tap == 1) {
+    const bool by_amx = amx && time < 1;
+    direct += (Gradient ? (by_amx ? 300 : 600) : by_amx ? 0 : 150) * products;
+  }
   if (!col2im_refuses<Gradient>(p)) {
     const double at_once = Col2ImCost(p, Gradient).at_once;
     direct = at_once < direct ? at_once : direct;
