@@ -272,7 +272,7 @@ def test_amx_sums_integers_of_float32_exactly(conv: Conv, last: bool) -> None:
         if result is not None:
             taken += 1
             assert torch.equal(result, expected[op].float()), op
-    assert taken > 0 or not last  # turning few channels first may cost too much
+    assert taken > 0
 
 
 @BY_AMX

@@ -218,7 +218,7 @@ class AmxOutput {
   StripSums batch[2] = {}, left = {};  // what is left of the latter
   alignas(64) float add[2][kWide] = {};
   const int64_t* fetched = nullptr;
-  int64_t each = 0, put = 0, begun = 0;  // units: of a step; put and fetched of planes
+  int64_t each = 0, put = 0, begun = 0;  // units: of a step; of planes put and fetched
   Vec<float> not_finite = {};            // zero, or NaN in some lane
 };
 

@@ -230,14 +230,10 @@ class GradWeightAmx {
         put_numbers(from + first * out.image + some.begin - first * plane, some.size(), end, to);
         continue;
       }
-      T* pixel = joined_pixels;
-      for (int64_t at = some.begin; at < some.end;) {
-        const int64_t image = at / plane, next = min_of(some.end, (image + 1) * plane);
-        __builtin_memcpy(pixel, from + image * out.image + at - image * plane, (next - at) * sizeof(T));
-        pixel += next - at;
-        at = next;
-      }
-      put_numbers(joined_pixels, some.size(), pixel, to);
+      for_each_run(g, some, [&](int64_t at, int64_t image, int64_t pixel, int64_t, int64_t size) {
+        __builtin_memcpy(joined_pixels + at, from + image * out.image + pixel, size * sizeof(T));
+      });
+      put_numbers(joined_pixels, some.size(), joined_pixels + some.size(), to);
     }
   }
 
@@ -302,8 +298,9 @@ class GradWeightAmx {
   WeightStrides w;
   int64_t rows, cols;
   Gather g;
-  bool planes, in_place;  // the input's pixels are the gathered ones
-  ColumnOrder order;
+  bool planes;        // channels first
+  bool in_place;      // the input's pixels are the gathered ones
+  ColumnOrder order;  // of the gathered ones of planes
   int64_t pixels, row_block, col_block, row_blocks, col_blocks, blocks, splits, sums_size;
   char* scratch;
   int64_t scratch_bytes, bytes, rows_at, panels_at, gathered_at, sums_at;  // of a thread
