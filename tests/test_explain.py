@@ -111,6 +111,14 @@ def test_kernels_of_a_gpu(arch: tuple[int, int], dtype: torch.dtype, last: bool,
     assert found.to_dict()["target"] == f"sm_{arch[0]}{arch[1]}"
 
 
+def test_kernels_of_a_gpu_count_in_32_bits() -> None:
+    """Two bytes for each of 2^28 taps, padded to 8 channels: more numbers than matrix products count."""
+    wide = torch.ones(1, dtype=torch.bfloat16).expand(1, 1, 2**28)
+    for size, expected in ((2**27, "gemm_sm80_packed"), (2**28, "direct")):
+        [layer] = cnnext.explain(F.conv1d, wide[..., :size], wide[..., :size], arch=(8, 0)).layers
+        assert {each.kernel for each in layer.directions} == {expected}
+
+
 def test_kernels_of_a_gpu_by_settings() -> None:
     x, w = torch.ones(2, 32, 9, 9), torch.ones(32, 1, 3, 3)
     [depthwise] = cnnext.explain(F.conv2d, x, w, groups=32, device="cuda", arch=(8, 0)).layers

@@ -79,6 +79,8 @@ const char* gemm_refuses(const ConvProblem& p) {
   if (max_of(s.C * s.input_pixels(), s.K * s.output_pixels()) > kMostPixels) {
     return "an image of more than 2^31 elements";
   }
+  if (s.taps() * padded_channels(p, max_of(s.C_per_group(), s.K_per_group())) > kMostPixels)
+    return "a window of more than 2^31 elements";
   return nullptr;
 }
 // packed: bytes of operands that are packed.
