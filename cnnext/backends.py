@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from . import _C
 
@@ -20,6 +22,7 @@ __all__ = [
     "kernels",
     "memory_pool",
     "memory_stats",
+    "packed_weights",
     "reset_fallbacks",
     "torch_memory",
     "winograd",
@@ -184,19 +187,62 @@ torch_memory = _Switch(
     """,
 )
 
+_step_hook: RemovableHandle | None = None
+
+
+def _set_packed_weights(enabled: bool) -> None:
+    """A fused optimizer changes weights without a new version: each step drops what is kept."""
+    global _step_hook
+    _C.set_packed_weights(enabled)
+    if enabled and _step_hook is None:
+        _step_hook = register_optimizer_step_post_hook(lambda *_: _C.drop_packed_weights())
+    elif not enabled and _step_hook is not None:
+        _step_hook.remove()
+        _step_hook = None
+
+
+packed_weights = _Switch(
+    _C.packed_weights_enabled,
+    _set_packed_weights,
+    """Whether convolutions on the CPU keep weights as they have packed them; off by default.
+
+    With few images in a batch a large part of a convolution's time is to bring its weight into the order, and the type,
+    in which it is multiplied. Turned on, calls that compute no gradient for the weight do that once: results are the
+    same bits. A packed weight takes 1 to 1.5 times the weight's memory, at most 8 MiB more for a layer by Winograd's
+    algorithm, for each input size; 1 GiB are kept at most, and none whose weight is gone. Turning it off, or
+    `cnnext.empty_cache()`, drops them.
+
+    A weight that changes is packed anew: by in-place operators, the step of an optimizer of `torch.optim`,
+    load_state_dict or a new tensor in `.data`. A write that torch does not count can not be seen: through `weight.data`
+    (`weight.data.mul_(2)`, as some moving averages do), through NumPy, by another process, or as FSDP gathers its
+    shards. Call `cnnext.empty_cache()` after one.
+
+    Example:
+        >>> import cnnext
+        >>> model = cnnext.nn.Conv2d(3, 8, 3).eval()
+        >>> with cnnext.backends.packed_weights(True), torch.inference_mode():
+        ...     output = model(torch.ones(1, 3, 32, 32))
+    """,
+)
+
 
 def empty_cache() -> None:
-    """Gives the memory that waits in the pool back to the system, as `torch.cuda.empty_cache` does on a GPU."""
+    """Gives the memory that waits in the pool back to the system, as `torch.cuda.empty_cache` does on a GPU.
+
+    Weights that `backends.packed_weights` keeps are dropped too.
+    """
     _C.empty_cache()
 
 
 def memory_stats() -> dict[str, int]:
     """The state of the memory pool: bytes in use, waiting and at most in use, and how many blocks were made and reused.
 
+    `packed_weights_bytes`, a part of those in use, are what `backends.packed_weights` keeps.
+
     Example:
         >>> import cnnext
         >>> sorted(cnnext.memory_stats())
-        ['allocated', 'cached_bytes', 'in_use_bytes', 'peak_in_use_bytes', 'reused']
+        ['allocated', 'cached_bytes', 'in_use_bytes', 'packed_weights_bytes', 'peak_in_use_bytes', 'reused']
     """
     return dict(_C.memory_stats())
 

@@ -37,6 +37,10 @@ Int window_output(const Int& input, const Int& kernel, const Int& stride, const 
 struct Window {
   int64_t input = 1, output = 1, kernel = 1, stride = 1, padding = 0, dilation = 1;
 
+  constexpr bool operator==(const Window& w) const {
+    return input == w.input && output == w.output && kernel == w.kernel && stride == w.stride &&
+           padding == w.padding && dilation == w.dilation;
+  }
   CNNEXT_HOST_DEVICE constexpr int64_t input_index(int64_t o, int64_t tap) const {
     return o * stride - padding + tap * dilation;
   }
@@ -101,6 +105,10 @@ struct ConvShape {
   int64_t N = 0, C = 0, K = 0, groups = 1;
   Window axis[kAxes];
 
+  constexpr bool operator==(const ConvShape& s) const {
+    return N == s.N && C == s.C && K == s.K && groups == s.groups && axis[0] == s.axis[0] &&
+           axis[1] == s.axis[1] && axis[2] == s.axis[2];
+  }
   CNNEXT_HOST_DEVICE constexpr int64_t input_pixels() const {
     return axis[0].input * axis[1].input * axis[2].input;
   }

@@ -48,6 +48,13 @@ struct ConvProblem {
   int arch = 0;          // of the GPU, 10 * major + minor; 0 on the CPU
   bool tf32 = false;     // on a GPU: whether float32 may be multiplied with a mantissa of 10 bits
   bool aligned = true;   // whether all tensors start at multiples of 16 bytes
+  bool keeps_weight = false;  // whether the weight, as the kernel packs it, outlasts the call (CPU)
+
+  constexpr bool operator==(const ConvProblem& p) const {
+    return shape == p.shape && dtype == p.dtype && layout == p.layout && weight_layout == p.weight_layout &&
+           threads == p.threads && winograd == p.winograd && arch == p.arch && tf32 == p.tf32 &&
+           aligned == p.aligned && keeps_weight == p.keeps_weight;
+  }
 };
 
 // forward: input, weight, bias -> output. grad_input: output, weight, bias -> input.
@@ -57,6 +64,8 @@ struct ConvBuffers {
   void* weight = nullptr;
   void* bias = nullptr;
   void* output = nullptr;
+  void* packed = nullptr;  // if the problem keeps it, memory for the packed weight, and whether it is there
+  bool is_packed = false;
 };
 
 // Strides of an activation, in elements. Pixels are numbered through all axes.
@@ -112,6 +121,7 @@ struct Kernel {
   const char* (*refuses)(const Problem&);  // null where it accepts the problem, else the reason
   int64_t (*workspace)(const Problem&);    // bytes of scratch memory, aligned to kAlignment by the caller
   void (*run)(const Problem&, const Buffers&, const Context&, char* workspace);
+  int64_t (*packed)(const Problem&) = nullptr;  // bytes of a packed weight that is kept, if there can be one
 };
 
 constexpr int64_t kAlignment = 64;  // bytes: a cache line

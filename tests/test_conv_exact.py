@@ -278,6 +278,11 @@ CASES = [
     problem((2, 64, 24, 30), (64, 8, 3, 3), padding=(0, 5), dilation=(2, 3), groups=8),
     problem((1, 64, 3, 15, 16), (64, 16, 1, 3, 3), padding=1, groups=4),
     problem((1, 64, 21, 20), (64, 8, 5, 5), padding=2, groups=8),
+    # Groups of more input channels than two vectors have.
+    *(problem((2, 16 * n, 4, 5), (256, n, 3, 3), padding=1, groups=16) for n in (48, 64)),
+    # Phases of a stride that differ in what their taps sum, of which some are cut along their channels.
+    problem((1, 128, 7, 7), (320, 128, 3, 3), stride=2, padding=1),
+    problem((5, 32, 8, 8), (512, 32, 3, 3), stride=2, padding=1),
 ]
 
 

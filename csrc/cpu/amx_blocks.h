@@ -13,7 +13,10 @@ constexpr int64_t kAmxPixels = 512;       // of a task, about
 constexpr int64_t kAmxBytes = 512 << 10;  // of the copy, and of the sums of a slice
 constexpr int64_t kAmxNear = 128 << 10;   // of weights that are read again for each two strips
 constexpr int64_t kAmxNarrow = 12;        // shorter rows of pixels do not fill registers
-constexpr int64_t kAmxChain = 32;         // products of registers that are summed in one chain of float32
+// Products of registers that are summed before they are added to the sums; as a chain does not depend on how
+// the pixels are cut, nor do results. Short chains round less.
+template <int Parts>
+constexpr int64_t kAmxChain = Parts == 1 ? 64 : 32;
 
 // One axis of the copy. Its positions come in runs, in each of which neighbouring pixels are neighbours: one
 // for each residue of the stride, or, where that is shorter, one for each tap.
@@ -91,7 +94,7 @@ struct AmxPlan {
   }
 
   int64_t blocks() const { return pieces * line_blocks * plane_blocks; }
-  int64_t chain() const { return Parts == 1 ? 1 : max_of(1, kAmxChain / max_of(1, units())); }
+  int64_t chain() const { return max_of(1, kAmxChain<Parts> / max_of(1, units())); }
   int64_t units() const { return taps[0] * taps[1] * taps[2]; }
   int64_t pitch() const { return odd_lines(slice * Parts * 16) * 4; }  // bytes from a position to the next
   CopyAxis rows(int64_t count) const { return CopyAxis(g.axis[1], taps[1], count, false); }

@@ -38,7 +38,7 @@ struct Tap {
 struct Windows {
   const Tap* tap;
   int64_t taps, chunks, pitch;
-  int64_t chain;  // chunks that are summed before they are added to the sums: short chains round less
+  int64_t chain;  // chunks that are summed before they are added to the sums
 };
 constexpr int64_t kChunkBytes = kAmxPairs * kAmxCols * sizeof(float);  // of a part of a panel
 

@@ -43,7 +43,7 @@ struct Cut {
       pixel_blocks = max_of(pixel_blocks, min_of(round_up(pixel_blocks, p.threads), pixels / kRows));
     pixel_block = max_of(1, round_up(ceil_div(pixels, pixel_blocks), last ? 1 : kCols<A>));
     pixel_blocks = max_of(1, ceil_div(pixels, pixel_block));
-    packs_in_task = pixel_blocks == 1 && !regions.cut && (!last || depth_in_parts(phases));
+    packs_in_task = pixel_blocks == 1 && !regions.cut && (!last || depth_in_parts(phases)) && !p.keeps_weight;
     const int64_t unit = last ? kCols<A> : 1, most = last ? kMaxPanels * unit : kMaxChannels;
     const int64_t wanted =
         blocks_for(p.threads, pixel_blocks * p.shape.groups, ceil_div(phases.channels, last ? unit : kRows),
@@ -79,10 +79,8 @@ struct Gemm {
         weight(static_cast<const S*>(b.weight)),
         bias(static_cast<const T*>(b.bias)),
         destination(static_cast<T*>(gradient ? b.input : b.output)),
-        packed(units(), cut.unit_size, p.threads),
-        scratch(reinterpret_cast<A*>(workspace + packed.bytes())) {
-    packed.place(workspace);
-  }
+        packed(p, units(), cut.unit_size),
+        scratch(reinterpret_cast<A*>(packed.place(b, workspace))) {}
 
   static Phases phases_of(const ConvProblem& p, bool gradient) {
     Phases all(p, gradient);
@@ -93,6 +91,9 @@ struct Gemm {
   static int64_t workspace(const ConvProblem& p, bool gradient) {
     const Gemm self(p, gradient, {}, nullptr);
     return self.packed.bytes() + p.threads * self.cut.scratch_size * int64_t(sizeof(A));
+  }
+  static int64_t packed_bytes(const ConvProblem& p, bool gradient) {
+    return Gemm(p, gradient, {}, nullptr).packed.kept_bytes();
   }
 
   void run(const Parallel& parallel) const {
@@ -355,7 +356,7 @@ struct Gemm {
         const int64_t channel = group * phases.channels + k;
         const A* from = sums + (k - channels.begin) * kWide + at;
         T* to = destination + image * phases.destination.image + channel * phases.destination.channel + pixel;
-        const A add = bias ? load_one(bias + channel) : A(0);
+        const A add = bias ? load_one(bias + channel) : A(-0.0);  // keeps the sign of zeros
         int64_t i = 0;
         if (step == 1) {
           for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, load(from + i) + add);
@@ -396,6 +397,14 @@ int64_t gemm_workspace(const ConvProblem& p) {
   return bytes;
 }
 template <bool Gradient>
+int64_t gemm_packed(const ConvProblem& p) {
+  if (turns_to_regions<Gradient>(p))
+    return gemm_packed<Gradient>(in_channels_last<Gradient>(p, false, gemm_workspace<Gradient>).last);
+  int64_t bytes = 0;
+  with_type(p.dtype, [&](auto* tag) { bytes = Gemm<Pointee<decltype(tag)>>::packed_bytes(p, Gradient); });
+  return bytes;
+}
+template <bool Gradient>
 void gemm_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
   if (turns_to_regions<Gradient>(p)) {
     return in_channels_last<Gradient>(p, false, gemm_workspace<Gradient>)
@@ -405,10 +414,12 @@ void gemm_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parall
             [&](auto* tag) { Gemm<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
 }
 
-constexpr ConvKernel kConvGemm = {"gemm", "blocked implicit matrix product", accepts_all,
-                                  gemm_workspace<false>, gemm_run<false>};
+constexpr ConvKernel kConvGemm = {"gemm",          "blocked implicit matrix product",
+                                  accepts_all,     gemm_workspace<false>,
+                                  gemm_run<false>, gemm_packed<false>};
 constexpr ConvKernel kConvGradInputGemm = {
-    "gemm", "blocked implicit matrix product, one for each residue of the stride", accepts_all,
-    gemm_workspace<true>, gemm_run<true>};
+    "gemm",         "blocked implicit matrix product, one for each residue of the stride",
+    accepts_all,    gemm_workspace<true>,
+    gemm_run<true>, gemm_packed<true>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -21,16 +21,16 @@ const char* no_pairs(const ConvProblem& p) {
 inline bool has_pairs_in_weight(const ConvProblem& p) {
   return weight_strides_of(p.weight_layout, p.shape.C_per_group(), p.shape.taps()).c == 1;
 }
-// Whether operands are turned to channels last, where pairs of channels are neighbours, and whether there are
-// products enough for that.
+// Whether operands are turned to channels last, where pairs of channels are neighbours, and whether so many
+// images have products enough for that: one, where an image's result must not depend on the batch.
 inline bool turns_for_pairs(const ConvProblem& p) {
   return p.layout != Layout::kChannelsLast || !has_pairs_in_weight(p);
 }
-inline const char* turning_refuses(const ConvProblem& p) {
+inline const char* turning_refuses(const ConvProblem& p, int64_t images) {
   const ConvShape& s = p.shape;
   const bool data = p.layout != Layout::kChannelsLast, weight = !has_pairs_in_weight(p);
-  const double outputs = double(s.N) * double(s.K) * double(s.output_pixels());
-  const double inputs = double(s.N) * double(s.C) * double(s.input_pixels());
+  const double outputs = double(images) * double(s.K) * double(s.output_pixels());
+  const double inputs = double(images) * double(s.C) * double(s.input_pixels());
   const double turned = (data ? inputs + outputs : 0) + (weight ? double(s.weights()) : 0);
   const bool pays = outputs * double(s.C_per_group() * s.taps()) >= kProductsForTurning * turned;
   return pays ? nullptr : "turning its operands to channels last would cost more than it saves";
@@ -38,7 +38,7 @@ inline const char* turning_refuses(const ConvProblem& p) {
 template <bool Gradient>
 const char* pairs_refuse(const ConvProblem& p) {
   if (const char* reason = no_pairs<Gradient>(p)) return reason;
-  return turning_refuses(p);
+  return turning_refuses(p, 1);
 }
 
 using PairsGemm = Gemm<BFloat16, BFloat16Pair>;
@@ -49,6 +49,11 @@ int64_t pairs_workspace(const ConvProblem& p) {
   return in_channels_last<Gradient>(p, true, pairs_workspace<Gradient>).bytes;
 }
 template <bool Gradient>
+int64_t pairs_packed(const ConvProblem& p) {
+  if (!turns_for_pairs(p)) return PairsGemm::packed_bytes(p, Gradient);
+  return pairs_packed<Gradient>(in_channels_last<Gradient>(p, true, pairs_workspace<Gradient>).last);
+}
+template <bool Gradient>
 void pairs_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
   if (!turns_for_pairs(p)) return PairsGemm(p, Gradient, b, workspace).run(parallel);
   in_channels_last<Gradient>(p, true, pairs_workspace<Gradient>)
@@ -56,7 +61,11 @@ void pairs_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& paral
 }
 
 template <bool Gradient>
-constexpr ConvKernel kPairsGemm = {"gemm_bf16", "blocked implicit matrix product of pairs of bfloat16",
-                                   pairs_refuse<Gradient>, pairs_workspace<Gradient>, pairs_run<Gradient>};
+constexpr ConvKernel kPairsGemm = {"gemm_bf16",
+                                   "blocked implicit matrix product of pairs of bfloat16",
+                                   pairs_refuse<Gradient>,
+                                   pairs_workspace<Gradient>,
+                                   pairs_run<Gradient>,
+                                   pairs_packed<Gradient>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -397,7 +397,7 @@ using PairsGradWeight = GradWeightGemm<BFloat16, Product::kPairs>;
 inline const char* pairs_grad_weight_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
   if (const char* reason = no_pair_products()) return reason;
-  return p.layout == Layout::kChannelsLast ? nullptr : turning_refuses(p);
+  return p.layout == Layout::kChannelsLast ? nullptr : turning_refuses(p, p.shape.N);
 }
 inline int64_t pairs_grad_weight_workspace(const ConvProblem& p) {
   if (p.layout == Layout::kChannelsLast) return PairsGradWeight::workspace(p);

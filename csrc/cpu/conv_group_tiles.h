@@ -132,13 +132,14 @@ struct GroupTiles {
     }
     scratch_size = source_rows(band) * row.size() * pixel;
     panel_size = shape.taps() * (pairs_apart ? 2 * S : S) * kCols<A>;
+    packed = PackedWeights<A>(p, shape.groups, panels * panel_size);
+    packed.place(b, workspace);
+    bytes_taken = packed.bytes();
     const auto take = [&](int64_t bytes) {
       char* at = workspace + bytes_taken;
       bytes_taken += round_up(bytes, kAlignment);
       return at;
     };
-    packed = PackedWeights<A>(shape.groups, panels * panel_size, p.threads);
-    packed.place(take(packed.bytes()));
     scratch = reinterpret_cast<A*>(take(p.threads * scratch_size * sizeof(A)));
     lists = reinterpret_cast<GroupTap<A>*>(take(p.threads * phases.max_taps * sizeof(GroupTap<A>)));
     results_size = channels_last ? 0 : round_up(band * to_width * D, 64);

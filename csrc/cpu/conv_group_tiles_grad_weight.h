@@ -81,12 +81,14 @@ void pair_pixels(float* box, int64_t rows, int64_t count, int64_t S) {
   }
 }
 
+constexpr int64_t kMostGroupInputs = 32;  // channels of a group, which a row of sums has room for
+
 // T is the type of the tensors; their products are those of numbers, or of pairs of pixels in bfloat16.
 template <class T, Product P = Product::kNumbers>
 struct GroupTilesGradWeight {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
-  static constexpr int64_t kPixel = 32;                             // elements of a copied pixel
+  static constexpr int64_t kPixel = kMostGroupInputs;               // elements of a copied pixel
   static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
   static constexpr int64_t kTaskGroups = 4;  // whose channels share lines or follow them
   static constexpr int64_t kChain = 256;     // pixels summed before they are added to memory
@@ -238,6 +240,7 @@ inline const char* group_tiles_grad_weight_exclude(const ConvProblem& p) {
   const int64_t K = p.shape.K_per_group();
   if (const char* reason = group_tiles_exclude<true>(p)) return reason;
   if (K % 16 != 0) return "takes a multiple of 16 output channels in a group";
+  if (p.shape.C_per_group() > kMostGroupInputs) return "takes up to 32 input channels in a group";
   return p.shape.groups < 16 ? "takes 16 groups or more" : nullptr;
 }
 

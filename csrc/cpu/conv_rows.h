@@ -104,9 +104,8 @@ struct ConvRows {
     const int64_t tasks = g.images * phases.shape.groups * g.axis[0].count * copied.row_blocks;
     channel_block = ceil_div(phases.channels, blocks_for(p.threads, tasks, ceil_div(phases.channels, kRows)));
     channel_blocks = ceil_div(phases.channels, channel_block);
-    packed = PackedWeights<A>(phases.shape.groups, phases.channels * kRowsWeights, p.threads);
-    packed.place(workspace);
-    scratch = reinterpret_cast<A*>(workspace + packed.bytes());
+    packed = PackedWeights<A>(p, phases.shape.groups, phases.channels * kRowsWeights);
+    scratch = reinterpret_cast<A*>(packed.place(b, workspace));
   }
 
   static int64_t workspace(const ConvProblem& p, bool gradient) {

@@ -57,18 +57,19 @@ struct ConvAmx {
     if (leave_idle(tasks, threads))
       panels_each = min_of(panels_each, ceil_div(panels, blocks_for(threads, tasks, panels)));
     channel_blocks = ceil_div(panels, panels_each);
-    packs_in_task = blocks == 1;
+    packs_in_task = blocks == 1 && !p.keeps_weight;
     const int64_t unit = (packs_in_task ? most_slice : most_chunks) * kP * kChunkBytes / 4;
-    packed = PackedWeights<float>(packs_in_task ? 0 : phases.total_slots() * phases.shape.groups * panels,
-                                  unit, threads);
-    packed.place(workspace);
+    packed = PackedWeights<float>(p, packs_in_task ? 0 : phases.total_slots() * phases.shape.groups * panels,
+                                  unit);
+    scratch = packed.place(b, workspace);
     const auto place = [&](int64_t bytes) {
       const int64_t at = scratch_bytes;
       scratch_bytes += round_up(bytes, 64);
       return at;
     };
     copy_at = place(copy_bytes);
-    sums_at = place((sliced ? panels_each * most_strips : 8) * kStripSums * 4);
+    // Two buffers of four strips, where a phase is not cut into slices; others may be.
+    sums_at = place(max_of(8, sliced ? panels_each * most_strips : 0) * kStripSums * 4);
     panel_at = place(packs_in_task ? unit * 4 : 0);
     columns_at = place((kP > 1 || !depth_in_parts(phases) ? phases.max_depth() : most_run) * kWide * 4);
     numbers_at = place(max_of(phases.max_depth(), turned) * 4 + 64);
@@ -77,7 +78,6 @@ struct ConvAmx {
     strips_at = place(most_strips * int64_t(sizeof(Strip)));
     rows_at = place(most_strips * kAmxRows * 8);
     runs_at = place(Planes ? most_strips * int64_t(sizeof(PixelRuns)) : 0);
-    scratch = workspace + packed.bytes();
   }
 
   static int64_t workspace(const ConvProblem& p, bool gradient) {
@@ -250,7 +250,7 @@ struct ConvAmx {
       copies[n] = work.copy + strip[n].copy * work.pitch;
       all_inside &= strip[n].inside;
     }
-    Windows w = {work.taps, plan.units(), slice.size(), work.pitch, kP == 1 ? plan.slice : plan.chain()};
+    Windows w = {work.taps, plan.units(), slice.size(), work.pitch, plan.chain()};
     if (!all_inside) w = used_taps(w, work.inside_of, strip, strips.size(), work.taps + w.taps);
     if (slice.end == plan.chunks) {
       const int64_t* to = work.rows + strips.begin * kAmxRows;
@@ -378,13 +378,22 @@ int64_t rows_amx_workspace(const ConvProblem& p) {
   return with_conv_amx(p, [&](auto* conv) { return Pointee<decltype(conv)>::workspace(p, Gradient); });
 }
 template <bool Gradient>
+int64_t rows_amx_packed(const ConvProblem& p) {
+  return with_conv_amx(
+      p, [&](auto* conv) { return Pointee<decltype(conv)>(p, Gradient, {}, nullptr).packed.kept_bytes(); });
+}
+template <bool Gradient>
 void rows_amx_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
   with_conv_amx(p, [&](auto* conv) { Pointee<decltype(conv)>(p, Gradient, b, workspace).run(parallel); });
 }
 
 template <bool Gradient>
-constexpr ConvKernel kRowsAmx = {"rows_amx", "rows of pixels, multiplied by AMX", rows_amx_refuses<Gradient>,
-                                 rows_amx_workspace<Gradient>, rows_amx_run<Gradient>};
+constexpr ConvKernel kRowsAmx = {"rows_amx",
+                                 "rows of pixels, multiplied by AMX",
+                                 rows_amx_refuses<Gradient>,
+                                 rows_amx_workspace<Gradient>,
+                                 rows_amx_run<Gradient>,
+                                 rows_amx_packed<Gradient>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA
 

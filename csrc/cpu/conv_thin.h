@@ -69,10 +69,9 @@ struct ThinConv {
     pitch = round_up((g.axis[2].count - 1) * Step + window, kSize);
     rows = g.axis[0].taps * g.axis[1].taps;
     depth = rows * ceil_div(window, kSize);
-    packed = PackedWeights<A>(panels, depth * kWide, p.threads);
-    packed.place(workspace);
+    packed = PackedWeights<A>(p, panels, depth * kWide);
     scratch_size = round_up(rows * pitch, 64) + 64;
-    scratch = reinterpret_cast<Copied*>(workspace + packed.bytes());
+    scratch = reinterpret_cast<Copied*>(packed.place(b, workspace));
   }
 
   static int64_t workspace(const ConvProblem& p) {

@@ -25,7 +25,7 @@ struct Winograd : WinogradSteps<T, Tile> {
 
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : Steps(p, gradient, b) {
-    this->cut_tiles(this->even_tiles(p.threads), p.threads);
+    this->cut_tiles(p, this->even_tiles(p.threads));
     // Each block of panels transforms the patches again.
     panel_blocks = blocks_for(p.threads, tile_blocks * groups, panels);
     task_panels = ceil_div(panels, panel_blocks);
@@ -33,7 +33,7 @@ struct Winograd : WinogradSteps<T, Tile> {
     products = {kWide, odd_lines(block_tiles * kWide)};
     scratch_patches = depth.chunks() * kProducts * patches.plane;
     const int64_t sums = 2 * kProducts * products.plane;  // and those of a chain
-    this->set_memory(workspace, scratch_patches + scratch_weights + sums);
+    this->set_memory(b, workspace, scratch_patches + scratch_weights + sums);
   }
 
   void run(const Parallel& parallel) const {
@@ -198,13 +198,22 @@ int64_t winograd_workspace(const ConvProblem& p) {
   return bytes;
 }
 template <bool Gradient>
+int64_t winograd_packed(const ConvProblem& p) {
+  int64_t bytes = 0;
+  with_winograd<Gradient>(p, {}, nullptr, [&](const auto& conv) { bytes = conv.weights.kept_bytes(); });
+  return bytes;
+}
+template <bool Gradient>
 void winograd_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
   with_winograd<Gradient>(p, b, workspace, [&](const auto& conv) { conv.run(parallel); });
 }
 
-constexpr ConvKernel kConvWinograd = {"winograd", kWinogradSummary, winograd_refuses<false>,
-                                      winograd_workspace<false>, winograd_run<false>};
-constexpr ConvKernel kConvGradInputWinograd = {"winograd", kWinogradSummary, winograd_refuses<true>,
-                                               winograd_workspace<true>, winograd_run<true>};
+template <bool Gradient>
+constexpr ConvKernel kWinograd = {"winograd",
+                                  kWinogradSummary,
+                                  winograd_refuses<Gradient>,
+                                  winograd_workspace<Gradient>,
+                                  winograd_run<Gradient>,
+                                  winograd_packed<Gradient>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

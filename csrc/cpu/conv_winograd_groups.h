@@ -132,13 +132,13 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
       : Steps(p, gradient, b) {
     const int64_t C = phases.channels;
     if (kCopies) copy = GroupCopy(grid, TileSpace::source(grid, this->taps.at(0)), Tile::kInputsOf, C);
-    this->cut_tiles(copy.images > 0 ? copy.tiles : this->even_tiles(p.threads), p.threads);
+    this->cut_tiles(p, copy.images > 0 ? copy.tiles : this->even_tiles(p.threads));
     tiles_at_once = ceil_div(block_tiles, ceil_div(block_tiles, kNarrowTiles));
     planes = {C, odd_lines(tiles_at_once * C)};
     scratch_patches = kProducts * planes.plane;
     scratch_copy = round_up(scratch_patches + this->scratch_weights, 64);
     scratch_results = round_up(scratch_copy + copy.images * copy.padded.pixels() * C, 64);
-    this->set_memory(workspace, scratch_results + (turned() ? copy.images * copy.results * C : 0));
+    this->set_memory(b, workspace, scratch_results + (turned() ? copy.images * copy.results * C : 0));
   }
 
   void run(const Parallel& parallel) const {

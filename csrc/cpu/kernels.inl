@@ -46,13 +46,13 @@ CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
 const Kernels& kernels() {
   static const ConvKernel conv[] = {kConvDepthwise,     kPairsGroupTiles<false>,
                                     kConvGroupTiles,    kConvGrouped,
-                                    kConvWinograd,      CNNEXT_AMX(kRowsAmx<false>) kPairsThin,
+                                    kWinograd<false>,   CNNEXT_AMX(kRowsAmx<false>) kPairsThin,
                                     kConvThin,          kConvRows<false>,
                                     kConvCol2Im<false>, kPairsGemm<false>,
                                     kConvGemm,          kConvReference};
   static const ConvKernel conv_grad_input[] = {
       kConvGradInputDepthwise, kPairsGroupTiles<true>, kConvGradInputGroupTiles,
-      kConvGradInputGrouped,   kConvGradInputWinograd, CNNEXT_AMX(kRowsAmx<true>) kConvRows<true>,
+      kConvGradInputGrouped,   kWinograd<true>,        CNNEXT_AMX(kRowsAmx<true>) kConvRows<true>,
       kConvCol2Im<true>,       kPairsGemm<true>,       kConvGradInputGemm,
       kConvGradInputReference};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise,

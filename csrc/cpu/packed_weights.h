@@ -2,7 +2,7 @@
 //
 // Each thread makes small ones for itself, a unit when a task first asks for it: to read a cache line that
 // another core has just written takes 15 to 65 cycles, to pack one takes 5. Large ones, of which several
-// copies would not fit the caches, are made once, by all threads.
+// copies would not fit the caches, are made once, by all threads; so are those that outlast the call.
 #pragma once
 
 #include "conv_phases.h"
@@ -14,17 +14,25 @@ template <class A>
 class PackedWeights {
  public:
   PackedWeights() = default;
-  PackedWeights(int64_t units, int64_t unit_elements, int64_t threads)
-      : count(units), size(round_up(unit_elements, 64 / sizeof(A))), copies(threads) {
-    const int64_t most = max_of(kCopiesBytes / threads, kCopyBytes);
-    if (count * size * int64_t(sizeof(A)) > most) copies = 1, own = false;
+  PackedWeights(const ConvProblem& p, int64_t units, int64_t unit_elements)
+      : count(units),
+        size(round_up(unit_elements, 64 / sizeof(A))),
+        copies(p.threads),
+        keeps(p.keeps_weight && units > 0) {
+    const int64_t most = max_of(kCopiesBytes / p.threads, kCopyBytes);
+    if (keeps || count * size * int64_t(sizeof(A)) > most) copies = 1, own = false;
   }
 
-  int64_t bytes() const { return round_up(copies * count * (size * int64_t(sizeof(A)) + own), kAlignment); }
-  // `memory` has bytes() of them.
-  void place(char* memory) {
+  // In the workspace, and in memory that outlasts the call.
+  int64_t bytes() const { return keeps ? 0 : all_bytes(); }
+  int64_t kept_bytes() const { return keeps ? all_bytes() : 0; }
+  // Returns where the rest of the workspace is.
+  char* place(const ConvBuffers& b, char* workspace) {
+    char* memory = keeps ? static_cast<char*>(b.packed) : workspace;
     elements = reinterpret_cast<A*>(memory);
     made = memory + copies * count * size * int64_t(sizeof(A));
+    is_packed = keeps && b.is_packed;
+    return workspace + bytes();
   }
 
   // Before any task: make(unit, to, thread) for all units, if they are shared.
@@ -32,7 +40,7 @@ class PackedWeights {
   void start(const Parallel& parallel, Make&& make) const {
     if (own) {
       __builtin_memset(made, 0, size_t(copies * count));
-    } else {
+    } else if (!is_packed) {
       parallel(count, [&](int64_t unit, int thread) { make(unit, at(unit, thread), thread); });
     }
   }
@@ -52,8 +60,12 @@ class PackedWeights {
  private:
   static constexpr int64_t kCopyBytes = 512 << 10, kCopiesBytes = 16 << 20;  // of one, of all
 
+  int64_t all_bytes() const {
+    return round_up(copies * count * (size * int64_t(sizeof(A)) + own), kAlignment);
+  }
+
   int64_t count = 0, size = 0, copies = 1;
-  bool own = true;
+  bool own = true, keeps = false, is_packed = false;
   A* elements = nullptr;
   char* made = nullptr;  // [thread][unit]
 };

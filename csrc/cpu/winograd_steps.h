@@ -64,7 +64,7 @@ struct WinogradSteps {
         depth(taps.size(), phases.summed_channels()),
         groups(p.shape.groups / phases.joined_groups),
         panels(ceil_div(phases.channels, kWide)),
-        kept(grid.size() > 2 * most_tiles_of<Tile>(depth.total(), false) &&
+        kept((p.keeps_weight || grid.size() > 2 * most_tiles_of<Tile>(depth.total(), false)) &&
              groups * panels * kWeights * depth.total() * kWide * int64_t(sizeof(A)) <= kKeptBytes),
         source(static_cast<const T*>(gradient ? b.output : b.input)),
         weight(static_cast<const T*>(b.weight)),
@@ -85,17 +85,16 @@ struct WinogradSteps {
   }
   // How the tiles are cut, and with that the weights' place: all of them in front of the threads' memory, or
   // a chunk in each thread's.
-  void cut_tiles(int64_t tiles, int64_t threads) {
+  void cut_tiles(const ConvProblem& p, int64_t tiles) {
     block_tiles = tiles;
     tile_blocks = ceil_div(grid.size(), tiles);
-    whole = kept && tile_blocks > 2;
+    whole = kept && (p.keeps_weight || tile_blocks > 2);
     weights_plane = odd_lines((whole ? depth.total() : kChunk) * kWide);
-    weights = PackedWeights<A>(whole ? groups * panels : 0, kWeights * weights_plane, threads);
+    weights = PackedWeights<A>(p, whole ? groups * panels : 0, kWeights * weights_plane);
     scratch_weights = kRaw + (whole ? 0 : kWeights * weights_plane);
   }
-  void set_memory(char* workspace, int64_t of_thread) {
-    weights.place(workspace);
-    scratch = reinterpret_cast<A*>(workspace + weights.bytes());
+  void set_memory(const ConvBuffers& b, char* workspace, int64_t of_thread) {
+    scratch = reinterpret_cast<A*>(weights.place(b, workspace));
     scratch_size = round_up(of_thread, 64) + 64;
   }
   int64_t memory(int64_t threads) const { return weights.bytes() + threads * scratch_size * sizeof(A); }

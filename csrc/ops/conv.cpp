@@ -1,6 +1,7 @@
 // Convolution and its gradients: schemas, checks, allocation, choice of the kernel. cnnext::conv and friends.
 #include "conv.h"
 #include "device.h"
+#include "packed_weights.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -69,13 +70,16 @@ Layout either_last(const at::Tensor& a, const at::Tensor& b) {
 
 template <class Select>
 void launch(const char* op, const Select& list_of, ConvProblem problem, const at::Tensor& input,
-            const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& output) {
+            const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& output,
+            bool keeps_weight = false) {
   for (const at::Tensor* each : {&input, &weight, &output}) {
     problem.aligned = problem.aligned && reinterpret_cast<uintptr_t>(each->const_data_ptr()) % 16 == 0;
   }
   const auto pointer = [](const at::Tensor& t) { return const_cast<void*>(t.const_data_ptr()); };
   const ConvBuffers buffers = {pointer(input), pointer(weight), bias ? pointer(*bias) : nullptr,
                                pointer(output)};
+  if (keeps_weight)
+    return run_with_packed(choose_kernel(op, list_of(cpu_kernels()), problem), problem, buffers, weight);
   run_kernel(op, list_of, problem, buffers, output);
 }
 
@@ -128,9 +132,10 @@ at::Tensor conv_kernel(const at::Tensor& input, const at::Tensor& weight, const 
   const Layout layout = either_last(input, weight);
   const auto format = memory_format(layout, input.dim());
   const at::Tensor output = empty(c.output, input.options(), format);
+  const at::Tensor dense_weight = weight.contiguous(weight.suggest_memory_format());
   launch("conv", CNNEXT_LIST(conv), problem_of(c, input.scalar_type(), layout, layout_of(weight)),
-         input.contiguous(format), weight.contiguous(weight.suggest_memory_format()), contiguous(bias),
-         output);
+         input.contiguous(format), dense_weight, contiguous(bias), output,
+         keeps_packed(weight) && dense_weight.is_same(weight));
   return output;
 }
 
@@ -153,9 +158,11 @@ at::Tensor conv_grad_input_kernel(const at::Tensor& grad_output, const at::Tenso
   const Layout layout = either_last(grad_output, weight);
   const auto format = memory_format(layout, weight.dim());
   const at::Tensor input = empty(input_sizes, grad_output.options(), format);
+  const at::Tensor dense_weight = weight.contiguous(weight.suggest_memory_format());
   launch("conv_grad_input", CNNEXT_LIST(conv_grad_input),
-         problem_of(c, weight.scalar_type(), layout, layout_of(weight)), input,
-         weight.contiguous(weight.suggest_memory_format()), contiguous(bias), grad_output.contiguous(format));
+         problem_of(c, weight.scalar_type(), layout, layout_of(weight)), input, dense_weight,
+         contiguous(bias), grad_output.contiguous(format),
+         keeps_packed(weight) && dense_weight.is_same(weight));
   return input;
 }
 

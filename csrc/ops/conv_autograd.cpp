@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "conv.h"
+#include "packed_weights.h"
 
 namespace cnnext::ops {
 
@@ -68,6 +69,7 @@ struct SavedParameters : Parameters {
     dilation = lists.slice(strides + paddings);
   }
   at::Tensor laid_out(const at::Tensor& grad) const {
+    if (left_to_aten({&grad})) return grad;  // one of a batch has no memory format
     const bool last = channels_last.expect_int() == 1;
     return grad.contiguous(memory_format(last ? Layout::kChannelsLast : Layout::kChannelsFirst, grad.dim()));
   }
@@ -90,6 +92,7 @@ struct ConvFunction : public Function<ConvFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& weight,
                             const OptionalTensor& bias, Parameters p) {
     at::AutoDispatchBelowADInplaceOrView below;
+    const Differentiating differentiating;
     at::Tensor output = conv(input, weight, bias, p.stride, p.padding, p.dilation, p.groups);
     p.channels_last = is_last(output);
     p.save(ctx);
@@ -100,6 +103,7 @@ struct ConvFunction : public Function<ConvFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     if (!grads[0].defined()) return {{}, {}, {}, {}};
     const SavedParameters p(ctx);
+    const Differentiating differentiating;
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &input = saved[0], &weight = saved[1];
     const at::Tensor grad = p.laid_out(grads[0]);
@@ -120,6 +124,7 @@ struct ConvGradInputFunction : public Function<ConvGradInputFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& grad_output, const at::Tensor& weight,
                             const OptionalTensor& bias, c10::SymIntArrayRef input_size, Parameters p) {
     at::AutoDispatchBelowADInplaceOrView below;
+    const Differentiating differentiating;
     at::Tensor input =
         conv_grad_input(grad_output, weight, bias, input_size, p.stride, p.padding, p.dilation, p.groups);
     p.channels_last = is_last(input);
@@ -131,6 +136,7 @@ struct ConvGradInputFunction : public Function<ConvGradInputFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     if (!grads[0].defined()) return {{}, {}, {}, {}, {}};
     const SavedParameters p(ctx);
+    const Differentiating differentiating;
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &grad_output = saved[0], &weight = saved[1];
     const at::Tensor grad = p.laid_out(grads[0]);

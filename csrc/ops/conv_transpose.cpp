@@ -33,6 +33,14 @@ at::Tensor by_torch(const at::Tensor& input, const at::Tensor& weight, const Opt
   }
 }
 
+at::Tensor by_torch_under_vmap(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                               c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                               c10::SymIntArrayRef output_padding, c10::SymInt groups,
+                               c10::SymIntArrayRef dilation) {
+  record_fallback("conv_transpose", "vmap");
+  return by_torch(input, weight, bias, stride, padding, output_padding, std::move(groups), dilation);
+}
+
 }  // namespace
 
 at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
@@ -82,5 +90,6 @@ TORCH_LIBRARY_FRAGMENT(cnnext, m) {
 }
 
 TORCH_LIBRARY_IMPL(cnnext, CompositeImplicitAutograd, m) { m.impl("conv_transpose", conv_transpose); }
+TORCH_LIBRARY_IMPL(cnnext, FuncTorchBatched, m) { m.impl("conv_transpose", by_torch_under_vmap); }
 
 }  // namespace cnnext::ops

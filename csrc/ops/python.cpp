@@ -82,12 +82,22 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       pybind11::arg("arch") = 0);
   m.def("winograd_enabled", winograd_enabled);
   m.def("set_winograd", set_winograd, pybind11::arg("enabled"));
-  m.def("empty_cache", empty_cache);
-  m.def("memory_stats", memory_stats);
+  m.def("empty_cache", [] {
+    drop_packed_weights();
+    empty_cache();
+  });
+  m.def("memory_stats", [] {
+    auto stats = memory_stats();
+    stats["packed_weights_bytes"] = packed_weight_bytes();
+    return stats;
+  });
   m.def("memory_pool_enabled", memory_pool_enabled);
   m.def("set_memory_pool", set_memory_pool, pybind11::arg("enabled"));
   m.def("torch_memory_pooled", torch_memory_pooled);
   m.def("set_torch_memory_pooled", set_torch_memory_pooled, pybind11::arg("pooled"));
+  m.def("packed_weights_enabled", packed_weights_enabled);
+  m.def("set_packed_weights", set_packed_weights, pybind11::arg("enabled"));
+  m.def("drop_packed_weights", drop_packed_weights);
   m.def("fallbacks", fallbacks);
   m.def("reset_fallbacks", reset_fallbacks);
 }

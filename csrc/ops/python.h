@@ -26,6 +26,12 @@ void set_memory_pool(bool enabled);
 bool torch_memory_pooled();
 void set_torch_memory_pooled(bool pooled);
 
+// The cache of packed_weights.h.
+bool packed_weights_enabled();
+void set_packed_weights(bool enabled);
+int64_t packed_weight_bytes();
+void drop_packed_weights();
+
 // Names of the kernels of an operator, in the order they are tried.
 std::vector<std::string> candidates(const std::string& op, bool cuda);
 
