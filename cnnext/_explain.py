@@ -323,7 +323,8 @@ def explain(
         recorder = _Recorder(path, arch_number)
         with fake:
             state, tensors, kwargs = tree_map_only(Tensor, fake.from_tensor, (state, tensors, kwargs))
-        with fake, recorder, override():
+        # Dynamo would meet the recorder's mode in a compiled model's frames and skip them for good.
+        with torch.compiler.set_stance("force_eager"), fake, recorder, override():
             run(*tensors, **kwargs)
         recorder.resolve()
     return Explanation(recorder.layers, arch_number)

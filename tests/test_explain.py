@@ -230,6 +230,21 @@ def test_hooks_are_removed_after_an_error() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_compiled_model_stays_compiled() -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model, x = torch.compile(Net(), backend=backend, fullgraph=True), torch.randn(2, 3, 10, 10)
+    assert [layer.op for layer in cnnext.explain(model, x).layers] == ["conv", "max_pool", "adaptive_avg_pool"]
+    assert graphs == []
+    model(x)
+    assert len(graphs) == 1
+
+
 def test_nothing_called() -> None:
     assert str(cnnext.explain(torch.nn.Linear(2, 2), torch.ones(1, 2))) == "no convolution or pooling was called"
 
