@@ -319,7 +319,7 @@ def explain(
         def run(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(layer_or_function, state, args, kwargs)
 
-    with module_path(layer_or_function) as path:
+    with module_path(layer_or_function) as path, backends.uncounted_fallbacks():
         recorder = _Recorder(path, arch_number)
         with fake:
             state, tensors, kwargs = tree_map_only(Tensor, fake.from_tensor, (state, tensors, kwargs))

@@ -29,7 +29,7 @@ enabled: bool = True
 """False sends every function and layer of cnnext to torch, to compare the two in one program (see `flags`)."""
 
 _forced: dict[tuple[str, bool], str] = {}
-_left_to_torch: Counter[str] = Counter()
+_left_to_torch: Counter[str] = Counter()  # by the Python layer, less the calls of `uncounted_fallbacks`
 
 
 def cpu_capability() -> str:
@@ -224,3 +224,13 @@ def record_fallback(op: str, reason: str) -> None:
     """Counts one call that the Python layer left to torch. Calls inside a compiled graph are counted by no one."""
     if not torch.compiler.is_compiling():
         _left_to_torch[f"{op}: {reason}"] += 1
+
+
+@contextmanager
+def uncounted_fallbacks() -> Iterator[None]:
+    """Takes the block's own calls off the record at its end: they compute nothing."""
+    before = Counter(fallbacks())
+    try:
+        yield
+    finally:
+        _left_to_torch.subtract(Counter(fallbacks()) - before)

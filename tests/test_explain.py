@@ -192,6 +192,29 @@ def test_fallback_is_named() -> None:
     assert "conv: element type" in found._repr_html_()
 
 
+def test_fallbacks_are_those_of_the_user() -> None:
+    def disabled(*args: torch.Tensor) -> torch.Tensor:
+        with cnnext.backends.flags(enabled=False):
+            return functional.conv2d(*args)
+
+    def invalid(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(functional.conv2d(x, w), w, stride=-1)
+
+    numbers = torch.ones(1, 1, 5, 5).long(), torch.ones(1, 1, 3, 3).long()
+    cnnext.reset_fallbacks()
+    for calls in range(1, 3):
+        functional.conv2d(*numbers)  # counted by the operator
+        disabled(*numbers)  # counted in Python
+        cnnext.explain(functional.conv2d, *numbers)
+        cnnext.explain(disabled, *numbers)
+        with pytest.raises(RuntimeError, match="stride"):
+            cnnext.explain(invalid, *numbers)
+        assert cnnext.fallbacks() == {"conv: element type": calls, "conv: cnnext is disabled": calls}
+    cnnext.reset_fallbacks()
+    cnnext.explain(functional.conv2d, *numbers)
+    assert cnnext.fallbacks() == {}
+
+
 class Net(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
