@@ -92,9 +92,8 @@ class Explanation:
                 scratch = f" + {each.workspace_bytes / 1e6:.2f} MB workspace" if each.workspace_bytes else ""
                 why = f": {each.reason}" if each.reason else ""
                 blocks.append(f"  {each.name:<11} {each.kernel:<15} {numbers}{scratch}{why}")
-            refused = {kernel: why for each in layer.directions for kernel, why in each.refused.items()}
-            if refused:
-                blocks.append("  not used: " + "; ".join(f"{kernel}: {why}" for kernel, why in refused.items()))
+            if refusals := _refusals(layer.directions):
+                blocks.append("  not used: " + "; ".join(refusals))
         if len(self.layers) > 1:
             forward = [layer.directions[0] for layer in self.layers if layer.directions]
             flops, traffic = sum(each.flops for each in forward), sum(each.bytes for each in forward)
@@ -110,6 +109,21 @@ class Explanation:
         cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
         body = "".join(f"<tr>{row}</tr>" for row in cells)
         return f"<table><thead><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _refusals(directions: list[Direction]) -> list[str]:
+    """The refused kernels and why; and where, if a kernel runs in another direction or the reasons differ."""
+    found: dict[str, dict[str, list[str]]] = {}  # directions by kernel and reason
+    for each in directions:
+        for kernel, why in each.refused.items():
+            found.setdefault(kernel, {}).setdefault(why, []).append(each.name)
+    used = {each.kernel for each in directions}
+    refusals = []
+    for kernel, reasons in found.items():
+        anywhere = len(reasons) == 1 and kernel not in used
+        for why, where in reasons.items():
+            refusals.append(f"{kernel}: {why}" if anywhere else f"{kernel} in {' and '.join(where)}: {why}")
+    return refusals
 
 
 def _channels_last(*tensors: Tensor) -> bool:

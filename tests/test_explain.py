@@ -13,6 +13,7 @@ from torch.profiler import profile
 
 import cnnext
 from cnnext import functional, nn
+from cnnext._explain import Direction, Explanation, Layer
 
 
 def test_convolution_layer() -> None:
@@ -244,6 +245,19 @@ def test_model_and_its_output() -> None:
     assert text.endswith(" MB forward; 0 left to torch")
     assert f"3 layers: {flops / 1e9:.3f} GFLOP" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_refusals_contradict_no_choice() -> None:
+    directions = [
+        Direction("forward", "conv", "rows", "", {"lanes": "few", "col2im": "strided", "tiles": "odd"}, 0, 0, 0),
+        Direction("grad_input", "conv_grad_input", "col2im", "", {"lanes": "few", "tiles": "large"}, 0, 0, 0),
+        Direction("grad_weight", "conv_grad_weight", "gemm", "", {"rows": "wide", "tiles": "large"}, 0, 0, 0),
+    ]
+    text = str(Explanation([Layer("", "conv", "N=1", "float32", "channels first", None, directions)]))
+    assert " ".join(text.partition("not used: ")[2].split()) == (
+        "lanes: few; col2im in forward: strided; tiles in forward: odd; "
+        "tiles in grad_input and grad_weight: large; rows in grad_weight: wide"
+    )
 
 
 def test_hooks_are_removed_after_an_error() -> None:
