@@ -215,6 +215,11 @@ def _layer(name: str, op: str, shape: str, source: Tensor, last: bool, direction
     return Layer(name, op, shape, str(source.dtype).removeprefix("torch."), layout, None, directions)
 
 
+def _fallback(name: str, op: str, args: Any, reason: str) -> Layer:
+    sizes = " ".join("x".join(map(str, arg.shape)) for arg in args if isinstance(arg, Tensor))
+    return replace(_layer(name, op, sizes, args[0], _channels_last(args[0]), []), fallback=reason)
+
+
 @contextmanager
 def module_path(model: Any) -> Iterator[list[str]]:
     """While a model runs inside the block: names of the modules it is in, the innermost last. Empty for a function."""
@@ -242,37 +247,38 @@ class _Recorder(TorchDispatchMode):
         self.fallbacks = backends.fallbacks()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.resolve()
         result = func(*args, **(kwargs or {}))
-        op = func._schema.name.split("::")[1]
-        name = self.path[-1] if self.path else ""
-        empty = any(isinstance(arg, Tensor) and arg.numel() == 0 for arg in args)
-        if func.namespace == "cnnext" and empty:
-            self._note_fallback(name, op, args, f"{op}: empty tensor")
-        elif func.namespace == "cnnext" and op != "max_unpool":
-            named = {a.name: a.default_value for a in func._schema.arguments}
-            named |= dict(zip(named, args, strict=False)) | (kwargs or {})
-            if "weight" in named:
-                self.layers.append(_explain_conv(name, op, named, result, self.arch))
-            elif isinstance(named.get("input"), Tensor):
-                results = [result] if isinstance(result, Tensor) else list(result)
-                self.layers.append(_explain_pool(name, op, named, results, self.arch))
-        elif func.namespace == "aten" and ("conv" in op or "_pool" in op):
-            self._note_fallback(name, op, args, "")
+        layer = self._layer_of(func, args, kwargs or {}, result)
+        if layer is not None:
+            self.resolve()
+            self.layers.append(layer)
         return result
 
+    def _layer_of(self, func: Any, args: Any, kwargs: Any, result: Any) -> Layer | None:
+        op = func._schema.name.split("::")[1]
+        name = self.path[-1] if self.path else ""
+        if func.namespace == "aten" and ("conv" in op or "_pool" in op):
+            return _fallback(name, op, args, "")
+        if func.namespace != "cnnext" or op == "max_unpool":
+            return None
+        if any(isinstance(arg, Tensor) and arg.numel() == 0 for arg in args):
+            return _fallback(name, op, args, f"{op}: empty tensor")
+        named = {a.name: a.default_value for a in func._schema.arguments}
+        named |= dict(zip(named, args, strict=False)) | kwargs
+        if "weight" in named:
+            return _explain_conv(name, op, named, result, self.arch)
+        if isinstance(named.get("input"), Tensor):
+            results = [result] if isinstance(result, Tensor) else list(result)
+            return _explain_pool(name, op, named, results, self.arch)
+        return None
+
     def resolve(self) -> None:
-        """Looks up why the last call was left to torch: it is recorded once torch is done."""
+        """Looks up why the last layer was left to torch: it is recorded once torch is done, maybe by several calls."""
         if self.layers and self.layers[-1].fallback == "":
             now = backends.fallbacks()
             new = [key for key in now if now[key] > self.fallbacks.get(key, 0)]
             self.layers[-1] = replace(self.layers[-1], fallback=new[0] if new else "not an operator of ours")
             self.fallbacks = now
-
-    def _note_fallback(self, name: str, op: str, args: Any, reason: str) -> None:
-        sizes = " ".join("x".join(map(str, arg.shape)) for arg in args if isinstance(arg, Tensor))
-        layer = _layer(name, op, sizes, args[0], _channels_last(args[0]), [])
-        self.layers.append(replace(layer, fallback=reason))
 
 
 def _arch_number(device: str | torch.device | None, arch: tuple[int, int] | None, tensors: Any) -> int:

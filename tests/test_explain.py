@@ -193,6 +193,14 @@ def test_fallback_is_named() -> None:
     assert "conv: element type" in found._repr_html_()
 
 
+def test_fallback_of_several_calls_is_named() -> None:
+    """torch pools rows as images: the next call that is seen does not end the layer."""
+    x = torch.ones(1, 1, 4, dtype=torch.int64)
+    found = cnnext.explain(lambda x: F.fractional_max_pool2d(F.max_pool1d(x, 2)[None], 1, 1), x)
+    reasons = [layer.fallback for layer in found.layers]
+    assert reasons == ["max_pool: element type", "not an operator of ours"]
+
+
 def test_fallbacks_are_those_of_the_user() -> None:
     def disabled(*args: torch.Tensor) -> torch.Tensor:
         with cnnext.backends.flags(enabled=False):
