@@ -210,6 +210,22 @@ def _explain_pool(name: str, op: str, args: dict[str, Any], results: list[Tensor
     return _layer(name, family, shape if adaptive else f"{shape}, {window}", source, last, directions)
 
 
+def _explain_unpool(name: str, op: str, args: dict[str, Any], result: Tensor, arch: int) -> Layer:
+    source = args["input"]
+    size, out_size = [int(n) for n in source.shape], [int(n) for n in result.shape]
+    dims = len(size) - 2
+    traffic = _bytes(source, args["indices"], result)
+    last = _channels_last(source)
+    # Unpooling knows planes of pixels and no windows; adaptive ones fit any two planes.
+    geometry = ([*size[:2], math.prod(out_size[2:])], [*size[:2], math.prod(size[2:])], [1], [1], [0], [1])
+    directions = []
+    for direction, each in (("forward", op), ("grad_input", f"{op}_grad_input")):
+        choice = _C.explain_pool(f"adaptive_{each}", *geometry, source.dtype, last, arch)
+        directions.append(_direction(direction, each, 0, traffic, choice))
+    shape = f"{_terms('NC' + _SPATIAL[dims], size)} → {_terms(_OUTPUT[dims], out_size[2:])}"
+    return _layer(name, op, shape, source, last, directions)
+
+
 def _layer(name: str, op: str, shape: str, source: Tensor, last: bool, directions: list[Direction]) -> Layer:
     layout = "channels last" if last else "channels first"
     return Layer(name, op, shape, str(source.dtype).removeprefix("torch."), layout, None, directions)
@@ -257,9 +273,9 @@ class _Recorder(TorchDispatchMode):
     def _layer_of(self, func: Any, args: Any, kwargs: Any, result: Any) -> Layer | None:
         op = func._schema.name.split("::")[1]
         name = self.path[-1] if self.path else ""
-        if func.namespace == "aten" and ("conv" in op or "_pool" in op):
+        if func.namespace == "aten" and ("conv" in op or "pool" in op):
             return _fallback(name, op, args, "")
-        if func.namespace != "cnnext" or op == "max_unpool":
+        if func.namespace != "cnnext":
             return None
         if any(isinstance(arg, Tensor) and arg.numel() == 0 for arg in args):
             return _fallback(name, op, args, f"{op}: empty tensor")
@@ -267,6 +283,8 @@ class _Recorder(TorchDispatchMode):
         named |= dict(zip(named, args, strict=False)) | kwargs
         if "weight" in named:
             return _explain_conv(name, op, named, result, self.arch)
+        if op == "max_unpool":
+            return _explain_unpool(name, op, named, result, self.arch)
         if isinstance(named.get("input"), Tensor):
             results = [result] if isinstance(result, Tensor) else list(result)
             return _explain_pool(name, op, named, results, self.arch)

@@ -55,12 +55,23 @@ def test_pooling() -> None:
     assert (adaptive.op, adaptive.shape) == ("adaptive_avg_pool", "N=2 C=3 H=9 W=9 → P=3 Q=3")
 
 
+@pytest.mark.parametrize(("arch", "kernels"), [(None, ["planes", "planes"]), ((8, 0), ["planes", "gather"])])
+def test_unpooling(arch: tuple[int, int] | None, kernels: list[str]) -> None:
+    pooled, indices = F.max_pool2d(torch.randn(2, 3, 8, 6), 2, return_indices=True)
+    [found] = cnnext.explain(torch.nn.MaxUnpool2d(2), pooled, indices, arch=arch).layers
+    assert (found.op, found.shape) == ("max_unpool", "N=2 C=3 H=4 W=3 → P=8 Q=6")
+    assert [each.op for each in found.directions] == ["max_unpool", "max_unpool_grad_input"]
+    assert [each.kernel for each in found.directions] == kernels
+    assert {each.bytes for each in found.directions} == {2 * 3 * (12 * (4 + 8) + 48 * 4)}
+    assert found.directions[0].workspace_bytes == (0 if arch is None else 2 * 3 * 48 * 4)  # an owner for each pixel
+    [smaller] = cnnext.explain(F.max_unpool1d, pooled[0], indices[0], 1, 1, 1, arch=arch).layers
+    assert smaller.shape == "N=3 C=4 W=3 → Q=1"
+
+
 @pytest.mark.parametrize("library", [F, functional], ids=["torch", "cnnext"])
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_every_call(call: Call, library: Any) -> None:
     found = cnnext.explain(getattr(library, call.name), *call.tensors(), **call.kwargs)
-    if "unpool" in call.name:  # it has no kernels to choose from
-        return
     [layer] = found.layers
     if 0 in call.shapes[0]:
         assert layer.fallback == "conv: empty tensor"
@@ -189,6 +200,8 @@ def test_fallback_is_named() -> None:
     [layer] = found.layers
     assert layer.fallback == "conv: element type"
     assert layer.directions == []
+    [unpool] = cnnext.explain(F.max_unpool1d, *2 * [torch.ones(1, 1, 2, dtype=torch.int64)], 2).layers
+    assert unpool.fallback == "max_unpool: element type"
     assert "left to torch: conv: element type" in str(found)
     assert "conv: element type" in found._repr_html_()
 
