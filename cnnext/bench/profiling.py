@@ -161,7 +161,8 @@ def profile(
 
     The model itself is left as it is: copies run, one with torch's layers and one with ours; calls of functions are
     redirected as by `override`. Every result is compared with float64 before anything is timed; the two take turns.
-    Random layers (dropout) are off in the copies. A model on a GPU is timed by events.
+    Random layers (dropout) are off in the copies, and max unpooling is timed in the whole only. A model on a GPU is
+    timed by events.
 
     Args:
         model: any module, in the mode (`train()` or `eval()`) in which it is to run.
