@@ -227,7 +227,9 @@ def _measure(
     facts = environment.facts(device)
 
     yield "preparing the model", 0.0
-    plain = cnnext.revert(network.converted(model, "torch", layouts[0], dtype))
+    with warnings.catch_warnings():  # what revert leaves alone is sent to torch by `backends.flags`
+        warnings.filterwarnings("ignore", "cnnext.revert left alone")
+        plain = cnnext.revert(network.converted(model, "torch", layouts[0], dtype))
     for module in plain.modules():
         if isinstance(module, _DropoutNd):
             module.eval()
