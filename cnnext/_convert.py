@@ -21,6 +21,7 @@ Classes = dict[type[torch.nn.Module], type[torch.nn.Module]]
 _OURS: Classes = {getattr(torch.nn, name): getattr(nn, name) for name in nn.__all__}
 _TORCHS: Classes = {ours: torchs for torchs, ours in _OURS.items()}
 _NAMES = frozenset(nn.__all__)
+_MISSING = (torch.nn.FractionalMaxPool2d, torch.nn.FractionalMaxPool3d)
 
 
 def _matches(choices: Choices, name: str, module: torch.nn.Module) -> bool:
@@ -63,8 +64,10 @@ def _obstacle(module: torch.nn.Module, classes: Classes) -> str | None:
     if isinstance(module, torch.jit.ScriptModule):
         name = getattr(module, "original_name", "")
         return f"{name} compiled by torch.jit" if name in _NAMES else None
-    quantised = kind.__module__.startswith("torch.ao.nn") and kind.__name__ in _NAMES
-    return f"quantised {kind.__name__}" if quantised else None
+    if kind.__module__.startswith("torch.ao.nn") and kind.__name__ in _NAMES:
+        return f"quantised {kind.__name__}"
+    missing = next((cls.__name__ for cls in _MISSING if isinstance(module, cls)), None)
+    return missing and f"cnnext has no {missing}"
 
 
 def _state(module: torch.nn.Module) -> str | None:
@@ -109,8 +112,8 @@ def convert(model: Model, include: Choices = None, exclude: Choices = None) -> M
     """Makes a model's convolution and pooling layers ours, in place.
 
     A layer stays the same object and only its class changes: parameters, buffers, hooks and an optimizer's references
-    survive. Layers whose type is not exactly torch's (user subclasses, parametrized, quantised or scripted ones)
-    are left alone, and one warning names them; `conversion_report(model)` has the full list.
+    survive. Layers whose type is not exactly torch's (user subclasses, parametrized, quantised or scripted ones) and
+    fractional max pooling are left alone, and one warning names them; `conversion_report(model)` has the full list.
 
     Args:
         model: any module; it may itself be a layer.

@@ -133,6 +133,15 @@ def test_revert_names_what_it_leaves_alone() -> None:
     assert type(cnnext.revert(model[0])) is torch.nn.Conv2d
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_missing_layers_are_reported(dims: int) -> None:
+    name = f"FractionalMaxPool{dims}d"
+    layer = getattr(torch.nn, name)(2, output_size=2)
+    assert cnnext.conversion_report(layer) == {"": f"left alone: cnnext has no {name}"}
+    with pytest.warns(UserWarning, match=f"left alone the model .cnnext has no {name}"):
+        cnnext.convert(layer)
+
+
 def test_no_warning_when_all_is_exchanged() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 3), nn.MaxPool2d(2), torch.nn.Linear(2, 2))
     with warnings.catch_warnings():
