@@ -16,11 +16,12 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 Choice = str | type[torch.nn.Module] | Callable[[str, torch.nn.Module], bool]
 Choices = Choice | Iterable[Choice] | None
 
-_OURS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
-    getattr(torch.nn, name): getattr(nn, name) for name in nn.__all__
-}
-_TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
+Classes = dict[type[torch.nn.Module], type[torch.nn.Module]]
+
+_OURS: Classes = {getattr(torch.nn, name): getattr(nn, name) for name in nn.__all__}
+_TORCHS: Classes = {ours: torchs for torchs, ours in _OURS.items()}
 _NAMES = frozenset(nn.__all__)
+_MISSING = (torch.nn.FractionalMaxPool2d, torch.nn.FractionalMaxPool3d)
 
 
 def _matches(choices: Choices, name: str, module: torch.nn.Module) -> bool:
@@ -44,25 +45,51 @@ def _chosen(model: torch.nn.Module, include: Choices, exclude: Choices) -> Itera
             yield name, module
 
 
-def _state(module: torch.nn.Module) -> str | None:
-    """What `conversion_report` says of one module; None if it is no convolution or pooling layer."""
-    kind = type(module)
-    if kind in _TORCHS:
-        return "cnnext"
-    if kind in _OURS:
-        return "torch: convert exchanges it"
+def _base(module: torch.nn.Module) -> type[torch.nn.Module] | None:
+    """The layer that a module is or derives from, ours before torch's."""
+    return next((cls for cls in type(module).__mro__ if cls in _OURS or cls in _TORCHS), None)
+
+
+def _obstacle(module: torch.nn.Module, classes: Classes) -> str | None:
+    """Why a layer stays as it is where `classes` are exchanged; None if it is exchanged, or no layer of that side."""
+    kind, base = type(module), _base(module)
+    if kind in classes:
+        return None
+    if base in classes and parametrize.is_parametrized(module):
+        return f"parametrized {base.__name__}"
+    if base in classes:
+        return f"{kind.__qualname__}, a subclass of {base.__name__}"
+    if base is not None or classes is _TORCHS:
+        return None
     if isinstance(module, torch.jit.ScriptModule):
         name = getattr(module, "original_name", "")
-        return f"left alone: {name} compiled by torch.jit" if name in _NAMES else None
-    base = next((cls.__name__ for cls in kind.__mro__ if cls in _OURS), None)
-    if base is None:
-        quantised = kind.__module__.startswith("torch.ao.nn") and kind.__name__ in _NAMES
-        return f"left alone: quantised {kind.__name__}" if quantised else None
-    if any(cls in _TORCHS for cls in kind.__mro__):
+        return f"{name} compiled by torch.jit" if name in _NAMES else None
+    if kind.__module__.startswith("torch.ao.nn") and kind.__name__ in _NAMES:
+        return f"quantised {kind.__name__}"
+    missing = next((cls.__name__ for cls in _MISSING if isinstance(module, cls)), None)
+    return missing and f"cnnext has no {missing}"
+
+
+def _state(module: torch.nn.Module) -> str | None:
+    """What `conversion_report` says of one module; None if it is no convolution or pooling layer."""
+    if _base(module) in _TORCHS:
         return "cnnext"
-    if parametrize.is_parametrized(module):
-        return f"left alone: parametrized {base}"
-    return f"left alone: {kind.__qualname__}, a subclass of {base}"
+    if type(module) in _OURS:
+        return "torch: convert exchanges it"
+    obstacle = _obstacle(module, _OURS)
+    return obstacle and f"left alone: {obstacle}"
+
+
+def _exchange(model: Model, include: Choices, exclude: Choices, classes: Classes, warning: str) -> Model:
+    left_alone = []
+    for name, module in _chosen(model, include, exclude):
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
+        elif obstacle := _obstacle(module, classes):
+            left_alone.append(f"{name or 'the model'} ({obstacle})")
+    if left_alone:
+        warnings.warn(f"{warning} {', '.join(left_alone)}", stacklevel=3)
+    return model
 
 
 def conversion_report(model: torch.nn.Module) -> dict[str, str]:
@@ -85,8 +112,8 @@ def convert(model: Model, include: Choices = None, exclude: Choices = None) -> M
     """Makes a model's convolution and pooling layers ours, in place.
 
     A layer stays the same object and only its class changes: parameters, buffers, hooks and an optimizer's references
-    survive. Layers whose type is not exactly torch's (user subclasses, parametrized, quantised or scripted ones)
-    are left alone, and one warning names them; `conversion_report(model)` has the full list.
+    survive. Layers whose type is not exactly torch's (user subclasses, parametrized, quantised or scripted ones) and
+    fractional max pooling are left alone, and one warning names them; `conversion_report(model)` has the full list.
 
     Args:
         model: any module; it may itself be a layer.
@@ -101,26 +128,18 @@ def convert(model: Model, include: Choices = None, exclude: Choices = None) -> M
         >>> type(cnnext.convert(torch.nn.Conv2d(3, 8, 3)))
         <class 'cnnext.nn.Conv2d'>
     """
-    left_alone = []
-    for name, module in _chosen(model, include, exclude):
-        if type(module) in _OURS:
-            module.__class__ = _OURS[type(module)]
-        elif (state := _state(module)) and state != "cnnext":
-            left_alone.append(f"{name or 'the model'} ({state.removeprefix('left alone: ')})")
-    if left_alone:
-        warnings.warn(f"cnnext.convert left alone {', '.join(left_alone)}", stacklevel=2)
-    return model
+    return _exchange(model, include, exclude, _OURS, "cnnext.convert left alone")
 
 
 def revert(model: Model, include: Choices = None, exclude: Choices = None) -> Model:
     """Makes a model's layers torch's again, in place: the opposite of `convert`, with the same arguments.
+
+    Layers whose type is not exactly ours (user subclasses and parametrized ones) are left alone, and one warning names
+    them.
 
     Example:
         >>> import cnnext
         >>> type(cnnext.revert(cnnext.nn.Conv2d(3, 8, 3)))
         <class 'torch.nn.modules.conv.Conv2d'>
     """
-    for _, module in _chosen(model, include, exclude):
-        if type(module) in _TORCHS:
-            module.__class__ = _TORCHS[type(module)]
-    return model
+    return _exchange(model, include, exclude, _TORCHS, "cnnext.revert left alone")

@@ -92,9 +92,8 @@ class Explanation:
                 scratch = f" + {each.workspace_bytes / 1e6:.2f} MB workspace" if each.workspace_bytes else ""
                 why = f": {each.reason}" if each.reason else ""
                 blocks.append(f"  {each.name:<11} {each.kernel:<15} {numbers}{scratch}{why}")
-            refused = {kernel: why for each in layer.directions for kernel, why in each.refused.items()}
-            if refused:
-                blocks.append("  not used: " + "; ".join(f"{kernel}: {why}" for kernel, why in refused.items()))
+            if refusals := _refusals(layer.directions):
+                blocks.append("  not used: " + "; ".join(refusals))
         if len(self.layers) > 1:
             forward = [layer.directions[0] for layer in self.layers if layer.directions]
             flops, traffic = sum(each.flops for each in forward), sum(each.bytes for each in forward)
@@ -110,6 +109,21 @@ class Explanation:
         cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
         body = "".join(f"<tr>{row}</tr>" for row in cells)
         return f"<table><thead><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _refusals(directions: list[Direction]) -> list[str]:
+    """The refused kernels and why; and where, if a kernel runs in another direction or the reasons differ."""
+    found: dict[str, dict[str, list[str]]] = {}  # directions by kernel and reason
+    for each in directions:
+        for kernel, why in each.refused.items():
+            found.setdefault(kernel, {}).setdefault(why, []).append(each.name)
+    used = {each.kernel for each in directions}
+    refusals = []
+    for kernel, reasons in found.items():
+        anywhere = len(reasons) == 1 and kernel not in used
+        for why, where in reasons.items():
+            refusals.append(f"{kernel}: {why}" if anywhere else f"{kernel} in {' and '.join(where)}: {why}")
+    return refusals
 
 
 def _channels_last(*tensors: Tensor) -> bool:
@@ -196,9 +210,30 @@ def _explain_pool(name: str, op: str, args: dict[str, Any], results: list[Tensor
     return _layer(name, family, shape if adaptive else f"{shape}, {window}", source, last, directions)
 
 
+def _explain_unpool(name: str, op: str, args: dict[str, Any], result: Tensor, arch: int) -> Layer:
+    source = args["input"]
+    size, out_size = [int(n) for n in source.shape], [int(n) for n in result.shape]
+    dims = len(size) - 2
+    traffic = _bytes(source, args["indices"], result)
+    last = _channels_last(source)
+    # Unpooling knows planes of pixels and no windows; adaptive ones fit any two planes.
+    geometry = ([*size[:2], math.prod(out_size[2:])], [*size[:2], math.prod(size[2:])], [1], [1], [0], [1])
+    directions = []
+    for direction, each in (("forward", op), ("grad_input", f"{op}_grad_input")):
+        choice = _C.explain_pool(f"adaptive_{each}", *geometry, source.dtype, last, arch)
+        directions.append(_direction(direction, each, 0, traffic, choice))
+    shape = f"{_terms('NC' + _SPATIAL[dims], size)} → {_terms(_OUTPUT[dims], out_size[2:])}"
+    return _layer(name, op, shape, source, last, directions)
+
+
 def _layer(name: str, op: str, shape: str, source: Tensor, last: bool, directions: list[Direction]) -> Layer:
     layout = "channels last" if last else "channels first"
     return Layer(name, op, shape, str(source.dtype).removeprefix("torch."), layout, None, directions)
+
+
+def _fallback(name: str, op: str, args: Any, reason: str) -> Layer:
+    sizes = " ".join("x".join(map(str, arg.shape)) for arg in args if isinstance(arg, Tensor))
+    return replace(_layer(name, op, sizes, args[0], _channels_last(args[0]), []), fallback=reason)
 
 
 @contextmanager
@@ -228,37 +263,40 @@ class _Recorder(TorchDispatchMode):
         self.fallbacks = backends.fallbacks()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.resolve()
         result = func(*args, **(kwargs or {}))
-        op = func._schema.name.split("::")[1]
-        name = self.path[-1] if self.path else ""
-        empty = any(isinstance(arg, Tensor) and arg.numel() == 0 for arg in args)
-        if func.namespace == "cnnext" and empty:
-            self._note_fallback(name, op, args, f"{op}: empty tensor")
-        elif func.namespace == "cnnext" and op != "max_unpool":
-            named = {a.name: a.default_value for a in func._schema.arguments}
-            named |= dict(zip(named, args, strict=False)) | (kwargs or {})
-            if "weight" in named:
-                self.layers.append(_explain_conv(name, op, named, result, self.arch))
-            elif isinstance(named.get("input"), Tensor):
-                results = [result] if isinstance(result, Tensor) else list(result)
-                self.layers.append(_explain_pool(name, op, named, results, self.arch))
-        elif func.namespace == "aten" and ("conv" in op or "_pool" in op):
-            self._note_fallback(name, op, args, "")
+        layer = self._layer_of(func, args, kwargs or {}, result)
+        if layer is not None:
+            self.resolve()
+            self.layers.append(layer)
         return result
 
+    def _layer_of(self, func: Any, args: Any, kwargs: Any, result: Any) -> Layer | None:
+        op = func._schema.name.split("::")[1]
+        name = self.path[-1] if self.path else ""
+        if func.namespace == "aten" and ("conv" in op or "pool" in op):
+            return _fallback(name, op, args, "")
+        if func.namespace != "cnnext":
+            return None
+        if any(isinstance(arg, Tensor) and arg.numel() == 0 for arg in args):
+            return _fallback(name, op, args, f"{op}: empty tensor")
+        named = {a.name: a.default_value for a in func._schema.arguments}
+        named |= dict(zip(named, args, strict=False)) | kwargs
+        if "weight" in named:
+            return _explain_conv(name, op, named, result, self.arch)
+        if op == "max_unpool":
+            return _explain_unpool(name, op, named, result, self.arch)
+        if isinstance(named.get("input"), Tensor):
+            results = [result] if isinstance(result, Tensor) else list(result)
+            return _explain_pool(name, op, named, results, self.arch)
+        return None
+
     def resolve(self) -> None:
-        """Looks up why the last call was left to torch: it is recorded once torch is done."""
+        """Looks up why the last layer was left to torch: it is recorded once torch is done, maybe by several calls."""
         if self.layers and self.layers[-1].fallback == "":
             now = backends.fallbacks()
             new = [key for key in now if now[key] > self.fallbacks.get(key, 0)]
             self.layers[-1] = replace(self.layers[-1], fallback=new[0] if new else "not an operator of ours")
             self.fallbacks = now
-
-    def _note_fallback(self, name: str, op: str, args: Any, reason: str) -> None:
-        sizes = " ".join("x".join(map(str, arg.shape)) for arg in args if isinstance(arg, Tensor))
-        layer = _layer(name, op, sizes, args[0], _channels_last(args[0]), [])
-        self.layers.append(replace(layer, fallback=reason))
 
 
 def _arch_number(device: str | torch.device | None, arch: tuple[int, int] | None, tensors: Any) -> int:
@@ -319,11 +357,12 @@ def explain(
         def run(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(layer_or_function, state, args, kwargs)
 
-    with module_path(layer_or_function) as path:
+    with module_path(layer_or_function) as path, backends.uncounted_fallbacks():
         recorder = _Recorder(path, arch_number)
         with fake:
             state, tensors, kwargs = tree_map_only(Tensor, fake.from_tensor, (state, tensors, kwargs))
-        with fake, recorder, override():
+        # Dynamo would meet the recorder's mode in a compiled model's frames and skip them for good.
+        with torch.compiler.set_stance("force_eager"), fake, recorder, override():
             run(*tensors, **kwargs)
         recorder.resolve()
     return Explanation(recorder.layers, arch_number)

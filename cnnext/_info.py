@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from . import _C, __version__, _build_info
+from . import _C, __version__, _build_info, functional
 
 _CPU = torch.device("cpu")
+_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _CAPABILITIES = "default, avx2, avx512"  # the values of ATEN_CPU_CAPABILITY on x86
 
 
@@ -59,97 +61,121 @@ def _integers(*size: int, channels_last: bool) -> Tensor:
     """Small whole numbers, whose sums float32 holds exactly, in an order without ties next to each other."""
     count = torch.Size(size).numel()
     values = torch.arange(count).mul(7).remainder(17).sub(8).float().reshape(size)
-    return values.contiguous(memory_format=torch.channels_last) if channels_last else values
+    format = torch.channels_last if len(size) == 4 else torch.channels_last_3d
+    return values.contiguous(memory_format=format) if channels_last else values
 
 
 class _Case(NamedTuple):
-    """An operator of ours, its arguments on the CPU, and what torch computes there for the same problem."""
+    """Something of ours, its arguments on the CPU in float32, and what torch computes there for the same problem."""
 
     operator: Callable[..., Any]
     args: tuple[Any, ...]
     expected: Callable[[], Any]
 
 
-def _self_test_cases(channels_last: bool) -> dict[str, _Case]:
-    """Per operator a 2-d problem with stride, padding, dilation and groups."""
-    ops = torch.ops.cnnext
-    x = _integers(2, 4, 9, 8, channels_last=channels_last)
-    weight = _integers(6, 2, 3, 2, channels_last=channels_last)
-    bias = torch.arange(6.0)
-    window = ([2, 1], [1, 1], [1, 2], 2)  # stride, padding, dilation, groups
-    grad = _integers(2, 6, 5, 8, channels_last=channels_last)
-    pooled, indices = F.max_pool2d(x, 3, 2, 1, return_indices=True)
-    share = _integers(2, 4, 5, 4, channels_last=channels_last)
+def _self_test_cases(dims: int, channels_last: bool) -> dict[str, _Case]:
+    """Per operator a problem with stride, padding, dilation and groups in one, two or three dimensions.
 
-    def gradient(pool: Callable[..., Tensor], *args: Any) -> Callable[[Tensor, Tensor], Tensor]:
-        def run(x: Tensor, grad: Tensor) -> Tensor:
-            leaf = x.detach().requires_grad_()
+    All sums and quotients are exact in bfloat16, those of convolutions but for the last rounding.
+    """
+    ops, size = torch.ops.cnnext, [6, 9, 8][-dims:]
+
+    def torchs(name: str) -> Callable[..., Any]:
+        return getattr(F, f"{name}{dims}d")
+
+    def numbers(*size: int) -> Tensor:
+        return _integers(*size, channels_last=channels_last)
+
+    def case(ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any) -> _Case:
+        return _Case(ours, args, partial(theirs, *args))
+
+    def gradient(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], input: Tensor, *args: Any) -> _Case:
+        """The gradient of a pool for its input."""
+
+        def run(pool: Callable[..., Tensor], input: Tensor, grad: Tensor, *args: Any) -> Tensor:
+            leaf = input.detach().requires_grad_()
             return torch.autograd.grad(pool(leaf, *args), leaf, grad)[0]
 
-        return run
+        grad = numbers(*theirs(input, *args).shape)
+        return case(partial(run, ours), partial(run, theirs), input, grad, *args)
 
-    def backward(number: int) -> Tensor:
-        stride, padding, dilation, groups = window
-        mask = [number == i for i in range(3)]
-        return torch.ops.aten.convolution_backward(
-            grad, x, weight, [6], stride, padding, dilation, False, [0, 0], groups, mask
-        )[number]
+    x, weight = numbers(2, 4, *size), numbers(6, 2, *[2, 3, 2][-dims:])
+    stride, padding, dilation = [1, 2, 1][-dims:], [0, 1, 1][-dims:], [1, 1, 2][-dims:]
+    window = (stride, padding, dilation, 2)
+    grad = numbers(*torchs("conv")(x, weight, None, *window).shape)
 
+    def conv_gradient(number: int) -> Callable[..., Tensor]:
+        rest = ([6], stride, padding, dilation, False, [0] * dims, 2, [number == i for i in range(3)])
+        return lambda *_: torch.ops.aten.convolution_backward(grad, x, weight, *rest)[number]
+
+    def unpool(input: Tensor, indices: Tensor) -> Tensor:
+        return ops.max_unpool(input, indices, size)
+
+    unpools = (unpool, partial(torchs("max_unpool"), kernel_size=3, stride=2, padding=1, output_size=size))
+    pooled = torchs("max_pool")(x, 3, 2, 1, return_indices=True)
+    maxima, averages = (ops.max_pool, torchs("max_pool")), (ops.avg_pool, torchs("avg_pool"))
+    adaptive = (ops.adaptive_max_pool, torchs("adaptive_max_pool"))
+    means = (ops.adaptive_avg_pool, torchs("adaptive_avg_pool"))
+    thirds, halves = [4, 4, 3][-dims:], [3, 9, 4][-dims:]
+    spread = (stride, padding, [0, 1, 0][-dims:], 2, dilation)  # of a transposed convolution
     return {
-        "conv": _Case(ops.conv, (x, weight, bias, *window), lambda: F.conv2d(x, weight, bias, *window)),
-        "conv_grad_input": _Case(ops.conv_grad_input, (grad, weight, None, [9, 8], *window), lambda: backward(0)),
-        "conv_grad_weight": _Case(ops.conv_grad_weight, (grad, x, [3, 2], *window), lambda: backward(1)),
-        "conv_grad_bias": _Case(ops.conv_grad_bias, (grad,), lambda: backward(2)),
-        "max_pool": _Case(ops.max_pool, (x, [3], [2], [1], [1], True), lambda: F.max_pool2d(x, 3, 2, 1, 1, True)),
-        "max_pool_grad_input": _Case(
-            gradient(ops.max_pool, [3], [2], [1]), (x, share), lambda: gradient(F.max_pool2d, 3, 2, 1)(x, share)
+        "conv": case(ops.conv, torchs("conv"), x, weight, torch.arange(6.0), *window),
+        "conv_grad_input": case(ops.conv_grad_input, conv_gradient(0), grad, weight, None, size, *window),
+        "conv_grad_weight": case(ops.conv_grad_weight, conv_gradient(1), grad, x, list(weight.shape[2:]), *window),
+        "conv_grad_bias": case(ops.conv_grad_bias, conv_gradient(2), grad),
+        "conv_transpose": case(ops.conv_transpose, torchs("conv_transpose"), grad, weight, torch.arange(4.0), *spread),
+        "max_pool": case(*maxima, x, [3], [2], [1], [1], True),
+        "max_pool_grad_input": gradient(*maxima, x, [3], [2], [1]),
+        "max_pool_with_indices": _Case(ops.max_pool_with_indices, (x, [3], [2], [1]), lambda: pooled),
+        "adaptive_max_pool": case(*adaptive, x, thirds),
+        "adaptive_max_pool_grad_input": gradient(*adaptive, x, thirds),
+        "adaptive_max_pool_with_indices": case(
+            ops.adaptive_max_pool_with_indices, partial(adaptive[1], return_indices=True), x, thirds
         ),
-        "max_pool_with_indices": _Case(ops.max_pool_with_indices, (x, [3], [2], [1]), lambda: (pooled, indices)),
-        "adaptive_max_pool": _Case(ops.adaptive_max_pool, (x, [4, 3]), lambda: F.adaptive_max_pool2d(x, [4, 3])),
-        "avg_pool": _Case(ops.avg_pool, (x, [4, 2], [2], [1]), lambda: F.avg_pool2d(x, [4, 2], 2, 1)),
-        "avg_pool_grad_input": _Case(
-            gradient(ops.avg_pool, [4, 4], [2], [1]),
-            (x, share[:, :, :4]),
-            lambda: gradient(F.avg_pool2d, 4, 2, 1)(x, share[:, :, :4]),
-        ),
-        "adaptive_avg_pool": _Case(ops.adaptive_avg_pool, (x, [9, 4]), lambda: F.adaptive_avg_pool2d(x, (9, 4))),
-        "max_unpool": _Case(
-            ops.max_unpool,
-            (pooled, indices, [9, 8]),
-            lambda: F.max_unpool2d(pooled, indices, (3, 3), (2, 2), (1, 1), (9, 8)),
-        ),
+        "avg_pool": case(*averages, x, [2, 4, 2][-dims:], [2], [1]),
+        "avg_pool_grad_input": gradient(*averages, x, [2, 4, 4][-dims:], [2], [1]),
+        "adaptive_avg_pool": case(*means, x, halves),
+        "adaptive_avg_pool_grad_input": gradient(*means, x, halves),
+        "lp_pool": case(getattr(functional, f"lp_pool{dims}d"), torchs("lp_pool"), x, 1, 2),
+        "max_unpool": case(*unpools, *pooled),
+        "max_unpool_grad_input": gradient(*unpools, *pooled),
     }
 
 
-def _on(device: torch.device, value: Any) -> Any:
-    """The value with its tensors on the device."""
-    return tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
+def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The value with its tensors on the device, those of floating-point numbers in that type."""
+    return tree_map_only(Tensor, lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype), value)
 
 
 def self_test(device: torch.device | str = "cpu") -> dict[str, str]:
     """Runs each operator on small whole numbers and compares with torch bit by bit.
 
+    In one, two and three dimensions, contiguous and channels_last, in every floating-point type.
+
     Args:
-        device: where our operators run; torch's results come from the CPU.
+        device: where our operators run; torch's results come from the CPU, in float32.
 
     Returns:
         Per operator "ok", or "FAIL: " and the reason.
     """
     device = torch.device(device)
-    present = set(_operators())
     results: dict[str, str] = {}
-    for channels_last in (False, True):
-        for name, case in _self_test_cases(channels_last).items():
-            if name not in present or results.get(name, "ok") != "ok":
-                continue
-            layout = "channels_last" if channels_last else "contiguous"
-            try:
-                got, want = _on(_CPU, case.operator(*_on(device, case.args))), case.expected()
-                pairs = zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]
-                same = all(torch.equal(a, b) for a, b in pairs)
-                results[name] = "ok" if same else f"FAIL: differs from torch ({layout} input)"
-            except Exception as error:
-                results[name] = f"FAIL: {type(error).__name__}: {error} ({layout} input)"
+    for dims, channels_last in ((1, False), (2, False), (2, True), (3, False), (3, True)):
+        for name, case in _self_test_cases(dims, channels_last).items():
+            want = case.expected()
+            for dtype in _TYPES:
+                if results.setdefault(name, "ok") != "ok":
+                    break
+                layout = "channels_last" if channels_last else "contiguous"
+                where = f"{dims}-d {layout} {str(dtype).removeprefix('torch.')} input"
+                try:
+                    got = _to(case.operator(*_to(case.args, device, dtype)), _CPU, dtype)
+                    right = _to(want, _CPU, dtype)
+                    pairs = zip(got, right, strict=True) if isinstance(want, tuple) else [(got, right)]
+                    if not all(torch.equal(a, b) for a, b in pairs):
+                        results[name] = f"FAIL: differs from torch ({where})"
+                except Exception as error:
+                    results[name] = f"FAIL: {type(error).__name__}: {error} ({where})"
     return results
 
 

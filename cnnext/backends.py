@@ -32,7 +32,7 @@ enabled: bool = True
 """False sends every function and layer of cnnext to torch, to compare the two in one program (see `flags`)."""
 
 _forced: dict[tuple[str, bool], str] = {}
-_left_to_torch: Counter[str] = Counter()
+_left_to_torch: Counter[str] = Counter()  # by the Python layer, less the calls of `uncounted_fallbacks`
 
 
 def cpu_capability() -> str:
@@ -140,10 +140,10 @@ winograd = _Switch(
     _C.set_winograd,
     """Whether convolutions may be computed by Winograd's minimal filtering where it pays; on by default.
 
-    It takes a quarter of the multiplications for 3x3 kernels and about half for 1x7 or 3x1. Its results round
-    differently from a direct sum: relative errors are 6e-7 to 8e-7 in float32, where those of our direct sums are 3e-7
-    and of torch's 2e-7 (contiguous) and 4e-7 to 1.2e-6 (channels_last). An infinity or NaN in the input also reaches
-    the other outputs of its tile. Turned off, every convolution is a direct sum.
+    It takes a quarter of the multiplications for 3x3 kernels and about half for 1x7 or 3x1. Its errors are relative to
+    the largest number of a tile, a few pixels more than the window: beside sentinel or fill values such as 1e20,
+    infinities and NaN, and for numbers above about 5e36, results are wrong without a warning ("Winograd's rounding" in
+    the drop-in guide). Turned off, every convolution is a direct sum.
 
     Example:
         >>> import cnnext
@@ -270,3 +270,13 @@ def record_fallback(op: str, reason: str) -> None:
     """Counts one call that the Python layer left to torch. Calls inside a compiled graph are counted by no one."""
     if not torch.compiler.is_compiling():
         _left_to_torch[f"{op}: {reason}"] += 1
+
+
+@contextmanager
+def uncounted_fallbacks() -> Iterator[None]:
+    """Takes the block's own calls off the record at its end: they compute nothing."""
+    before = Counter(fallbacks())
+    try:
+        yield
+    finally:
+        _left_to_torch.subtract(Counter(fallbacks()) - before)

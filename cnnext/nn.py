@@ -1,12 +1,13 @@
 """`torch.nn`'s convolution and pooling layers, computed by `cnnext.functional`.
 
 Each class is a subclass of torch's of the same name: arguments, initialisation, parameters, state_dict, repr and
-pickling are torch's, and `isinstance(layer, torch.nn.Conv2d)` holds. Every other name of `torch.nn` is passed on, so
-that `from cnnext import nn` can replace torch's import.
+pickling are torch's, and `isinstance(layer, torch.nn.Conv2d)` holds. `functional` is `cnnext.functional`, and every
+other name of `torch.nn` is passed on, so that `from cnnext import nn` can replace torch's import.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +21,13 @@ if TYPE_CHECKING:  # what is derived from must be known as a type
     from torch.nn import Sequential as Sequential
 
 
+functional = F
+sys.modules[f"{__name__}.functional"] = F  # for `import cnnext.nn.functional`
+
+
 def __getattr__(name: str) -> Any:
+    if name.startswith("__"):  # by torch's __path__, imports of its modules would make second ones of them
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(nn, name)
 
 

@@ -109,6 +109,16 @@ def test_layer_of_module(module):
         assert torch.equal(layer.call(F, x, weight, bias), module(x))
 
 
+@pytest.mark.parametrize("library", [nn, cnnext.nn], ids=["torch", "cnnext"])
+def test_lp_pooling_is_the_pooling_it_calls(library):
+    x = torch.rand(2, 4, 11, 12)
+    for norm, pool in ((2, nn.AvgPool2d), (float("inf"), nn.MaxPool2d)):
+        (found,) = layers.collect(library.LPPool2d(norm, 3, 2, ceil_mode=True), x)
+        (expected,) = layers.collect(pool(3, 2, ceil_mode=True), x)
+        assert found == expected
+    assert layers.collect(library.LPPool1d(2, 3), x[0])[0].layer.op == "avg_pool1d"
+
+
 def test_layer_of_other_modules_and_dims():
     assert layers.collect(nn.ReLU(), torch.ones(1, 2, 3, 3)) == []
     assert layers.collect(nn.Conv1d(2, 3, 3), torch.ones(1, 2, 9))[0].layer.op == "conv1d"

@@ -6,8 +6,11 @@ import functools
 
 import pytest
 import torch
-from convolutions import INEXACT, KERNELS, OPS, Conv, Operands, by_torch, forced, normals, problem
+import torch.nn.functional as F
+from convolutions import INEXACT, KERNELS, OPS, Conv, Operands, by_cnnext, by_torch, forced, normals, problem
 from torch import Tensor
+
+from cnnext import backends
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_fallback")
 
@@ -74,3 +77,55 @@ def test_error_is_at_most_twice_torchs(conv: Conv, dtype: torch.dtype) -> None:
 def test_bounds_are_for_kernels_that_reorder_arithmetic() -> None:
     assert set(MOST) == set(INEXACT)
     assert {op for op, _ in KERNELS} == set(OPS)
+
+
+# Winograd's tiles hold pixels this far from the middle of a window, and numbers there are its errors' measure, of which
+# 25 epsilons were seen.
+TILES = [
+    (problem((1, 64, 28, 28), (64, 64, 3, 3), padding=1), (4, 4)),
+    (problem((1, 64, 40, 30), (64, 64, 5, 5), padding=2), (6, 6)),
+    (problem((1, 64, 40, 30), (64, 64, 7, 7), padding=3), (6, 6)),
+    (problem((1, 128, 20, 30), (128, 128, 1, 7), padding=(0, 3)), (0, 6)),
+    (problem((1, 64, 21, 20), (64, 16, 3, 3), padding=1, groups=4), (4, 4)),
+    (problem((1, 64, 28, 30), (64, 64, 3, 3), padding=2, dilation=2), (8, 8)),
+    (problem((1, 128, 57, 56), (128, 128, 3, 3), stride=2, padding=1), (7, 7)),
+]
+EPSILONS = 50
+
+
+def largest_nearby(source: Tensor, reach: tuple[int, int], stride: tuple[int, ...] = (1, 1)) -> Tensor:
+    """The largest absolute number around each pixel, in float64."""
+    return F.max_pool2d(source.double().abs(), [2 * r + 1 for r in reach], stride, reach)
+
+
+@pytest.mark.parametrize("value", [1e4, 1e20])
+@pytest.mark.parametrize(("conv", "reach"), TILES, ids=[str(conv) for conv, _ in TILES])
+def test_winograds_error_is_relative_to_the_largest_number_of_a_tile(
+    conv: Conv, reach: tuple[int, int], value: float
+) -> None:
+    t, epsilon = normals(conv, torch.float32), torch.finfo(torch.float32).eps
+    t.bias = t.shift = None
+    large = torch.rand(t.input.shape) < 2e-4
+    t.input[large] = value
+    t.grad_output[torch.rand(t.grad_output.shape) < 2e-4] = value
+    exact, torchs = by_torch(conv, t.to(torch.float64)), by_torch(conv, t)["conv"]
+    weight = t.weight.double().abs().amax((2, 3), keepdim=True)  # the largest tap
+    most = {"conv": F.conv2d(largest_nearby(t.input, reach, conv.stride), weight, groups=conv.groups)}
+    if conv.stride == (1, 1):
+        most["conv_grad_input"] = F.conv_transpose2d(largest_nearby(t.grad_output, reach), weight, groups=conv.groups)
+    for last in (False, True):
+        for op, bound in most.items():
+            result = forced(op, "winograd", conv, t.to(torch.float32, last, last))
+            if result is not None:
+                assert ((result - exact[op]).abs() <= EPSILONS * epsilon * bound).all(), f"{op}, last={last}"
+
+    # Direct sums are off by what torch's are wherever the window itself holds no large number.
+    windows = F.conv2d(large.double(), torch.ones_like(t.weight).double(), None, *conv.parameters)
+    small = windows == 0
+    assert small.any()
+    assert (most["conv"][small] > 0.1 * value).any()  # though the tile does
+    allowed = max(2 * errors(torchs[small], exact["conv"][small])[1], FLOOR * epsilon)
+    for last in (False, True):
+        with backends.winograd(False):
+            result = by_cnnext("conv", conv, t.to(torch.float32, last, last))
+        assert errors(result[small], exact["conv"][small])[1] <= allowed

@@ -34,6 +34,11 @@ class Doubled(torch.nn.Conv2d):
         return 2 * super().forward(input)
 
 
+class Halved(nn.MaxPool2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) / 2
+
+
 def classes(model: torch.nn.Module) -> dict[str, str]:
     return {name: type(module).__module__ for name, module in model.named_modules()}
 
@@ -115,12 +120,36 @@ def test_others_are_left_alone_and_reported() -> None:
     assert [type(module) for module in model] == [*before[:4], torch.nn.Conv2d]
 
 
+def test_revert_names_what_it_leaves_alone() -> None:
+    weight_norm = torch.nn.utils.parametrizations.weight_norm
+    model = torch.nn.Sequential(weight_norm(nn.Conv2d(2, 2, 3)), Halved(2), nn.Conv2d(2, 2, 3), Doubled(2, 2, 3))
+    assert list(cnnext.conversion_report(model).values())[:3] == ["cnnext"] * 3
+    expected = r"revert left alone 0 \(parametrized Conv2d\), 1 \(Halved, a subclass of MaxPool2d\)$"
+    with pytest.warns(UserWarning, match=expected) as w:
+        cnnext.revert(model)
+    assert [each.filename for each in w] == [__file__]
+    assert type(model[2]) is torch.nn.Conv2d
+    torch.nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert type(cnnext.revert(model[0])) is torch.nn.Conv2d
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_missing_layers_are_reported(dims: int) -> None:
+    name = f"FractionalMaxPool{dims}d"
+    layer = getattr(torch.nn, name)(2, output_size=2)
+    assert cnnext.conversion_report(layer) == {"": f"left alone: cnnext has no {name}"}
+    with pytest.warns(UserWarning, match=f"left alone the model .cnnext has no {name}"):
+        cnnext.convert(layer)
+
+
 def test_no_warning_when_all_is_exchanged() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 3), nn.MaxPool2d(2), torch.nn.Linear(2, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cnnext.convert(model)
         cnnext.convert(torch.nn.ModuleList([Doubled(1, 1, 1)]), exclude=Doubled)
+        cnnext.revert(model)
+        cnnext.revert(torch.nn.ModuleList([Halved(2)]), exclude=Halved)
 
 
 def test_parametrizing_after_conversion() -> None:

@@ -13,6 +13,7 @@ from torch.profiler import profile
 
 import cnnext
 from cnnext import functional, nn
+from cnnext._explain import Direction, Explanation, Layer
 
 
 def test_convolution_layer() -> None:
@@ -54,12 +55,23 @@ def test_pooling() -> None:
     assert (adaptive.op, adaptive.shape) == ("adaptive_avg_pool", "N=2 C=3 H=9 W=9 → P=3 Q=3")
 
 
+@pytest.mark.parametrize(("arch", "kernels"), [(None, ["planes", "planes"]), ((8, 0), ["planes", "gather"])])
+def test_unpooling(arch: tuple[int, int] | None, kernels: list[str]) -> None:
+    pooled, indices = F.max_pool2d(torch.randn(2, 3, 8, 6), 2, return_indices=True)
+    [found] = cnnext.explain(torch.nn.MaxUnpool2d(2), pooled, indices, arch=arch).layers
+    assert (found.op, found.shape) == ("max_unpool", "N=2 C=3 H=4 W=3 → P=8 Q=6")
+    assert [each.op for each in found.directions] == ["max_unpool", "max_unpool_grad_input"]
+    assert [each.kernel for each in found.directions] == kernels
+    assert {each.bytes for each in found.directions} == {2 * 3 * (12 * (4 + 8) + 48 * 4)}
+    assert found.directions[0].workspace_bytes == (0 if arch is None else 2 * 3 * 48 * 4)  # an owner for each pixel
+    [smaller] = cnnext.explain(F.max_unpool1d, pooled[0], indices[0], 1, 1, 1, arch=arch).layers
+    assert smaller.shape == "N=3 C=4 W=3 → Q=1"
+
+
 @pytest.mark.parametrize("library", [F, functional], ids=["torch", "cnnext"])
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_every_call(call: Call, library: Any) -> None:
     found = cnnext.explain(getattr(library, call.name), *call.tensors(), **call.kwargs)
-    if "unpool" in call.name:  # it has no kernels to choose from
-        return
     [layer] = found.layers
     if 0 in call.shapes[0]:
         assert layer.fallback == "conv: empty tensor"
@@ -188,8 +200,41 @@ def test_fallback_is_named() -> None:
     [layer] = found.layers
     assert layer.fallback == "conv: element type"
     assert layer.directions == []
+    [unpool] = cnnext.explain(F.max_unpool1d, *2 * [torch.ones(1, 1, 2, dtype=torch.int64)], 2).layers
+    assert unpool.fallback == "max_unpool: element type"
     assert "left to torch: conv: element type" in str(found)
     assert "conv: element type" in found._repr_html_()
+
+
+def test_fallback_of_several_calls_is_named() -> None:
+    """torch pools rows as images: the next call that is seen does not end the layer."""
+    x = torch.ones(1, 1, 4, dtype=torch.int64)
+    found = cnnext.explain(lambda x: F.fractional_max_pool2d(F.max_pool1d(x, 2)[None], 1, 1), x)
+    reasons = [layer.fallback for layer in found.layers]
+    assert reasons == ["max_pool: element type", "not an operator of ours"]
+
+
+def test_fallbacks_are_those_of_the_user() -> None:
+    def disabled(*args: torch.Tensor) -> torch.Tensor:
+        with cnnext.backends.flags(enabled=False):
+            return functional.conv2d(*args)
+
+    def invalid(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(functional.conv2d(x, w), w, stride=-1)
+
+    numbers = torch.ones(1, 1, 5, 5).long(), torch.ones(1, 1, 3, 3).long()
+    cnnext.reset_fallbacks()
+    for calls in range(1, 3):
+        functional.conv2d(*numbers)  # counted by the operator
+        disabled(*numbers)  # counted in Python
+        cnnext.explain(functional.conv2d, *numbers)
+        cnnext.explain(disabled, *numbers)
+        with pytest.raises(RuntimeError, match="stride"):
+            cnnext.explain(invalid, *numbers)
+        assert cnnext.fallbacks() == {"conv: element type": calls, "conv: cnnext is disabled": calls}
+    cnnext.reset_fallbacks()
+    cnnext.explain(functional.conv2d, *numbers)
+    assert cnnext.fallbacks() == {}
 
 
 class Net(torch.nn.Module):
@@ -223,11 +268,39 @@ def test_model_and_its_output() -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_refusals_contradict_no_choice() -> None:
+    directions = [
+        Direction("forward", "conv", "rows", "", {"lanes": "few", "col2im": "strided", "tiles": "odd"}, 0, 0, 0),
+        Direction("grad_input", "conv_grad_input", "col2im", "", {"lanes": "few", "tiles": "large"}, 0, 0, 0),
+        Direction("grad_weight", "conv_grad_weight", "gemm", "", {"rows": "wide", "tiles": "large"}, 0, 0, 0),
+    ]
+    text = str(Explanation([Layer("", "conv", "N=1", "float32", "channels first", None, directions)]))
+    assert " ".join(text.partition("not used: ")[2].split()) == (
+        "lanes: few; col2im in forward: strided; tiles in forward: odd; "
+        "tiles in grad_input and grad_weight: large; rows in grad_weight: wide"
+    )
+
+
 def test_hooks_are_removed_after_an_error() -> None:
     model = Net()
     with pytest.raises(RuntimeError, match="channel"):
         cnnext.explain(model, torch.randn(1, 4, 8, 8))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_compiled_model_stays_compiled() -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model, x = torch.compile(Net(), backend=backend, fullgraph=True), torch.randn(2, 3, 10, 10)
+    assert [layer.op for layer in cnnext.explain(model, x).layers] == ["conv", "max_pool", "adaptive_avg_pool"]
+    assert graphs == []
+    model(x)
+    assert len(graphs) == 1
 
 
 def test_nothing_called() -> None:

@@ -38,21 +38,33 @@ def test_info_as_json() -> None:
     assert set(info["self_test"].values()) == {"ok"}
 
 
-def test_self_test_covers_every_public_operator() -> None:
-    assert _info.self_test().keys() >= {
-        "conv",
-        "conv_grad_input",
-        "conv_grad_weight",
-        "conv_grad_bias",
-        "max_pool",
-        "max_pool_grad_input",
-        "max_pool_with_indices",
-        "adaptive_max_pool",
-        "avg_pool",
-        "avg_pool_grad_input",
-        "adaptive_avg_pool",
-        "max_unpool",
-    }
+def test_self_test_covers_every_operator_dimension_layout_and_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators that only gradients and indices use are run through them."""
+    seen = set()
+    cases = _info._self_test_cases
+
+    def recording(dims: int, channels_last: bool) -> dict[str, _info._Case]:
+        def record(name: str, case: _info._Case) -> _info._Case:
+            def operator(x: torch.Tensor, *args: object) -> object:
+                last = x.dim() > 3 and not x.is_contiguous()
+                seen.add((name, x.dim() - 2, last, x.dtype))
+                return case.operator(x, *args)
+
+            return case._replace(operator=operator)
+
+        return {name: record(name, case) for name, case in cases(dims, channels_last).items()}
+
+    monkeypatch.setattr(_info, "_self_test_cases", recording)
+    cnnext.reset_fallbacks()
+    results = _info.self_test()
+    assert cnnext.fallbacks() == {}
+    assert set(results.values()) == {"ok"}
+    internal = {name for name in _info._operators() if name.endswith(("_with_offsets", "_select"))}
+    internal |= {"max_pool_indices"}
+    assert results.keys() == (set(_info._operators()) - internal) | {"lp_pool", "adaptive_max_pool_grad_input"}
+    layouts = [(1, False), (2, False), (2, True), (3, False), (3, True)]
+    types = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+    assert seen == {(name, *layout, dtype) for name in results for layout in layouts for dtype in types}
 
 
 def test_kernels_are_listed_in_order_and_end_in_the_reference() -> None:
@@ -86,10 +98,10 @@ def test_wrong_result_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
     one = torch.ones(1)
     cases = {"conv": _info._Case(lambda: 2 * one, (), lambda: one), "avg_pool": _info._Case(error, (), lambda: one)}
-    monkeypatch.setattr(_info, "_self_test_cases", lambda channels_last: cases)
+    monkeypatch.setattr(_info, "_self_test_cases", lambda dims, channels_last: cases)
     assert main(["info"]) == 1
     printed = capsys.readouterr().out
-    assert "FAIL: differs from torch (contiguous input)" in printed
+    assert "FAIL: differs from torch (1-d contiguous float32 input)" in printed
     assert "FAIL: RuntimeError: no such kernel" in printed
 
 

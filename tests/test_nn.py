@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import pickle
 import re
@@ -13,6 +14,7 @@ import torch
 from calls import SPATIAL, evaluate
 from torch import Tensor
 
+import cnnext
 from cnnext import nn
 
 
@@ -109,6 +111,13 @@ def test_other_names_are_torchs() -> None:
     assert nn.init is torch.nn.init
     with pytest.raises(AttributeError):
         nn.Conv4d  # noqa: B018
+    with pytest.raises(ModuleNotFoundError, match="not a package"):  # not a second torch.nn.parameter
+        importlib.import_module("cnnext.nn.parameter")
+
+
+def test_functional_is_ours() -> None:
+    assert nn.functional is cnnext.functional
+    assert importlib.import_module("cnnext.nn.functional") is cnnext.functional
 
 
 def test_user_subclass_and_old_weight_norm() -> None:

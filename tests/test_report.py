@@ -101,6 +101,15 @@ def test_ours_runs_ours_and_torchs_runs_torchs(monkeypatch):
         assert len(calls) == expected, library
 
 
+@pytest.mark.filterwarnings("error:cnnext")
+def test_subclasses_of_our_layers_are_measured_without_a_warning():
+    class Ours(cnnext.nn.Conv2d):
+        pass
+
+    result = cnnext.profile(Ours(3, 4, 3), torch.randn(1, 3, 8, 8), min_time=1e-4)
+    assert [layer["label"] for layer in result.layers] == ["3→4 3x3 @8"]
+
+
 def test_the_model_is_left_alone():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

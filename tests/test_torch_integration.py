@@ -13,12 +13,13 @@ import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from calls import CALLS, SPATIAL, Call
-from torch import Tensor, library
+from torch import Tensor, distributed, library
+from torch.fx.experimental import optimization
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnnext
-from cnnext import functional, nn
+from cnnext import backends, functional, nn
 
 ops = torch.ops.cnnext
 BY_NAME = {call.name: call for call in reversed(CALLS) if call.shapes[0][0] == 2 and "norm_type" not in call.kwargs}
@@ -440,3 +441,60 @@ def test_distributed_data_parallel(tmp_path: Any) -> None:
     for actual, expected in zip(ours.parameters(), torchs.parameters(), strict=True):
         torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-4, atol=1e-4)
         assert actual.grad.stride() == actual.stride()
+
+
+# What docs/dropin.md says of tools that need torch's layers
+
+
+def test_script_takes_reverted_layers_only() -> None:
+    model = cnnext.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.MaxPool2d(2)))
+    x = r(1, 3, 8, 8)
+    expected = model(x)
+    with pytest.raises(RuntimeError, match="Variable 'padding' previously had type"):
+        torch.jit.script(model)
+    traced = torch.jit.trace(model, x)
+    assert "cnnext::conv" in str(traced.inlined_graph)
+    assert torch.equal(traced(x), expected)
+    scripted = torch.jit.script(cnnext.revert(model))
+    with pytest.warns(UserWarning, match="left alone"):
+        cnnext.convert(scripted)
+    with cnnext.override() as redirection:
+        torch.testing.assert_close(scripted(x), expected)
+    assert redirection.redirected == {}
+
+
+def test_fx_traces_and_fuses_before_convert_only() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()
+    fused = cnnext.convert(optimization.fuse(model))
+    assert cnnext.conversion_report(fused) == {"0": "cnnext"}
+    assert not any(isinstance(each, torch.nn.BatchNorm2d) for each in fused.modules())
+    late = optimization.fuse(cnnext.convert(model))
+    assert any(isinstance(each, torch.nn.BatchNorm2d) for each in late.modules())
+    assert cnnext.conversion_report(late) == {}
+    x = r(1, 3, 8, 8)
+    torch.testing.assert_close(fused(x), late(x))
+    backends.reset_fallbacks()
+    with backends.flags(enabled=False):
+        late(x)
+    assert backends.fallbacks() == {"conv: cnnext is disabled": 1}
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
+def test_dtensors_are_left_to_torch_by_hand_only() -> None:
+    from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = distributed.init_device_mesh("cpu", (1,))
+        x, w = (distribute_tensor(each, mesh, [Shard(0)]) for each in (r(2, 4, 8, 8), r(4, 4, 3, 3)))
+        w = w.redistribute(placements=[Replicate()])
+        expected = F.conv2d(x, w).to_local()
+        with pytest.raises(NotImplementedError, match=r"cnnext.conv.default does not have a sharding strategy"):
+            functional.conv2d(x, w)
+        with backends.flags(enabled=False):
+            assert torch.equal(functional.conv2d(x, w).to_local(), expected)
+        layer = cnnext.convert(torch.nn.Conv2d(4, 4, 3))
+        module = distribute_module(cnnext.revert(layer), mesh)
+        assert module(x).shape == expected.shape
+    finally:
+        distributed.destroy_process_group()

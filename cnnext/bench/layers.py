@@ -21,6 +21,7 @@ CONV = ("conv1d", "conv2d", "conv3d")
 CONV_TRANSPOSE = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 MAX_POOL = ("max_pool1d", "max_pool2d", "max_pool3d")
 AVG_POOL = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+LP_POOL = ("lp_pool1d", "lp_pool2d", "lp_pool3d")
 ADAPTIVE_POOL = tuple(f"adaptive_{kind}_pool{dims}d" for kind in ("avg", "max") for dims in (1, 2, 3))
 OPS = CONV + CONV_TRANSPOSE + MAX_POOL + AVG_POOL + ADAPTIVE_POOL
 
@@ -191,14 +192,18 @@ def _sizes(value: Any, dims: int) -> tuple[Any, ...]:
 def layer_of(name: str, *args: Any, **kwargs: Any) -> Layer | None:
     """The layer that a call of ``torch.nn.functional``'s function of this name is; None where it is not of :data:`OPS`.
 
-    A module that pads first and then convolves, as for ``padding_mode="reflect"``, calls it with the padded input.
+    A module that pads first and then convolves, as for ``padding_mode="reflect"``, calls it with the padded input. LP
+    pooling is the pooling of powers that it calls, by averages or maxima.
     """
     op = name.removesuffix("_with_indices")
-    if op not in OPS:
+    if op not in OPS + LP_POOL:
         return None
     call = inspect.signature(getattr(cnnext.functional, op)).bind(*args, **kwargs)
     call.apply_defaults()
     given = call.arguments
+    if op in LP_POOL:
+        pool = op.replace("lp", "max" if math.isinf(given["norm_type"]) else "avg")
+        return layer_of(pool, given["input"], given["kernel_size"], given["stride"], ceil_mode=given["ceil_mode"])
     dims = int(op[-2])
     size = tuple(given["input"].shape)
     size = size if len(size) == dims + 2 else (1, *size)

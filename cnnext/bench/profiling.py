@@ -161,7 +161,8 @@ def profile(
 
     The model itself is left as it is: copies run, one with torch's layers and one with ours; calls of functions are
     redirected as by `override`. Every result is compared with float64 before anything is timed; the two take turns.
-    Random layers (dropout) are off in the copies. A model on a GPU is timed by events.
+    Random layers (dropout) are off in the copies, and max unpooling is timed in the whole only. A model on a GPU is
+    timed by events.
 
     Args:
         model: any module, in the mode (`train()` or `eval()`) in which it is to run.
@@ -226,7 +227,9 @@ def _measure(
     facts = environment.facts(device)
 
     yield "preparing the model", 0.0
-    plain = cnnext.revert(network.converted(model, "torch", layouts[0], dtype))
+    with warnings.catch_warnings():  # what revert leaves alone is sent to torch by `backends.flags`
+        warnings.filterwarnings("ignore", "cnnext.revert left alone")
+        plain = cnnext.revert(network.converted(model, "torch", layouts[0], dtype))
     for module in plain.modules():
         if isinstance(module, _DropoutNd):
             module.eval()

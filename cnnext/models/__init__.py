@@ -1,7 +1,8 @@
 """Networks for classification, segmentation and detection, in the layers of ``cnnext.nn``.
 
 Where torchvision has a network, parameter names and shapes are torchvision's, so that its checkpoints load with
-``strict=True``. Everything else is plain PyTorch, and ``cnnext.revert`` makes the same network with torch's layers::
+``strict=True`` (into ``fcn_resnet50`` and ``deeplabv3_resnet50`` with ``aux_loss=True``). Everything else is plain
+PyTorch, and ``cnnext.revert`` makes the same network with torch's layers::
 
     model = cnnext.models.resnet50()
     model.load_state_dict(torch.load("resnet50-11ad3fa6.pth"))

@@ -50,7 +50,8 @@ class ASPP(nn.Module):
 
 
 def deeplabv3_resnet50(num_classes: int = 21, **options: Any) -> SegmentationNet:
-    """DeepLab-v3 on ResNet-50, 39,638,869 parameters. ``options`` go to :class:`SegmentationNet`.
+    """DeepLab-v3 on ResNet-50, 39,638,869 parameters. ``options`` go to :class:`SegmentationNet`; torchvision's
+    checkpoint needs ``aux_loss=True``.
 
     Example::
 

@@ -47,7 +47,8 @@ class SegmentationNet(nn.Module):
     Args:
         classifier: the head, on 2048 channels.
         num_classes: of the auxiliary head.
-        aux_loss: build the auxiliary head on stage 3, which is used in training.
+        aux_loss: build the auxiliary head on stage 3, which is used in training. Torchvision's checkpoints hold one
+            and load with ``strict=True`` only into a network that has it.
 
     Shape:
         input ``[N, 3, H, W]``; output a dictionary of ``[N, num_classes, H, W]``: "out" and, with ``aux_loss``, "aux".
@@ -72,7 +73,8 @@ class SegmentationNet(nn.Module):
 
 
 def fcn_resnet50(num_classes: int = 21, **options: Any) -> SegmentationNet:
-    """FCN on ResNet-50, 32,957,013 parameters. ``options`` go to :class:`SegmentationNet`.
+    """FCN on ResNet-50, 32,957,013 parameters. ``options`` go to :class:`SegmentationNet`; torchvision's checkpoint
+    needs ``aux_loss=True``.
 
     Example::
 
