@@ -21,7 +21,7 @@ import cnnext
 from cnnext._explain import _channels_last
 
 from . import environment, layer_bench, network, tables
-from .layers import LAYOUTS, LayerUse, collect
+from .layers import LAYOUTS, collect
 from .timing import Machine, peak_memory
 
 _SAME = 1e-2  # relative difference of two runs of one model, as kernels that sum in any order may have
@@ -270,7 +270,8 @@ def _measure(
     measured = []
     for index, use in enumerate(uses):
         yield use.layer.label(), 0.3 + 0.7 * index / len(uses)
-        for found in layer_bench.measure(use.layer, _directions(use, backward), dtype, layouts, machine, min_time):
+        directions = use.directions(use.layer.directions if backward else ("forward",))
+        for found in layer_bench.measure(use.layer, directions, dtype, layouts, machine, min_time):
             about = {"model": name, "mode": mode, "allocator": "default", "count": use.count, "names": use.names}
             measured.append({**about, **found})
     return {
@@ -280,11 +281,6 @@ def _measure(
         "layers": measured,
         "geometric_means": tables.summary(measured),
     }
-
-
-def _directions(use: LayerUse, backward: bool) -> tuple[str, ...]:
-    wanted = use.layer.directions if backward else ("forward",)
-    return tuple(d for d in wanted if use.needs_grad_input or d not in ("grad_input", "backward"))
 
 
 def _check_repeatable(*runs: Callable[[], dict[str, Tensor]]) -> None:
