@@ -155,8 +155,13 @@ class Random(nn.Module):
         ((nn.Conv2d(1, 1, 1), 3), {}, "holds no tensor"),
         ((Random(), torch.ones(1, 1, 2, 2)), {}, "output is random"),
         ((nn.Identity(), torch.tensor([float("nan")])), {}, "not finite"),
+        (
+            (nn.Flatten(), torch.ones(1, 2, 2, dtype=torch.int64)),
+            {},
+            "neither the model nor its input holds a floating",
+        ),
     ],
-    ids=["against", "layouts", "input", "random", "nan"],
+    ids=["against", "layouts", "input", "random", "nan", "integers"],
 )
 def test_bad_input(arguments, options, message):
     with pytest.raises(ValueError, match=message):

@@ -176,7 +176,7 @@ def profile(
         A `Profile`: print it, `save_html("report.html")`, or take the numbers from `to_dict()`.
 
     Raises:
-        ValueError: if `against` or `layouts` is unknown, the model's output is random, or it returns no tensor.
+        ValueError: if `against` or `layouts` is unknown, the model's output is random, or no tensor is floating-point.
         AssertionError: if a result of ours differs from float64 by far more than torch's does.
 
     Example:
@@ -221,6 +221,8 @@ def _measure(
 ) -> Generator[tuple[str, float], None, dict[str, Any]]:
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     floating = [t for t in [*model.parameters(), *tensors] if t.is_floating_point()]
+    if not floating:
+        raise ValueError("neither the model nor its input holds a floating-point tensor")
     dtype, device = floating[0].dtype, tensors[0].device
     machine = Machine(seconds=min(0.5, 3 * min_time), device=device)
     facts = environment.facts(device)
