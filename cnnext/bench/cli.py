@@ -153,7 +153,8 @@ def layer_from(args: argparse.Namespace) -> Layer:
         fields |= {"ceil_mode": args.ceil_mode, "count_include_pad": not args.no_count_include_pad}
     layer = layers.Layer(op, args.input, **fields)
     # Shape functions let some things pass that torch's kernels refuse, so one image of zeros is tried.
-    operands = [torch.zeros(1).expand(size) for size in ((1, *layer.input[1:]), layer.weight) if size]
+    zero = torch.zeros(1, dtype=getattr(torch, args.dtype))
+    operands = [zero.expand(size) for size in ((1, *layer.input[1:]), layer.weight) if size]
     try:
         layer.call(torch.nn.functional, *operands)
     except (RuntimeError, IndexError) as error:
