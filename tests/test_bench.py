@@ -66,6 +66,7 @@ def test_single_layer_arguments():
         (["avg_pool2d", "1x2x8x8", "--kernel", 2, "--dilation", 2], "avg_pool2d takes no --dilation"),
         (["avg_pool2d", "1x2x8x8", "--kernel", 2, "--groups", 1], "avg_pool2d takes no --groups"),
         (["adaptive_avg_pool1d", "1x2x8", "--output-size", 2, "--bias"], "adaptive_avg_pool1d takes no --bias"),
+        (["avg_pool3d", "1x2x4x4x4", "--kernel", 2, "--dtype", "bfloat16"], "not implemented for 'BFloat16'"),
         (["max_pool1d", "1x2x8", "--kernel", 2, "--batch", 4], "a single layer takes no --batch"),
         (["max_pool1d", "1x2x8", "--kernel", 2, "--mode", "both"], "a single layer takes no --mode"),
         (
@@ -324,9 +325,62 @@ def test_wrong_result_stops_before_timing(monkeypatch, tmp_path, capsys):
 def test_nan_and_wrong_shape_are_mismatches():
     found = {"torch nchw": {"max": 0.0, "relative": 0.0}, "cnnext nchw": {"max": 0.0, "relative": float("nan")}}
     with pytest.raises(layer_bench.Mismatch):
-        layer_bench.check(found, "x", torch.float32)
+        layer_bench.check(found, "x", torch.float32, 0.1)
     with pytest.raises(layer_bench.Mismatch, match="size"):
         layer_bench.errors(torch.ones(2), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("error", "told"), [(1e30, 1e30), (1.0, 1.0), (float("nan"), None), (float("inf"), None)])
+def test_wrong_results_of_torch_excuse_none_of_ours(error, told):
+    def check(ours, *others):
+        names = ("cnnext nchw", "torch nchw", "torch channels_last")
+        found = {
+            name: {"max": 0.0, "relative": each} for name, each in zip(names, (ours, error, *others), strict=False)
+        }
+        return layer_bench.check(found, "x", torch.bfloat16, layer_bench.limit(torch.bfloat16, 10**9))
+
+    assert check(1e-3) == {"torch nchw": told}
+    assert check(1e-3, 1e-3) == {"torch nchw": told}
+    for others in ((), (1e-3,)):
+        with pytest.raises(layer_bench.Mismatch, match="cnnext nchw differs"):
+            check(0.9, *others)
+
+
+def test_limit_of_right_results():
+    """Above what torch's sums one after another were seen to have, and far below what a wrong result has."""
+    assert 1.5e-5 < layer_bench.limit(torch.float32, 1 << 20) < 2e-4
+    assert 4.1e-3 < layer_bench.limit(torch.float16, 961) < 0.1
+
+
+@pytest.mark.parametrize("wrong", [("nchw",), layers.LAYOUTS])
+@pytest.mark.parametrize("factor", [1e30, float("nan")])
+def test_wrong_results_of_torch_are_told_and_not_timed(wrong, factor, monkeypatch, tmp_path, capsys):
+    right = layer_bench.torch_call
+
+    def broken(layer, direction, tensors):
+        call = right(layer, direction, tensors)
+        layout = "nchw" if tensors.input.is_contiguous() else "channels_last"
+        reference = tensors.input.dtype == torch.float64
+        return call if reference or direction != "forward" or layout not in wrong else lambda: call() * factor
+
+    monkeypatch.setattr(layer_bench, "torch_call", broken)
+    status, document = run(tmp_path, *CONV, "--allocator", "default", "--report", tmp_path)
+    assert status == 0
+    forward, *gradients = document["layers"]
+    assert list(forward["wrong"]) == [f"torch {layout}" for layout in wrong]
+    others = [layout for layout in layers.LAYOUTS if layout not in wrong]
+    assert [name for name in forward["backends"] if name.startswith("torch")] == [f"torch {each}" for each in others]
+    assert set(forward["speedup"]) == ({"best", *others} if others else set())
+    assert [set(result["speedup"]) for result in gradients] == [{"best", *layers.LAYOUTS}] * 2
+    means = {row["direction"] for row in document["geometric_means"]}
+    assert means == ({"forward", "grad_input", "grad_weight"} if others else {"grad_input", "grad_weight"})
+    printed = " ".join(capsys.readouterr().out.split())
+    error = "not finite" if factor != factor else "1.0e+30"
+    told = f"(relative errors): 8→16 3x3 @12 forward ({', '.join(f'{tables.LAYOUT[each]} {error}' for each in wrong)})."
+    assert told in printed
+    assert told in (tmp_path / "layer.html").read_text()
+    for table in tables.layers(document["layers"], 100):
+        assert table.row_count == (2 if others or "forward" not in str(table.title) else 1)  # all together
 
 
 def test_network_and_its_layers(tmp_path, capsys):
@@ -377,6 +431,22 @@ def test_wrong_network_stops_before_timing(monkeypatch, tmp_path):
     options = ["--model", "resnet18", "--only", "networks", "--mode", "infer"]
     status, document = run(tmp_path, *options)
     assert (status, document["networks"]) == (1, [])
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float32, 2.0), (torch.bfloat16, 6.0)])
+def test_a_network_is_not_right_because_torchs_is_as_wrong(dtype, value):
+    class Model:
+        def __init__(self, value):
+            self.value = value
+
+        def results(self):
+            return {"output": torch.full((4,), self.value, dtype=torch.float64)}
+
+    def make(library, layout, dtype):
+        return Model(1.0 if dtype == torch.float64 else value)
+
+    with pytest.raises(layer_bench.Mismatch, match="x output: cnnext nchw differs"):
+        list(network.compare("x", make, dtype, ("nchw",), timing.Machine(0.01), 0.0))
 
 
 def test_unconverted_layers_are_noticed(monkeypatch):

@@ -176,6 +176,27 @@ def test_wrong_results_are_not_timed(monkeypatch):
         cnnext.profile(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8))
 
 
+@pytest.mark.parametrize(
+    "factor", [lambda: 1.4, lambda: 1 + torch.rand(()), lambda: float("nan")], ids=["wrong", "random", "nan"]
+)
+def test_a_wrong_model_of_torchs_has_no_speedup(factor, monkeypatch):
+    """And is not taken for a model whose output is random or not finite."""
+    right = nn.Conv2d._conv_forward
+
+    def broken(self, x, *args):
+        return right(self, x, *args) * (1 if x.dtype == torch.float64 else factor())
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", broken)
+    torch.manual_seed(0)
+    result = cnnext.profile(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8), min_time=1e-4)
+    (whole,) = result.to_dict()["networks"]
+    assert list(whole["wrong"]) == ["torch nchw"]
+    assert list(whole["backends"]) == ["cnnext nchw"]
+    assert result.speedup != result.speedup  # NaN
+    for text in (str(result), visible(result.html()).text):
+        assert "Wrong results of torch" in text
+
+
 def test_fallbacks_are_told():
     class Counting(nn.Module):
         def __init__(self):
