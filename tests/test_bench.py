@@ -40,6 +40,8 @@ def test_single_layer_arguments():
     pool = cli.layer_from(parse("avg_pool2d", "1x2x8x8", "--kernel", 2, "--no-count-include-pad"))
     assert (pool.stride, pool.count_include_pad) == ((2, 2), False)
     assert cli.layer_from(parse("adaptive_avg_pool1d", "1x2x8", "--output-size", 3)).output() == (1, 2, 3)
+    options = ("--weight", "8x2x3x3", "--groups", 2, "--stride", 2, "--padding", 1, "--output-padding", "1x0")
+    assert cli.layer_from(parse("conv_transpose2d", "1x8x5x5", *options)).output() == (1, 4, 10, 9)
 
 
 @pytest.mark.parametrize(
@@ -54,20 +56,68 @@ def test_single_layer_arguments():
         (["max_pool2d", "1x2x8x8", "--kernel", "2x2x2"], "--kernel of max_pool2d takes 1 or 2 numbers, got 3"),
         (["max_pool2d", "1x2x8x8", "--kernel", "3", "--padding", "2"], "pad should be at most half"),
         (["adaptive_max_pool2d", "1x2x8x8"], "adaptive_max_pool2d needs --output-size"),
+        (["conv_transpose2d", "1x2x8x8"], "conv_transpose2d needs --weight with 4 extents"),
+        (["conv_transpose2d", "1x2x8x8", "--weight", "2x4x3x3", "--kernel", 3], "conv_transpose2d takes no --kernel"),
+        (
+            ["conv_transpose2d", "1x2x8x8", "--weight", "2x4x3x3", "--output-padding", 1],
+            "output padding must be smaller",
+        ),
+        (["conv2d", "1x2x8x8", "--weight", "4x2x3x3", "--output-padding", 1], "conv2d takes no --output-padding"),
+        (["avg_pool2d", "1x2x8x8", "--kernel", 2, "--dilation", 2], "avg_pool2d takes no --dilation"),
+        (["avg_pool2d", "1x2x8x8", "--kernel", 2, "--groups", 1], "avg_pool2d takes no --groups"),
+        (["adaptive_avg_pool1d", "1x2x8", "--output-size", 2, "--bias"], "adaptive_avg_pool1d takes no --bias"),
+        (["avg_pool3d", "1x2x4x4x4", "--kernel", 2, "--dtype", "bfloat16"], "not implemented for 'BFloat16'"),
+        (["max_pool1d", "1x2x8", "--kernel", 2, "--batch", 4], "a single layer takes no --batch"),
+        (["max_pool1d", "1x2x8", "--kernel", 2, "--mode", "both"], "a single layer takes no --mode"),
+        (
+            ["max_pool1d", "1x2x8", "--kernel", 2, "--direction", "grad_input"],
+            "'grad_input' here; there are forward, back",
+        ),
+        (["conv2d", "1x2x8x8", "--weight", "4x2x3x3", "--direction", "forward,backward"], "is named 'backward' here"),
+        (
+            ["--only", "layers", "--mode", "infer", "--direction", "grad_input"],
+            "'grad_input' here; there are forward\n",
+        ),
+        (["--only", "networks", "--direction", "forward"], "--only networks takes no --direction"),
+        (["--only", "layers", "--torch-memory"], "--only layers takes no --torch-memory"),
+        (["--model", "pooling", "--only", "layers", "--image-size", 64], "the suite pooling takes no --image-size"),
+        (["--stride", 2], "a run of models takes no --stride"),
+        (["--model", "inception_v3", "--image-size", 32], "inception_v3 does not take pictures of 32x32: "),
         (["--model", "alexnet"], "no model is named 'alexnet'"),
+        (["--model", "yolo_v1"], "yolo_v1 is not run as a whole network: choose its layers by --only layers"),
         (["--direction", "sideways"], "no direction is named 'sideways'"),
         (["--json", "/no/such/folder/file.json"], "No such file or directory"),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(arguments, message, capsys):
     assert bench.main(parse(*arguments)) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert (printed.err.count("\n"), printed.out) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["conv2d", "1xtwo"],
+            "argument input: expected whole numbers from 1 joined by x such as 16x64x56x56, got '1xtwo'",
+        ),
+        (["conv2d", "0x8x8x8"], "from 1 joined by x such as 16x64x56x56, got '0x8x8x8'"),
+        (["--stride", "1x0"], "got '1x0'"),
+        (["--padding", "-1"], "expected whole numbers from 0 joined by x such as 16x64x56x56, got '-1'"),
+        (["--batch", "0"], "--batch: expected a whole number from 1 to 2147483647, got '0'"),
+        (["--threads", str(10**20)], f"got '{10**20}'"),
+        (["--min-time", "-1"], "--min-time: expected a positive number, got '-1'"),
+        (["--min-time", "nan"], "got 'nan'"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
+    ],
+)
+def test_wrong_numbers_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(*arguments)
+    assert stopped.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_wrong_numbers_are_refused():
-    for arguments in (["conv2d", "1xtwo"], ["--batch", "0"], ["--dtype", "int8"]):
-        with pytest.raises(SystemExit):
-            parse(*arguments)
 
 
 def test_plan_of_the_default_run():
@@ -91,6 +141,12 @@ def test_plan_follows_the_options():
     ((allocator, (section,)),) = cli.plan(parse(*options, "--direction", "forward,backward", "--allocator", "default"))
     assert (allocator, section.batch, section.layouts) == ("default", 3, ("nchw",))
     assert section.directions == ("forward", "backward")
+
+
+def test_quick_keeps_the_time_that_was_asked_for():
+    for options, expected in (([], (0.01, 3)), (["--min-time", 2], (2.0, None)), (["--repeats", 5], (0.01, 5))):
+        ((_, (section,)),) = cli.plan(parse(*CONV, "--quick", *options))
+        assert (section.min_time, section.repeats) == expected
 
 
 # --- the photograph and timing -----------------------------------------------------------------------------------
@@ -231,11 +287,13 @@ def test_single_layer(arguments, directions, dtype, tmp_path, capsys):
     assert max(map(len, printed.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("op", ["conv1d", "conv3d", "avg_pool1d", "avg_pool3d", "adaptive_max_pool2d"])
+@pytest.mark.parametrize(
+    "op", ["conv1d", "conv3d", "conv_transpose2d", "avg_pool1d", "avg_pool3d", "adaptive_max_pool2d"]
+)
 def test_other_layers(op, tmp_path):
     dims = int(op[-2])
     shape = "2x4" + "x8" * dims
-    options = {"conv": ["--weight", "6x4" + "x3" * dims], "avg_": ["--kernel", 2], "adap": ["--output-size", 2]}
+    options = {"conv": ["--weight", "4x4" + "x3" * dims], "avg_": ["--kernel", 2], "adap": ["--output-size", 2]}
     status, document = run(tmp_path, op, shape, *options[op[:4]], "--allocator", "default")
     assert (status, {result["layer"]["op"] for result in document["layers"]}) == (0, {op})
 
@@ -267,9 +325,62 @@ def test_wrong_result_stops_before_timing(monkeypatch, tmp_path, capsys):
 def test_nan_and_wrong_shape_are_mismatches():
     found = {"torch nchw": {"max": 0.0, "relative": 0.0}, "cnnext nchw": {"max": 0.0, "relative": float("nan")}}
     with pytest.raises(layer_bench.Mismatch):
-        layer_bench.check(found, "x", torch.float32)
+        layer_bench.check(found, "x", torch.float32, 0.1)
     with pytest.raises(layer_bench.Mismatch, match="size"):
         layer_bench.errors(torch.ones(2), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("error", "told"), [(1e30, 1e30), (1.0, 1.0), (float("nan"), None), (float("inf"), None)])
+def test_wrong_results_of_torch_excuse_none_of_ours(error, told):
+    def check(ours, *others):
+        names = ("cnnext nchw", "torch nchw", "torch channels_last")
+        found = {
+            name: {"max": 0.0, "relative": each} for name, each in zip(names, (ours, error, *others), strict=False)
+        }
+        return layer_bench.check(found, "x", torch.bfloat16, layer_bench.limit(torch.bfloat16, 10**9))
+
+    assert check(1e-3) == {"torch nchw": told}
+    assert check(1e-3, 1e-3) == {"torch nchw": told}
+    for others in ((), (1e-3,)):
+        with pytest.raises(layer_bench.Mismatch, match="cnnext nchw differs"):
+            check(0.9, *others)
+
+
+def test_limit_of_right_results():
+    """Above what torch's sums one after another were seen to have, and far below what a wrong result has."""
+    assert 1.5e-5 < layer_bench.limit(torch.float32, 1 << 20) < 2e-4
+    assert 4.1e-3 < layer_bench.limit(torch.float16, 961) < 0.1
+
+
+@pytest.mark.parametrize("wrong", [("nchw",), layers.LAYOUTS])
+@pytest.mark.parametrize("factor", [1e30, float("nan")])
+def test_wrong_results_of_torch_are_told_and_not_timed(wrong, factor, monkeypatch, tmp_path, capsys):
+    right = layer_bench.torch_call
+
+    def broken(layer, direction, tensors):
+        call = right(layer, direction, tensors)
+        layout = "nchw" if tensors.input.is_contiguous() else "channels_last"
+        reference = tensors.input.dtype == torch.float64
+        return call if reference or direction != "forward" or layout not in wrong else lambda: call() * factor
+
+    monkeypatch.setattr(layer_bench, "torch_call", broken)
+    status, document = run(tmp_path, *CONV, "--allocator", "default", "--report", tmp_path)
+    assert status == 0
+    forward, *gradients = document["layers"]
+    assert list(forward["wrong"]) == [f"torch {layout}" for layout in wrong]
+    others = [layout for layout in layers.LAYOUTS if layout not in wrong]
+    assert [name for name in forward["backends"] if name.startswith("torch")] == [f"torch {each}" for each in others]
+    assert set(forward["speedup"]) == ({"best", *others} if others else set())
+    assert [set(result["speedup"]) for result in gradients] == [{"best", *layers.LAYOUTS}] * 2
+    means = {row["direction"] for row in document["geometric_means"]}
+    assert means == ({"forward", "grad_input", "grad_weight"} if others else {"grad_input", "grad_weight"})
+    printed = " ".join(capsys.readouterr().out.split())
+    error = "not finite" if factor != factor else "1.0e+30"
+    told = f"(relative errors): 8→16 3x3 @12 forward ({', '.join(f'{tables.LAYOUT[each]} {error}' for each in wrong)})."
+    assert told in printed
+    assert told in (tmp_path / "layer.html").read_text()
+    for table in tables.layers(document["layers"], 100):
+        assert table.row_count == (2 if others or "forward" not in str(table.title) else 1)  # all together
 
 
 def test_network_and_its_layers(tmp_path, capsys):
@@ -320,6 +431,22 @@ def test_wrong_network_stops_before_timing(monkeypatch, tmp_path):
     options = ["--model", "resnet18", "--only", "networks", "--mode", "infer"]
     status, document = run(tmp_path, *options)
     assert (status, document["networks"]) == (1, [])
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float32, 2.0), (torch.bfloat16, 6.0)])
+def test_a_network_is_not_right_because_torchs_is_as_wrong(dtype, value):
+    class Model:
+        def __init__(self, value):
+            self.value = value
+
+        def results(self):
+            return {"output": torch.full((4,), self.value, dtype=torch.float64)}
+
+    def make(library, layout, dtype):
+        return Model(1.0 if dtype == torch.float64 else value)
+
+    with pytest.raises(layer_bench.Mismatch, match="x output: cnnext nchw differs"):
+        list(network.compare("x", make, dtype, ("nchw",), timing.Machine(0.01), 0.0))
 
 
 def test_unconverted_layers_are_noticed(monkeypatch):

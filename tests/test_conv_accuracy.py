@@ -7,6 +7,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from accuracy import capped
 from convolutions import INEXACT, KERNELS, OPS, Conv, Operands, by_cnnext, by_torch, forced, normals, problem
 from torch import Tensor
 
@@ -63,7 +64,8 @@ def test_error_is_at_most_twice_torchs(conv: Conv, dtype: torch.dtype) -> None:
         if kernel == "reference" and conv.products > 3_000_000:
             continue
         factor, epsilon = MOST.get(kernel, 2.0), torch.finfo(dtype).eps
-        torchs_rms, torchs_worst = errors(torchs[op], exact[op])
+        depth = conv.products // exact[op].numel()
+        torchs_rms, torchs_worst = (capped(e, 1.0, dtype, depth) for e in errors(torchs[op], exact[op]))
         most_rms, most = max(factor * torchs_rms, FLOOR_RMS * epsilon), max(factor * torchs_worst, FLOOR * epsilon)
         for last in (False, True):
             result = forced(op, kernel, conv, t.to(dtype, last, last))
@@ -72,6 +74,12 @@ def test_error_is_at_most_twice_torchs(conv: Conv, dtype: torch.dtype) -> None:
                 where = f"{op} by {kernel}, last={last}: {rms:.1e} of {most_rms:.1e}, {worst:.1e} of {most:.1e}"
                 assert rms <= most_rms, where
                 assert worst <= most, where
+
+
+@pytest.mark.parametrize("wrong", [1e30, 1.0, float("nan"), float("inf")])
+def test_wrong_results_of_torch_allow_nothing(wrong: float) -> None:
+    assert capped(wrong, 2.0, torch.bfloat16, 10**9) == 0.25
+    assert capped(1e-3, 2.0, torch.bfloat16, 10**9) == 1e-3
 
 
 def test_bounds_are_for_kernels_that_reorder_arithmetic() -> None:

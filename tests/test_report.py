@@ -164,8 +164,13 @@ class Random(nn.Module):
         ((nn.Conv2d(1, 1, 1), 3), {}, "holds no tensor"),
         ((Random(), torch.ones(1, 1, 2, 2)), {}, "output is random"),
         ((nn.Identity(), torch.tensor([float("nan")])), {}, "not finite"),
+        (
+            (nn.Flatten(), torch.ones(1, 2, 2, dtype=torch.int64)),
+            {},
+            "neither the model nor its input holds a floating",
+        ),
     ],
-    ids=["against", "layouts", "input", "random", "nan"],
+    ids=["against", "layouts", "input", "random", "nan", "integers"],
 )
 def test_bad_input(arguments, options, message):
     with pytest.raises(ValueError, match=message):
@@ -178,6 +183,27 @@ def test_wrong_results_are_not_timed(monkeypatch):
     monkeypatch.setattr(cnnext.nn.Conv2d, "_function", staticmethod(lambda *args: right(*args) * 1.01))
     with pytest.raises(layer_bench.Mismatch, match="Conv2d output: cnnext nchw differs"):
         cnnext.profile(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "factor", [lambda: 1.4, lambda: 1 + torch.rand(()), lambda: float("nan")], ids=["wrong", "random", "nan"]
+)
+def test_a_wrong_model_of_torchs_has_no_speedup(factor, monkeypatch):
+    """And is not taken for a model whose output is random or not finite."""
+    right = nn.Conv2d._conv_forward
+
+    def broken(self, x, *args):
+        return right(self, x, *args) * (1 if x.dtype == torch.float64 else factor())
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", broken)
+    torch.manual_seed(0)
+    result = cnnext.profile(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8), min_time=1e-4)
+    (whole,) = result.to_dict()["networks"]
+    assert list(whole["wrong"]) == ["torch nchw"]
+    assert list(whole["backends"]) == ["cnnext nchw"]
+    assert result.speedup != result.speedup  # NaN
+    for text in (str(result), visible(result.html()).text):
+        assert "Wrong results of torch" in text
 
 
 def test_fallbacks_are_told():

@@ -22,7 +22,7 @@ pytest.importorskip("rich", reason="needs cnnext[train]")
 image = pytest.importorskip("PIL.Image", reason="needs cnnext[train]")
 
 import cnnext  # noqa: E402
-from cnnext import models  # noqa: E402
+from cnnext import _options, models  # noqa: E402
 from cnnext.__main__ import main  # noqa: E402
 from cnnext.train import data  # noqa: E402
 from cnnext.train.errors import TrainingError  # noqa: E402
@@ -269,6 +269,23 @@ def fails(capsys, *options):
 def test_wrong_options(capsys, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     assert message in fails(capsys, *options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "least"), [("--workers", "-1", 0), ("--seed", "99999999999999999999", 0), ("--epochs", "0", 1)]
+)
+def test_wrong_numbers(capsys, option, value, least):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--model", "lecture", "--data", "digits", option, value])
+    assert stopped.value.code == 2
+    expected = f"argument {option}: expected a whole number from {least} to 2147483647, got '{value}'"
+    assert expected in capsys.readouterr().err
+
+
+def test_the_largest_seed_trains(tmp_path):
+    """Generators take 64 bits, and a seed is multiplied before it comes there."""
+    options = f"--data digits --image-size 8 --epochs 1 --batch-size 1024 --seed {_options.MOST}".split()
+    assert main(["train", "--model", "lecture", "--out", str(tmp_path), *options]) == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ Call = Callable[[], Tensor]
 # A right kernel may sum in another order, or in Winograd's domain; a wrong one is off by a hundred times this.
 _TIMES_TORCH = 8
 _ROUNDINGS = 8
+_NEVER_RIGHT = 1 / 8  # relative error
+_CPU = torch.device("cpu")
 
 
 class Mismatch(AssertionError):
@@ -163,25 +166,47 @@ def errors(result: Tensor, reference: Tensor) -> dict[str, float]:
     return {"max": largest, "relative": float(difference.norm()) / (scale or 1.0)}
 
 
-def check(found: dict[str, dict[str, float]], what: str, dtype: torch.dtype, allowed: float = 0.0) -> None:
-    """Compares our relative errors with torch's.
+def epsilon(dtype: torch.dtype, device: torch.device) -> float:
+    """That of the type torch multiplies in, which may be TF32 on a GPU."""
+    tf32 = dtype == torch.float32 and device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return 2**-10 if tf32 else torch.finfo(dtype).eps
+
+
+def limit(dtype: torch.dtype, depth: int, device: torch.device = _CPU) -> float:
+    """The largest relative error that a right sum of ``depth`` operations may have.
+
+    One after another in the type itself, they were seen to be off by sqrt(depth) / 7 of its epsilon.
+    """
+    return min(epsilon(dtype, device) * (_ROUNDINGS + depth**0.5), _NEVER_RIGHT)
+
+
+def check(
+    found: dict[str, dict[str, float]], what: str, dtype: torch.dtype, most: float, allowed: float = 0.0
+) -> dict[str, float | None]:
+    """Compares our relative errors with torch's, where those are of right results.
 
     Args:
         found: :func:`errors` of every backend, by a name that starts with ``torch`` or ``cnnext``.
+        most: the largest relative error of a right result: what torch's may be, and give to ours.
         allowed: a relative error that is right in any case.
+
+    Returns:
+        The relative errors of torch's wrong results, by backend; None where they are not finite.
 
     Raises:
         Mismatch: one of ours is far larger than torch's, or not finite.
     """
-    bound = _ROUNDINGS * torch.finfo(dtype).eps
-    bound += _TIMES_TORCH * max(error["relative"] for name, error in found.items() if name.startswith("torch"))
-    bound = max(bound, allowed)
+    torchs = {name: error["relative"] for name, error in found.items() if name.startswith("torch")}
+    wrong = {name: error for name, error in torchs.items() if not error <= most}
+    right = max((error for name, error in torchs.items() if name not in wrong), default=most)
+    bound = max(_ROUNDINGS * torch.finfo(dtype).eps + min(_TIMES_TORCH * right, most), allowed)
     for name, error in found.items():
         if name.startswith("cnnext") and not error["relative"] <= bound:
             raise Mismatch(
                 f"{what}: {name} differs from float64 by {error['relative']:.2e} (relative L2; "
                 f"largest absolute error {error['max']:.2e}), allowed is {bound:.2e}"
             )
+    return {name: error if math.isfinite(error) else None for name, error in wrong.items()}
 
 
 def measure(
@@ -197,7 +222,8 @@ def measure(
 
     Both sides get the same operands in the same layout. Times are without autograd, except the backward of
     pooling. A result's ``limit`` is the time the machine's measured peaks allow: the larger of FLOPs by peak
-    FLOP/s and bytes by the bandwidth of a copy of as many bytes.
+    FLOP/s and bytes by the bandwidth of a copy of as many bytes. Its ``wrong`` are backends of torch that are not timed
+    because they do not compute the layer, with their relative errors (None: not finite).
 
     Raises:
         Mismatch: a result of ours is wrong. Nothing of this direction has been timed then.
@@ -215,8 +241,10 @@ def measure(
         with torch.no_grad():
             reference = torch_call(layer, direction, exact)()
             found = {name: errors(call(), reference) for name, call in calls.items()}
+            most = limit(dtype, layer.operations() // (reference.numel() or 1), device)
             del reference
-            check(found, f"{layer.label()} {direction}", dtype)
+            wrong = check(found, f"{layer.label()} {direction}", dtype, most)
+            calls = {name: call for name, call in calls.items() if name not in wrong}
             timings = finish(interleave(calls, min_time, repeats, device))
         backends = {}
         for name, timing in timings.items():
@@ -225,7 +253,7 @@ def measure(
             if library == "cnnext":
                 backends[name]["kernel"] = kernel_name(layer, direction, dtype, layout, device)
         flops, size = layer.flops(), layer.bytes(dtype)
-        limit = max(flops / machine.flops(dtype) if flops else 0.0, size / machine.bandwidth(size))
+        shortest = max(flops / machine.flops(dtype) if flops else 0.0, size / machine.bandwidth(size))
         yield {
             "layer": layer.as_json(),
             "label": layer.label(),
@@ -237,20 +265,26 @@ def measure(
             "flops": flops,
             "operations": layer.operations(),
             "bytes": size,
-            "limit": limit,
+            "limit": shortest,
+            "wrong": wrong,
             "backends": backends,
             **compare(backends),
         }
 
 
 def compare(backends: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The fastest layout of each library, and torch's time over ours: best against best and by layout."""
-    best = {}
-    for library in ("torch", "cnnext"):
-        names = [name for name in backends if name.startswith(library)]
-        best[library] = min(names, key=lambda name: backends[name]["median"])
-    speedup = {"best": backends[best["torch"]]["median"] / backends[best["cnnext"]]["median"]}
-    for layout in LAYOUTS:
-        if f"torch {layout}" in backends:
-            speedup[layout] = backends[f"torch {layout}"]["median"] / backends[f"cnnext {layout}"]["median"]
+    """The fastest layout of each library, and torch's time over ours: best against best and by layout.
+
+    What torch computed wrongly is not among the backends, and has no speedup.
+    """
+    best: dict[str, str] = {}
+    for name in sorted(backends, key=lambda name: backends[name]["median"]):
+        best.setdefault(name.split()[0], name)
+    pairs = {"best": (best.get("torch"), best["cnnext"])}
+    pairs |= {layout: (f"torch {layout}", f"cnnext {layout}") for layout in LAYOUTS}
+    speedup = {
+        which: backends[torchs]["median"] / backends[ours]["median"]
+        for which, (torchs, ours) in pairs.items()
+        if torchs in backends
+    }
     return {"best": best, "speedup": speedup}

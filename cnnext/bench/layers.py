@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -182,6 +182,11 @@ class LayerUse:
     @property
     def count(self) -> int:
         return len(self.names)
+
+    def directions(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        """Those of the wanted directions that the layer has and a model needs."""
+        unneeded = () if self.needs_grad_input else ("grad_input", "backward")
+        return tuple(d for d in self.layer.directions if d in wanted and d not in unneeded)
 
 
 def _sizes(value: Any, dims: int) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from cnnext import models
 from cnnext.backends import fallbacks, reset_fallbacks
 
 from . import layers
-from .layer_bench import Mismatch, check, errors, in_layout
+from .layer_bench import Mismatch, check, epsilon, errors, in_layout
 from .layer_bench import compare as compare_backends
 from .photo import photograph
 from .timing import Machine, interleave, peak_memory
@@ -26,6 +26,10 @@ _LEARNING_RATE = 1e-3
 # A last-digit difference can put an activation on the other side of a ReLU, or choose another maximum, and then a
 # gradient differs for good: by this much at most here (relative L2). Layers are checked with no such allowance.
 _FLIPS = 0.05
+# Rounding errors grow from layer to layer, to 2^20 epsilons here, until a gradient in 16 bits has only the size of
+# the exact one: errors of 1.9. They do on both sides alike; where ours is far smaller, torch's is wrong.
+_GROWTH, _SIZE = 2**22, 4.0
+_TIMES_OURS, _BESIDE_OURS = 64, 0.25
 
 
 def _torchs_model(name: str, training: bool) -> nn.Module:
@@ -232,11 +236,14 @@ def compare(
             for name, result in steps[key].results().items():
                 found.setdefault(name, {})[key] = errors(result, reference[name])
             left_to_torch = fallbacks()  # of one run of ours, the last
+    wrong: dict[str, float | None] = {}
     for name, errors_of in found.items():
-        check(errors_of, f"{what} {name}", dtype, _FLIPS if name == "gradient" else 0.0)
+        ours = max(error["relative"] for key, error in errors_of.items() if key.startswith("cnnext"))
+        most = min(_GROWTH * epsilon(dtype, machine.device), _SIZE, max(_BESIDE_OURS, _TIMES_OURS * ours))
+        wrong |= check(errors_of, f"{what} {name}", dtype, most, _FLIPS if name == "gradient" else 0.0)
     del reference
 
-    functions: dict[str, Callable[[], object]] = dict(steps)
+    functions: dict[str, Callable[[], object]] = {key: step for key, step in steps.items() if key not in wrong}
     timing = interleave(functions, min_time, repeats, machine.device)
     while True:
         try:
@@ -247,11 +254,12 @@ def compare(
         yield f"timing, {len(functions)} backends in turns", done
     backends = {
         key: {**timings[key].as_json(), "error": {name: errors_of[key] for name, errors_of in found.items()}}
-        for key in steps
+        for key in functions
     }
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "fallbacks": left_to_torch,
+        "wrong": wrong,
         "backends": backends,
         **compare_backends(backends),
     }

@@ -34,6 +34,7 @@ def render(document: Document, name: str | None = None) -> str:
         raise ValueError(f"nothing was measured of {name or 'any model'}")
     chosen = {**document, "networks": networks, "layers": layers}
     layers = sorted(layers, key=lambda result: (DIRECTIONS.index(result["direction"]), not result["flops"]))
+    compared = tables.compared(layers)
     title = (networks + layers)[0]["model"] or layers[0]["label"]
     facts = next(iter(document["environment"].values()))
     environment = Environment(
@@ -51,16 +52,16 @@ def render(document: Document, name: str | None = None) -> str:
     return template.render(
         title=title,
         facts=facts,
-        headlines=[_headline(result) for result in networks] or _layer_headlines(layers),
+        headlines=[_headline(result) for result in tables.compared(networks)] or _layer_headlines(compared),
         networks=networks,
         modes=MODES,
         layouts=LAYOUT,
-        layers=layers,
+        layers=compared,
         rows=[_row(result) for result in layers],
         fallbacks=_fallbacks(networks),
-        pictures=_pictures(layers, document["machine"]) if layers else {},
-        exact=charts.exact(layers),
-        warning=tables.disturbance(networks + layers),
+        pictures=_pictures(compared, document["machine"]) if compared else {},
+        exact=charts.exact(compared),
+        warnings=tables.warnings(networks + layers),
         peaks=tables.peaks(document["machine"]),
         environments=_environment(document),
         notes=[*(tables.network_notes(result) for result in networks), *([tables.LAYER_NOTES] if layers else [])],
@@ -137,7 +138,8 @@ def _layer_headlines(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _row(result: dict[str, Any]) -> dict[str, Any]:
     ours = result["backends"][result["best"]["cnnext"]]
-    torchs = result["backends"][result["best"]["torch"]]
+    torchs = result["backends"].get(result["best"].get("torch"))
+    speedup = result["speedup"].get("best")
     return {
         "label": result["label"],
         "names": ", ".join(name for name in result["names"] if name),
@@ -146,14 +148,14 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
         "kernel": ours["kernel"],
         "layout": LAYOUT[result["best"]["cnnext"].split()[1]],
         "ours": ours["median"],
-        "torch": torchs["median"],
-        "speedup": result["speedup"]["best"],
-        "verdict": _verdict(result["speedup"]["best"])[0],
+        "torch": torchs and torchs["median"],
+        "speedup": speedup,
+        "verdict": _verdict(speedup)[0] if speedup else "",
         "rate": (result["flops"] or result["bytes"]) / ours["median"] / 1e9,
         "unit": "GFLOP/s" if result["flops"] else "GB/s",
         "of_limit": result["limit"] / ours["median"],
         "error": ours["error"]["relative"],
-        "torch_error": torchs["error"]["relative"],
+        "torch_error": torchs and torchs["error"]["relative"],
     }
 
 

