@@ -207,10 +207,10 @@ packed_weights = _Switch(
     """Whether convolutions on the CPU keep weights as they have packed them; off by default.
 
     With few images in a batch a large part of a convolution's time is to bring its weight into the order, and the type,
-    in which it is multiplied. Turned on, calls that compute no gradient for the weight do that once: results are the
-    same bits. A packed weight takes 1 to 1.5 times the weight's memory, at most 8 MiB more for a layer by Winograd's
-    algorithm, for each input size; 1 GiB are kept at most, and none whose weight is gone. Turning it off, or
-    `cnnext.empty_cache()`, drops them.
+    in which it is multiplied. Turned on, calls that compute no gradient for the weight do that once for each size of
+    the input, and the choice of the kernel takes that into account. A packed weight is 1 to 1.5 times as large as the
+    weight; Winograd's algorithm, whose weights would be four times as large, keeps none. 1 GiB are kept at most, and
+    none whose weight is gone. Turning it off, or `cnnext.empty_cache()`, drops them.
 
     A weight that changes is packed anew: by in-place operators, the step of an optimizer of `torch.optim`,
     load_state_dict or a new tensor in `.data`. A write that torch does not count can not be seen: through `weight.data`

@@ -80,6 +80,7 @@ def test_single_layer_arguments():
         ),
         (["--only", "networks", "--direction", "forward"], "--only networks takes no --direction"),
         (["--only", "layers", "--torch-memory"], "--only layers takes no --torch-memory"),
+        (["--only", "layers", "--packed-weights"], "--only layers takes no --packed-weights"),
         (["--model", "pooling", "--only", "layers", "--image-size", 64], "the suite pooling takes no --image-size"),
         (["--stride", 2], "a run of models takes no --stride"),
         (["--model", "inception_v3", "--image-size", 32], "inception_v3 does not take pictures of 32x32: "),

@@ -6,7 +6,6 @@ import copy
 import gc
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from cnnext import functional as F
 
 pytestmark = pytest.mark.usefixtures("no_fallback", "threads")
 
-# Late layers, of which tasks pack their weights themselves, large and strided ones, and what Winograd's tiles take.
+# Late layers, of which tasks pack their weights themselves, large and strided ones.
 SHAPES = [
     ((1, 96, 7, 7), (160, 96, 1, 1), {}),
     ((1, 64, 7, 7), (96, 64, 3, 3), {"padding": 1}),
@@ -28,13 +27,15 @@ SHAPES = [
     ((1, 48, 9, 9), (64, 24, 3, 3), {"groups": 2}),
     ((1, 40, 30), (33, 40, 5), {"padding": 2}),
 ]
-KEEPING = (None, "gemm", "gemm_bf16", "rows_amx", "winograd")  # kernels, and what is chosen
+KEEPING = ("gemm", "gemm_bf16", "rows_amx")  # kernels
 
 
 @pytest.fixture(autouse=True)
 def keeping() -> Iterator[None]:
+    """By the kernel that keeps weights on every processor."""
     backends.empty_cache()
-    with backends.packed_weights(True), torch.no_grad():
+    by_gemm = [backends.force_kernel(op, "gemm") for op in ("conv", "conv_grad_input")]
+    with by_gemm[0], by_gemm[1], backends.packed_weights(True), torch.no_grad():
         yield
     assert kept() == 0  # turning it off drops all
 
@@ -56,16 +57,16 @@ def unkept(x: Tensor, w: Tensor, **arguments: int) -> Tensor:
     return conv(x, w.clone(), **arguments)
 
 
-@pytest.mark.parametrize("kernel", [None, *(name for op, name in KERNELS if op == "conv")])
+@pytest.mark.parametrize("kernel", [name for op, name in KERNELS if op == "conv"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("last", [False, True])
-def test_same_bits(kernel: str | None, dtype: torch.dtype, last: bool) -> None:
+def test_same_bits(kernel: str, dtype: torch.dtype, last: bool) -> None:
     ran = keeps = False
     for x_size, w_size, arguments in SHAPES:
         x, w = tensors(x_size, w_size, dtype)
         if last and x.dim() == 4:
             x, w = (t.to(memory_format=torch.channels_last) for t in (x, w))
-        with backends.force_kernel("conv", kernel) if kernel else nullcontext():
+        with backends.force_kernel("conv", kernel):
             try:
                 with backends.packed_weights(False):
                     expected = conv(x, w, **arguments)
@@ -154,8 +155,6 @@ def test_each_size_has_its_own() -> None:
         for size in (7, 9, 14, 30):
             x = torch.randn(2, 64, size, size)
             assert torch.equal(conv(x, w), unkept(x, w))
-            with backends.winograd(False):
-                assert torch.equal(conv(x, w), unkept(x, w))
 
 
 def test_views_of_one_memory() -> None:

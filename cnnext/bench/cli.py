@@ -29,7 +29,7 @@ examples:
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEFAULT_MODELS = ("resnet50", "googlenet")
 DEFAULT_BATCH = {"infer": 1, "train": 4}
-_OF_MODELS = ("model", "batch", "mode", "only", "image_size", "torch_memory")
+_OF_MODELS = ("model", "batch", "mode", "only", "image_size", "torch_memory", "packed_weights")
 _OF_CONV = ("weight", "bias", "stride", "padding", "dilation", "groups")
 _OF_POOL = ("kernel", "stride", "padding", "ceil_mode")
 _OF_LAYERS = (*_OF_CONV, "output_padding", *_OF_POOL, "no_count_include_pad", "output_size")
@@ -93,6 +93,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--torch-memory",
         action="store_true",
         help="networks with our layers run with cnnext.backends.torch_memory, those with torch's as before",
+    )
+    how.add_argument(
+        "--packed-weights",
+        action="store_true",
+        help="networks with our layers keep packed weights from step to step (cnnext.backends.packed_weights)",
     )
     how.add_argument("--quick", action="store_true", help="a few seconds: small images, few rounds, rough figures")
     how.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
@@ -194,7 +199,8 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
 
     _refuse(args, _OF_LAYERS, "a run of models")
     if args.only:
-        _refuse(args, ["direction" if args.only == "networks" else "torch_memory"], f"--only {args.only}")
+        others = ["direction"] if args.only == "networks" else ["torch_memory", "packed_weights"]
+        _refuse(args, others, f"--only {args.only}")
     names = args.model or list(DEFAULT_MODELS)
     # as a whole, those that take the photograph and are trained by cross-entropy
     whole_models = [n for n, spec in cnnext.models.SPECS.items() if spec.channels == 3 and spec.task != "detection"]
@@ -223,6 +229,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
                     mode=mode,
                     image_size=size_of(name),
                     torch_memory=args.torch_memory,
+                    packed_weights=args.packed_weights,
                 )
             )
     every_direction = tuple(dict.fromkeys(layers.CONV_DIRECTIONS + layers.POOL_DIRECTIONS))

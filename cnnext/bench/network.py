@@ -127,6 +127,7 @@ class Step:
     def results(self) -> dict[str, Tensor]:
         """What is compared: the logits, and in training all parameters' gradients as one vector."""
         if self.labels is None:
+            self()  # what is timed finds what the first run has kept
             with torch.no_grad():
                 return {"output": self.heads()[0]}
         output = self.gradients()
@@ -173,6 +174,7 @@ def step_memory(
     layout: str,
     size: int = 224,
     torch_memory: bool = False,
+    packed_weights: bool = False,
 ) -> int | None:
     """Bytes that two steps of one backend need at their peak on top of the model and the images.
 
@@ -195,7 +197,8 @@ def step_memory(
         measured()
         measured()
 
-    return peak_memory(twice)
+    with cnnext.backends.packed_weights(packed_weights and library == "cnnext"):
+        return peak_memory(twice)
 
 
 def _labels(batch: int) -> Tensor:
@@ -283,8 +286,9 @@ def measure(
     repeats: int | None = None,
     size: int = 224,
     torch_memory: bool = False,
+    packed_weights: bool = False,
 ) -> Generator[tuple[str, float], None, dict[str, Any]]:
-    """Checks and times one network in one mode (``infer`` or ``train``), ours with ``backends.torch_memory`` if wanted.
+    """Checks and times one network in one mode (``infer`` or ``train``), ours with settings of ``backends`` if wanted.
 
     Yields what is being done and the fraction done; returns the result. A training step is forward,
     cross-entropy, backward and an SGD step on identical copies of the model.
@@ -302,7 +306,8 @@ def measure(
     def make(library: str, layout: str, dtype: torch.dtype) -> Step:
         return _step(model, library, layout, dtype, images, labels, torch_memory)
 
-    result = yield from compare(f"{name} {mode}", make, dtype, layouts, machine, min_time, repeats)
+    with cnnext.backends.packed_weights(packed_weights):
+        result = yield from compare(f"{name} {mode}", make, dtype, layouts, machine, min_time, repeats)
     uses = layers.collect(model.to("meta"), torch.empty(batch, 3, size, size, device="meta"))
     flops = work(uses, training)
     return {
@@ -311,6 +316,7 @@ def measure(
         "batch": batch,
         "input": f"3x{size}x{size}",
         "torch_memory": torch_memory,
+        "packed_weights": packed_weights,
         "replaced": counts,
         "conv_flops": flops,
         "limit": flops / machine.flops(dtype),

@@ -38,6 +38,7 @@ class Section:
     side: str = ""
     image_size: int = 224
     torch_memory: bool = False
+    packed_weights: bool = False
     directions: tuple[str, ...] = ()
     uses: list[dict[str, Any]] = field(default_factory=list)
 
@@ -111,6 +112,7 @@ def _network(section: Section, machine: Machine) -> Iterator[Event]:
         section.repeats,
         section.image_size,
         section.torch_memory,
+        section.packed_weights,
     )
     while True:
         try:
@@ -133,7 +135,7 @@ def _network(section: Section, machine: Machine) -> Iterator[Event]:
 def _memory(section: Section, machine: Machine) -> Iterator[Event]:
     (layout,) = section.layouts
     what = (section.model, section.mode, section.batch, getattr(torch, section.dtype), section.side, layout)
-    peak = network.step_memory(*what, section.image_size, section.torch_memory)
+    peak = network.step_memory(*what, section.image_size, section.torch_memory, section.packed_weights)
     yield {"event": "result", "result": {"peak_memory": peak}}
 
 

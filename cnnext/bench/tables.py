@@ -140,7 +140,8 @@ def network(result: dict[str, Any], width: int) -> Table:
 
 def pooled(result: dict[str, Any]) -> str:
     """Where the two sides differ in more than their layers."""
-    return ", ours with torch_memory" if result.get("torch_memory") else ""
+    switches = [name for name in ("torch_memory", "packed_weights") if result.get(name)]
+    return f", ours with {' and '.join(switches)}" if switches else ""
 
 
 def network_notes(result: dict[str, Any]) -> str:

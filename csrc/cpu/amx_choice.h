@@ -16,6 +16,8 @@ double amx_time(const ConvProblem& p) {
   constexpr double kProduct = kFloat ? 16 : 3, kCopy = kFloat ? 800 : 125, kCopyToo = kFloat ? 500 : 125;
   constexpr double kPut = kFloat ? 8 : 10, kTurn = kFloat ? 400 : 200, kPutTurned = 12;
   constexpr double kPack = kFloat ? 24 : 12, kDirectPack = kFloat && Gradient ? 25 : 10, kDirectTurned = 1.1;
+  // A packed weight comes from memory, in the time of products that direct sums overlap with it and AMX not.
+  constexpr double kFetch = kFloat ? 38 : 12;
   const Phases phases(p, Gradient);
   const bool planes = p.layout != Layout::kChannelsLast;
   double amx = 0, direct = 0;
@@ -38,8 +40,8 @@ double amx_time(const ConvProblem& p) {
                    full = double(round_up(row, kAmxRows)) / double(row);
       each += kTurn * full * positions / block * double(plan.chunks) + kPutTurned * step * K;
     }
-    amx += pixels * each + kPack * double(g.depth()) * K;
-    direct += kDirectPack * double(g.depth()) * K;
+    amx += pixels * each + (p.keeps_weight ? kFetch : kPack) * double(g.depth()) * K;
+    direct += p.keeps_weight ? 0 : kDirectPack * double(g.depth()) * K;
   }
   // Direct sums leave out what is multiplied with the padding, if that is much.
   const int64_t products = Regions(phases, Layout::kChannelsLast).products();

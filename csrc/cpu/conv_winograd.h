@@ -198,22 +198,12 @@ int64_t winograd_workspace(const ConvProblem& p) {
   return bytes;
 }
 template <bool Gradient>
-int64_t winograd_packed(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_winograd<Gradient>(p, {}, nullptr, [&](const auto& conv) { bytes = conv.weights.kept_bytes(); });
-  return bytes;
-}
-template <bool Gradient>
 void winograd_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
   with_winograd<Gradient>(p, b, workspace, [&](const auto& conv) { conv.run(parallel); });
 }
 
 template <bool Gradient>
-constexpr ConvKernel kWinograd = {"winograd",
-                                  kWinogradSummary,
-                                  winograd_refuses<Gradient>,
-                                  winograd_workspace<Gradient>,
-                                  winograd_run<Gradient>,
-                                  winograd_packed<Gradient>};
+constexpr ConvKernel kWinograd = {"winograd", kWinogradSummary, winograd_refuses<Gradient>,
+                                  winograd_workspace<Gradient>, winograd_run<Gradient>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -64,7 +64,7 @@ struct WinogradSteps {
         depth(taps.size(), phases.summed_channels()),
         groups(p.shape.groups / phases.joined_groups),
         panels(ceil_div(phases.channels, kWide)),
-        kept((p.keeps_weight || grid.size() > 2 * most_tiles_of<Tile>(depth.total(), false)) &&
+        kept(grid.size() > 2 * most_tiles_of<Tile>(depth.total(), false) &&
              groups * panels * kWeights * depth.total() * kWide * int64_t(sizeof(A)) <= kKeptBytes),
         source(static_cast<const T*>(gradient ? b.output : b.input)),
         weight(static_cast<const T*>(b.weight)),
@@ -88,7 +88,7 @@ struct WinogradSteps {
   void cut_tiles(const ConvProblem& p, int64_t tiles) {
     block_tiles = tiles;
     tile_blocks = ceil_div(grid.size(), tiles);
-    whole = kept && (p.keeps_weight || tile_blocks > 2);
+    whole = kept && tile_blocks > 2;
     weights_plane = odd_lines((whole ? depth.total() : kChunk) * kWide);
     weights = PackedWeights<A>(p, whole ? groups * panels : 0, kWeights * weights_plane);
     scratch_weights = kRaw + (whole ? 0 : kWeights * weights_plane);

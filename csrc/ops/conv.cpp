@@ -78,6 +78,7 @@ void launch(const char* op, const Select& list_of, ConvProblem problem, const at
   const auto pointer = [](const at::Tensor& t) { return const_cast<void*>(t.const_data_ptr()); };
   const ConvBuffers buffers = {pointer(input), pointer(weight), bias ? pointer(*bias) : nullptr,
                                pointer(output)};
+  problem.keeps_weight = keeps_weight;
   if (keeps_weight)
     return run_with_packed(choose_kernel(op, list_of(cpu_kernels()), problem), problem, buffers, weight);
   run_kernel(op, list_of, problem, buffers, output);

@@ -71,8 +71,9 @@ Choice explain_conv(const std::string& op, const std::vector<int64_t>& input,
                     const std::vector<int64_t>& weight, const std::vector<int64_t>& stride,
                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
                     c10::ScalarType type, bool channels_last, int arch) {
-  const ConvProblem problem = conv_problem(input, weight, stride, padding, dilation, groups, type,
-                                           channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst);
+  ConvProblem problem = conv_problem(input, weight, stride, padding, dilation, groups, type,
+                                     channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst);
+  problem.keeps_weight = op == "conv" && arch == 0 && packed_weights_enabled();
   return explain(op, problem, arch);
 }
 

@@ -115,7 +115,6 @@ bool keeps_packed(const at::Tensor& weight) {
 
 void run_with_packed(const cpu::ConvKernel& kernel, ConvProblem problem, ConvBuffers buffers,
                      const at::Tensor& weight) {
-  problem.keeps_weight = true;
   const int64_t bytes = kernel.packed ? kernel.packed(problem) : 0;
   problem.keeps_weight = bytes > 0;
   at::Tensor packed;

@@ -26,7 +26,8 @@ class Differentiating {
 // Whether a call would keep the weight.
 bool keeps_packed(const at::Tensor& weight);
 
-// Runs a kernel, with the weight that an earlier call has packed or to be kept for the next.
+// Runs a kernel that was chosen for a weight that is kept: with what an earlier call has packed, or for the
+// next to find.
 void run_with_packed(const cpu::ConvKernel& kernel, ConvProblem problem, ConvBuffers buffers,
                      const at::Tensor& weight);
 
