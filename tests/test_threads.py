@@ -16,7 +16,7 @@ import torch
 from convolutions import DTYPES, KERNELS, OPS, Conv, Operands, by_cnnext, forced, normals, problem
 from torch import Tensor
 
-from cnnext import _C
+from cnnext import _C, backends, functional
 
 pytestmark = pytest.mark.usefixtures("threads", "no_fallback")
 
@@ -92,6 +92,13 @@ def test_same_bits_alone_and_in_a_batch(conv: Conv, threads: int) -> None:
                     assert torch.equal(bits(alone), bits(batch[part])), (op, kernel, dtype, image)
 
 
+def test_zeros_have_one_sign_in_channels_first() -> None:
+    """Products that underflow to a negative zero, in whole tiles and at the end of a plane."""
+    x, weight = torch.full((3, 16, 9, 11), -1e-30), torch.full((40, 16, 1, 1), 1e-30)
+    with backends.force_kernel("conv", "gemm"):
+        assert len(bits(functional.conv2d(x, weight)).unique()) == 1
+
+
 @pytest.mark.parametrize("op", ["conv", "conv_grad_input"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_choice_does_not_depend_on_the_batch(op: str, dtype: torch.dtype) -> None:
@@ -125,7 +132,7 @@ def test_same_bits_from_concurrent_calls() -> None:
 # Runs each operator in both formats and reports how long each thread of the process computed, in nanoseconds.
 PROGRAM = """
 import json, os, sys, torch, cnnext
-from cnnext import _C
+from cnnext import _C, backends, functional
 
 def times():
     return {t: int(open(f"/proc/self/task/{t}/schedstat").read().split()[0]) for t in os.listdir("/proc/self/task")}

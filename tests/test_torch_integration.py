@@ -120,6 +120,23 @@ def test_jacobian_and_hessian(name: str) -> None:
     assert expected.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", ["conv2d", "conv3d", "conv_transpose2d"])
+def test_batched_gradients_in_channels_last(name: str) -> None:
+    """A gradient of a batch of them has no memory format."""
+    call = BY_NAME[name]
+    last = torch.channels_last_3d if name == "conv3d" else torch.channels_last
+    found = []
+    for namespace in (functional, F):
+        tensors = [t.detach().to(memory_format=last) if t.dim() > 3 else t.detach() for t in call.tensors()]
+        for tensor in tensors:
+            tensor.requires_grad_()
+        output = call.run(namespace, tensors)
+        torch.manual_seed(0)
+        grads = torch.randn(3, *output.shape, dtype=output.dtype)
+        found.append(torch.autograd.grad(output, tensors, grads, is_grads_batched=True))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("call", PLAIN, ids=str)
 def test_forward_mode(call: Call) -> None:
     tensors = [each.detach() for each in call.tensors()]
@@ -135,12 +152,16 @@ def test_forward_mode(call: Call) -> None:
 
 def test_fallback_to_aten_is_recorded() -> None:
     cnnext.reset_fallbacks()
-    torch.func.vmap(lambda x: functional.avg_pool2d(x, 2))(r(3, 1, 2, 4, 4))
+    weight = r(2, 2, 3, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as of a missing batching rule
+        torch.func.vmap(lambda x: functional.avg_pool2d(x, 2))(r(3, 1, 2, 4, 4))
+        torch.func.vmap(lambda x: functional.conv_transpose2d(x, weight))(r(3, 1, 2, 4, 4))
     with fwAD.dual_level():
         functional.conv1d(fwAD.make_dual(r(1, 2, 5), r(1, 2, 5)), r(2, 2, 3))
     reasons = cnnext.fallbacks()
-    assert len(reasons) == 2
-    assert {key.partition(":")[0] for key in reasons} == {"avg_pool", "conv"}
+    assert len(reasons) == 3
+    assert {key.partition(":")[0] for key in reasons} == {"avg_pool", "conv", "conv_transpose"}
 
 
 # autocast

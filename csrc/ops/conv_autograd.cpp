@@ -69,7 +69,7 @@ struct SavedParameters : Parameters {
     dilation = lists.slice(strides + paddings);
   }
   at::Tensor laid_out(const at::Tensor& grad) const {
-    if (left_to_aten({&grad})) return grad;  // one of a batch has no memory format
+    if (grad.key_set().has(c10::DispatchKey::FuncTorchBatched)) return grad;  // has no memory format
     const bool last = channels_last.expect_int() == 1;
     return grad.contiguous(memory_format(last ? Layout::kChannelsLast : Layout::kChannelsFirst, grad.dim()));
   }
