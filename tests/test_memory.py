@@ -149,13 +149,17 @@ def test_torchs_tensors_from_the_pool_in_forked_workers():
 
 _FORKS = """
 import os, signal, threading, torch
-from cnnext import backends
+from cnnext import backends, functional
 
-with backends.torch_memory(True):
+torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+weight = torch.ones(64, 64, 1, 1)
+with backends.torch_memory(True), backends.packed_weights(True):
     done = threading.Event()
     def allocate():
+        image = torch.ones(1, 64, 2, 2)
         while not done.is_set():
             torch.empty(1 << 16)
+            functional.conv2d(image, torch.ones(64, 64, 1, 1))
     threads = [threading.Thread(target=allocate) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -165,6 +169,7 @@ with backends.torch_memory(True):
         if child == 0:
             signal.alarm(5)  # ends a child that waits for a lock
             torch.empty(1 << 16)
+            functional.conv2d(torch.ones(1, 64, 2, 2), weight)
             os._exit(0)
         ended.append(os.waitpid(child, 0)[1])
         if ended[-1] != 0:

@@ -1,5 +1,7 @@
 #include "packed_weights.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <mutex>
@@ -81,6 +83,8 @@ class PackedWeights {
     const std::lock_guard<std::mutex> lock(mutex_);
     return bytes_;
   }
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
 
  private:
   using All = std::unordered_multimap<const c10::TensorImpl*, Packed>;
@@ -97,8 +101,14 @@ class PackedWeights {
 
 std::atomic<bool> enabled{false};
 thread_local bool differentiating = false;
+
 PackedWeights& kept() {
-  static PackedWeights* all = new PackedWeights;  // outlives every tensor
+  static PackedWeights* all = [] {
+    // As the memory pool's, whose lock is taken while this one is held: it must be the later to take.
+    memory_pool_enabled();
+    pthread_atfork([] { kept().lock(); }, [] { kept().unlock(); }, [] { kept().unlock(); });
+    return new PackedWeights;  // outlives every tensor
+  }();
   return *all;
 }
 
