@@ -125,15 +125,11 @@ def test_batched_gradients_in_channels_last(name: str) -> None:
     """A gradient of a batch of them has no memory format."""
     call = BY_NAME[name]
     last = torch.channels_last_3d if name == "conv3d" else torch.channels_last
-    found = []
-    for namespace in (functional, F):
-        tensors = [t.detach().to(memory_format=last) if t.dim() > 3 else t.detach() for t in call.tensors()]
-        for tensor in tensors:
-            tensor.requires_grad_()
-        output = call.run(namespace, tensors)
-        torch.manual_seed(0)
-        grads = torch.randn(3, *output.shape, dtype=output.dtype)
-        found.append(torch.autograd.grad(output, tensors, grads, is_grads_batched=True))
+    tensors = [t.detach().to(memory_format=last) if t.dim() > 3 else t.detach() for t in call.tensors()]
+    tensors = [t.requires_grad_() for t in tensors]
+    ours, torchs = call.run(functional, tensors), call.run(F, tensors)
+    grads = torch.randn(3, *ours.shape, dtype=ours.dtype)
+    found = [torch.autograd.grad(output, tensors, grads, is_grads_batched=True) for output in (ours, torchs)]
     torch.testing.assert_close(*found)
 
 

@@ -69,7 +69,8 @@ struct SavedParameters : Parameters {
     dilation = lists.slice(strides + paddings);
   }
   at::Tensor laid_out(const at::Tensor& grad) const {
-    if (grad.key_set().has(c10::DispatchKey::FuncTorchBatched)) return grad;  // has no memory format
+    // One of a batch (torch.autograd.grad with is_grads_batched) has no memory format.
+    if (grad.key_set().has(c10::DispatchKey::Batched)) return grad;
     const bool last = channels_last.expect_int() == 1;
     return grad.contiguous(memory_format(last ? Layout::kChannelsLast : Layout::kChannelsFirst, grad.dim()));
   }
