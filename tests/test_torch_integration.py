@@ -1,4 +1,4 @@
-"""The operators in the rest of torch: func transforms, autocast, meta, compile, export, trace, checkpoint, counters."""
+"""The operators in the rest of torch: autocast, meta, compile, export, trace, checkpoint, counters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
-from calls import CALLS, SPATIAL, Call
+from calls import BY_NAME, CALLS, SPATIAL, Call
 from torch import Tensor, distributed, library
 from torch.fx.experimental import optimization
 from torch.utils.checkpoint import checkpoint
@@ -22,9 +21,6 @@ import cnnext
 from cnnext import backends, functional, nn
 
 ops = torch.ops.cnnext
-BY_NAME = {call.name: call for call in reversed(CALLS) if call.shapes[0][0] == 2 and "norm_type" not in call.kwargs}
-PLAIN = [call for call in BY_NAME.values() if "indices" not in call.name and "unpool" not in call.name]
-PLAIN = [call for call in PLAIN if not call.kwargs.get("return_indices")]
 
 
 def r(*shape: int, grad: bool = False) -> Tensor:
@@ -79,85 +75,6 @@ def test_every_public_operator_is_checked() -> None:
     internal = names - set(PUBLIC)  # of the backward passes
     assert names >= set(PUBLIC)
     assert all(name.endswith(("_grad_input", "_with_offsets", "_select", "_indices")) for name in internal), internal
-
-
-# torch.func and forward mode, which C++ autograd Functions cannot pass
-
-
-def scalar(library: Any, call: Call) -> Callable[..., Tensor]:
-    return lambda *tensors: call.run(library, list(tensors)).pow(3).sum()
-
-
-@pytest.mark.parametrize("call", PLAIN, ids=str)
-def test_func_transforms(call: Call) -> None:
-    tensors = [each.detach() for each in call.tensors()]
-    argnums = tuple(range(len(tensors)))
-    tangents = tuple(torch.randn_like(each) for each in tensors)
-    ours, torchs = scalar(functional, call), scalar(F, call)
-    close = torch.testing.assert_close
-    close(torch.func.grad(ours, argnums)(*tensors), torch.func.grad(torchs, argnums)(*tensors))
-    close(torch.func.jvp(ours, tuple(tensors), tangents), torch.func.jvp(torchs, tuple(tensors), tangents))
-    batch = [torch.stack([each, each + 1, each - 1]) for each in tensors]
-    run = lambda library: lambda *given: call.run(library, list(given))  # noqa: E731
-    close(torch.func.vmap(run(functional))(*batch), torch.func.vmap(run(F))(*batch))
-    dims = (0, *[None] * (len(tensors) - 1))
-    per_sample = lambda f: torch.func.vmap(torch.func.grad(f, argnums), dims)  # noqa: E731
-    given = (batch[0], *tensors[1:])
-    close(per_sample(ours)(*given), per_sample(torchs)(*given))
-
-
-@pytest.mark.parametrize("name", ["conv1d", "conv_transpose2d", "avg_pool2d"])
-def test_jacobian_and_hessian(name: str) -> None:
-    call = BY_NAME[name]
-    tensors = [each.detach()[..., :4] for each in call.tensors()]
-    tensors[0] = tensors[0][:1]
-    run = lambda library: lambda x: call.run(library, [x, *tensors[1:]])  # noqa: E731
-    torch.testing.assert_close(torch.func.jacrev(run(functional))(tensors[0]), torch.func.jacrev(run(F))(tensors[0]))
-    torch.testing.assert_close(torch.func.jacfwd(run(functional))(tensors[0]), torch.func.jacfwd(run(F))(tensors[0]))
-    square = lambda library: lambda x: run(library)(x).pow(3).sum()  # noqa: E731
-    actual, expected = (torch.func.hessian(square(library))(tensors[0]) for library in (functional, F))
-    torch.testing.assert_close(actual, expected)
-    assert expected.abs().sum() > 0
-
-
-@pytest.mark.parametrize("name", ["conv2d", "conv3d", "conv_transpose2d"])
-def test_batched_gradients_in_channels_last(name: str) -> None:
-    """A gradient of a batch of them has no memory format."""
-    call = BY_NAME[name]
-    last = torch.channels_last_3d if name == "conv3d" else torch.channels_last
-    tensors = [t.detach().to(memory_format=last) if t.dim() > 3 else t.detach() for t in call.tensors()]
-    tensors = [t.requires_grad_() for t in tensors]
-    ours, torchs = call.run(functional, tensors), call.run(F, tensors)
-    grads = torch.randn(3, *ours.shape, dtype=ours.dtype)
-    found = [torch.autograd.grad(output, tensors, grads, is_grads_batched=True) for output in (ours, torchs)]
-    torch.testing.assert_close(*found)
-
-
-@pytest.mark.parametrize("call", PLAIN, ids=str)
-def test_forward_mode(call: Call) -> None:
-    tensors = [each.detach() for each in call.tensors()]
-    tangents = [torch.randn_like(each) for each in tensors]
-    found = []
-    for namespace in (functional, F):
-        with fwAD.dual_level():
-            duals = [fwAD.make_dual(*pair) for pair in zip(tensors, tangents, strict=True)]
-            found.append(fwAD.unpack_dual(call.run(namespace, duals)).tangent)
-    assert found[0] is not None
-    torch.testing.assert_close(found[0], found[1])
-
-
-def test_fallback_to_aten_is_recorded() -> None:
-    cnnext.reset_fallbacks()
-    weight = r(2, 2, 3, 3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # as of a missing batching rule
-        torch.func.vmap(lambda x: functional.avg_pool2d(x, 2))(r(3, 1, 2, 4, 4))
-        torch.func.vmap(lambda x: functional.conv_transpose2d(x, weight))(r(3, 1, 2, 4, 4))
-    with fwAD.dual_level():
-        functional.conv1d(fwAD.make_dual(r(1, 2, 5), r(1, 2, 5)), r(2, 2, 3))
-    reasons = cnnext.fallbacks()
-    assert len(reasons) == 3
-    assert {key.partition(":")[0] for key in reasons} == {"avg_pool", "conv", "conv_transpose"}
 
 
 # autocast
