@@ -93,7 +93,7 @@ CNNEXT_HOST_DEVICE constexpr PhaseAxis grad_input_phase(const Window& w, int64_t
   const int64_t common = gcd_of(w.stride, w.dilation);
   const int64_t tap_step = w.stride / common;
   int64_t first = 0;  // smallest tap of this residue; there is none if it reaches min(kernel, tap_step)
-  while (first < tap_step && (residue + w.padding - first * w.dilation) % w.stride != 0) ++first;
+  while (first < min_of(tap_step, w.kernel) && (residue + w.padding - first * w.dilation) % w.stride != 0) ++first;
   const int64_t taps = first < tap_step && first < w.kernel ? (w.kernel - 1 - first) / tap_step + 1 : 0;
   const int64_t last = first + (taps - 1) * tap_step;  // the last tap has the smallest offset: start there
   const int64_t offset = taps > 0 ? (residue + w.padding - last * w.dilation) / w.stride : 0;

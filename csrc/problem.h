@@ -128,8 +128,8 @@ constexpr int64_t kAlignment = 64;  // bytes: a cache line
 
 template <class Kernel>
 struct KernelList {
-  const Kernel* first;
-  int64_t count;
+  const Kernel* first = nullptr;
+  int64_t count = 0;
   const Kernel* begin() const { return first; }
   const Kernel* end() const { return first + count; }
 };
@@ -141,7 +141,7 @@ template <class Context>
 struct KernelTable {
   using Conv = KernelList<Kernel<ConvProblem, ConvBuffers, Context>>;
   using Pool = KernelList<Kernel<PoolProblem, PoolBuffers, Context>>;
-  const char* capability;
+  const char* capability = nullptr;
   Conv conv, conv_grad_input, conv_grad_weight, conv_grad_bias;
   Pool max_pool, max_pool_with_offsets, max_pool_indices, max_pool_grad_input, max_pool_select;
   Pool avg_pool, avg_pool_grad_input, max_unpool, max_unpool_grad_input;

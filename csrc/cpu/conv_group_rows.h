@@ -83,7 +83,7 @@ void turn_group_rows(From source, int64_t plane, int64_t width, Range rows, cons
     A* place[L];
     int64_t i = p / width, column = p % width;
     for (int64_t n = 0; n < count; ++n) {
-      const bool read = column >= row.low && column < row.high;
+      const bool read = column >= row.low && column < row.low + row.size();
       place[n] = read ? to + (i * row.size() + row.at(column)) * pixel : nullptr;
       if (++column == width) column = 0, ++i;
     }

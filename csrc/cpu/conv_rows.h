@@ -209,7 +209,7 @@ struct ConvRows {
         if (s.pixel == 1) {
           store_some(row + at[v], result, whole);
         } else {
-          for (int64_t i = 0; i < whole; ++i) store_one(row + (at[v] + i) * s.pixel, result[i]);
+          store_lanes(row + at[v] * s.pixel, s.pixel, result, whole);
         }
       }
     }

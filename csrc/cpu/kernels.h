@@ -1,5 +1,6 @@
-// The kernels of one instruction set: an ordered list of candidates for each operator, the first that accepts
-// wins.
+// The kernels of an instruction set: an ordered list of candidates for each operator, the first that accepts
+// wins. Every body is compiled once for each set (avx512.inl), in four families that compile side by side
+// (units/). To add a kernel: write its body in a header of its own and put it in the list of its family.
 #pragma once
 
 #include "kernel.h"
@@ -8,15 +9,16 @@ namespace cnnext::cpu {
 
 using Kernels = KernelTable<Parallel>;
 
+// All of them, and the families.
 namespace baseline {
-const Kernels& kernels();
+const Kernels &kernels(), &grouped(), &dense(), &grad_weight(), &pool();
 }
 #if defined(__x86_64__)
 namespace avx2 {  // with FMA and F16C
-const Kernels& kernels();
+const Kernels &kernels(), &grouped(), &dense(), &grad_weight(), &pool();
 }
 namespace avx512 {  // F, BW, DQ, VL
-const Kernels& kernels();
+const Kernels &kernels(), &grouped(), &dense(), &grad_weight(), &pool();
 }
 #endif
 

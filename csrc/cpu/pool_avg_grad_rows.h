@@ -26,11 +26,11 @@ struct AvgPoolGradRows {
       : problem(p),
         shape(p.shape),
         w(p.shape.axis[2]),
-        strides(shape.adaptive[2] ? 1 : w.stride),
+        strides(shape.adaptive[2] ? 1 : min_of(w.stride, w.input)),
         grad_output(static_cast<const T*>(b.output)),
         grad_input(static_cast<T*>(b.input)) {
     shared.base = workspace;
-    for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, true, shared);
+    for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, a < 2 || shape.adaptive[a], shared);
     divisor = shared.take<A>(round_up(w.output, L));
     phase = shared.take<PhaseAxis>(strides);
     left = 0;
@@ -172,7 +172,12 @@ CNNEXT_INLINE void run_avg_grad_rows(const PoolProblem& p, const PoolBuffers& b,
             [&](auto* tag) { AvgPoolGradRows<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
 }
 
-constexpr PoolKernel kAvgPoolGradRows = {"rows", kRowsSummary, needs_channels_first, avg_grad_rows_workspace,
+CNNEXT_INLINE const char* refuses_avg_grad_rows(const PoolProblem& p) {
+  if (const char* reason = needs_channels_first(p)) return reason;
+  return refuses_readers(p.shape, p.shape.adaptive[2] ? kAxes : kAxes - 1);
+}
+
+constexpr PoolKernel kAvgPoolGradRows = {"rows", kRowsSummary, refuses_avg_grad_rows, avg_grad_rows_workspace,
                                          run_avg_grad_rows};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -311,8 +311,12 @@ CNNEXT_INLINE const char* refuses_max_grad_channels_last(const PoolProblem& p) {
 constexpr PoolKernel kMaxPoolGradChannelsLast = {
     "channels_last", kChannelsLastSummary, refuses_max_grad_channels_last,
     grad_channels_last_workspace<false>, run_grad_channels_last<false>};
-constexpr PoolKernel kAvgPoolGradChannelsLast = {"channels_last", kChannelsLastSummary, needs_channels_last,
-                                                 grad_channels_last_workspace<true>,
-                                                 run_grad_channels_last<true>};
+CNNEXT_INLINE const char* refuses_avg_grad_channels_last(const PoolProblem& p) {
+  const char* reason = needs_channels_last(p);
+  return reason ? reason : refuses_readers(p.shape, kAxes);
+}
+constexpr PoolKernel kAvgPoolGradChannelsLast = {
+    "channels_last", kChannelsLastSummary, refuses_avg_grad_channels_last, grad_channels_last_workspace<true>,
+    run_grad_channels_last<true>};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

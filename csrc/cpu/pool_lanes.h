@@ -180,8 +180,13 @@ struct AvgGradInLanes {
   static constexpr bool kGrad = true;
 };
 template <class Pool>
-constexpr PoolKernel kPoolLanes = {"lanes", "vectors over planes", refuses_lanes, lanes_workspace<Pool>,
-                                   run_lanes<Pool>};
+const char* refuses_lanes_of(const PoolProblem& p) {
+  const char* reason = refuses_lanes(p);
+  return reason || !Pool::kGrad ? reason : refuses_readers(p.shape, kAxes);
+}
+template <class Pool>
+constexpr PoolKernel kPoolLanes = {"lanes", "vectors over planes", refuses_lanes_of<Pool>,
+                                   lanes_workspace<Pool>, run_lanes<Pool>};
 constexpr PoolKernel kMaxPoolLanes = kPoolLanes<ForwardInLanes<PoolMode::kMax>>;
 constexpr PoolKernel kMaxPoolOffsetsLanes = kPoolLanes<ForwardInLanes<PoolMode::kMaxOffsets>>;
 constexpr PoolKernel kAvgPoolLanes = kPoolLanes<ForwardInLanes<PoolMode::kAverage>>;

@@ -55,6 +55,15 @@ struct AxisTable {
   }
 };
 
+// Why a kernel does without the readers along the first `axes` axes, or null: of wide windows close to each
+// other they are too many.
+inline const char* refuses_readers(const PoolShape& shape, int axes) {
+  constexpr double kMostBytes = 64 << 20;
+  double readers = 0;
+  for (int a = 0; a < axes; ++a) readers += double(shape.axis[a].output) * double(shape.axis[a].kernel);
+  return readers * sizeof(Reader) > kMostBytes ? "its tables of windows would be large" : nullptr;
+}
+
 // Windows along a row that the compiler knows, kTaps taps each, kStride apart; 0 where it does not.
 template <int kTaps_, int kStride_>
 struct RowWindows {

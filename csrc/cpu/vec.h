@@ -105,14 +105,28 @@ CNNEXT_INLINE Vec<double> load(const double* p) { return load_unaligned<Vec<doub
 CNNEXT_INLINE UintVec load_bits(const void* p) {
   return __builtin_convertvector(load_unaligned<ShortVec>(static_cast<const uint16_t*>(p)), UintVec);
 }
-CNNEXT_INLINE Vec<float> load(const Float16* p) { return float16_to_float<Vec<float>>(load_bits(p)); }
-
 CNNEXT_INLINE void store(float* p, Vec<float> v) { store_unaligned(p, v); }
 CNNEXT_INLINE void store(double* p, Vec<double> v) { store_unaligned(p, v); }
 CNNEXT_INLINE void store_bits(void* p, UintVec bits) {
   store_unaligned(static_cast<uint16_t*>(p), __builtin_convertvector(bits, ShortVec));
 }
+
+#if CNNEXT_VECTOR_BYTES >= 32
+CNNEXT_INLINE Vec<float> load(const Float16* p) {
+  const auto bits = load_unaligned<ShortVec>(&p->bits);
+  Vec<float> v;
+  asm("vcvtph2ps %1, %0" : "=v"(v) : "v"(bits));
+  return v;
+}
+CNNEXT_INLINE void store(Float16* p, Vec<float> v) {
+  ShortVec bits;
+  asm("vcvtps2ph $0, %1, %0" : "=v"(bits) : "v"(v));  // to nearest even
+  store_unaligned(&p->bits, bits);
+}
+#else
+CNNEXT_INLINE Vec<float> load(const Float16* p) { return float16_to_float<Vec<float>>(load_bits(p)); }
 CNNEXT_INLINE void store(Float16* p, Vec<float> v) { store_bits(p, float_to_float16<UintVec>(v)); }
+#endif
 
 // Lanes whose lower and upper halves these are. With AVX-512 it takes one permutation of words.
 template <int... Lane>

@@ -170,7 +170,7 @@ const char* winograd_refuses(const ConvProblem& p) {
     direct += (Gradient ? (by_amx ? 300 : 600) : by_amx ? 0 : 150) * products;
   }
   // Transforms read a weight anew, from memory; what direct sums have kept comes as they multiply.
-  if (p.keeps_weight) direct -= 40 * double(p.shape.taps()) * products;
+  if (p.keeps_weight) direct -= 22 * double(p.shape.taps()) * products;
   if (!col2im_refuses<Gradient>(p)) {
     const double at_once = Col2ImCost(p, Gradient).at_once;
     direct = at_once < direct ? at_once : direct;

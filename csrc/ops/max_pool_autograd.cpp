@@ -90,7 +90,7 @@ TensorPair max_pool_with_indices_autograd(const at::Tensor& input, SymInts kerne
     return aten::max_pool_with_indices(reason, input, kernel_size, stride, padding, dilation, ceil_mode);
   }
   // In one dimension torch words an error of this operator otherwise than one of max_pool.
-  const bool fits = input.dim() > 3 || pool_fits(input, kernel_size, stride, padding, dilation, ceil_mode);
+  const bool fits = input.dim() != 3 || pool_fits(input, kernel_size, stride, padding, dilation, ceil_mode);
   if (differentiates(input) && !kernel_size.empty() && fits) {
     at::Tensor indices;
     at::Tensor output =

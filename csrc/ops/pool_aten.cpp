@@ -194,13 +194,16 @@ at::Tensor input_like(const at::Tensor& grad_output, SymInts input_size, bool ch
 at::Tensor avg_pool_grad_input(const char* reason, const at::Tensor& grad_output, SymInts input_size,
                                SymInts kernel_size, SymInts stride, SymInts padding, bool ceil_mode,
                                bool count_include_pad, OptionalSymInt divisor_override, bool channels_last) {
-  const Numbers k = numbers(kernel_size), s = numbers(stride), p = numbers(padding);
+  TORCH_CHECK(!kernel_size.empty(), "avg_pool_grad_input: expected a kernel_size, but got an empty one");
+  const size_t dims = input_size.size();
+  const Numbers k = expanded(kernel_size, dims, 1),
+                s = expanded(stride.empty() ? kernel_size : stride, dims, 1), p = expanded(padding, dims, 0);
   const auto divisor = divisor_override
                            ? std::optional<int64_t>(divisor_override->guard_int(__FILE__, __LINE__))
                            : std::nullopt;
   const at::Tensor input = input_like(grad_output, input_size, channels_last);
   const auto in_one_dimension = [&] {
-    const Numbers k1 = {1, k[0]}, s1 = {1, (s.empty() ? k : s)[0]}, p1 = {0, p[0]};
+    const Numbers k1 = {1, k[0]}, s1 = {1, s[0]}, p1 = {0, p[0]};
     return at::avg_pool2d_backward(grad_output.unsqueeze(2), input.unsqueeze(2), k1, s1, p1, ceil_mode,
                                    count_include_pad, divisor)
         .squeeze(2);

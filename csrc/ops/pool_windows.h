@@ -103,9 +103,14 @@ struct Pool {
   bool valid() const { return !output.empty(); }
   bool adaptive() const { return stride.empty(); }
 
+  // Symbols that are not known are not compared: that would fix a compiled graph to one side. Whoever reads
+  // offsets asks the tensor for their type.
   at::ScalarType offset_type() const {
     Int taps = 1;
     for (const Int& k : kernel) taps = taps * k;
+    if constexpr (!kRuns<Int>) {
+      if (!taps.maybe_as_int()) return at::kInt;
+    }
     return taps > 256 ? at::kInt : at::kByte;
   }
 

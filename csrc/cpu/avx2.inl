@@ -1,3 +1,4 @@
+// One family of kernels (CNNEXT_FAMILY) for AVX2 with FMA and F16C.
 #if defined(__x86_64__)
 #include "conv_reference.h"
 #include "kernels.h"
@@ -10,9 +11,8 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 #define CNNEXT_ISA avx2
-#define CNNEXT_CAPABILITY "avx2"
 #define CNNEXT_VECTOR_BYTES 32
-#include "kernels.inl"
+#include CNNEXT_FAMILY
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

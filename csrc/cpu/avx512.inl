@@ -1,3 +1,4 @@
+// One family of kernels (CNNEXT_FAMILY) for AVX-512 F, BW, DQ and VL.
 #if defined(__x86_64__)
 #include "conv_reference.h"
 #include "kernels.h"
@@ -11,9 +12,8 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 #define CNNEXT_ISA avx512
-#define CNNEXT_CAPABILITY "avx512"
 #define CNNEXT_VECTOR_BYTES 64
-#include "kernels.inl"
+#include CNNEXT_FAMILY
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

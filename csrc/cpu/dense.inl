@@ -1,0 +1,26 @@
+// Convolution and its gradient with respect to the input, where channels are many or of any number.
+#include "vec.h"
+
+#include "conv_col2im.h"
+#include "conv_gemm_pairs.h"
+#include "conv_rows.h"
+#include "conv_rows_amx.h"
+#include "conv_thin.h"
+#include "conv_winograd.h"
+#include "list.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+const Kernels& dense() {
+  static const ConvKernel conv[] = {kWinograd<false>,   CNNEXT_AMX(kRowsAmx<false>) kPairsThin,
+                                    kConvThin,          kConvRows<false>,
+                                    kConvCol2Im<false>, kPairsGemm<false>,
+                                    kConvGemm,          kConvReference};
+  static const ConvKernel conv_grad_input[] = {kWinograd<true>,    CNNEXT_AMX(kRowsAmx<true>) kConvRows<true>,
+                                               kConvCol2Im<true>,  kPairsGemm<true>,
+                                               kConvGradInputGemm, kConvGradInputReference};
+  static const Kernels table = {nullptr, list(conv), list(conv_grad_input)};
+  return table;
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA

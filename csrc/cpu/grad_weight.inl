@@ -1,0 +1,26 @@
+// The gradients of convolution with respect to the weight and the bias.
+#include "vec.h"
+
+#include "conv_grad_weight_gemm.h"
+#include "conv_grad_weight_winograd.h"
+#include "conv_grad_weight_amx.h"
+#include "conv_rows_grad_weight.h"
+#include "conv_thin_grad_weight.h"
+#include "conv_grad_bias.h"
+#include "list.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+const Kernels& grad_weight() {
+  static const ConvKernel conv_grad_weight[] = {CNNEXT_AMX(kConvGradWeightAmx) kConvGradWeightWinograd,
+                                                kConvGradWeightRows,
+                                                kPairsGradWeightGemm,
+                                                kConvGradWeightThin,
+                                                kConvGradWeightGemm,
+                                                kConvGradWeightReference};
+  static const ConvKernel conv_grad_bias[] = {kConvGradBias};
+  static const Kernels table = {nullptr, {}, {}, list(conv_grad_weight), list(conv_grad_bias)};
+  return table;
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA

@@ -1,0 +1,2 @@
+#define CNNEXT_FAMILY "dense.inl"
+#include "../avx512.inl"

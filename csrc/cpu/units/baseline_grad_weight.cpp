@@ -1,0 +1,2 @@
+#define CNNEXT_FAMILY "grad_weight.inl"
+#include "../baseline.inl"

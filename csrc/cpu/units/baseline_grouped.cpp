@@ -1,0 +1,2 @@
+#define CNNEXT_FAMILY "grouped.inl"
+#include "../baseline.inl"

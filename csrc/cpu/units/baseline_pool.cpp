@@ -1,0 +1,2 @@
+#define CNNEXT_FAMILY "pool.inl"
+#include "../baseline.inl"
