@@ -19,7 +19,9 @@ def explain_conv(
     dtype: torch.dtype,
     channels_last: bool,
     arch: int = 0,
+    weight_channels_last: bool | None = None,
 ) -> dict[str, Any]: ...
+def is_channels_last(tensor: torch.Tensor) -> bool: ...
 def explain_pool(
     op: str,
     input_size: Sequence[int],

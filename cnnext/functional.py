@@ -108,7 +108,8 @@ def _pool(
     """A pooling operator: `sizes` are numbers or sequences of them. `args` are what torch's function would get."""
     numbers = [integers(size) for size in sizes]
     typed = all(each is not None for each in numbers) and all(isinstance(flag, bool) for flag in flags)
-    if not typed or not are_ours(dims, args[0]):
+    # Without a batch axis the first may be empty: for torch that is the batch, for our operators the channels.
+    if not typed or not are_ours(dims, args[0]) or (args[0].dim() == dims + 1 and args[0].shape[0] == 0):
         return torchs.fall_back(*args)
     return torchs.run(dims, run, args[0], (*numbers, *flags), args)
 

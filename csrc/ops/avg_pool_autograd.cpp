@@ -111,8 +111,19 @@ at::Tensor avg_pool_grad_input_autograd(const at::Tensor& grad_output, SymInts i
                              count_include_pad, divisor_override, channels_last);
 }
 
+// torch averages empty planes and no channels, and gives their gradient the input's size.
+const char* adaptive_avg_pool_left_to_aten(const at::Tensor& input) {
+  const char* reason = left_to_aten({&input});
+  for (int64_t i = 1; !reason && i < input.dim(); ++i) {
+    if (input.sym_size(i) == 0) reason = "invalid or empty size";
+  }
+  return reason;
+}
+
 at::Tensor adaptive_avg_pool_autograd(const at::Tensor& input, SymInts output_size) {
-  if (const char* reason = left_to_aten({&input})) return aten::adaptive_avg_pool(reason, input, output_size);
+  if (const char* reason = adaptive_avg_pool_left_to_aten(input)) {
+    return aten::adaptive_avg_pool(reason, input, output_size);
+  }
   if (differentiates(input)) return AdaptiveAvgPoolFunction::apply(input, output_size);
   at::AutoDispatchBelowADInplaceOrView below;
   return adaptive_avg_pool(input, output_size);

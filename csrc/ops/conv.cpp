@@ -259,12 +259,12 @@ at::Tensor conv_grad_bias_meta(const at::Tensor& grad_output) {
 
 ConvProblem conv_problem(at::IntArrayRef input, at::IntArrayRef weight, at::IntArrayRef stride,
                          at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                         at::ScalarType type, Layout layout) {
+                         at::ScalarType type, Layout layout, Layout weight_layout) {
   const Conv<int64_t> c(input, weight, stride, padding, dilation, groups);
   const bool empty = c10::multiply_integers(input) == 0 || c10::multiply_integers(weight) == 0;
   TORCH_CHECK_VALUE(c.valid() && !empty && element_type(type), "input of size ", input,
                     " and weight of size ", weight, " do not fit these parameters");
-  return problem_of(c, type, layout, layout);
+  return problem_of(c, type, layout, weight_layout);
 }
 
 TORCH_LIBRARY_FRAGMENT(cnnext, m) {

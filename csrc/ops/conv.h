@@ -34,7 +34,7 @@ at::Tensor conv_grad_bias(const at::Tensor& grad_output);
 // together.
 ConvProblem conv_problem(at::IntArrayRef input, at::IntArrayRef weight, at::IntArrayRef stride,
                          at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                         at::ScalarType type, Layout layout);
+                         at::ScalarType type, Layout layout, Layout weight_layout);
 
 // The same by ATen, for what is not ours; differentiable in every mode. The reason is recorded, unless it is
 // null.

@@ -1,5 +1,6 @@
 #include "memory.h"
 
+#include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/CPUAllocator.h>
@@ -8,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <string>
@@ -155,8 +157,13 @@ at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options, at::Mem
 
 c10::DataPtr workspace(int64_t bytes) {
   if (bytes == 0) return {};
-  const bool pooled = size_t(bytes) >= kSmall && Pool::instance().enabled();
-  return pooled ? Pool::instance().allocate_scratch(bytes) : c10::GetCPUAllocator()->allocate(bytes);
+  if (size_t(bytes) >= kSmall && Pool::instance().enabled()) return Pool::instance().allocate_scratch(bytes);
+  c10::DataPtr memory = c10::GetCPUAllocator()->allocate(bytes);
+  // As torch does with new tensors, so that tests see what is read before it is written: these are NaN.
+  const at::Context& context = at::globalContext();
+  if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory())
+    std::memset(memory.get(), 0xff, size_t(bytes));
+  return memory;
 }
 
 void empty_cache() { Pool::instance().clear(); }

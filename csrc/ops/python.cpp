@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <torch/csrc/Dtype.h>
+#include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
 
@@ -62,13 +63,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "explain_conv",
       [](const std::string& op, const Ints& input, const Ints& weight, const Ints& stride,
          const Ints& padding, const Ints& dilation, int64_t groups, pybind11::handle type, bool channels_last,
-         int arch) {
+         int arch, std::optional<bool> weight_channels_last) {
         return to_dict(explain_conv(op, input, weight, stride, padding, dilation, groups, scalar_type(type),
-                                    channels_last, arch));
+                                    channels_last, weight_channels_last.value_or(channels_last), arch));
       },
       pybind11::arg("op"), pybind11::arg("input_size"), pybind11::arg("weight_size"), pybind11::arg("stride"),
       pybind11::arg("padding"), pybind11::arg("dilation"), pybind11::arg("groups"), pybind11::arg("dtype"),
-      pybind11::arg("channels_last"), pybind11::arg("arch") = 0);
+      pybind11::arg("channels_last"), pybind11::arg("arch") = 0,
+      pybind11::arg("weight_channels_last") = pybind11::none());
   m.def(
       "explain_pool",
       [](const std::string& op, const Ints& input, const Ints& output, const Ints& kernel, const Ints& stride,
@@ -80,6 +82,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       pybind11::arg("kernel_size"), pybind11::arg("stride"), pybind11::arg("padding"),
       pybind11::arg("dilation"), pybind11::arg("dtype"), pybind11::arg("channels_last"),
       pybind11::arg("arch") = 0);
+  m.def("is_channels_last", [](pybind11::handle tensor) {
+    if (!THPVariable_Check(tensor.ptr())) throw pybind11::type_error("expected a tensor");
+    return layout_of(THPVariable_Unpack(tensor.ptr())) == cnnext::Layout::kChannelsLast;
+  });
   m.def("winograd_enabled", winograd_enabled);
   m.def("set_winograd", set_winograd, pybind11::arg("enabled"));
   m.def("empty_cache", [] {

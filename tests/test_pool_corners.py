@@ -1,0 +1,98 @@
+"""Pooling at the edge: empty tensors, windows and strides of any size, operators called without the functions' checks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import cnnext
+from cnnext import functional
+
+ops = torch.ops.cnnext
+
+
+@pytest.mark.parametrize("size", [(2, 0, 4, 4), (0, 4, 4), (2, 3, 0, 0), (2, 0, 4), (1, 0, 2, 3, 4)], ids=str)
+def test_averages_of_nothing_have_gradients_as_torchs(size: tuple[int, ...]) -> None:
+    dims = {3: 2 if size[0] == 0 else 1, 4: 2, 5: 3}[len(size)]
+    results = []
+    for module in (functional, F):
+        x = torch.zeros(size, requires_grad=True)
+        output = getattr(module, f"adaptive_avg_pool{dims}d")(x, 1)
+        output.sum().backward()
+        assert x.grad is not None
+        results.append((output.shape, x.grad.shape))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_an_image_without_channels_has_an_empty_maximum(dims: int) -> None:
+    x = torch.zeros(0, *[4] * dims, requires_grad=True)
+    ours, torchs = (getattr(module, f"adaptive_max_pool{dims}d")(x, 1) for module in (functional, F))
+    assert ours.shape == torchs.shape
+    ours.sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape
+
+
+# A table of who reads what would take 6 GB and 960 MB.
+@pytest.mark.parametrize(("size", "kernel", "format"), [
+    ((1, 1, 1, 200_000), (1, 2001), torch.contiguous_format),
+    ((1, 1, 20_000, 1), (3001, 1), torch.contiguous_format),
+    ((1, 2, 20_000, 2), (3001, 1), torch.channels_last),
+])  # fmt: skip
+def test_wide_windows_take_little_memory(
+    size: tuple[int, ...], kernel: tuple[int, int], format: torch.memory_format
+) -> None:
+    x = torch.randn(size).to(memory_format=format).requires_grad_()
+    wide = cnnext.nn.AvgPool2d(kernel, stride=1)
+    (layer,) = cnnext.explain(wide, x).layers
+    assert max(each.workspace_bytes for each in layer.directions) < 64 << 20
+    output = wide(x)
+    grad = torch.randn_like(output)
+    (ours,) = torch.autograd.grad(output, x, grad)
+    (exact,) = torch.autograd.grad(F.avg_pool2d(x.double(), kernel, stride=1), x, grad.double())
+    torch.testing.assert_close(ours.double(), exact.double(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_gradients_work_does_not_grow_with_the_stride() -> None:
+    # The phases of a stride of 10 million, tried one by one against each other, would take days.
+    x = torch.randn(1, 3, 50, 40, requires_grad=True)
+    (ours,) = torch.autograd.grad(functional.avg_pool2d(x, 3, 10_000_000).sum(), x)
+    (torchs,) = torch.autograd.grad(F.avg_pool2d(x, 3, 10_000_000).sum(), x)
+    assert torch.equal(ours, torchs)
+
+
+def test_the_gradient_of_averages_under_vmap_expands_its_lists() -> None:
+    grad = torch.randn(2, 1, 1, 2)
+
+    def run(kernel: list[int], stride: list[int], padding: list[int]) -> torch.Tensor:
+        def one(g: torch.Tensor) -> torch.Tensor:
+            return ops.avg_pool_grad_input(g, [4], kernel, stride, padding, False, True, None)
+
+        return torch.func.vmap(one)(grad)
+
+    assert torch.equal(run([2], [], []), run([2], [2], [0]))
+    with pytest.raises(RuntimeError, match="expected a kernel_size, but got an empty one"):
+        run([], [], [0])
+
+
+@pytest.mark.parametrize("size", [(), (3,), (2, 3)], ids=str)
+def test_indices_of_no_batch_are_refused(size: tuple[int, ...]) -> None:
+    with pytest.raises(RuntimeError, match="expected a batched input of 3 to 5 dimensions"):
+        ops.max_pool_with_indices(torch.zeros(size), [2])
+
+
+def test_no_index_is_valid_in_an_empty_plane() -> None:
+    with pytest.raises(RuntimeError, match="does not fit indices of size"):
+        ops.max_unpool_grad_input(torch.zeros(1, 1, 0, 0), torch.zeros(1, 1, 2, 2, dtype=torch.long))
+
+
+def test_exported_adaptive_maxima_take_other_sizes_than_the_example() -> None:
+    from torch.export import Dim
+
+    layers = torch.nn.Sequential(cnnext.nn.Conv2d(3, 4, 3, padding=1), cnnext.nn.AdaptiveMaxPool2d(2))
+    sizes = {2: Dim("h", min=4, max=512), 3: Dim("w", min=4, max=512)}
+    program = torch.export.export(layers, (torch.randn(1, 3, 16, 16),), dynamic_shapes=(sizes,))
+    for size in (9, 64, 100):  # offsets of a byte, and of more
+        x = torch.randn(1, 3, size, size)
+        assert torch.equal(program.module()(x), layers(x))
