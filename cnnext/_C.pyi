@@ -20,6 +20,7 @@ def explain_conv(
     channels_last: bool,
     arch: int = 0,
     weight_channels_last: bool | None = None,
+    keeps_weight: bool = False,
 ) -> dict[str, Any]: ...
 def is_channels_last(tensor: torch.Tensor) -> bool: ...
 def explain_pool(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import cnnext
-from cnnext import functional
+from cnnext import backends, functional
 
 ops = torch.ops.cnnext
 
@@ -60,6 +60,17 @@ def test_a_gradients_work_does_not_grow_with_the_stride() -> None:
     (ours,) = torch.autograd.grad(functional.avg_pool2d(x, 3, 10_000_000).sum(), x)
     (torchs,) = torch.autograd.grad(F.avg_pool2d(x, 3, 10_000_000).sum(), x)
     assert torch.equal(ours, torchs)
+
+
+def test_windows_beyond_32_bits_are_left_to_torch() -> None:
+    x = torch.randn(1, 2, 4, 5, requires_grad=True)
+    backends.reset_fallbacks()
+    ours, indices = functional.max_pool2d(x, 100_000, 1, 50_000, return_indices=True)
+    assert backends.fallbacks()
+    torchs, expected = F.max_pool2d(x, 100_000, 1, 50_000, return_indices=True)
+    assert torch.equal(ours, torchs) and torch.equal(indices, expected)
+    (grad,) = torch.autograd.grad(ours.sum(), x)
+    assert torch.equal(grad, torch.autograd.grad(torchs.sum(), x)[0])
 
 
 def test_the_gradient_of_averages_under_vmap_expands_its_lists() -> None:

@@ -70,11 +70,12 @@ std::vector<std::string> candidates(const std::string& op, bool cuda) {
 Choice explain_conv(const std::string& op, const std::vector<int64_t>& input,
                     const std::vector<int64_t>& weight, const std::vector<int64_t>& stride,
                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
-                    c10::ScalarType type, bool channels_last, bool weight_channels_last, int arch) {
+                    c10::ScalarType type, bool channels_last, bool weight_channels_last, bool keeps_weight,
+                    int arch) {
   const auto layout = [](bool last) { return last ? Layout::kChannelsLast : Layout::kChannelsFirst; };
   ConvProblem problem = conv_problem(input, weight, stride, padding, dilation, groups, type,
                                      layout(channels_last), layout(weight_channels_last));
-  problem.keeps_weight = op == "conv" && arch == 0 && packed_weights_enabled();
+  problem.keeps_weight = keeps_weight;
   return explain(op, problem, arch);
 }
 

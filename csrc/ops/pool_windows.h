@@ -6,6 +6,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <limits>
+
 #include "device.h"
 #include "pool.h"
 
@@ -57,6 +59,11 @@ struct Pool {
         !expand(stride_.empty() ? kernel_ : stride_, dims, 1, stride) ||
         !expand(dilation_, dims, 1, dilation)) {
       return;
+    }
+    if constexpr (kRuns<Int>) {  // offsets have 32 bits
+      double taps = 1;
+      for (const Int k : kernel) taps *= double(k);
+      if (taps > double(std::numeric_limits<int32_t>::max())) return;
     }
     Sizes<Int> size = {input[0], input[1]};
     for (size_t i = 0; i < dims; ++i) {

@@ -63,14 +63,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "explain_conv",
       [](const std::string& op, const Ints& input, const Ints& weight, const Ints& stride,
          const Ints& padding, const Ints& dilation, int64_t groups, pybind11::handle type, bool channels_last,
-         int arch, std::optional<bool> weight_channels_last) {
+         int arch, std::optional<bool> weight_channels_last, bool keeps_weight) {
         return to_dict(explain_conv(op, input, weight, stride, padding, dilation, groups, scalar_type(type),
-                                    channels_last, weight_channels_last.value_or(channels_last), arch));
+                                    channels_last, weight_channels_last.value_or(channels_last), keeps_weight,
+                                    arch));
       },
       pybind11::arg("op"), pybind11::arg("input_size"), pybind11::arg("weight_size"), pybind11::arg("stride"),
       pybind11::arg("padding"), pybind11::arg("dilation"), pybind11::arg("groups"), pybind11::arg("dtype"),
       pybind11::arg("channels_last"), pybind11::arg("arch") = 0,
-      pybind11::arg("weight_channels_last") = pybind11::none());
+      pybind11::arg("weight_channels_last") = pybind11::none(), pybind11::arg("keeps_weight") = false);
   m.def(
       "explain_pool",
       [](const std::string& op, const Ints& input, const Ints& output, const Ints& kernel, const Ints& stride,

@@ -52,7 +52,8 @@ struct Choice {
 Choice explain_conv(const std::string& op, const std::vector<int64_t>& input,
                     const std::vector<int64_t>& weight, const std::vector<int64_t>& stride,
                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
-                    c10::ScalarType type, bool channels_last, bool weight_channels_last, int arch);
+                    c10::ScalarType type, bool channels_last, bool weight_channels_last, bool keeps_weight,
+                    int arch);
 
 // op: a pooling operator or its gradient; sizes of the forward pooling's input and output. Without
 // "adaptive_" in front of its name the windows are those of kernel_size, stride, padding and dilation, with a
