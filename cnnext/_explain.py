@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import math
 import textwrap
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -313,10 +314,8 @@ def _unchanged(model: torch.nn.Module) -> Iterator[None]:
     before: list[tuple[Any, Any]] = []
     for module in model.modules():
         for each in (vars(module), *vars(module).values()):
-            if isinstance(each, dict):
-                before.append((each, dict(each)))
-            elif isinstance(each, (list, deque, set)):
-                before.append((each, list(each)))
+            if type(each) in (dict, OrderedDict, defaultdict, list, deque, set):
+                before.append((each, copy(each)))
     try:
         yield
     finally:
@@ -349,6 +348,8 @@ def _arch_number(device: str | torch.device | None, arch: tuple[int, int] | None
 def _check(model: torch.nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("explain: expected a model in Python, but got one that torch.jit traced or scripted")
+    if isinstance(model, torch.nn.DataParallel):
+        raise TypeError("explain: expected the model inside of DataParallel, its .module")
     for name, module in model.named_modules():
         if any(is_lazy(each) for each in (*module._parameters.values(), *module._buffers.values())):
             what = f"{name or 'the model'} ({type(module).__name__})"

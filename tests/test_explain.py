@@ -438,6 +438,11 @@ def test_models_by_jit() -> None:
         assert [layer.fallback for layer in found.layers] == reasons
 
 
+def test_model_in_data_parallel() -> None:
+    with pytest.raises(TypeError, match="expected the model inside of DataParallel"):
+        cnnext.explain(torch.nn.DataParallel(torch.nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 8, 8))
+
+
 def test_lazy_layers_must_have_run() -> None:
     model, x = torch.nn.Sequential(torch.nn.LazyConv2d(4, 3)), torch.randn(1, 3, 8, 8)
     with pytest.raises(
