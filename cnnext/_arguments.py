@@ -62,6 +62,14 @@ def are_ours(dims: int, *tensors: Any) -> bool:
     return plain and tensors[0].dim() - dims in (1, 2)
 
 
+def attribute_of(module: Any, ours: str, name: str) -> Any:
+    """A name of torch's module, asked for in ours: an error names ours."""
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise AttributeError(f"module {ours!r} has no attribute {name!r}") from None
+
+
 class TorchFunction:
     """torch's function of the same name, for calls that are not ours: it raises its own error or computes the result.
 

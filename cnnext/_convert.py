@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils import parametrize
@@ -24,25 +24,22 @@ _NAMES = frozenset(nn.__all__)
 _MISSING = (torch.nn.FractionalMaxPool2d, torch.nn.FractionalMaxPool3d)
 
 
-def _matches(choices: Choices, name: str, module: torch.nn.Module) -> bool:
-    if isinstance(choices, (str, type)) or not isinstance(choices, Iterable):
-        choices = () if choices is None else (choices,)
-    for choice in choices:
-        if isinstance(choice, str):
-            matched = fnmatchcase(name, choice)
-        elif isinstance(choice, type):
-            matched = isinstance(module, choice)
-        else:
-            matched = choice(name, module)
-        if matched:
-            return True
-    return False
+def _several(choices: Any) -> tuple[Choice, ...]:
+    if choices is None:
+        return ()
+    one = isinstance(choices, str) or callable(choices) or not isinstance(choices, Iterable)
+    several = (choices,) if one else tuple(choices)
+    for each in several:
+        if isinstance(each, torch.nn.Module) or not (isinstance(each, str) or callable(each)):
+            what = "patterns for names, types of module and functions of name and module"
+            raise TypeError(f"include and exclude are {what}, but one is an instance of {type(each).__name__}")
+    return several
 
 
-def _chosen(model: torch.nn.Module, include: Choices, exclude: Choices) -> Iterator[tuple[str, torch.nn.Module]]:
-    for name, module in model.named_modules():
-        if (include is None or _matches(include, name, module)) and not _matches(exclude, name, module):
-            yield name, module
+def _matches(choice: Choice, name: str, module: torch.nn.Module) -> bool:
+    if isinstance(choice, str):
+        return fnmatchcase(name, choice)
+    return isinstance(module, choice) if isinstance(choice, type) else choice(name, module)
 
 
 def _base(module: torch.nn.Module) -> type[torch.nn.Module] | None:
@@ -58,7 +55,8 @@ def _obstacle(module: torch.nn.Module, classes: Classes) -> str | None:
     if base in classes and parametrize.is_parametrized(module):
         return f"parametrized {base.__name__}"
     if base in classes:
-        return f"{kind.__qualname__}, a subclass of {base.__name__}"
+        same = kind.__name__ == base.__name__
+        return f"{f'{kind.__module__}.' * same}{kind.__qualname__}, a subclass of {base.__name__}"
     if base is not None or classes is _TORCHS:
         return None
     if isinstance(module, torch.jit.ScriptModule):
@@ -80,15 +78,28 @@ def _state(module: torch.nn.Module) -> str | None:
     return obstacle and f"left alone: {obstacle}"
 
 
-def _exchange(model: Model, include: Choices, exclude: Choices, classes: Classes, warning: str) -> Model:
+def _exchange(model: Model, include: Choices, exclude: Choices, classes: Classes, caller: str) -> Model:
+    included, excluded = _several("*" if include is None else include), _several(exclude)
+    names: dict[torch.nn.Module, list[str]] = {}  # a shared layer has several
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+
+    def chosen(module: torch.nn.Module, choices: tuple[Choice, ...]) -> bool:
+        return any(_matches(choice, name, module) for choice in choices for name in names[module])
+
+    for choice in (*included, *excluded):
+        if isinstance(choice, str) and not any(chosen(module, (choice,)) for module in names):
+            warnings.warn(f"cnnext.{caller}: no module has a name like {choice!r}", stacklevel=3)
     left_alone = []
-    for name, module in _chosen(model, include, exclude):
+    for module in names:
+        if not chosen(module, included) or chosen(module, excluded):
+            continue
         if type(module) in classes:
             module.__class__ = classes[type(module)]
         elif obstacle := _obstacle(module, classes):
-            left_alone.append(f"{name or 'the model'} ({obstacle})")
+            left_alone.append(f"{names[module][0] or 'the model'} ({obstacle})")
     if left_alone:
-        warnings.warn(f"{warning} {', '.join(left_alone)}", stacklevel=3)
+        warnings.warn(f"cnnext.{caller} left alone {', '.join(left_alone)}", stacklevel=3)
     return model
 
 
@@ -96,7 +107,7 @@ def conversion_report(model: torch.nn.Module) -> dict[str, str]:
     """Says of each convolution and pooling layer of a model whether it is ours, and if not, why.
 
     Returns:
-        The layer's name in the model (empty for the model itself) to "cnnext", "torch: convert exchanges it" or
+        The layer's first name in the model (empty for the model itself) to "cnnext", "torch: convert exchanges it" or
         "left alone: ..." with the reason.
 
     Example:
@@ -118,7 +129,8 @@ def convert(model: Model, include: Choices = None, exclude: Choices = None) -> M
     Args:
         model: any module; it may itself be a layer.
         include, exclude: which layers: a pattern for their name ("features.*", as in fnmatch), a type of module, a
-            function of name and module, or several of these. All are included and none excluded by default.
+            function of name and module, or several of these. All are included and none excluded by default. A shared
+            layer has several names, of which one is enough.
 
     Returns:
         The model that was given.
@@ -128,7 +140,7 @@ def convert(model: Model, include: Choices = None, exclude: Choices = None) -> M
         >>> type(cnnext.convert(torch.nn.Conv2d(3, 8, 3)))
         <class 'cnnext.nn.Conv2d'>
     """
-    return _exchange(model, include, exclude, _OURS, "cnnext.convert left alone")
+    return _exchange(model, include, exclude, _OURS, "convert")
 
 
 def revert(model: Model, include: Choices = None, exclude: Choices = None) -> Model:
@@ -142,4 +154,4 @@ def revert(model: Model, include: Choices = None, exclude: Choices = None) -> Mo
         >>> type(cnnext.revert(cnnext.nn.Conv2d(3, 8, 3)))
         <class 'torch.nn.modules.conv.Conv2d'>
     """
-    return _exchange(model, include, exclude, _TORCHS, "cnnext.revert left alone")
+    return _exchange(model, include, exclude, _TORCHS, "revert")

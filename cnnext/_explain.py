@@ -5,14 +5,19 @@ from __future__ import annotations
 import html
 import math
 import textwrap
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._prims_common import suggest_memory_format
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.jit._script import RecursiveScriptModule
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -127,11 +132,8 @@ def _refusals(directions: list[Direction]) -> list[str]:
 
 
 def _channels_last(*tensors: Tensor) -> bool:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return any(
-        t.dim() in formats and t.is_contiguous(memory_format=formats[t.dim()]) and not t.is_contiguous()
-        for t in tensors
-    )
+    """Whether an operator takes one of the tensors for channels last."""
+    return any(suggest_memory_format(each) != torch.contiguous_format for each in tensors)
 
 
 def _bytes(*tensors: Any) -> int:
@@ -173,9 +175,10 @@ def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor, arch
     size = [int(n) for n in large.shape]
     geometry = (size, [int(n) for n in weight.shape], stride, padding, dilation, groups)
     last = _channels_last(source, weight)
+    operands = {"forward": (source, weight), "grad_input": (result, weight), "grad_weight": (source, result)}
     directions = []
     for each in sorted(names, key=lambda kernel_op: names[kernel_op] != "forward"):
-        choice = _C.explain_conv(each, *geometry, source.dtype, last, arch)
+        choice = _C.explain_conv(each, *geometry, source.dtype, _channels_last(*operands[names[each]]), arch)
         directions.append(_direction(names[each], each, flops, traffic, choice))
     kernel = f"{_terms(_KERNEL[dims], weight.shape[2:])} stride {_numbers(stride)} padding {_numbers(padding)}"
     shape = f"{_terms('NC' + _SPATIAL[dims], source.shape)} → {_terms('K' + _OUTPUT[dims], result.shape[1:])}, {kernel}"
@@ -243,6 +246,8 @@ def module_path(model: Any) -> Iterator[list[str]]:
     handles = []
     if isinstance(model, torch.nn.Module):
         for name, module in model.named_modules():
+            if isinstance(module, RecursiveScriptModule):  # takes no hooks
+                continue
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
             handles.append(module.register_forward_hook(lambda *_: path.pop() and None, always_call=True))
     try:
@@ -277,18 +282,21 @@ class _Recorder(TorchDispatchMode):
             return _fallback(name, op, args, "")
         if func.namespace != "cnnext":
             return None
-        if any(isinstance(arg, Tensor) and arg.numel() == 0 for arg in args):
-            return _fallback(name, op, args, f"{op}: empty tensor")
         named = {a.name: a.default_value for a in func._schema.arguments}
         named |= dict(zip(named, args, strict=False)) | kwargs
         if "weight" in named:
+            if any(isinstance(arg, Tensor) and arg.numel() == 0 for arg in args):
+                return _fallback(name, op, args, f"{op}: empty tensor")
             return _explain_conv(name, op, named, result, self.arch)
+        source = named.get("input")
+        if not isinstance(source, Tensor) or op in ("conv_grad_weight", "max_pool_select"):  # of a gradient
+            return None
+        if 0 in source.shape[1:]:
+            return _fallback(name, op, [source], f"{op}: invalid or empty size")
         if op == "max_unpool":
             return _explain_unpool(name, op, named, result, self.arch)
-        if isinstance(named.get("input"), Tensor):
-            results = [result] if isinstance(result, Tensor) else list(result)
-            return _explain_pool(name, op, named, results, self.arch)
-        return None
+        results = [result] if isinstance(result, Tensor) else list(result)
+        return _explain_pool(name, op, named, results, self.arch)
 
     def resolve(self) -> None:
         """Looks up why the last layer was left to torch: it is recorded once torch is done, maybe by several calls."""
@@ -299,21 +307,53 @@ class _Recorder(TorchDispatchMode):
             self.fallbacks = now
 
 
+@contextmanager
+def _unchanged(model: torch.nn.Module) -> Iterator[None]:
+    """Afterwards, the modules' attributes are those of before, and so is what is in lists, dictionaries and sets there:
+    what the block has put into them is fake."""
+    before: list[tuple[Any, Any]] = []
+    for module in model.modules():
+        for each in (vars(module), *vars(module).values()):
+            if type(each) in (dict, OrderedDict, defaultdict, list, deque, set):
+                before.append((each, copy(each)))
+    try:
+        yield
+    finally:
+        for each, entries in before:
+            each.clear()
+            (each.extend if isinstance(each, (list, deque)) else each.update)(entries)
+
+
 def _arch_number(device: str | torch.device | None, arch: tuple[int, int] | None, tensors: Any) -> int:
     """10 * major + minor of the GPU that is meant, or 0 for the CPU."""
     given = [each.device for each in tree_leaves(tensors) if isinstance(each, Tensor) and each.is_cuda]
-    target = (
-        torch.device(device) if device is not None else given[0] if given else torch.device("cuda" if arch else "cpu")
-    )
+    usual = given[0] if given else "cpu" if arch is None else "cuda"
+    target = torch.device(usual if device is None else device)
     if target.type not in ("cpu", "cuda"):
         raise ValueError(f"explain: expected device 'cpu' or 'cuda', but got '{target}'")
     if target.type == "cpu":
+        if arch is not None:
+            raise ValueError(f"explain: expected no arch for device 'cpu', but got {arch!r}")
         return 0
     if arch is None:
         if not torch.cuda.is_available():
             raise ValueError("explain: there is no GPU here to ask; say which one you mean, for example arch=(8, 0)")
         arch = torch.cuda.get_device_capability(target)
-    return 10 * arch[0] + arch[1]
+    match arch:
+        case (int(major), int(minor)) if (major, minor) >= (7, 5) and 0 <= minor < 10:
+            return 10 * major + minor
+    raise ValueError(f"explain: expected arch as (major, minor), (7, 5) or newer, but got {arch!r}")
+
+
+def _check(model: torch.nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("explain: expected a model in Python, but got one that torch.jit traced or scripted")
+    if isinstance(model, torch.nn.DataParallel):
+        raise TypeError("explain: expected the model inside of DataParallel, its .module")
+    for name, module in model.named_modules():
+        if any(is_lazy(each) for each in (*module._parameters.values(), *module._buffers.values())):
+            what = f"{name or 'the model'} ({type(module).__name__})"
+            raise ValueError(f"explain: {what} is not initialised yet: run the model once before")
 
 
 def explain(
@@ -328,10 +368,11 @@ def explain(
     Args:
         layer_or_function: a layer or whole model, of cnnext or torch (then: what would run after `convert`), or a
             function such as `cnnext.functional.conv2d` or `torch.nn.functional.conv2d`.
-        tensors, kwargs: its arguments; only their shapes, types and layouts matter.
+        tensors, kwargs: its arguments; only their shapes, types and layouts matter. A model is left as it was; its
+            hooks and its code get tensors without numbers (torch's FakeTensor).
         device: "cpu" or "cuda"; by default where the tensors are.
-        arch: the compute capability of a GPU, for example (8, 0); by default that of the GPU at hand. No GPU is needed
-            to ask for one.
+        arch: the compute capability of a GPU, (7, 5) or newer; by default that of the GPU at hand. No GPU is needed to
+            ask for one.
 
     Returns:
         An `Explanation`: print it, or use its `layers` or `to_dict()`. Each layer lists its directions (forward,
@@ -344,25 +385,31 @@ def explain(
         'N=1 C=3 H=10 W=10 → K=8 P=8 Q=8, R=3 S=3 stride 1 padding 0'
     """
     given: Any = (tensors, kwargs)
-    if isinstance(layer_or_function, torch.nn.Module):
-        given = (given, list(layer_or_function.parameters()))
-    arch_number = _arch_number(device, arch, given)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     run: Callable[..., Any] = layer_or_function
     state: Any = ()
+    unchanged: AbstractContextManager[None] = nullcontext()
     if isinstance(layer_or_function, torch.nn.Module):
+        _check(layer_or_function)
+        given = (given, list(layer_or_function.parameters()))
         # Parameters and buffers are replaced too, or a batch norm would count this call.
         state = [dict(layer_or_function.named_parameters()), dict(layer_or_function.named_buffers())]
+        unchanged = _unchanged(layer_or_function)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(layer_or_function, state, args, kwargs)
 
-    with module_path(layer_or_function) as path, backends.uncounted_fallbacks():
+    arch_number = _arch_number(device, arch, given)
+    with unchanged, module_path(layer_or_function) as path, backends.uncounted_fallbacks():
         recorder = _Recorder(path, arch_number)
         with fake:
             state, tensors, kwargs = tree_map_only(Tensor, fake.from_tensor, (state, tensors, kwargs))
         # Dynamo would meet the recorder's mode in a compiled model's frames and skip them for good.
         with torch.compiler.set_stance("force_eager"), fake, recorder, override():
-            run(*tensors, **kwargs)
+            try:
+                run(*tensors, **kwargs)
+            except (DataDependentOutputException, DynamicOutputShapeException) as error:
+                words = "explain computes no numbers, but what it was given needs them, as .item() or a mask does"
+                raise RuntimeError(f"{words}: {error}") from error
         recorder.resolve()
     return Explanation(recorder.layers, arch_number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from . import functional
+from . import backends, functional
 
 
 def _redirections() -> dict[Any, tuple[str, Callable[..., Any]]]:
@@ -47,8 +48,8 @@ class override(TorchFunctionMode):
     """Inside the block, torch's convolution and pooling functions are ours, for code that knows nothing of cnnext.
 
     Functional calls (`torch.nn.functional.conv2d`, `torch.conv2d`, ...) and the layers of torch.nn, user subclasses
-    included, are redirected in this thread; layers that are already ours stay so. `redirected` counts the calls by
-    name, but not the ones inside a graph of torch.compile.
+    included, are redirected in this thread, but for calls with `out=`; layers that are already ours stay so.
+    `redirected` counts the calls by name, but not the ones inside a graph of torch.compile.
 
     Example:
         >>> import cnnext
@@ -75,6 +76,10 @@ class override(TorchFunctionMode):
         if redirection is None:
             return func(*args, **kwargs)
         name, ours = redirection
+        if "out" in kwargs:
+            output = func(*args, **kwargs)
+            backends.record_fallback(re.split(r"\dd", name)[0], "arguments that only torch takes")
+            return output
         if not torch.compiler.is_compiling():
             self._counts[name] += 1
         return ours(*args, **kwargs)

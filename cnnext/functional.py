@@ -20,7 +20,7 @@ from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from . import _C, backends
-from ._arguments import Size, TorchFunction, are_ours, integer, integers, kernel_size, per_axis
+from ._arguments import Size, TorchFunction, are_ours, attribute_of, integer, integers, kernel_size, per_axis
 from ._docs import document
 
 _ops = torch.ops.cnnext
@@ -29,7 +29,7 @@ _Pair = Callable[..., tuple[Tensor, Tensor]]
 
 
 def __getattr__(name: str) -> Any:
-    return getattr(F, name)
+    return attribute_of(F, __name__, name)
 
 
 def _make_conv(dims: int) -> _Function:
@@ -274,19 +274,21 @@ def _make_max_unpool(dims: int) -> _Function:
         args = (input, indices, kernel_size, stride, padding, output_size)
         if has_torch_function_variadic(input, indices):
             return handle_torch_function(max_unpool, (input, indices), *args)
-        numbers = [integers(size) for size in (kernel_size, kernel_size if stride is None else stride, padding)]
+        given = (kernel_size, kernel_size if stride is None else stride, padding)
+        numbers = [integers(size) for size in given]
         wanted = [] if output_size is None else list(output_size) if isinstance(output_size, Iterable) else None
         if not are_ours(dims, input, indices) or wanted is None or any(each is None for each in numbers):
             return torchs.fall_back(*args)
-        axes = [per_axis(each, dims) for each in numbers]
-        if any(len(axis) != dims for axis in axes) or indices.shape != input.shape:
+        if any(isinstance(size, (tuple, list)) and len(size) != dims for size in given) or indices.shape != input.shape:
             return torchs.fall_back(*args)
+        axes = [per_axis(each, dims) for each in numbers]
         natural = [(n - 1) * s + k - 2 * p for n, k, s, p in zip(input.shape[-dims:], *axes, strict=True)]
-        sizes = wanted[-dims:] or natural
+        sizes = natural if output_size is None else wanted[-dims:]
         if any(isinstance(size, Tensor) for size in sizes):  # in torch.jit.trace
             return torchs.fall_back(*args)
         off = any(abs(size - middle) >= s for size, middle, s in zip(sizes, natural, axes[1], strict=False))
-        if off or len(wanted) not in (0, dims, dims + 2) or any(size < 0 for size in sizes):
+        fits = output_size is None or len(wanted) in (dims, dims + 2)
+        if off or not fits or any(size < 0 for size in sizes):
             return torchs.fall_back(*args)
         if input.dim() == dims + 1:
             indices = indices.unsqueeze(0)

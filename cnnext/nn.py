@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as F
+from ._arguments import attribute_of
 
 if TYPE_CHECKING:  # what is derived from must be known as a type
     from torch.nn import Module as Module
@@ -28,7 +29,7 @@ sys.modules[f"{__name__}.functional"] = F  # for `import cnnext.nn.functional`
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):  # by torch's __path__, imports of its modules would make second ones of them
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(nn, name)
+    return attribute_of(nn, __name__, name)
 
 
 class _Conv:

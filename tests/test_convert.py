@@ -182,3 +182,39 @@ def test_include_exclude(include: Any, exclude: Any, expected: set[str]) -> None
     cnnext.revert(everything, include=include, exclude=exclude)
     reverted = {name for name, state in cnnext.conversion_report(everything).items() if state.startswith("torch")}
     assert reverted == expected
+
+
+def test_choices_are_read_once() -> None:
+    model = cnnext.convert(Net(), include=(kind for kind in (torch.nn.MaxPool2d, torch.nn.ConvTranspose2d)))
+    assert {name for name, state in cnnext.conversion_report(model).items() if state == "cnnext"} == {"pool", "up"}
+
+
+@pytest.mark.parametrize("wrong", [torch.nn.Conv2d(1, 1, 1), torch.nn.Sequential(torch.nn.ReLU()), 3, ["*", 3]])
+def test_choices_of_another_type(wrong: Any) -> None:
+    for exchange in (cnnext.convert, cnnext.revert):
+        for name in ("include", "exclude"):
+            with pytest.raises(TypeError, match="include and exclude are patterns for names, types of module and func"):
+                exchange(Net(), **{name: wrong})
+
+
+def test_pattern_that_matches_nothing() -> None:
+    for exchange, name in ((cnnext.convert, "convert"), (cnnext.revert, "revert")):
+        with pytest.warns(UserWarning, match=rf"cnnext.{name}: no module has a name like 'body\.\*'$") as w:
+            exchange(Net(), include="*", exclude=["body.*", "again", torch.nn.Conv1d])
+        assert [each.filename for each in w] == [__file__]
+
+
+def test_shared_layer_by_each_of_its_names() -> None:
+    for include, exclude in (("again", None), ("stem.0", None), (None, "stem.*"), (None, "again")):
+        model = cnnext.convert(Net(), include, exclude)
+        assert (type(model.again) is nn.Conv2d) == (include is not None)
+    scaled = torch.nn.ModuleDict({"first": Doubled(1, 1, 1)})
+    scaled["second"] = scaled["first"]
+    with pytest.warns(UserWarning, match=r"left alone first \(Doubled, a subclass of Conv2d\)$"):
+        cnnext.convert(scaled, include="second")
+
+
+def test_subclass_of_the_same_name() -> None:
+    layer = torch.ao.nn.qat.Conv2d(1, 1, 1, qconfig=torch.ao.quantization.get_default_qat_qconfig("x86"))
+    [state] = cnnext.conversion_report(layer).values()
+    assert state == "left alone: torch.ao.nn.qat.modules.conv.Conv2d, a subclass of Conv2d"

@@ -175,6 +175,10 @@ INVALID: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     # unpooling
     ("max_unpool2d", (r(1, 1, 2, 2), I, 2), {"output_size": (9, 9)}),
     ("max_unpool2d", (r(1, 1, 2, 2), I, 2), {"output_size": (4,)}),
+    ("max_unpool2d", (r(1, 1, 2, 2), I, 2), {"output_size": []}),
+    ("max_unpool2d", (r(1, 1, 2, 2), I, [2]), {}),
+    ("max_unpool2d", (r(1, 1, 2, 2), I, 2), {"stride": (2,)}),
+    ("max_unpool2d", (r(1, 1, 2, 2), I, 2), {"padding": [0]}),
     ("max_unpool2d", (r(1, 1, 2, 2), I, 2), {"padding": 4}),
     ("max_unpool2d", (r(1, 1, 2, 2), I.int(), 2), {}),
     ("max_unpool2d", (r(1, 1, 2, 2), I[..., :1], 2), {}),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune as prune
 from calls import CALLS, Call
 from torch.profiler import profile
 
@@ -73,7 +78,7 @@ def test_unpooling(arch: tuple[int, int] | None, kernels: list[str]) -> None:
 def test_every_call(call: Call, library: Any) -> None:
     found = cnnext.explain(getattr(library, call.name), *call.tensors(), **call.kwargs)
     [layer] = found.layers
-    if 0 in call.shapes[0]:
+    if 0 in call.shapes[0] and "conv" in call.name:
         assert layer.fallback == "conv: empty tensor"
         return
     assert layer.fallback is None
@@ -86,6 +91,75 @@ def test_layout_and_type() -> None:
     x = torch.randn(1, 8, 9, 9, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     [found] = cnnext.explain(layer, x).layers
     assert (found.dtype, found.layout) == ("bfloat16", "channels last")
+
+
+def test_gradients_of_the_function_itself() -> None:
+    def second(x: torch.Tensor, w: torch.Tensor) -> Any:
+        y = functional.max_pool2d(functional.conv2d(x, w), 2).square().sum()
+        [grad] = torch.autograd.grad(y, w, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), w)
+
+    x, w = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3, requires_grad=True)
+    assert [layer.op for layer in cnnext.explain(second, x, w).layers][:2] == ["conv", "max_pool"]
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "reason"),
+    [
+        (functional.max_pool2d, (torch.ones(0, 3, 8, 8), 2), None),
+        (functional.adaptive_avg_pool2d, (torch.ones(0, 3, 8, 8), 2), None),
+        (functional.max_unpool1d, (torch.ones(0, 3, 8), torch.ones(0, 3, 8).long(), 2), None),
+        (functional.adaptive_avg_pool2d, (torch.ones(2, 0, 8, 8), 2), "adaptive_avg_pool: invalid or empty size"),
+        (functional.conv1d, (torch.ones(0, 3, 8), torch.ones(4, 3, 2)), "conv: empty tensor"),
+    ],
+)
+def test_empty_tensors(function: Callable[..., Any], args: Any, reason: str | None) -> None:
+    cnnext.reset_fallbacks()
+    function(*args)
+    assert list(cnnext.fallbacks()) == ([] if reason is None else [reason])
+    [layer] = cnnext.explain(function, *args).layers
+    assert layer.fallback == reason
+
+
+def half_of_the_channels(*shape: int) -> torch.Tensor:
+    """Channels last by its strides, but not contiguous."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return (
+        torch.randn(*shape).repeat(1, 2, *[1] * (len(shape) - 2)).to(memory_format=formats[len(shape)])[:, : shape[1]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "tensors", "args"),
+    [
+        (functional.max_pool2d, [half_of_the_channels(2, 16, 20, 20)], (2,)),
+        (functional.max_pool2d, [torch.randn(2, 1, 20, 20)], (2,)),  # laid out both ways
+        (functional.avg_pool3d, [half_of_the_channels(2, 16, 6, 6, 6)], (2,)),
+        (functional.adaptive_avg_pool2d, [half_of_the_channels(2, 16, 20, 20)], (3,)),
+        (functional.conv2d, [half_of_the_channels(2, 16, 20, 20), half_of_the_channels(16, 16, 3, 3)], ()),
+        (functional.conv2d, [torch.randn(2, 16, 20, 20), half_of_the_channels(16, 16, 3, 3)], ()),
+        (functional.conv2d, [torch.randn(2, 3, 1, 1)[..., :1], torch.randn(8, 3, 1, 1)], ()),
+        (functional.conv_transpose2d, [half_of_the_channels(2, 3, 3, 3), half_of_the_channels(3, 8, 3, 3)], ()),
+    ],
+)
+def test_kernels_that_run(function: Callable[..., Any], tensors: list[torch.Tensor], args: Any) -> None:
+    tensors = [each.requires_grad_() for each in tensors]
+
+    def runs(kernel: str, op: str) -> bool:
+        with cnnext.backends.force_kernel(op, kernel):
+            try:
+                output = function(*tensors, *args)
+                torch.autograd.grad(output, tensors, torch.ones_like(output))
+            except RuntimeError as error:
+                if "does not take this problem" not in str(error):
+                    raise
+                return False
+        return True
+
+    [layer] = cnnext.explain(function, *tensors, *args).layers
+    for each in layer.directions:
+        op = each.op.removeprefix("adaptive_")
+        assert each.kernel == next(kernel for kernel in cnnext.backends.kernels(op) if runs(kernel, op))
 
 
 def test_forced_kernel() -> None:
@@ -194,6 +268,19 @@ def test_a_gpu_that_nobody_names() -> None:
         cnnext.explain(F.conv2d, x, w, device="meta")
 
 
+@pytest.mark.parametrize("arch", [(1, 0), (8, 12), (8,), 80, "80", (8.0, 0), ()])
+def test_arch_that_no_gpu_has(arch: Any) -> None:
+    with pytest.raises(
+        ValueError, match=re.escape(f"expected arch as (major, minor), (7, 5) or newer, but got {arch!r}")
+    ):
+        cnnext.explain(F.max_pool2d, torch.ones(1, 1, 4, 4), 2, arch=arch)
+
+
+def test_arch_of_the_cpu() -> None:
+    with pytest.raises(ValueError, match="expected no arch for device 'cpu', but got"):
+        cnnext.explain(F.max_pool2d, torch.ones(1, 1, 4, 4), 2, device="cpu", arch=(8, 0))
+
+
 def test_fallback_is_named() -> None:
     x, w = torch.ones(1, 1, 5, 5, dtype=torch.int64), torch.ones(1, 1, 3, 3, dtype=torch.int64)
     found = cnnext.explain(F.conv2d, x, w)
@@ -286,6 +373,90 @@ def test_hooks_are_removed_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="channel"):
         cnnext.explain(model, torch.randn(1, 4, 8, 8))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class Recurrent(torch.nn.Module):
+    """Keeps its last outputs in an attribute, a buffer, a list and a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.register_buffer("buffer", None)
+        self.state: torch.Tensor | None = None
+        self.outputs: list[torch.Tensor] = []
+        self.named: dict[str, torch.Tensor] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x if self.state is None else x + self.state)
+        self.state = self.buffer = self.named["last"] = x
+        self.outputs.append(x)
+        return x
+
+
+def test_what_a_model_keeps_is_not_fake() -> None:
+    model, x = Recurrent(), torch.randn(1, 3, 8, 8)
+    cnnext.explain(model, x)
+    assert (model.state, model.buffer, model.outputs, model.named) == (None, None, [], {})
+    output = model(x)
+    cnnext.explain(model, x)
+    assert model.state is model.buffer is model.named["last"] is model.outputs[-1] is output
+    assert len(model.outputs) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.spectral_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    ],
+    ids=["weight_norm", "spectral_norm", "prune"],
+)
+def test_recomputed_weights_are_not_fake(change: Callable[[Any], Any]) -> None:
+    layer = torch.nn.Conv2d(3, 4, 3)
+    change(layer)
+    weight, x = layer.weight, torch.randn(1, 3, 8, 8)
+    expected = copy.deepcopy(layer.state_dict())
+    assert len(cnnext.explain(layer, x).layers) == 1
+    assert layer.weight is weight
+    layer.weight.sum().tolist()  # needs numbers
+    torch.testing.assert_close(layer.state_dict(), expected, rtol=0, atol=0)
+
+
+def test_models_by_jit() -> None:
+    """A scripted or traced part of a model is torch's."""
+    x = torch.randn(1, 3, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(torch.nn.Conv2d(4, 4, 3))
+        traced = torch.jit.trace(torch.nn.Sequential(nn.MaxPool2d(2)), torch.ones(1, 4, 4, 4))
+    for part, reasons in ((scripted, [None, "not an operator of ours"]), (traced, [None, None])):
+        with pytest.raises(TypeError, match="expected a model in Python, but got one that torch"):
+            cnnext.explain(part, x)
+        found = cnnext.explain(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), part), x)
+        assert [layer.fallback for layer in found.layers] == reasons
+
+
+def test_model_in_data_parallel() -> None:
+    with pytest.raises(TypeError, match="expected the model inside of DataParallel"):
+        cnnext.explain(torch.nn.DataParallel(torch.nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 8, 8))
+
+
+def test_lazy_layers_must_have_run() -> None:
+    model, x = torch.nn.Sequential(torch.nn.LazyConv2d(4, 3)), torch.randn(1, 3, 8, 8)
+    with pytest.raises(
+        ValueError, match=r"explain: 0 \(LazyConv2d\) is not initialised yet: run the model once before"
+    ):
+        cnnext.explain(model, x)
+    model(x)
+    assert len(cnnext.explain(model, x).layers) == 1
+
+
+@pytest.mark.parametrize("read", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: 1 if x.sum() > 0 else 0])
+def test_models_that_read_numbers(read: Callable[[torch.Tensor], Any]) -> None:
+    with pytest.raises(RuntimeError, match="explain computes no numbers, but what it was given needs them"):
+        cnnext.explain(lambda x: read(F.max_pool2d(x, 2)), torch.randn(1, 3, 8, 8))
 
 
 def test_compiled_model_stays_compiled() -> None:

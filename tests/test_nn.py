@@ -109,8 +109,10 @@ def test_constructor_errors_are_torchs() -> None:
 def test_other_names_are_torchs() -> None:
     assert nn.Linear is torch.nn.Linear
     assert nn.init is torch.nn.init
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError, match=r"module 'cnnext\.nn' has no attribute 'Conv4d'"):
         nn.Conv4d  # noqa: B018
+    with pytest.raises(AttributeError, match=r"module 'cnnext\.functional' has no attribute 'conv4d'"):
+        cnnext.functional.conv4d  # noqa: B018
     with pytest.raises(ModuleNotFoundError, match="not a package"):  # not a second torch.nn.parameter
         importlib.import_module("cnnext.nn.parameter")
 

@@ -78,6 +78,27 @@ def test_modules(name: str) -> None:
     assert type(layer).__module__ != "cnnext.nn"
 
 
+@pytest.mark.parametrize(
+    ("name", "op", "outputs"),
+    [
+        ("avg_pool2d", "avg_pool", 1),
+        ("adaptive_avg_pool3d", "adaptive_avg_pool", 1),
+        ("max_pool2d_with_indices", "max_pool", 2),
+        ("adaptive_max_pool2d", "adaptive_max_pool", 2),
+    ],
+)
+def test_out_is_torchs(name: str, op: str, outputs: int) -> None:
+    function, x = getattr(torch._C._nn, name), torch.randn(2, 3, 4, 4)
+    expected = function(x, 2)
+    out = [torch.empty(0, dtype=dtype) for dtype in (torch.float32, torch.int64)][:outputs]
+    cnnext.reset_fallbacks()
+    with cnnext.override() as o:
+        function(x, 2, out=out[0] if outputs == 1 else out)
+    assert o.redirected == {}
+    assert cnnext.fallbacks() == {f"{op}: arguments that only torch takes": 1}
+    torch.testing.assert_close(out, [expected] if outputs == 1 else list(expected))
+
+
 def test_user_subclasses_are_redirected_and_our_layers_not_counted() -> None:
     class Doubled(torch.nn.Conv2d):
         def forward(self, input: Tensor) -> Tensor:

@@ -245,3 +245,14 @@ def test_concurrent_calls() -> None:
     with ThreadPoolExecutor(4) as workers:
         assert all(workers.map(same, range(160)))
     assert kept() > 0
+
+
+def test_swap_tensors_after_empty_cache_only() -> None:
+    x, w = tensors((1, 64, 7, 7), (96, 64, 3, 3))
+    conv(x, w)
+    other = torch.randn_like(w)
+    with pytest.raises(RuntimeError, match="Expected no weakrefs to"):
+        torch.utils.swap_tensors(w, other)
+    cnnext.empty_cache()
+    torch.utils.swap_tensors(w, other)
+    torch.testing.assert_close(conv(x, w), unkept(x, w))

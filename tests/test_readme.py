@@ -133,7 +133,10 @@ def test_commands_are_accepted():
 
 
 # What compilers, the loader and torch say.
-FOREIGN = ("Python.h", "Killed signal", "undefined symbol", "GLIBCXX", "Variable 'padding'", "sharding strategy")
+FOREIGN = (
+    *("Python.h", "Killed signal", "undefined symbol", "GLIBCXX", "Variable 'padding'", "sharding strategy"),
+    *("fuser method", "Recomputed values", "no weakrefs", "Unknown builtin op"),
+)
 
 
 def test_messages_in_troubleshooting_are_ours():
@@ -146,6 +149,7 @@ def test_messages_in_troubleshooting_are_ours():
     text = "".join(path.read_text() for path in sources)
     text = re.sub(r'"\s*\n\s*f?"', "", text)  # strings that go on in the next line
     text = re.sub(r"\{name\}", "bench", text)
+    text += "".join(text.replace("{caller}", name) for name in ("convert", "revert"))
     messages = [line for page, line in lines("text") if page == "troubleshooting.md"]
     assert len(messages) >= 15
     unknown = [message for message in messages if message not in text]

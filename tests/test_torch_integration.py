@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import warnings
 from collections.abc import Callable
@@ -13,8 +14,14 @@ import torch
 import torch.nn.functional as F
 from calls import BY_NAME, CALLS, SPATIAL, Call
 from torch import Tensor, distributed, library
+from torch.ao import quantization
 from torch.fx.experimental import optimization
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointError,
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnnext
@@ -411,6 +418,45 @@ def test_fx_traces_and_fuses_before_convert_only() -> None:
     with backends.flags(enabled=False):
         late(x)
     assert backends.fallbacks() == {"conv: cnnext is disabled": 1}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fusion_for_quantization_before_convert_only() -> None:
+    def model() -> torch.nn.Sequential:
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()).eval()
+
+    names = ["0", "1", "2"]
+    with pytest.raises(AssertionError, match="did not find fuser method for"):
+        quantization.fuse_modules(cnnext.convert(model()), names)
+    fused = cnnext.convert(quantization.fuse_modules(model(), names))
+    assert cnnext.conversion_report(fused) == {"0.0": "cnnext"}
+    reverted = quantization.fuse_modules(cnnext.revert(cnnext.convert(model())), names)
+    assert type(reverted[0]) is torch.ao.nn.intrinsic.ConvReLU2d
+
+
+def test_selective_checkpoint_names_our_operator() -> None:
+    layer, calls = nn.Conv2d(3, 4, 3), []
+
+    def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append((op, context.is_recompute))
+        return CheckpointPolicy.MUST_SAVE if op == torch.ops.cnnext.conv.default else CheckpointPolicy.MUST_RECOMPUTE
+
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    checkpoint(lambda x: layer(x).sin(), r(1, 3, 8, 8, grad=True), use_reentrant=False, context_fn=contexts).sum()
+    assert (torch.ops.cnnext.conv.default, False) in calls
+    assert not any(op.namespace == "aten" and "conv" in op._schema.name for op, _ in calls)
+
+
+def test_checkpoint_needs_the_block_inside() -> None:
+    model, x = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.MaxPool2d(2)), r(1, 3, 8, 8, grad=True)
+
+    def overridden(x: Tensor) -> Tensor:
+        with cnnext.override():
+            return model(x)
+
+    checkpoint(overridden, x, use_reentrant=False).sum().backward()
+    with cnnext.override(), pytest.raises(CheckpointError, match="Recomputed values for the following tensors"):
+        checkpoint(model, x, use_reentrant=False).sum().backward()
 
 
 @pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
