@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.jit._script import RecursiveScriptModule
 from torch.nn.parameter import is_lazy
@@ -133,7 +132,7 @@ def _refusals(directions: list[Direction]) -> list[str]:
 
 def _channels_last(*tensors: Tensor) -> bool:
     """Whether an operator takes one of the tensors for channels last."""
-    return any(suggest_memory_format(each) != torch.contiguous_format for each in tensors)
+    return any(map(_C.is_channels_last, tensors))
 
 
 def _bytes(*tensors: Any) -> int:
@@ -175,10 +174,13 @@ def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor, arch
     size = [int(n) for n in large.shape]
     geometry = (size, [int(n) for n in weight.shape], stride, padding, dilation, groups)
     last = _channels_last(source, weight)
+    trains = torch.is_grad_enabled() and weight.requires_grad
     operands = {"forward": (source, weight), "grad_input": (result, weight), "grad_weight": (source, result)}
     directions = []
     for each in sorted(names, key=lambda kernel_op: names[kernel_op] != "forward"):
-        choice = _C.explain_conv(each, *geometry, source.dtype, _channels_last(*operands[names[each]]), arch)
+        keeps = each == op and arch == 0 and backends.packed_weights.enabled and not trains
+        layouts = _channels_last(*operands[names[each]]), arch, _C.is_channels_last(weight)
+        choice = _C.explain_conv(each, *geometry, source.dtype, *layouts, keeps)
         directions.append(_direction(names[each], each, flops, traffic, choice))
     kernel = f"{_terms(_KERNEL[dims], weight.shape[2:])} stride {_numbers(stride)} padding {_numbers(padding)}"
     shape = f"{_terms('NC' + _SPATIAL[dims], source.shape)} → {_terms('K' + _OUTPUT[dims], result.shape[1:])}, {kernel}"
