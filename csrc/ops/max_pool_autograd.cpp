@@ -72,12 +72,18 @@ struct MaxPoolSelectFunction : public Function<MaxPoolSelectFunction> {
   }
 };
 
+// torch raises its own error, or computes and differentiates what is not ours.
+constexpr const char* kDoesNotFit = "invalid or empty size";
+bool has_batch(const at::Tensor& input) { return input.dim() >= 3 && input.dim() <= kAxes + 2; }
+
 at::Tensor max_pool_autograd(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
                              SymInts dilation, bool ceil_mode) {
   if (const char* reason = left_to_aten({&input})) {
     return aten::max_pool(reason, input, kernel_size, stride, padding, dilation, ceil_mode);
   }
-  if (differentiates(input) && !kernel_size.empty()) {
+  if (differentiates(input) && has_batch(input)) {
+    if (!pool_fits(input, kernel_size, stride, padding, dilation, ceil_mode))
+      return aten::max_pool(kDoesNotFit, input, kernel_size, stride, padding, dilation, ceil_mode);
     return MaxPoolFunction::apply(input, kernel_size, stride, padding, dilation, ceil_mode, nullptr);
   }
   at::AutoDispatchBelowADInplaceOrView below;
@@ -89,9 +95,11 @@ TensorPair max_pool_with_indices_autograd(const at::Tensor& input, SymInts kerne
   if (const char* reason = left_to_aten({&input})) {
     return aten::max_pool_with_indices(reason, input, kernel_size, stride, padding, dilation, ceil_mode);
   }
-  // In one dimension torch words an error of this operator otherwise than one of max_pool.
-  const bool fits = input.dim() != 3 || pool_fits(input, kernel_size, stride, padding, dilation, ceil_mode);
-  if (differentiates(input) && !kernel_size.empty() && fits) {
+  if (differentiates(input) && has_batch(input)) {
+    if (!pool_fits(input, kernel_size, stride, padding, dilation, ceil_mode)) {
+      return aten::max_pool_with_indices(kDoesNotFit, input, kernel_size, stride, padding, dilation,
+                                         ceil_mode);
+    }
     at::Tensor indices;
     at::Tensor output =
         MaxPoolFunction::apply(input, kernel_size, stride, padding, dilation, ceil_mode, &indices);

@@ -60,11 +60,9 @@ struct Pool {
         !expand(dilation_, dims, 1, dilation)) {
       return;
     }
-    if constexpr (kRuns<Int>) {  // offsets have 32 bits
-      double taps = 1;
-      for (const Int k : kernel) taps *= double(k);
-      if (taps > double(std::numeric_limits<int32_t>::max())) return;
-    }
+    double taps = 1;  // that are known
+    for (const Int& k : kernel) taps *= double(c10::SymInt(k).maybe_as_int().value_or(1));
+    if (taps > double(std::numeric_limits<int32_t>::max())) return;  // offsets have 32 bits
     Sizes<Int> size = {input[0], input[1]};
     for (size_t i = 0; i < dims; ++i) {
       if (padding[i] > kernel[i] / 2) return;
