@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import re
 
 import numpy as np
 import pytest
@@ -41,6 +42,17 @@ def test_activation_maps_are_the_layers_output(model):
     assert not model[0]._forward_hooks
 
 
+def test_layers_in_place_change_no_map_and_no_image(model):
+    image = torch.rand(3, 8, 8) - 0.5
+    before = image.clone()
+    expected = model[0](image)
+    behind = nn.Sequential(model[0], nn.ReLU(inplace=True), nn.Dropout(inplace=True)).eval()
+    assert expected.min() < 0
+    assert torch.equal(viz.activation_maps(behind, image, "0"), expected)
+    viz.feature_maps(nn.Sequential(nn.ReLU(inplace=True), model[0]), image, "0")
+    assert torch.equal(image, before)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_feature_maps_draw_image_kernels_and_the_strongest_maps(model, channels):
     model[0] = nn.Conv2d(channels, 6, 3, padding=1)
@@ -71,6 +83,28 @@ def test_kernels():
     drawn = images(viz.kernels(layer, count=4))
     assert all(np.array_equal(array, layer.weight[i, 0].detach().numpy()) for i, array in enumerate(drawn))
     assert len(drawn) == 4
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_kernels_of_transposed_convolution_are_the_outputs(groups):
+    """A kernel is what a pixel of the first input channel that an output channel reads becomes in it."""
+    layer = nn.ConvTranspose2d(4, 4, 3, groups=groups, bias=False)
+    image = torch.zeros(4, 1, 1)
+    image[:: 4 // groups] = 1  # the first of each group
+    expected = layer(image).detach()
+    for array, kernel in zip(images(viz.kernels(layer)), expected, strict=True):
+        assert np.array_equal(array, kernel.numpy())
+    drawn = images(viz.feature_maps(nn.Sequential(layer), image, "0"))
+    assert len(drawn) == 1 + 4 + 4
+    assert all(np.array_equal(kernel, output) for kernel, output in zip(drawn[1:5], drawn[5:], strict=True))
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_wrong_count(model, count):
+    with pytest.raises(ValueError, match=f"expected count to be 1 or more, got {count}"):
+        viz.kernels(model[0], count)
+    with pytest.raises(ValueError, match=f"expected count to be 1 or more, got {count}"):
+        viz.feature_maps(model, torch.rand(3, 8, 8), "0", count)
 
 
 @pytest.mark.parametrize(
@@ -130,3 +164,20 @@ def test_example_in_docstring(name):
 def test_window_without_such_an_output():
     with pytest.raises(ValueError, match=r"the output has 3x3 pixels and none at \(3, 0\)"):
         viz.window(5, 3, at=(3, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("size", (0, 5), 1), ("kernel_size", 0, 1), ("stride", 0, 1), ("padding", -1, 0), ("dilation", (1, 0), 1)],
+)
+def test_window_of_wrong_numbers(name, value, least):
+    arguments = {"size": 5, "kernel_size": 3, name: value}
+    message = f"expected {name} to be one or two numbers from {least}, got {value}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        viz.window(**arguments)
+
+
+@pytest.mark.parametrize("at", [(0, 0, 0), (), (-1, 0)])
+def test_window_at_no_place(at):
+    with pytest.raises(ValueError, match=re.escape(f"expected at to be one or two numbers from 0, got {at}")):
+        viz.window(5, 3, at=at)
