@@ -125,6 +125,7 @@ def test_the_model_is_left_alone():
     [
         (None, torch.contiguous_format, ["nchw"]),
         (None, torch.channels_last, ["channels_last"]),
+        ("channels_last", torch.contiguous_format, ["channels_last"]),
         (("nchw", "channels_last"), torch.contiguous_format, ["nchw", "channels_last"]),
     ],
 )
@@ -161,7 +162,10 @@ class Random(nn.Module):
     [
         ((nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2)), {"against": "jax"}, "against must be 'torch', not 'jax'"),
         ((nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2)), {"layouts": ["nhwc"]}, "not 'nhwc'"),
+        ((nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2)), {"layouts": []}, "layouts are nchw and channels_last, not none"),
+        ((nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2)), {"min_time": -1}, "min_time must be a positive number, not -1"),
         ((nn.Conv2d(1, 1, 1), 3), {}, "holds no tensor"),
+        ((F.relu, torch.ones(1, 1, 2, 2)), {}, "expected a model that is a torch.nn.Module, got function"),
         ((Random(), torch.ones(1, 1, 2, 2)), {}, "output is random"),
         ((nn.Identity(), torch.tensor([float("nan")])), {}, "not finite"),
         (
@@ -170,11 +174,28 @@ class Random(nn.Module):
             "neither the model nor its input holds a floating",
         ),
     ],
-    ids=["against", "layouts", "input", "random", "nan", "integers"],
+    ids=["against", "layouts", "no layouts", "min_time", "input", "function", "random", "nan", "integers"],
 )
 def test_bad_input(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         cnnext.profile(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("layer", "tensor"), [(nn.LazyConv2d(2, 1), "weight"), (nn.LazyBatchNorm2d(affine=False), "running_mean")]
+)
+def test_lazy_layers_must_have_run(layer, tensor):
+    message = f"the size of 0.{tensor} is not known yet: run the model once first"
+    with pytest.raises(ValueError, match=message):
+        cnnext.profile(nn.Sequential(layer), torch.ones(1, 1, 2, 2))
+
+
+def test_traced_models_are_refused():
+    x = torch.ones(1, 1, 2, 2)
+    traced = torch.jit.trace(nn.Conv2d(1, 1, 1), x)
+    for model, name in ((traced, "the model"), (nn.Sequential(traced), "0")):
+        with pytest.raises(ValueError, match=f"^{name} is traced or scripted: give what it was made of"):
+            cnnext.profile(model, x)
 
 
 def test_wrong_results_are_not_timed(monkeypatch):
