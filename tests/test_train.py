@@ -97,6 +97,17 @@ def test_folder_with_train_and_val(tmp_path):
     assert (len(train), len(test)) == (6, 4)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_scaled(tmp_path, channels):
+    levels = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    image.fromarray(levels.numpy()).save(tmp_path / "8.png")
+    image.fromarray(levels.numpy().astype("uint16") * 257).save(tmp_path / "16.png")
+    with image.open(tmp_path / "16.png") as file:
+        assert file.getextrema() == (0, 65535)
+    pictures = data.Pictures([(tmp_path / "8.png", 0), (tmp_path / "16.png", 0)], channels, 16)
+    assert torch.equal(pictures[0][0], pictures[1][0])
+
+
 # Training
 
 
@@ -326,6 +337,33 @@ def test_run_is_not_overwritten(capsys, tmp_path):
     capsys.readouterr()
     error = fails(capsys, *options, "--resume", "--model", "resnet20")
     assert "last.pt was trained with model lecture, not resnet20" in error
+
+
+def test_resumed_run_takes_the_same_options(capsys, tmp_path):
+    options = ("--data", "digits", "--image-size", "8", "--lr", "0.01", "--out", str(tmp_path))
+    assert main(["train", "--model", "lecture", "--epochs", "1", *options]) == 0
+    capsys.readouterr()
+    for option, before, value in (
+        ("batch-size", "64", "32"),
+        ("lr", "0.01", "0.02"),
+        ("seed", "0", "1"),
+        ("backend", "cnnext", "torch"),
+    ):
+        error = fails(capsys, *options, "--resume", f"--{option}", value)
+        assert f"last.pt was trained with {option.replace('-', ' ')} {before}, not {value}" in error
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    state["about"] = {key: state["about"][key] for key in ("model", "data", "image_size", "classes")}  # an older one
+    torch.save(state, tmp_path / "last.pt")
+    assert main(["train", "--model", "lecture", "--epochs", "2", *options, "--resume", "--seed", "1"]) == 0
+    assert "resumed after epoch 1" in capsys.readouterr().out
+
+
+def test_errors_without_words_are_named(capsys, monkeypatch):
+    def broken(args):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("cnnext.train.cli._train", broken)
+    assert fails(capsys, "--data", "digits") == "cnnext train: BrokenPipeError\n"
 
 
 def test_batch_must_be_divisible(monkeypatch):
