@@ -79,7 +79,7 @@ def activation_maps(model: nn.Module, image: Tensor, layer: str | nn.Module) -> 
         layer: the layer or its name in the model, such as "layer1.0.conv1".
 
     Returns:
-        [K, P, Q]
+        [K, P, Q], of the first call where the model runs the layer several times.
 
     Raises:
         ValueError: if the model has no such layer, does not run it, or its output is no batch of maps.
