@@ -79,7 +79,7 @@ def activation_maps(model: nn.Module, image: Tensor, layer: str | nn.Module) -> 
         layer: the layer or its name in the model, such as "layer1.0.conv1".
 
     Returns:
-        [K, P, Q]
+        [K, P, Q], of the first call where the model runs the layer several times.
 
     Raises:
         ValueError: if the model has no such layer, does not run it, or its output is no batch of maps.
@@ -92,10 +92,14 @@ def activation_maps(model: nn.Module, image: Tensor, layer: str | nn.Module) -> 
     """
     name, module = _layer(model, layer)
     outputs: list[Any] = []
-    handle = module.register_forward_hook(lambda module, args, output: outputs.append(output))
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:  # a copy, as ReLU(inplace=True) may write over it
+        outputs.append(output.clone() if isinstance(output, Tensor) else output)
+
+    handle = module.register_forward_hook(keep)
     try:
         with torch.no_grad():
-            model(_batch(image))
+            model(_batch(image).clone())
     finally:
         handle.remove()
     if not outputs:
@@ -111,11 +115,11 @@ def kernels(layer: nn.Module, count: int = 16) -> Figure:
     """Draws the kernels of a 2-d convolution: in colour where it reads three channels, else the first channel's.
 
     Args:
-        layer: a convolution; its weight is [K, C / groups, R, S].
+        layer: a convolution, whose weight is [K, C / groups, R, S], or a transposed one, drawn in the same order.
         count: how many kernels to draw at most.
 
     Raises:
-        ValueError: if the layer has no such weight.
+        ValueError: if the layer has no such weight, or `count` is less than 1.
 
     Example:
         >>> import cnnext
@@ -124,14 +128,25 @@ def kernels(layer: nn.Module, count: int = 16) -> Figure:
     weight = _weight(layer)
     if weight is None:
         raise ValueError(f"expected a layer with a weight [K, C, R, S], got {type(layer).__name__}")
+    _check_count(count)
     figure = _figure(5, 3.6)
     _draw_kernels(figure, weight[:count])
     return figure  # type: ignore[no-any-return]
 
 
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"expected count to be 1 or more, got {count}")
+
+
 def _weight(layer: nn.Module) -> Tensor | None:
+    """[K, C / groups, R, S], of a transposed convolution too."""
     weight = getattr(layer, "weight", None)
-    return weight.detach().float().cpu() if isinstance(weight, Tensor) and weight.dim() == 4 else None
+    if not isinstance(weight, Tensor) or weight.dim() != 4:
+        return None
+    if isinstance(layer, nn.ConvTranspose2d):  # [C, K / groups, R, S]
+        weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.detach().float().cpu()
 
 
 def _times(sizes: Sequence[int]) -> str:
@@ -163,13 +178,15 @@ def feature_maps(model: nn.Module, image: Tensor, layer: str | nn.Module, count:
         count: how many maps to draw at most.
 
     Raises:
-        ValueError: if the model has no such layer, does not run it, or its output is no batch of maps.
+        ValueError: if the model has no such layer, does not run it, its output is no batch of maps, or `count` is less
+            than 1.
 
     Example:
         >>> import cnnext
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
         >>> figure = cnnext.viz.feature_maps(model, torch.rand(3, 16, 16), "0")
     """
+    _check_count(count)
     name, module = _layer(model, layer)
     maps = activation_maps(model, image, module)
     strongest = maps.flatten(1).norm(dim=1).argsort(descending=True)[:count]
@@ -207,16 +224,14 @@ def window(
         at: the output's place, (p, q)
 
     Raises:
-        ValueError: if there is no such output.
+        ValueError: if there is no such output, or an argument is not one or two numbers that can be.
 
     Example:
         >>> import cnnext
         >>> figure = cnnext.viz.window(5, 3, padding=1, dilation=2, at=(1, 1))
     """
-    sizes, kernel, step, pad, spread = (
-        (each, each) if isinstance(each, int) else tuple(each)
-        for each in (size, kernel_size, stride, padding, dilation)
-    )
+    sizes, kernel, step = _pair("size", size, 1), _pair("kernel_size", kernel_size, 1), _pair("stride", stride, 1)
+    pad, spread, at = _pair("padding", padding, 0), _pair("dilation", dilation, 1), _pair("at", at, 0)
     output = tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(sizes, kernel, step, pad, spread, strict=True)
     )
@@ -239,7 +254,7 @@ def window(
     left, top = padded[1] + 2, (down - output[0]) / 2
     for row in range(output[0]):
         for column in range(output[1]):
-            _cell(ax, left + column, top + row, _OUTPUT if (row, column) == tuple(at) else "white")
+            _cell(ax, left + column, top + row, _OUTPUT if (row, column) == at else "white")
     ax.annotate(
         "", (left - 0.3, down / 2), (padded[1] + 0.3, down / 2), arrowprops={"arrowstyle": "->", "color": "#555"}
     )
@@ -250,6 +265,13 @@ def window(
     ax.set_aspect("equal")
     ax.set_axis_off()
     return figure  # type: ignore[no-any-return]
+
+
+def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(f"expected {name} to be one or two numbers from {least}, got {value}")
+    return pair[0], pair[1]
 
 
 def _cell(ax: Axes, left: float, top: float, color: str, text: str = "") -> None:

@@ -46,6 +46,16 @@ def test_iou():
     assert iou(b[3], b[3]) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_iou_of_empty_and_of_small_boxes(dtype):
+    size = 2**-11 if dtype == torch.float16 else 2**-20
+    boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.0, 0.0, size, size]], dtype=dtype, requires_grad=True)
+    overlap = iou(boxes, boxes.detach())
+    assert overlap.tolist() == [0, 1]
+    overlap.sum().backward()
+    assert boxes.grad.isfinite().all()
+
+
 def test_decoding_inverts_encoding():
     target = Target(torch.tensor([[0.05, 0.1, 0.4, 0.3], [0.5, 0.5, 1.0, 0.9]]), torch.tensor([4, 1]))
     boxes, labels = encode([target], grid=7)
@@ -117,6 +127,26 @@ def test_loss_without_objects():
     assert loss == 4 * 0.5
     loss.backward()
     assert output.grad.count_nonzero() == 4  # the confidences alone
+
+
+def test_loss_of_wrong_targets():
+    output, label = torch.ones(1, 2, 2, 7), torch.tensor([0, 1])
+    target = Target(torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.5, 0.25, 0.125, 1.0]]), label)
+    message = r"expected boxes \(left, top, right, bottom\), got \(0.5, 0.25, 0.125, 1.0\) in image 0"
+    with pytest.raises(ValueError, match=message):
+        yolo_loss(output, [target], 2)
+    with pytest.raises(ValueError, match="expected one target for each of 1 images, got 2"):
+        yolo_loss(output, [target, target], 2)
+
+
+def test_no_images():
+    model = YOLO(num_classes=6, image_size=64, width=0.01, hidden=8)
+    output = model(torch.zeros(0, 3, 64, 64))
+    assert output.shape == (0, 1, 1, 16)
+    loss = yolo_loss(output, [], 6)
+    assert loss == 0
+    loss.backward()
+    assert model.detect(torch.zeros(0, 3, 64, 64)) == []
 
 
 def test_suppression_keeps_the_best_of_each_object():

@@ -24,7 +24,7 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from cnnext import bench
-from cnnext.bench import layer_bench, page, tables, timing
+from cnnext.bench import layer_bench, page, profiling, tables, timing
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -89,8 +89,6 @@ def test_ours_runs_ours_and_torchs_runs_torchs(monkeypatch):
     for name in ("conv", "max_pool", "adaptive_avg_pool"):
         eager = getattr(cnnext._C, name)
         monkeypatch.setattr(cnnext._C, name, lambda *args, eager=eager: (calls.append(1), eager(*args))[1])
-    from cnnext.bench import profiling
-
     x = torch.randn(1, 3, 16, 16)
     for library, expected in (("torch", 0), ("cnnext", 5)):
         calls.clear()
@@ -99,6 +97,29 @@ def test_ours_runs_ours_and_torchs_runs_torchs(monkeypatch):
         calls.clear()
         step()
         assert len(calls) == expected, library
+
+
+def test_layers_that_are_alike_are_counted():
+    model = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)))
+    found = cnnext.profile(model, torch.randn(2, 3, 8, 8), min_time=1e-4)
+    assert {tuple(layer["names"]): layer["count"] for layer in found.layers} == {("0",): 1, ("1", "2"): 2}
+    (whole,) = found.to_dict()["networks"]
+    assert whole["replaced"] == {"convolution": 3, "pooling": 0}
+    assert whole["conv_flops"] == 3 * 2 * (2 * 3 * 8 * 8) * (3 * 3 * 3)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_run_has_its_own_gradients_or_none(backward):
+    modes, conv = [], nn.Conv2d(3, 4, 3, bias=False)
+    conv.register_forward_hook(lambda *_: modes.append(torch.is_grad_enabled()))
+    step = profiling._Step(conv, (torch.randn(1, 3, 8, 8),), backward, "torch")
+    found = step.results()
+    assert conv.weight.grad is None
+    step()
+    step()
+    assert modes == [backward] * 3
+    if backward:
+        assert torch.equal(conv.weight.grad.double().flatten(), found["gradient"])
 
 
 @pytest.mark.filterwarnings("error:cnnext")
@@ -125,6 +146,7 @@ def test_the_model_is_left_alone():
     [
         (None, torch.contiguous_format, ["nchw"]),
         (None, torch.channels_last, ["channels_last"]),
+        ("channels_last", torch.contiguous_format, ["channels_last"]),
         (("nchw", "channels_last"), torch.contiguous_format, ["nchw", "channels_last"]),
     ],
 )
@@ -161,7 +183,10 @@ class Random(nn.Module):
     [
         ((nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2)), {"against": "jax"}, "against must be 'torch', not 'jax'"),
         ((nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2)), {"layouts": ["nhwc"]}, "not 'nhwc'"),
+        ((nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2)), {"layouts": []}, "layouts are nchw and channels_last, not none"),
+        ((nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2)), {"min_time": -1}, "min_time must be a positive number, not -1"),
         ((nn.Conv2d(1, 1, 1), 3), {}, "holds no tensor"),
+        ((F.relu, torch.ones(1, 1, 2, 2)), {}, "expected a model that is a torch.nn.Module, got function"),
         ((Random(), torch.ones(1, 1, 2, 2)), {}, "output is random"),
         ((nn.Identity(), torch.tensor([float("nan")])), {}, "not finite"),
         (
@@ -170,11 +195,28 @@ class Random(nn.Module):
             "neither the model nor its input holds a floating",
         ),
     ],
-    ids=["against", "layouts", "input", "random", "nan", "integers"],
+    ids=["against", "layouts", "no layouts", "min_time", "input", "function", "random", "nan", "integers"],
 )
 def test_bad_input(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         cnnext.profile(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("layer", "tensor"), [(nn.LazyConv2d(2, 1), "weight"), (nn.LazyBatchNorm2d(affine=False), "running_mean")]
+)
+def test_lazy_layers_must_have_run(layer, tensor):
+    message = f"the size of 0.{tensor} is not known yet: run the model once first"
+    with pytest.raises(ValueError, match=message):
+        cnnext.profile(nn.Sequential(layer), torch.ones(1, 1, 2, 2))
+
+
+def test_traced_models_are_refused():
+    x = torch.ones(1, 1, 2, 2)
+    traced = torch.jit.trace(nn.Conv2d(1, 1, 1), x)
+    for model, name in ((traced, "the model"), (nn.Sequential(traced), "0")):
+        with pytest.raises(ValueError, match=f"^{name} is traced or scripted: give what it was made of"):
+            cnnext.profile(model, x)
 
 
 def test_wrong_results_are_not_timed(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("mlxtend", reason="needs cnnext[train]")
 pytest.importorskip("sklearn", reason="needs cnnext[train]")
@@ -24,10 +26,10 @@ image = pytest.importorskip("PIL.Image", reason="needs cnnext[train]")
 import cnnext  # noqa: E402
 from cnnext import _options, models  # noqa: E402
 from cnnext.__main__ import main  # noqa: E402
-from cnnext.train import data  # noqa: E402
+from cnnext.train import curves, data  # noqa: E402
 from cnnext.train.errors import TrainingError  # noqa: E402
 from cnnext.train.interrupt import between_steps  # noqa: E402
-from cnnext.train.loop import Settings, Trainer, learning_rate, loss_of  # noqa: E402
+from cnnext.train.loop import Epoch, Settings, Trainer, learning_rate, loss_of  # noqa: E402
 from cnnext.train.progress import Display  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,8 +95,33 @@ def test_folder(tmp_path):
 def test_folder_with_train_and_val(tmp_path):
     folder_of_pictures(tmp_path / "train", count=3)
     folder_of_pictures(tmp_path / "val", count=2)
+    (tmp_path / "train" / "dark" / "deeper").mkdir()
+    (tmp_path / "train" / "dark" / "0.png").rename(tmp_path / "train" / "dark" / "deeper" / "0.png")
     train, test, _ = data.load(str(tmp_path), channels=3, size=16)
     assert (len(train), len(test)) == (6, 4)
+
+
+def test_pictures_are_turned_cut_and_normalised(tmp_path):
+    pixels = torch.randint(256, (8, 12, 3), dtype=torch.uint8)
+    exif = image.Exif()
+    exif[0x0112] = 3  # orientation: upside down
+    image.fromarray(pixels.numpy()).save(tmp_path / "1.png", exif=exif)
+    picture, label = data.Pictures([(tmp_path / "1.png", 7)], 3, 8)[0]
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    middle = pixels.flip(0, 1)[:, 2:-2] / 255
+    torch.testing.assert_close(picture.permute(1, 2, 0), (middle - mean) / std)
+    assert label == 7
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_scaled(tmp_path, channels):
+    levels = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    image.fromarray(levels.numpy()).save(tmp_path / "8.png")
+    image.fromarray(levels.numpy().astype("uint16") * 257).save(tmp_path / "16.png")
+    with image.open(tmp_path / "16.png") as file:
+        assert file.getextrema() == (0, 65535)
+    pictures = data.Pictures([(tmp_path / "8.png", 0), (tmp_path / "16.png", 0)], channels, 16)
+    assert torch.equal(pictures[0][0], pictures[1][0])
 
 
 # Training
@@ -133,7 +160,52 @@ def test_losses_are_those_of_torchs_layers(name, options, channels, size):
     assert len(set(found[0])) == 10
 
 
-def test_seed_decides(tmp_path):
+def test_an_epoch_by_hand():
+    pictures = few_digits(96)
+    model = models.lecture(image_size=8)
+    copied = copy.deepcopy(model)
+    trainer, progress = Trainer(model, pictures, Settings(epochs=1, batch_size=32, lr=0.05)), []
+    (epoch,) = trainer.fit(progress.append)
+    optimizer = torch.optim.SGD(copied.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
+    losses, right = [], 0
+    torch.manual_seed(0)  # of dropout
+    for step, (images, labels) in enumerate(trainer._train):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, 3, 0.05)
+        scores = copied(images)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(scores, labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        right += int((scores.argmax(1) == labels).sum())
+    assert epoch.losses == losses
+    for seen in ((epoch.train_loss, epoch.train_accuracy), (progress[-1].loss, progress[-1].accuracy)):
+        assert seen == pytest.approx((sum(losses) / 3, right / 96))
+    labels = pictures.test.labels  # 40: the last batch is not full
+    scores = copied.eval()(torch.stack([pictures.test[index][0] for index in range(40)])).detach()
+    assert epoch.test_loss == pytest.approx(float(F.cross_entropy(scores, labels)))
+    assert epoch.test_accuracy == pytest.approx(float((scores.argmax(1) == labels).float().mean()))
+
+
+def test_curves(monkeypatch):
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, *args, **options: figures.append(self))
+    curves.save(Path("curves.png"), {"": [Epoch([], 1, 0.5, 3, 0.25, 1, 1), Epoch([], 0.5, 0.75, 2, 0.5, 1, 1)]})
+    drawn = {(ax.get_ylabel(), line.get_label()): [*line.get_ydata()] for ax in figures[0].axes for line in ax.lines}
+    names = itertools.product(("loss", "accuracy in %"), ("training", "held out"))
+    assert drawn == dict(zip(names, ([1, 0.5], [3, 2], [50, 75], [25, 50]), strict=True))
+
+
+@pytest.mark.parametrize(("backend", "layers"), [("cnnext", cnnext.nn), ("torch", torch.nn)])
+def test_backend_is_whose_layers(monkeypatch, tmp_path, backend, layers):
+    models = []
+    monkeypatch.setattr(Trainer, "fit", lambda self, *_: models.append(self.model) or [Epoch([], 1, 1, 1, 1, 1, 1)])
+    options = ("--data", "digits", "--backend", backend, "--out", str(tmp_path))
+    assert main(["train", "--model", "lecture", *options]) == 0
+    assert {type(layer) for layer in models[0].modules() if isinstance(layer, torch.nn.Conv2d)} == {layers.Conv2d}
+
+
+def test_seed_decides():
     def run(seed):
         torch.manual_seed(0)
         model = models.lecture(image_size=8)
@@ -326,6 +398,33 @@ def test_run_is_not_overwritten(capsys, tmp_path):
     capsys.readouterr()
     error = fails(capsys, *options, "--resume", "--model", "resnet20")
     assert "last.pt was trained with model lecture, not resnet20" in error
+
+
+def test_resumed_run_takes_the_same_options(capsys, tmp_path):
+    options = ("--data", "digits", "--image-size", "8", "--lr", "0.01", "--out", str(tmp_path))
+    assert main(["train", "--model", "lecture", "--epochs", "1", *options]) == 0
+    capsys.readouterr()
+    for option, before, value in (
+        ("batch-size", "64", "32"),
+        ("lr", "0.01", "0.02"),
+        ("seed", "0", "1"),
+        ("backend", "cnnext", "torch"),
+    ):
+        error = fails(capsys, *options, "--resume", f"--{option}", value)
+        assert f"last.pt was trained with {option.replace('-', ' ')} {before}, not {value}" in error
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    state["about"] = {key: state["about"][key] for key in ("model", "data", "image_size", "classes")}  # an older one
+    torch.save(state, tmp_path / "last.pt")
+    assert main(["train", "--model", "lecture", "--epochs", "2", *options, "--resume", "--seed", "1"]) == 0
+    assert "resumed after epoch 1" in capsys.readouterr().out
+
+
+def test_errors_without_words_are_named(capsys, monkeypatch):
+    def broken(args):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("cnnext.train.cli._train", broken)
+    assert fails(capsys, "--data", "digits") == "cnnext train: BrokenPipeError\n"
 
 
 def test_batch_must_be_divisible(monkeypatch):

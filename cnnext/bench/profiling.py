@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from html import escape
@@ -153,7 +154,7 @@ def profile(
     against: str = "torch",
     *,
     backward: bool = False,
-    layouts: Sequence[str] | None = None,
+    layouts: str | Sequence[str] | None = None,
     name: str | None = None,
     min_time: float = 0.1,
 ) -> Profile:
@@ -165,7 +166,7 @@ def profile(
     timed by events.
 
     Args:
-        model: any module, in the mode (`train()` or `eval()`) in which it is to run.
+        model: any module, in the mode (`train()` or `eval()`) in which it is to run, that is not traced or scripted.
         input: its argument, or a tuple of arguments.
         against: what ours is compared with; only "torch".
         backward: run backward too, and measure the gradients of every layer.
@@ -177,7 +178,8 @@ def profile(
         A `Profile`: print it, `save_html("report.html")`, or take the numbers from `to_dict()`.
 
     Raises:
-        ValueError: if `against` or `layouts` is unknown, the model's output is random, or no tensor is floating-point.
+        ValueError: if an argument is none of these, a lazy layer has not run yet, the model's output is random, or no
+            tensor is floating-point.
         AssertionError: if a result of ours differs from float64 by far more than torch's does.
 
     Example:
@@ -189,16 +191,20 @@ def profile(
     """
     if against != "torch":
         raise ValueError(f"against must be 'torch', not {against!r}")
+    if not 0 < min_time < math.inf:
+        raise ValueError(f"min_time must be a positive number, not {min_time}")
+    _check_model(model)
     inputs = input if isinstance(input, tuple) else (input,)
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if not tensors:
         raise ValueError("the model's input holds no tensor")
     if layouts is None:
-        layouts = ["channels_last" if _channels_last(*tensors) else "nchw"]
-    for layout in layouts:
-        if layout not in LAYOUTS:
-            raise ValueError(f"layouts are {' and '.join(LAYOUTS)}, not {layout!r}")
-    steps = _measure(model, inputs, backward, tuple(layouts), name or type(model).__name__, min_time)
+        layouts = "channels_last" if _channels_last(*tensors) else "nchw"
+    layouts = (layouts,) if isinstance(layouts, str) else tuple(layouts)
+    unknown = [layout for layout in layouts if layout not in LAYOUTS]
+    if unknown or not layouts:
+        raise ValueError(f"layouts are {' and '.join(LAYOUTS)}, not {', '.join(map(repr, unknown)) or 'none'}")
+    steps = _measure(model, inputs, backward, layouts, name or type(model).__name__, min_time)
     with Progress(
         TextColumn("profile"),
         BarColumn(bar_width=24),
@@ -215,6 +221,17 @@ def profile(
             except StopIteration as stop:
                 return Profile(stop.value)
             progress.update(task, description=text, completed=done)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"expected a model that is a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{name or 'the model'} is traced or scripted: give what it was made of")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ValueError(f"the size of {name} is not known yet: run the model once first")
 
 
 def _measure(

@@ -109,7 +109,7 @@ class YOLO(nn.Module):
                 nn.init.kaiming_normal_(module.weight, a=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x)).view(len(x), self.grid, self.grid, -1)
+        return self.head(self.features(x)).view(len(x), self.grid, self.grid, self.boxes * 5 + self.num_classes)
 
     @torch.no_grad()
     def detect(self, images: Tensor, threshold: float = 0.2, iou_threshold: float = 0.5) -> list[Detections]:
@@ -118,10 +118,15 @@ class YOLO(nn.Module):
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of boxes ``[..., 4]`` (left, top, right, bottom), broadcast; 0 for two empty ones."""
+    """Intersection over union of boxes ``[..., 4]`` (left, top, right, bottom), broadcast; 0 for two empty ones.
+
+    Of boxes in 16 bits, whose areas would underflow, in float32.
+    """
+    a, b = (box.to(torch.promote_types(box.dtype, torch.float32)) for box in (a, b))
     overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     area_a, area_b = ((box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b))
-    return overlap / (area_a + area_b - overlap).clamp(min=1e-9)
+    union = area_a + area_b - overlap
+    return overlap / torch.where(union > 0, union, 1)  # where the union is empty, so is the overlap
 
 
 def _predicted(output: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,11 +151,16 @@ def encode(targets: Sequence[Target], grid: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         boxes ``[N, S, S, 4]`` as cells predict them, and labels ``[N, S, S]``, -1 for cells without object.
+
+    Raises:
+        ValueError: a box's right is left of its left, or its bottom above its top.
     """
     device = targets[0].boxes.device
     boxes = torch.zeros(len(targets), grid, grid, 4, device=device)
     labels = torch.full((len(targets), grid, grid), -1, device=device)
     for image, target in enumerate(targets):
+        for box in target.boxes[~(target.boxes[:, 2:] >= target.boxes[:, :2]).all(1)]:
+            raise ValueError(f"expected boxes (left, top, right, bottom), got {tuple(box.tolist())} in image {image}")
         centre = (target.boxes[:, :2] + target.boxes[:, 2:]) / 2 * grid
         cell = centre.long().clamp(0, grid - 1)
         size = (target.boxes[:, 2:] - target.boxes[:, :2]).sqrt()
@@ -163,7 +173,7 @@ def encode(targets: Sequence[Target], grid: int) -> tuple[Tensor, Tensor]:
 def yolo_loss(
     output: Tensor, targets: Sequence[Target], num_classes: int, coordinates: float = 5.0, no_object: float = 0.5
 ) -> Tensor:
-    """The paper's sum of squared errors, divided by N.
+    """The paper's sum of squared errors, divided by N; 0 for no images.
 
     Of a cell with an object, the box that overlaps it most is responsible: it is drawn to the object, and its
     confidence to their overlap. All other confidences are drawn to 0, and the cell's classes to the object's.
@@ -174,11 +184,18 @@ def yolo_loss(
         num_classes: C.
         coordinates, no_object: weights of the boxes' errors and of the confidences without object.
 
+    Raises:
+        ValueError: there is not one target per image, or a box's corners are exchanged.
+
     Example::
 
         target = Target(torch.tensor([[0.1, 0.2, 0.5, 0.9]]), torch.tensor([3]))
         yolo_loss(model(image[None]), [target], num_classes=20).backward()
     """
+    if len(targets) != len(output):
+        raise ValueError(f"expected one target for each of {len(output)} images, got {len(targets)}")
+    if not targets:
+        return output.sum()
     boxes, confidences, classes = _predicted(output, num_classes)
     true_boxes, labels = encode(targets, output.shape[1])
     object_here = labels >= 0

@@ -49,8 +49,8 @@ def load(path: Path, trainer: Trainer, about: dict[str, Any]) -> None:
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
         raise TrainingError(f"{path} is no checkpoint of cnnext train, or a damaged one") from None
     for key, value in about.items():
-        if saved.get(key) != value:
-            raise TrainingError(f"{path} was trained with {key} {saved.get(key)}, not {value}")
+        if saved.get(key, value) != value:  # older checkpoints hold less
+            raise TrainingError(f"{path} was trained with {key.replace('_', ' ')} {saved[key]}, not {value}")
     trainer.model.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.history = [Epoch(**epoch) for epoch in state["history"]]

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=whole(0), default=0, metavar="W", help="processes that read pictures; default: 0"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/MODEL-DATA-BACKEND")
-    parser.add_argument("--resume", action="store_true", help="go on from the last epoch in --out")
+    parser.add_argument("--resume", action="store_true", help="go on after the last epoch in --out, same options")
 
 
 def build_model(name: str, num_classes: int, image_size: int) -> nn.Module:
@@ -99,6 +99,7 @@ def _trainer(args: argparse.Namespace, device: torch.device) -> tuple[Trainer, d
         cnnext.revert(model)
     settings = Settings(args.epochs, args.batch_size, args.lr, seed=args.seed, workers=args.workers)
     about = {"model": args.model, "data": args.data, "image_size": size, "classes": pictures.classes}
+    about |= {name: getattr(args, name) for name in ("backend", "batch_size", "lr", "seed")}
     return Trainer(model, pictures, settings, device), about
 
 
@@ -172,7 +173,7 @@ def main(args: argparse.Namespace) -> int:
         return _train(args)
     except (TrainingError, OSError) as error:
         # A picture that a worker process could not read comes with that process's traceback around it.
-        message = str(error).strip().splitlines()[-1].rpartition("TrainingError: ")[2]
+        message = (str(error).strip() or type(error).__name__).splitlines()[-1].rpartition("TrainingError: ")[2]
         print(f"cnnext train: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -78,7 +78,10 @@ class Pictures(Dataset[Example]):
         path, label = self.files[index]
         try:
             with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file).convert("RGB" if self.channels == 3 else "L")
+                picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
+                picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
+            picture = picture.convert("RGB" if self.channels == 3 else "L")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error)
             raise TrainingError(f"cannot read the picture {path}: {reason}") from None

@@ -35,7 +35,7 @@ TensorPair run_max_with_offsets(const char* op, const Pool<Int>& pool, const at:
 
 template <class Int>
 at::Tensor run_indices(const Pool<Int>& pool, const at::Tensor& offsets) {
-  TORCH_CHECK(offsets.scalar_type() == pool.offset_type(), "max_pool_indices: expected offsets of type ",
+  TORCH_CHECK(pool.takes_offsets(offsets.scalar_type()), "max_pool_indices: expected offsets of type ",
               pool.offset_type(), ", but got ", offsets.scalar_type());
   const Layout layout = layout_of(offsets);
   const at::Tensor indices = new_tensor<Int>(pool.output, offsets.options().dtype(at::kLong), layout);
@@ -136,7 +136,7 @@ void check_offsets(const char* op, const Pool<Int>& pool, const at::Tensor& valu
   TORCH_CHECK(element_type(values.scalar_type()), op, ": not implemented for ", values.scalar_type());
   TORCH_CHECK(offsets.device() == values.device(), op, ": expected all tensors on one device, but got ",
               values.device(), " and ", offsets.device());
-  TORCH_CHECK(offsets.scalar_type() == pool.offset_type() && sizes<Int>(offsets).equals(pool.output), op,
+  TORCH_CHECK(pool.takes_offsets(offsets.scalar_type()) && sizes<Int>(offsets).equals(pool.output), op,
               ": expected offsets of type ", pool.offset_type(), " and size ",
               c10::ArrayRef<Int>(pool.output), ", but got ", offsets.scalar_type(), " ", offsets.sym_sizes());
 }

@@ -108,15 +108,11 @@ struct Pool {
   bool valid() const { return !output.empty(); }
   bool adaptive() const { return stride.empty(); }
 
-  // Symbols that are not known are not compared: that would fix a compiled graph to one side. Whoever reads
-  // offsets asks the tensor for their type.
-  at::ScalarType offset_type() const {
-    Int taps = 1;
-    for (const Int& k : kernel) taps = taps * k;
-    if constexpr (!kRuns<Int>) {
-      if (!taps.maybe_as_int()) return at::kInt;
-    }
-    return taps > 256 ? at::kInt : at::kByte;
+  // Offsets count the pixels of a window. A size that only a run knows is not compared, which would bind a
+  // compiled graph to one side: then either type is taken.
+  at::ScalarType offset_type() const { return known_taps().value_or(257) > 256 ? at::kInt : at::kByte; }
+  bool takes_offsets(at::ScalarType type) const {
+    return type == offset_type() || (type == at::kByte && !known_taps());
   }
 
   PoolShape shape() const {
@@ -144,6 +140,11 @@ struct Pool {
   c10::SmallVector<Int, kAxes> kernel, stride, padding, dilation;  // adaptive: the kernel bounds the windows
 
  private:
+  std::optional<int64_t> known_taps() const {
+    Int taps = 1;
+    for (const Int& k : kernel) taps = taps * k;
+    return c10::SymInt(taps).maybe_as_int();
+  }
   bool has_size() const {
     for (size_t i = 1; i < input.size(); ++i) {
       if (input[i] < 1) return false;
