@@ -106,7 +106,8 @@ if SANITIZE:
     link = [*link, *instrument]
 extension = (CUDAExtension if CUDA else CppExtension)(
     "cnnext._C",
-    sources("csrc/*/*.cpp", "csrc/cpu/units/*.cpp", *(["csrc/cuda/*.cu"] if CUDA else [])),  # the table of CUDA kernels is in every build
+    # The table of CUDA kernels is in every build.
+    sources("csrc/*/*.cpp", "csrc/cpu/units/*.cpp", *(["csrc/cuda/*.cu"] if CUDA else [])),
     include_dirs=[str(ROOT / "csrc")],
     define_macros=[("CNNEXT_WITH_CUDA", "1")] if CUDA else [],
     extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "--threads=2"]},

@@ -92,9 +92,10 @@ CNNEXT_HOST_DEVICE constexpr PhaseAxis grad_input_phase(const Window& w, int64_t
   const int64_t count = residue < w.input ? (w.input - residue - 1) / w.stride + 1 : 0;
   const int64_t common = gcd_of(w.stride, w.dilation);
   const int64_t tap_step = w.stride / common;
-  int64_t first = 0;  // smallest tap of this residue; there is none if it reaches min(kernel, tap_step)
-  while (first < min_of(tap_step, w.kernel) && (residue + w.padding - first * w.dilation) % w.stride != 0) ++first;
-  const int64_t taps = first < tap_step && first < w.kernel ? (w.kernel - 1 - first) / tap_step + 1 : 0;
+  const int64_t most = min_of(tap_step, w.kernel);
+  int64_t first = 0;  // smallest tap of this residue; there is none if it reaches `most`
+  while (first < most && (residue + w.padding - first * w.dilation) % w.stride != 0) ++first;
+  const int64_t taps = first < most ? (w.kernel - 1 - first) / tap_step + 1 : 0;
   const int64_t last = first + (taps - 1) * tap_step;  // the last tap has the smallest offset: start there
   const int64_t offset = taps > 0 ? (residue + w.padding - last * w.dilation) / w.stride : 0;
   return {residue, w.stride, count, w.output, 1, taps, last, -tap_step, offset, w.dilation / common};

@@ -1,4 +1,4 @@
-"""Pooling at the edge: empty tensors, windows and strides of any size, operators called without the functions' checks."""
+"""Pooling at the edge: empty tensors, windows and strides of any size, operators called without functions."""
 
 from __future__ import annotations
 
