@@ -157,7 +157,7 @@ def _direction(name: str, op: str, flops: int, traffic: int, choice: dict[str, A
     return Direction(name, op, *chosen, flops, traffic, choice["workspace_bytes"])
 
 
-def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor, arch: int) -> Layer:
+def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor, arch: int, grads: bool) -> Layer:
     weight = args["weight"]
     transposed = op == "conv_grad_input"
     source = args["grad_output"] if transposed else args["input"]
@@ -174,11 +174,10 @@ def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor, arch
     size = [int(n) for n in large.shape]
     geometry = (size, [int(n) for n in weight.shape], stride, padding, dilation, groups)
     last = _channels_last(source, weight)
-    trains = torch.is_grad_enabled() and weight.requires_grad
     operands = {"forward": (source, weight), "grad_input": (result, weight), "grad_weight": (source, result)}
     directions = []
     for each in sorted(names, key=lambda kernel_op: names[kernel_op] != "forward"):
-        keeps = each == op and arch == 0 and backends.packed_weights.enabled and not trains
+        keeps = each == op and arch == 0 and backends.packed_weights.enabled and not (grads and weight.requires_grad)
         layouts = _channels_last(*operands[names[each]]), arch, _C.is_channels_last(weight)
         choice = _C.explain_conv(each, *geometry, source.dtype, *layouts, keeps)
         directions.append(_direction(names[each], each, flops, traffic, choice))
@@ -265,6 +264,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, path: list[str], arch: int) -> None:
         super().__init__()
         self.arch = arch
+        self.grads = torch.is_grad_enabled()
         self.layers: list[Layer] = []
         self.path = path
         self.fallbacks = backends.fallbacks()
@@ -289,7 +289,7 @@ class _Recorder(TorchDispatchMode):
         if "weight" in named:
             if any(isinstance(arg, Tensor) and arg.numel() == 0 for arg in args):
                 return _fallback(name, op, args, f"{op}: empty tensor")
-            return _explain_conv(name, op, named, result, self.arch)
+            return _explain_conv(name, op, named, result, self.arch, self.grads)
         source = named.get("input")
         if not isinstance(source, Tensor) or op in ("conv_grad_weight", "max_pool_select"):  # of a gradient
             return None
