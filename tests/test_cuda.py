@@ -156,11 +156,17 @@ def test_infinities() -> None:
     expected = by_torch(conv, operands)["conv"]
     for last in (False, True):
         given = on_gpu(operands.to(torch.float32, last, last))
-        results = [forced("conv", kernel, conv, given, last) for kernel in backends.kernels("conv", device="cuda")]
-        found = [result.cpu() for result in results if result is not None]
-        assert len(found) == (5 if last else 3)  # channels first is only packed
-        for result in found:
-            torch.testing.assert_close(result, expected, rtol=1e-3, atol=0, equal_nan=True)
+        taken = set()
+        for kernel in backends.kernels("conv", device="cuda"):
+            result = forced("conv", kernel, conv, given, last)
+            if result is not None:
+                taken.add(kernel)
+                torch.testing.assert_close(result.cpu(), expected, rtol=1e-3, atol=0, equal_nan=True)
+        gemms = {"gemm_3xtf32_sm80", "gemm_tf32_sm80"}
+        if torch.cuda.get_device_capability() == (9, 0):
+            gemms.add("gemm_tf32_sm90")
+        packed = {f"{kernel}_packed" for kernel in gemms}  # as channels first always is
+        assert taken == {"direct"} | packed | (gemms if last else set())
 
 
 def test_more_images_than_a_grid_has_rows() -> None:

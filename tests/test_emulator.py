@@ -52,6 +52,9 @@ STRIPS = [
     problem((1, 3, 15, 9), (3, 1, 5, 5), stride=2, padding=2, dilation=(1, 2), groups=3),
     problem((1, 3, 11, 12), (3, 1, 7, 7), padding=3, groups=3),
     problem((1, 3, 4, 9, 8), (3, 1, 2, 3, 3), stride=(2, 1, 1), padding=1, groups=3),
+    # A plane that no window reads.
+    problem((1, 8, 1, 7, 8), (8, 1, 1, 3, 3), stride=(3, 1, 1), padding=1, groups=8),
+    problem((1, 8, 1, 7, 8), (8, 1, 1, 3, 3), stride=(3, 2, 2), padding=1, groups=8),
 ]
 # What is packed: planes by four pixels at once, in several blocks; one chunk a pixel; odd planes, groups that end in
 # part of a chunk; taps that share a step of the product, and one that crosses it.
@@ -152,7 +155,7 @@ def test_depthwise(emulator: Emulator, op: str, conv: Conv) -> None:
     """Every type and layout; the sum in one part and in many."""
     operands = integers(conv)
     expected = by_torch(conv, operands)[op]
-    for way in itertools.product(DTYPES, (False, True), (False, True), (0,), (1, 264)):
+    for way in itertools.product(DTYPES, (False, True), (False, True), (0, 2), (1, 264)):
         assert run(emulator, op, "depthwise", conv, operands, expected, *way)
 
 

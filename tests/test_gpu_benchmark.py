@@ -213,7 +213,7 @@ def test_sections_of_the_script(tmp_path: Path) -> None:
     """Each section runs its command; one that fails, or has no time left, is told of and fails the run."""
     stub(tmp_path / "nvidia-smi", "echo 9.0")
     stub(tmp_path / "nvcc", "echo release")
-    stub(tmp_path / "python", 'echo "$@ from ${PYTHONPATH%%:*}"\ncase "$*" in *googlenet*) exit 1;; esac')
+    stub(tmp_path / "python", 'echo "$@ from ${PYTHONPATH%%:*}"\ncase "$*" in *googlenet*|setup*) exit 1;; esac')
     environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(tmp_path / "python"), "OUT": str(tmp_path / "out")}
     command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "ceilings", "resnet50", "googlenet"]
     done = subprocess.run(command, env={**environ, "LAYERS": "--modes bf16"}, capture_output=True, text=True)
@@ -224,6 +224,8 @@ def test_sections_of_the_script(tmp_path: Path) -> None:
     assert [each.split(",")[0] for each in summary] == [
         "== ceilings: passed", "== resnet50: passed", "== googlenet: FAILED",
     ]  # fmt: skip
+    done = subprocess.run([*command[:2], "build", "ceilings"], env=environ, capture_output=True, text=True)
+    assert done.returncode == 1 and "== build: FAILED" in done.stdout and "ceilings" not in done.stdout
     done = subprocess.run(command[:3], env={**environ, "LIMIT_S": "10"}, capture_output=True, text=True)
     assert done.returncode == 1
     assert "== ceilings: NOT RUN, no time was left" in done.stdout

@@ -57,9 +57,10 @@ void gather(const ConvGather& g, const Stream& stream) {
 // it is none. Float64 would not find room in registers.
 template <class T, class Run>
 bool with_strips(const ConvProblem& p, const Run& run) {
+  constexpr int64_t kMostDilation = 1 << 26;  // a strip's rows are numbered in 32 bits
   const Window &h = p.shape.axis[1], &w = p.shape.axis[2];
   if (p.layout != Layout::kChannelsFirst || h.kernel != w.kernel || h.stride != w.stride ||
-      h.dilation > h.output || h.dilation > h.input ||
+      h.dilation > h.output || h.dilation > h.input || h.dilation > kMostDilation ||
       max_of(p.shape.input_pixels(), p.shape.output_pixels()) > kMostPixels / 2) {
     return false;
   }
@@ -105,6 +106,11 @@ bool grad_weight_strips(const ConvProblem& p, const ConvGradWeight& g, void* wei
   });
 }
 
+// Whether there is one plane and a window's only row of taps reads it, not the padding.
+bool is_plane(const Window& depth) {
+  return depth.kernel == 1 && depth.input == 1 && depth.output == 1 && depth.padding == 0;
+}
+
 Slides slides_of(const ConvProblem& p, int64_t rows, int64_t columns) {
   const Window *axis = p.shape.axis, &h = axis[1], &w = axis[2];
   return {p.shape.N,
@@ -128,8 +134,8 @@ bool with_slides(const ConvProblem& p, const ConvBuffers& b, const Run& run) {
   const auto is_far = [](const Window& axis) {
     return axis.dilation > 1 && axis.dilation * 4 > min_of(axis.input, axis.output);
   };
-  if (p.layout != Layout::kChannelsLast || p.shape.C % kSlideChannels || d.kernel > 1 || d.input > 1 ||
-      d.output > 1 || h.kernel != w.kernel || h.stride != w.stride || is_far(h) || is_far(w) ||
+  if (p.layout != Layout::kChannelsLast || p.shape.C % kSlideChannels || !is_plane(d) ||
+      h.kernel != w.kernel || h.stride != w.stride || is_far(h) || is_far(w) ||
       w.dilation * p.shape.C >= int64_t{1} << 31 || !is_aligned(b.input) || !is_aligned(b.output)) {
     return false;
   }
@@ -199,9 +205,8 @@ bool grad_input_pairs(const ConvProblem& p, const ConvBuffers& b, const Stream& 
   const auto is_aligned = [](const void* pointer) {
     return reinterpret_cast<uintptr_t>(pointer) % (kSlideChannels * sizeof(T)) == 0;
   };
-  if (d.kernel > 1 || d.input > 1 || d.output > 1 || h.stride != 2 || w.stride != 2 ||
-      h.dilation * w.dilation > 1 || h.kernel != w.kernel || (h.kernel != 3 && h.kernel != 5) ||
-      (h.padding - w.padding) % 2 != 0 ||
+  if (!is_plane(d) || h.stride != 2 || w.stride != 2 || h.dilation * w.dilation > 1 || h.kernel != w.kernel ||
+      (h.kernel != 3 && h.kernel != 5) || (h.padding - w.padding) % 2 != 0 ||
       (last && (p.shape.C % kSlideChannels != 0 || !is_aligned(b.input) || !is_aligned(b.output)))) {
     return false;
   }

@@ -145,7 +145,7 @@ conv_gather_direct(ConvGather g) {
 }
 
 // Grid: taps times tiles of input channels; tiles of output channels in all groups; parts of the sum. Writes
-// partial sums, [part][K][C / groups][tap].
+// partial sums, [part][K][tap][C / groups].
 template <class T, int kM, int kN>
 CNNEXT_LAUNCH(kDirectThreads, 2)
 conv_grad_weight_direct(ConvGradWeight g) {

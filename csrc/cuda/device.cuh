@@ -74,6 +74,7 @@ template <class... Parameters>
 void launch(void (*kernel)(Parameters...), Grid grid, int threads, int shared, const Stream& stream,
             const Parameters&... parameters) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (grid.x > kMostGridX) throw std::runtime_error("cnnext: more blocks than a grid has");
   if (shared > 48 * 1024) {  // more than every GPU has must be asked for
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   }

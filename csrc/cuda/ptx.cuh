@@ -210,6 +210,13 @@ CNNEXT_DEVICE void wgmma_wait() {
 #endif
 }
 
+// Sums are not read before this, which follows the last wait: the compiler does not know what was waited for.
+template <int kCount>
+CNNEXT_DEVICE void settle(float (&sums)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
 // Where an operand starts in shared memory: rows of 128 bytes, in eights that are aligned to 1024 bytes, in
 // which row i has its 16-byte chunk c at place c ^ i. `to_next_8`: bytes to the next eight rows. Along the
 // summed index rows are rows of the matrix. Across it they are numbers of the summed index, and
@@ -367,6 +374,8 @@ template <int kGroupsLeft>
 void wgmma_wait() {
   emulator::wgmma_wait(kGroupsLeft);
 }
+template <int kCount>
+void settle(float (&)[kCount]) {}
 inline uint64_t wgmma_operand(const void* start, int to_next_8, int to_next_columns) {
   return emulator::wgmma_operand(start, to_next_8, to_next_columns);
 }

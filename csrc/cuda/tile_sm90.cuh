@@ -128,6 +128,7 @@ struct TileSm90 : SumsSm90<kM, kN> {
       stage = stage + 1 < kStages ? stage + 1 : 0;
     }
     ptx::wgmma_wait<0>();
+    ptx::settle(acc);
     ptx::wait_copies<0>();
     __syncthreads();
   }

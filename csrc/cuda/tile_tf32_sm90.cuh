@@ -102,6 +102,7 @@ struct TileTf32Sm90 : SumsSm90<kM, kN> {
       last = stage;
       stage = stage + 1 < kStages ? stage + 1 : 0;
     }
+    ptx::settle(acc);
     ptx::wait_copies<0>();
     __syncthreads();
   }
