@@ -119,27 +119,18 @@ CNNEXT_INLINE void copy_run(From from, A* to, int64_t count) {
   }
 }
 
-// Parts of a vector, out of line: a few dozen conversions and branches at every place that may come to an
-// end.
+// At most a vector, the rest zero.
 template <class From>
-__attribute__((noinline)) auto load_lanes(From from, int64_t count) {
+CNNEXT_INLINE auto load_some(From from, int64_t count) {
   decltype(load(from)) v = {};
+  if (count == int64_t(sizeof(v) / sizeof(v[0]))) return load(from);
   for (int64_t i = 0; i < count; ++i) v[i] = load_one(from + i);
   return v;
 }
 template <class T>
-__attribute__((noinline)) void store_lanes(T* to, int64_t step, Vec<Acc<T>> v, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) store_one(to + i * step, v[i]);
-}
-
-// At most a vector, the rest zero.
-template <class From>
-CNNEXT_INLINE auto load_some(From from, int64_t count) {
-  return count == int64_t(sizeof(load(from)) / sizeof(load(from)[0])) ? load(from) : load_lanes(from, count);
-}
-template <class T>
 CNNEXT_INLINE void store_some(T* to, Vec<Acc<T>> v, int64_t count) {
-  count == kLanes<Acc<T>> ? store(to, v) : store_lanes(to, 1, v, count);
+  if (count == kLanes<Acc<T>>) return store(to, v);
+  for (int64_t i = 0; i < count; ++i) store_one(to + i, v[i]);
 }
 
 // The transpose of a block: row(j)[i] = from[i * stride + j], for i < rows and j < columns.

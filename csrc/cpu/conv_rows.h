@@ -198,7 +198,8 @@ struct ConvRows {
       }
     }
     const Strides& s = phases.destination;
-    const int64_t whole = min_of(L, g.axis[2].count);  // pixels of a vector
+    const bool whole = s.pixel == 1 && g.axis[2].count >= L;
+    alignas(kAlignment) A apart[Rows * Vectors * L];
 #pragma GCC unroll 14
     for (int r = 0; r < Rows; ++r) {
       const Vec<A> added = broadcast(add ? load_one(add + r) : A(0));
@@ -206,11 +207,21 @@ struct ConvRows {
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {
         const Vec<A> result = sum[r][v] + added;
-        if (s.pixel == 1) {
-          store_some(row + at[v], result, whole);
-        } else {
-          store_lanes(row + at[v] * s.pixel, s.pixel, result, whole);
-        }
+        whole ? store(row + at[v], result) : store(apart + (r * Vectors + v) * L, result);
+      }
+    }
+    if (!whole) put_apart(apart, Rows, Vectors, j, to);
+  }
+
+  // Pixels of rows shorter than a vector, or that are not neighbours: out of line, as conversions one by one
+  // would be most of the code.
+  __attribute__((noinline)) void put_apart(const A* results, int rows, int vectors, int64_t j, T* to) const {
+    const Strides& s = phases.destination;
+    for (int r = 0; r < rows; ++r, to += s.channel) {
+      for (int v = 0; v < vectors; ++v, results += L) {
+        const int64_t at = max_of(min_of(j + v * L, g.axis[2].count - L), 0);
+        for (int64_t i = 0; i < min_of(L, g.axis[2].count); ++i)
+          store_one(to + (at + i) * s.pixel, results[i]);
       }
     }
   }
