@@ -210,7 +210,8 @@ CNNEXT_DEVICE void wgmma_wait() {
 #endif
 }
 
-// Sums are not read before this, which follows the last wait: the compiler does not know what was waited for.
+// Sums are not read before this, which follows the last wait, nor written after it, before the fence: what is
+// waited for, or fenced, the compiler does not know.
 template <int kCount>
 CNNEXT_DEVICE void settle(float (&sums)[kCount]) {
 #pragma unroll

@@ -75,6 +75,7 @@ multiply_in_shared(const uint32_t*, uint32_t* to) {
     const int row = threadIdx.x / kWarp * 16 + threadIdx.x % 16, half = threadIdx.x % kWarp / 16;
     for (int k = 0; k < 4; ++k) ptx::ldmatrix<false>(a + A::place(row, 2 * k + half), x[k]);
   }
+  ptx::settle(c);
   ptx::wgmma_fence();
   for (int k = 0; k < 4; ++k) {
     const uint64_t b_at = ptx::wgmma_advance(B::operand(b, 0), k * B::kStep);
@@ -86,6 +87,7 @@ multiply_in_shared(const uint32_t*, uint32_t* to) {
   }
   ptx::wgmma_commit();
   ptx::wgmma_wait<0>();
+  ptx::settle(c);
   int sum = 0;
   for (int i = 0; i < kSide / 2; ++i) sum += int(c[i]) * (i + 1);
   to[threadIdx.x] = uint32_t(sum);
