@@ -352,10 +352,14 @@ def _check(model: torch.nn.Module) -> None:
         raise TypeError("explain: expected a model in Python, but got one that torch.jit traced or scripted")
     if isinstance(model, torch.nn.DataParallel):
         raise TypeError("explain: expected the model inside of DataParallel, its .module")
-    for name, module in model.named_modules():
-        if any(is_lazy(each) for each in (*module._parameters.values(), *module._buffers.values())):
-            what = f"{name or 'the model'} ({type(module).__name__})"
-            raise ValueError(f"explain: {what} is not initialised yet: run the model once before")
+    check_sizes(model)
+
+
+def check_sizes(model: torch.nn.Module) -> None:
+    """Raises a ValueError for a lazy layer that has not run yet."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"the size of {name} is not known yet: run the model once first")
 
 
 def explain(

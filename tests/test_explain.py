@@ -365,9 +365,7 @@ def test_model_in_data_parallel() -> None:
 
 def test_lazy_layers_must_have_run() -> None:
     model, x = torch.nn.Sequential(torch.nn.LazyConv2d(4, 3)), torch.randn(1, 3, 8, 8)
-    with pytest.raises(
-        ValueError, match=r"explain: 0 \(LazyConv2d\) is not initialised yet: run the model once before"
-    ):
+    with pytest.raises(ValueError, match=r"the size of 0\.weight is not known yet: run the model once first"):
         cnnext.explain(model, x)
     model(x)
     assert len(cnnext.explain(model, x).layers) == 1

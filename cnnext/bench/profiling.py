@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import cnnext
-from cnnext._explain import _channels_last
+from cnnext._explain import _channels_last, check_sizes
 
 from . import environment, layer_bench, network, tables
 from .layers import LAYOUTS, collect
@@ -229,9 +229,7 @@ def _check_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{name or 'the model'} is traced or scripted: give what it was made of")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if nn.parameter.is_lazy(tensor):
-            raise ValueError(f"the size of {name} is not known yet: run the model once first")
+    check_sizes(model)
 
 
 def _measure(

@@ -111,6 +111,8 @@ CNNEXT_INLINE void store_bits(void* p, UintVec bits) {
   store_unaligned(static_cast<uint16_t*>(p), __builtin_convertvector(bits, ShortVec));
 }
 
+// By F16C, which AVX2 and AVX-512 are compiled with; in assembly, as the vector extension has no such
+// conversion.
 #if CNNEXT_VECTOR_BYTES >= 32
 CNNEXT_INLINE Vec<float> load(const Float16* p) {
   const auto bits = load_unaligned<ShortVec>(&p->bits);
