@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -137,7 +137,9 @@ def _pool_call(layer: Layer, direction: str, tensors: Tensors, functional: Any) 
     return lambda: torch.autograd.grad(output, input, tensors.grad_output, retain_graph=True)[0]
 
 
-def kernel_name(layer: Layer, direction: str, dtype: torch.dtype, layout: str, device: torch.device) -> str:
+def kernel_name(
+    layer: Layer, direction: str, dtype: torch.dtype, layout: str, device: torch.device, training: bool = False
+) -> str:
     """The kernel that cnnext chooses for a direction of a layer."""
     major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     how = (dtype, layout == "channels_last", 10 * major + minor)
@@ -148,7 +150,8 @@ def kernel_name(layer: Layer, direction: str, dtype: torch.dtype, layout: str, d
         sizes = (list(layer.output() if layer.is_transposed else layer.input), list(layer.weight))
         geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
         return str(cnnext._C.explain_conv(op, *sizes, *geometry, *how)["kernel"])
-    op = layer.op[: -len("2d")] + ("" if direction == "forward" else "_grad_input")
+    forward = "_with_offsets" if training and "max" in layer.op else ""
+    op = layer.op[: -len("2d")] + (forward if direction == "forward" else "_grad_input")
     output = layer.output()
     ones, zeros = [1] * layer.dims, [0] * layer.dims
     window = list(layer.window)
@@ -160,7 +163,7 @@ def errors(result: Tensor, reference: Tensor) -> dict[str, float]:
     """Largest absolute error, and relative error in the L2 norm, against float64."""
     if result.shape != reference.shape:
         raise Mismatch(f"the result has size {tuple(result.shape)}, the reference {tuple(reference.shape)}")
-    difference = result.double() - reference
+    difference = result.detach().double() - reference
     scale = float(reference.norm())
     largest = float(difference.abs().max()) if difference.numel() else 0.0
     return {"max": largest, "relative": float(difference.norm()) / (scale or 1.0)}
@@ -217,13 +220,15 @@ def measure(
     machine: Machine,
     min_time: float,
     repeats: int | None = None,
+    training: bool = False,
 ) -> Generator[dict[str, Any], None, None]:
     """Checks and times one layer; yields one result per direction.
 
-    Both sides get the same operands in the same layout. Times are without autograd, except the backward of
-    pooling. A result's ``limit`` is the time the machine's measured peaks allow: the larger of FLOPs by peak
-    FLOP/s and bytes by the bandwidth of a copy of as many bytes. Its ``wrong`` are backends of torch that are not timed
-    because they do not compute the layer, with their relative errors (None: not finite).
+    Both sides get the same operands in the same layout. Times are without autograd, except the backward of pooling
+    and, where it is for training, its forward, which then keeps what backward needs. A result's ``limit`` is the time
+    the machine's measured peaks allow: the larger of FLOPs by peak FLOP/s and bytes by the bandwidth of a copy of as
+    many bytes. Its ``wrong`` are backends of torch that are not timed because they do not compute the layer, with
+    their relative errors (None: not finite).
 
     Raises:
         Mismatch: a result of ours is wrong. Nothing of this direction has been timed then.
@@ -233,12 +238,16 @@ def measure(
     rounded = Tensors.random(layer).to(dtype, "nchw", device)
     operands = {layout: rounded.to(dtype, layout, device) for layout in layouts}
     exact = rounded.to(torch.float64, "nchw", device)
+    records = training and not layer.is_conv
+    if records:
+        for layout, each in operands.items():
+            operands[layout] = replace(each, input=each.input.detach().requires_grad_())
     for direction in directions:
         calls: dict[str, Call] = {}
         for layout in layouts:
             calls[f"torch {layout}"] = torch_call(layer, direction, operands[layout])
             calls[f"cnnext {layout}"] = our_call(layer, direction, operands[layout], layout)
-        with torch.no_grad():
+        with torch.set_grad_enabled(records):
             reference = torch_call(layer, direction, exact)()
             found = {name: errors(call(), reference) for name, call in calls.items()}
             most = limit(dtype, layer.operations() // (reference.numel() or 1), device)
@@ -251,7 +260,7 @@ def measure(
             library, layout = name.split()
             backends[name] = {**timing.as_json(), "error": found[name]}
             if library == "cnnext":
-                backends[name]["kernel"] = kernel_name(layer, direction, dtype, layout, device)
+                backends[name]["kernel"] = kernel_name(layer, direction, dtype, layout, device, training)
         flops, size = layer.flops(), layer.bytes(dtype)
         shortest = max(flops / machine.flops(dtype) if flops else 0.0, size / machine.bandwidth(size))
         yield {

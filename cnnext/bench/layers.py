@@ -173,11 +173,13 @@ def _stride(stride: tuple[int, ...]) -> str:
 
 @dataclass
 class LayerUse:
-    """A layer, the names of the modules that run it, and whether training needs the gradient of its input."""
+    """A layer, the names of the modules that run it, which gradients training needs, and its input's element type."""
 
     layer: Layer
     names: list[str]
     needs_grad_input: bool
+    needs_grad_weight: bool = True
+    dtype: torch.dtype = torch.float32
 
     @property
     def count(self) -> int:
@@ -185,8 +187,12 @@ class LayerUse:
 
     def directions(self, wanted: Sequence[str]) -> tuple[str, ...]:
         """Those of the wanted directions that the layer has and a model needs."""
-        unneeded = () if self.needs_grad_input else ("grad_input", "backward")
-        return tuple(d for d in self.layer.directions if d in wanted and d not in unneeded)
+        needed = {"forward": True, "grad_weight": self.needs_grad_weight}
+        return tuple(d for d in self.layer.directions if d in wanted and needed.get(d, self.needs_grad_input))
+
+    def flops(self, training: bool) -> int:
+        """FLOPs of all its runs, in the directions that are computed."""
+        return self.layer.flops() * self.count * len(self.directions(CONV_DIRECTIONS if training else ("forward",)))
 
 
 def _sizes(value: Any, dims: int) -> tuple[Any, ...]:
@@ -243,15 +249,17 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, path: list[str]) -> None:
         super().__init__()
         self.path = path
-        self.uses: dict[tuple[Layer, bool], LayerUse] = {}
+        self.uses: dict[tuple[Any, ...], LayerUse] = {}
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = function_name(func)
         layer = layer_of(name, *args, **(kwargs or {})) if name else None
         if layer is not None:
-            needs_grad = (args[0] if args else kwargs["input"]).requires_grad
-            use = self.uses.setdefault((layer, needs_grad), LayerUse(layer, [], needs_grad))
+            given = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
+            dtype = given["input"].dtype if given["input"].is_floating_point() else torch.float32
+            needs = (given["input"].requires_grad, layer.is_conv and given["weight"].requires_grad)
+            use = self.uses.setdefault((layer, *needs, dtype), LayerUse(layer, [], *needs, dtype))
             use.names.append(self.path[-1] if self.path else "")
         return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import cnnext
 from cnnext import models
-from cnnext.backends import fallbacks, reset_fallbacks
+from cnnext.backends import fallbacks
 
 from . import layers
 from .layer_bench import Mismatch, check, epsilon, errors, in_layout
@@ -75,9 +76,10 @@ class Runnable(Protocol):
         """What is compared, by name."""
 
 
-def converted(model: nn.Module, library: str, layout: str, dtype: torch.dtype) -> nn.Module:
-    """A copy of a model with the layers of ``torch`` or ``cnnext``, and its weights in a layout."""
-    model = copy.deepcopy(model).to(dtype)
+def converted(model: nn.Module, library: str, layout: str, dtype: torch.dtype | None) -> nn.Module:
+    """A copy of a model with the layers of ``torch`` or ``cnnext``, its weights in a layout and an element type; None
+    keeps their own."""
+    model = copy.deepcopy(model).to(dtype=dtype)
     for parameter in model.parameters():
         parameter.data = in_layout(parameter.data, layout)
     return cnnext.convert(model) if library == "cnnext" else model
@@ -207,7 +209,7 @@ def _labels(batch: int) -> Tensor:
 
 def compare(
     what: str,
-    make: Callable[[str, str, torch.dtype], Runnable],
+    make: Callable[[str, str, torch.dtype | None], Runnable],
     dtype: torch.dtype,
     layouts: tuple[str, ...],
     machine: Machine,
@@ -218,7 +220,8 @@ def compare(
 
     Args:
         what: its name in an error.
-        make: builds the model's copy for a library, a layout and an element type.
+        make: builds the model's copy for a library, a layout and an element type, None for its own.
+        dtype: the coarsest of the model's own.
 
     Yields what is being done and the fraction done; returns the part of the result that the model does not matter for.
 
@@ -234,11 +237,11 @@ def compare(
         for layout in layouts:
             key = f"{library} {layout}"
             yield f"comparing {key}", 0.0
-            steps[key] = make(library, layout, dtype)
-            reset_fallbacks()
+            steps[key] = make(library, layout, None)
+            before = Counter(fallbacks())
             for name, result in steps[key].results().items():
                 found.setdefault(name, {})[key] = errors(result, reference[name])
-            left_to_torch = fallbacks()  # of one run of ours, the last
+            left_to_torch = dict(Counter(fallbacks()) - before)  # of one run of ours, the last
     wrong: dict[str, float | None] = {}
     for name, errors_of in found.items():
         ours = max(error["relative"] for key, error in errors_of.items() if key.startswith("cnnext"))
@@ -266,13 +269,6 @@ def compare(
         "backends": backends,
         **compare_backends(backends),
     }
-
-
-def work(uses: list[layers.LayerUse], training: bool) -> int:
-    """FLOPs of all convolutions, each in the directions that are computed."""
-    return sum(
-        use.layer.flops() * use.count * (1 if not training else 3 if use.needs_grad_input else 2) for use in uses
-    )
 
 
 def measure(
@@ -303,13 +299,13 @@ def measure(
     labels = _labels(batch) if training else None
     counts = replaced(cnnext.convert(copy.deepcopy(model)))
 
-    def make(library: str, layout: str, dtype: torch.dtype) -> Step:
-        return _step(model, library, layout, dtype, images, labels, torch_memory)
+    def make(library: str, layout: str, exact: torch.dtype | None) -> Step:
+        return _step(model, library, layout, exact or dtype, images, labels, torch_memory)
 
     with cnnext.backends.packed_weights(packed_weights):
         result = yield from compare(f"{name} {mode}", make, dtype, layouts, machine, min_time, repeats)
     uses = layers.collect(model.to("meta"), torch.empty(batch, 3, size, size, device="meta"))
-    flops = work(uses, training)
+    flops = sum(use.flops(training) for use in uses)
     return {
         "model": name,
         "mode": mode,

@@ -40,7 +40,7 @@ def render(document: Document, name: str | None = None) -> str:
     environment = Environment(
         loader=PackageLoader("cnnext.bench"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters |= {
         "ms": ms,
         "number": number,

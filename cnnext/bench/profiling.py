@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,10 +17,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import cnnext
 from cnnext._explain import _channels_last, check_sizes
+from cnnext.backends import uncounted_fallbacks
 
 from . import environment, layer_bench, network, tables
 from .layers import LAYOUTS, collect
@@ -52,6 +55,14 @@ class Profile:
     def fallbacks(self) -> dict[str, int]:
         """How many calls of one run went to torch instead of our kernels, under "operator: reason"."""
         return dict(self._document["networks"][0]["fallbacks"])
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs took the CPU away while this was measured, so that the times say little."""
+        return bool(self._disturbance())
+
+    def _disturbance(self) -> str:
+        return tables.disturbance(self._document["networks"] + self._document["layers"])
 
     def html(self) -> str:
         """The report: one page that needs nothing else.
@@ -94,15 +105,28 @@ class Profile:
         yield from tables.layers(layers, width)
         for warning in tables.warnings(networks + layers):
             yield Text(warning, style="yellow")
-        yield Text(tables.peaks(self._document["machine"]), style="dim")
-        yield Text(tables.LAYER_NOTES, style="dim")
+        if layers:
+            yield Text(tables.peaks(self._document["machine"]), style="dim")
+            yield Text(tables.LAYER_NOTES, style="dim")
+
+
+class _Exact(TorchFunctionMode):
+    """Puts float64 where a model names an element type, so that no part of a reference is coarser."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        def exact(value: Any) -> Any:
+            return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+        func = Tensor.double if func in (Tensor.float, Tensor.half, Tensor.bfloat16) else func
+        return func(*map(exact, args), **{name: exact(value) for name, value in (kwargs or {}).items()})
 
 
 class _Step:
-    """One run of one copy of a model, with or without its gradients."""
+    """One run of one copy of a model, with or without its gradients; an exact one is in float64."""
 
-    def __init__(self, model: nn.Module, inputs: Any, backward: bool, library: str) -> None:
+    def __init__(self, model: nn.Module, inputs: Any, backward: bool, library: str, exact: bool = False) -> None:
         self.model = model
+        self.exact = exact
         self.inputs = inputs
         self.backward = backward
         self.ours = library == "cnnext"
@@ -116,6 +140,8 @@ class _Step:
             stack.enter_context(cnnext.backends.flags(enabled=self.ours))
             if self.redirect:
                 stack.enter_context(cnnext.override())
+            if self.exact:
+                stack.enter_context(_Exact())
             leaves = tree_leaves(self.model(*self.inputs))
         outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         if not outputs:
@@ -133,7 +159,12 @@ class _Step:
         self.run()
 
     def results(self) -> dict[str, Tensor]:
-        found = {"output": self.run().double()}
+        try:
+            found = {"output": self.run().double()}
+        except RuntimeError as error:
+            if not self.exact:
+                raise
+            raise ValueError(f"the model does not run in float64, with which results are compared: {error}") from error
         gradients = [p.grad.double().flatten() for p in self.model.parameters() if p.grad is not None]
         if self.backward and gradients:
             found["gradient"] = torch.cat(gradients)
@@ -142,7 +173,11 @@ class _Step:
 
 
 def _calls_torch(model: nn.Module, inputs: Any) -> bool:
-    """Whether a converted model still calls torch's functions, without a layer or from a subclass of one."""
+    """Whether a converted model still calls torch's functions, without a layer or from a subclass of one.
+
+    A copy runs: a model may change with each run, and those that are compared run equally often.
+    """
+    model = copy.deepcopy(model)
     with torch.no_grad(), cnnext.override() as redirection:
         model(*inputs)
     return bool(redirection.redirected)
@@ -162,8 +197,9 @@ def profile(
 
     The model itself is left as it is: copies run, one with torch's layers and one with ours; calls of functions are
     redirected as by `override`. Every result is compared with float64 before anything is timed; the two take turns.
-    Random layers (dropout) are off in the copies, and max unpooling is timed in the whole only. A model on a GPU is
-    timed by events.
+    The whole model's gradient may differ by 5 % (relative L2), as rounding can put an activation to a ReLU's other
+    side. Random layers (dropout) are off in the copies, and max unpooling is timed in the whole only. A model on a GPU
+    is timed by events. Warns where other programs ran meanwhile: see `Profile.disturbed`.
 
     Args:
         model: any module, in the mode (`train()` or `eval()`) in which it is to run, that is not traced or scripted.
@@ -178,8 +214,8 @@ def profile(
         A `Profile`: print it, `save_html("report.html")`, or take the numbers from `to_dict()`.
 
     Raises:
-        ValueError: if an argument is none of these, a lazy layer has not run yet, the model's output is random, or no
-            tensor is floating-point.
+        ValueError: if an argument is none of these, a lazy layer has not run yet, the model's output is random, no
+            tensor is floating-point, the model does not run in float64, or `torch.autocast` is on.
         AssertionError: if a result of ours differs from float64 by far more than torch's does.
 
     Example:
@@ -200,12 +236,17 @@ def profile(
         raise ValueError("the model's input holds no tensor")
     if layouts is None:
         layouts = "channels_last" if _channels_last(*tensors) else "nchw"
+    if torch.is_autocast_enabled(tensors[0].device.type):
+        raise ValueError(
+            "torch.autocast is on, and would round the float64 that results are compared with: call profile outside of "
+            "it, with a model and an input of the type that is to be measured, as by .to(torch.bfloat16)"
+        )
     layouts = (layouts,) if isinstance(layouts, str) else tuple(layouts)
     unknown = [layout for layout in layouts if layout not in LAYOUTS]
     if unknown or not layouts:
         raise ValueError(f"layouts are {' and '.join(LAYOUTS)}, not {', '.join(map(repr, unknown)) or 'none'}")
     steps = _measure(model, inputs, backward, layouts, name or type(model).__name__, min_time)
-    with Progress(
+    progress = Progress(
         TextColumn("profile"),
         BarColumn(bar_width=24),
         TextColumn("{task.description}"),
@@ -213,14 +254,19 @@ def profile(
         console=Console(stderr=True),
         transient=True,
         disable=not Console(stderr=True).is_terminal,
-    ) as progress:
+    )
+    with progress, uncounted_fallbacks():
         task = progress.add_task("", total=1.0)
         while True:
             try:
                 text, done = next(steps)
             except StopIteration as stop:
-                return Profile(stop.value)
+                found = Profile(stop.value)
+                break
             progress.update(task, description=text, completed=done)
+    if found.disturbed:
+        warnings.warn(found._disturbance(), stacklevel=2)
+    return found
 
 
 def _check_model(model: nn.Module) -> None:
@@ -239,59 +285,69 @@ def _measure(
     floating = [t for t in [*model.parameters(), *tensors] if t.is_floating_point()]
     if not floating:
         raise ValueError("neither the model nor its input holds a floating-point tensor")
-    dtype, device = floating[0].dtype, tensors[0].device
+    device = tensors[0].device
     machine = Machine(seconds=min(0.5, 3 * min_time), device=device)
     facts = environment.facts(device)
 
     yield "preparing the model", 0.0
     with warnings.catch_warnings():  # what revert leaves alone is sent to torch by `backends.flags`
         warnings.filterwarnings("ignore", "cnnext.revert left alone")
-        plain = cnnext.revert(network.converted(model, "torch", layouts[0], dtype))
+        plain = cnnext.revert(network.converted(model, "torch", layouts[0], None))
     for module in plain.modules():
         if isinstance(module, _DropoutNd):
             module.eval()
 
-    def make(library: str, layout: str, dtype: torch.dtype) -> _Step:
+    def make(library: str, layout: str, exact: torch.dtype | None = None) -> _Step:
         def prepared(tensor: Tensor) -> Tensor:
-            return layer_bench.in_layout(tensor.detach().to(dtype), layout) if tensor.is_floating_point() else tensor
+            if not tensor.is_floating_point():
+                return tensor
+            return layer_bench.in_layout(tensor.detach().to(exact or tensor.dtype), layout)
 
         with warnings.catch_warnings():  # calls of the layers that convert leaves alone are redirected
             warnings.filterwarnings("ignore", "cnnext.convert left alone")
-            copy = network.converted(plain, library, layout, dtype)
-        return _Step(copy, tree_map_only(Tensor, prepared, inputs), backward, library)
+            converted = network.converted(plain, library, layout, exact)
+        return _Step(converted, tree_map_only(Tensor, prepared, inputs), backward, library, exact is not None)
 
-    _check_repeatable(lambda library: make(library, layouts[0], dtype).results()["output"])
+    first = make("torch", layouts[0])
+    uses = collect(first.model, *first.inputs)
+    del first
+    dtypes = [use.dtype for use in uses] or [floating[0].dtype]
+    dtype = max(dtypes, key=lambda each: torch.finfo(each).eps)
+    _check_repeatable(lambda library: make(library, layouts[0]).results()["output"])
     compared = network.compare(name, make, dtype, layouts, machine, 10 * min_time)
     result = yield from _within(compared, "whole model", 0.0, 0.3)
     for key, backend in result["backends"].items():
         yield f"peak memory, {key}", 0.3
         library, layout = key.split()
-        step = make(library, layout, dtype)
+        step = make(library, layout)
         cnnext.empty_cache()
         backend["peak_memory"] = peak_memory(lambda step=step: (step(), step()), device)  # type: ignore[misc]
-    uses = collect(plain, *make("torch", layouts[0], dtype).inputs)
-    flops = network.work(uses, backward)
     counted = {"convolution": 0, "pooling": 0}
     for use in uses:
         counted["convolution" if use.layer.is_conv else "pooling"] += use.count
     mode = "backward" if backward else "infer"
+    image = max(tensors, key=Tensor.dim)
+    batch = uses[0].layer.input[0] if uses else image.shape[0] if image.dim() else 1
     whole = {
         "model": name,
         "mode": mode,
-        "batch": tensors[0].shape[0] if tensors[0].dim() else 1,
-        "input": "x".join(map(str, tensors[0].shape[1:])),
+        "batch": batch,
+        "input": "x".join(map(str, image.shape[1:] if image.shape[:1] == (batch,) else image.shape)),
         "allocator": "default",
         "memory_from": "in this process" if device.type == "cpu" else "counted by torch's allocator",
         "replaced": counted,
-        "conv_flops": flops,
-        "limit": flops / machine.flops(dtype),
+        "conv_flops": sum(use.flops(backward) for use in uses),
+        "limit": sum(use.flops(backward) / machine.flops(use.dtype) for use in uses),
         **result,
     }
     measured = []
     for index, use in enumerate(uses):
         yield use.layer.label(), 0.3 + 0.7 * index / len(uses)
         directions = use.directions(use.layer.directions if backward else ("forward",))
-        for found in layer_bench.measure(use.layer, directions, dtype, layouts, machine, min_time):
+        training = backward and use.needs_grad_input
+        for found in layer_bench.measure(
+            use.layer, directions, use.dtype, layouts, machine, min_time, training=training
+        ):
             about = {"model": name, "mode": mode, "allocator": "default", "count": use.count, "names": use.names}
             measured.append({**about, **found})
     return {

@@ -24,7 +24,9 @@ LAYER_NOTES = (
     "CL: channels_last. +-: half the distance of the quartiles. of limit: the time that the measured peaks allow "
     "(FLOPs by peak FLOP/s, or bytes read and written once by copy bandwidth, whichever is longer) over the measured "
     "time; above 100 % means fewer operations than a direct convolution has, or data that stayed in cache. speedup: "
-    "torch's median over ours. Means count a layer as often as the model runs it, a suite of several models once."
+    "torch's median over ours. Pooling forward is that of inference; profile(backward=True) times that of training, "
+    "which keeps what the gradient needs. Means count a layer as often as the model runs it, a suite of several models "
+    "once."
 )
 
 
@@ -188,7 +190,8 @@ def layers(results: list[dict[str, Any]], width: int) -> Iterable[Table]:
         if not chosen:
             continue
         what, rate = ("convolution", "GFLOP/s") if conv else ("pooling", "GB/s")
-        title = f"{chosen[0]['model']} · {what} {direction} · N={chosen[0]['batch']} · {chosen[0]['dtype']}"
+        dtypes = ", ".join(dict.fromkeys(result["dtype"] for result in chosen))
+        title = f"{chosen[0]['model']} · {what} {direction} · N={chosen[0]['batch']} · {dtypes}"
         columns = [(heading.replace("GFLOP/s", rate), *rest) for heading, *rest in _LAYER_COLUMNS]
         rows = Rows(f"{title} · allocator {chosen[0]['allocator']}", columns)  # type: ignore[arg-type]
         for index, result in enumerate(chosen):
@@ -276,18 +279,17 @@ def single_layer(result: dict[str, Any], width: int) -> Table:
     return table
 
 
-def geometric_mean(values: Iterable[tuple[float, int]]) -> float:
-    """Of (value, weight) pairs; NaN of none."""
-    pairs = list(values)
+def geometric_mean(pairs: list[tuple[float, int]]) -> float:
+    """Of (value, weight) pairs."""
     total = sum(weight for _, weight in pairs)
-    return math.exp(sum(math.log(value) * weight for value, weight in pairs) / total) if total else math.nan
+    return math.exp(sum(math.log(value) * weight for value, weight in pairs) / total)
 
 
 def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Speedups over torch by model, direction and kind of layer. Kind ``all`` is all convolutions, or all
     pooling layers, ``all max`` and the like one family of them where there are several. Each has the number of layers,
-    geometric means best against best and by layout, and the smallest and largest best against best.
-    Layers that torch computes wrongly are left out."""
+    geometric means best against best and by each layout that was measured, and the smallest and largest best against
+    best. Layers that torch computes wrongly are left out."""
     results = compared(results)
     families: dict[tuple[str, bool], set[str]] = {}
     for result in results:
@@ -311,10 +313,9 @@ def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "lowest": min(best),
                 "highest": max(best),
                 **{
-                    which: geometric_mean(
-                        (result["speedup"][which], result["count"]) for result in members if which in result["speedup"]
-                    )
+                    which: geometric_mean(pairs)
                     for which in ("best", "nchw", "channels_last")
+                    if (pairs := [(r["speedup"][which], r["count"]) for r in members if which in r["speedup"]])
                 },
             }
         )
@@ -338,7 +339,7 @@ def geometric_means(results: list[dict[str, Any]], width: int) -> Iterable[Table
                     str(row["layers"]),
                     _colored(row["best"]),
                     f"{times(row['lowest'])}-{times(row['highest'])}",
-                    *("" if math.isnan(row[which]) else _colored(row[which]) for which in ("nchw", "channels_last")),
+                    *(_colored(row.get(which)) for which in ("nchw", "channels_last")),
                     style="bold" if row["kind"].startswith("all") else None,
                     end_section=row["kind"] == "all",
                 )
@@ -387,13 +388,14 @@ def disturbance(results: list[dict[str, Any]]) -> str:
 
 
 def peaks(machine: dict[str, dict[str, float]]) -> str:
-    """The measured peaks in one line."""
+    """The measured peaks in one line; empty where nothing needed them."""
     flops = ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in machine["flops"].items())
     sizes = {int(size): rate for size, rate in machine["bandwidth"].items()}
     copies = ", ".join(
         f"{_size(size)} {sizes[size] / 1e9:.0f}" for size in sorted(sizes) if math.log2(size) % 4 == 0 or len(sizes) < 6
     )
-    return f"Measured peaks: matrix product {flops}; copy GB/s by bytes touched: {copies}"
+    measured = [f"matrix product {flops}"] * bool(flops) + [f"copy GB/s by bytes touched: {copies}"] * bool(copies)
+    return f"Measured peaks: {'; '.join(measured)}" if measured else ""
 
 
 def _size(size: int) -> str:
