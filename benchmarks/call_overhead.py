@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from rich.table import Table
 
 import cnnext.functional
+from cnnext._options import positive, whole
 from cnnext.bench.report import make_console
 from cnnext.bench.timing import Timing, finish, interleave
 
@@ -51,8 +52,8 @@ def calls(functional: object, grad: bool, backward: bool) -> dict[str, Callable[
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--min-time", type=float, default=1.0, metavar="S", help="seconds per function")
+    parser.add_argument("--threads", type=whole(1), default=1)
+    parser.add_argument("--min-time", type=positive, default=1.0, metavar="S", help="seconds per function")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -76,7 +77,7 @@ def main() -> int:
     console.print(table)
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({name: timing.as_json() for name, timing in timings.items()}, file, indent=1)
+            json.dump({name: timing.as_json() for name, timing in timings.items()}, file, indent=1, allow_nan=False)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -124,13 +125,42 @@ def test_what_was_measured_before_a_process_died_is_written(tmp_path, monkeypatc
 
     def dies(group, allocator):
         yield from before(group, "default")
-        raise sections.ChildDied("the benchmark's child process ended with status -9")
+        raise sections.Failed("the benchmark's child process ended with status -9")
 
     monkeypatch.setattr(sections, "run", dies)
     status, document = run(tmp_path, *CONV)
     assert status == 1
     assert len(document["layers"]) == len(layers.CONV_DIRECTIONS)
     assert "ended with status -9" in capsys.readouterr().out
+
+
+def test_a_measurement_that_raises_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+    measure = layer_bench.measure
+
+    def failing(layer, *args, **kwargs):
+        yield from measure(layer, ("forward",), *args[1:], **kwargs)
+        raise RuntimeError("not enough memory\nand more")
+
+    monkeypatch.setattr(layer_bench, "measure", failing)
+    status, document = run(tmp_path, *CONV, "--allocator", "default")
+    assert (status, len(document["layers"])) == (1, 1)
+    told = "stopped: 8→16 3x3 @12: not enough memory\n"
+    assert told in capsys.readouterr().out
+
+
+def test_a_child_tells_what_it_raised():
+    refused = layers.Layer("conv2d", (1, 3, 8, 8), (4, 5, 3, 3), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+    section = sections.Section("layers", "title", "float32", ("nchw",), 1, 0.0, 1, directions=("forward",))
+    section.add(layers.LayerUse(refused, ["conv"], True))
+    with pytest.raises(sections.Failed, match="title, 3→4 3x3 @8: Invalid channel dimensions"):
+        list(sections.run([section], "fixed"))
+
+
+def test_no_empty_file_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, *CONV)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("arguments", "directions"), [(CONV, layers.CONV_DIRECTIONS), (POOL, layers.POOL_DIRECTIONS)])
@@ -438,6 +468,16 @@ def test_command_line():
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "8→16 3x3 @12 · forward" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--min-time", "-1"], ["--threads", "0"]])
+def test_wrong_arguments_of_call_overhead(arguments, monkeypatch, capsys):
+    path = Path(__file__).parents[1] / "benchmarks" / "call_overhead.py"
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(path), run_name="__main__")
+    assert stopped.value.code == 2
+    assert f"argument {arguments[0]}: expected a" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

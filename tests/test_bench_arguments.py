@@ -11,6 +11,7 @@ pytest.importorskip("skimage")
 
 from cnnext import bench
 from cnnext.bench import cli, layers
+from cnnext.bench.report import Report
 
 CONV = ("conv2d", "2x8x12x12", "--weight", "16x8x3x3", "--padding", 1)
 
@@ -73,6 +74,10 @@ def test_single_layer_arguments():
         (["--model", "pooling", "--only", "layers", "--image-size", 64], "the suite pooling takes no --image-size"),
         (["--stride", 2], "a run of models takes no --stride"),
         (["--model", "inception_v3", "--image-size", 32], "inception_v3 does not take pictures of 32x32: "),
+        (
+            ["--model", "resnet18", "--mode", "train", "--only", "networks", "--batch", 1, "--image-size", 32],
+            "resnet18 does not take pictures of 32x32 in batches of 1: Expected more than 1 value per channel",
+        ),
         (["--model", "alexnet"], "no model is named 'alexnet'"),
         (["--model", "yolo_v1"], "yolo_v1 is not run as a whole network: choose its layers by --only layers"),
         (["--direction", "sideways"], "no direction is named 'sideways'"),
@@ -131,6 +136,24 @@ def test_plan_follows_the_options():
     ((allocator, (section,)),) = cli.plan(parse(*options, "--direction", "forward,backward", "--allocator", "default"))
     assert (allocator, section.batch, section.layouts) == ("default", 3, ("nchw",))
     assert section.directions == ("forward", "backward")
+
+
+def test_a_model_named_twice_is_measured_once():
+    ((_, group),) = cli.plan(parse("--model", "lecture", "lecture", "--only", "layers", "--mode", "infer"))
+    assert [section.model for section in group] == ["lecture"]
+
+
+def test_layers_alone_are_trained_by_any_batch():
+    options = ["--mode", "train", "--only", "layers", "--batch", 1, "--image-size", 32]
+    ((_, (section,)),) = cli.plan(parse("--model", "resnet18", *options))
+    assert sum(use.count for use in section.layer_uses()) == 22
+
+
+@pytest.mark.parametrize(("options", "said"), [([], True), (["--only", "layers"], False)])
+def test_what_is_announced_of_gradients(options, said, capsys):
+    report = Report("float32")
+    report.announce(cli.plan(parse("--model", "resnet20", *options)), quick=False)
+    assert ("timed (gradients of whole networks to 5 %);" in " ".join(capsys.readouterr().out.split())) == said
 
 
 def test_quick_keeps_the_time_that_was_asked_for():

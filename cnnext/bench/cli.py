@@ -201,7 +201,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
     if args.only:
         others = ["direction"] if args.only == "networks" else ["torch_memory", "packed_weights"]
         _refuse(args, others, f"--only {args.only}")
-    names = args.model or list(DEFAULT_MODELS)
+    names = list(dict.fromkeys(args.model or DEFAULT_MODELS))
     # as a whole, those that take the photograph and are trained by cross-entropy
     whole_models = [n for n, spec in cnnext.models.SPECS.items() if spec.channels == 3 and spec.task != "detection"]
     with_layers = [*cnnext.models.names(), *suites.SUITES]
@@ -241,10 +241,12 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
             if mode == "infer" or len(modes) > 1:
                 part.directions = tuple(d for d in every_direction if (d == "forward") == (mode == "infer"))
             try:
-                uses = suites.suite(name, part.batch, size_of(name), training=mode == "train")
+                how = {"training": mode == "train", "whole": args.only != "layers"}
+                uses = suites.suite(name, part.batch, size_of(name), **how)
             except (RuntimeError, ValueError) as error:
                 size = size_of(name)
-                raise ValueError(f"{name} does not take pictures of {size}x{size}: {error}") from None
+                what = f"pictures of {size}x{size}" + (f" in batches of {part.batch}" if mode == "train" else "")
+                raise ValueError(f"{name} does not take {what}: {error}") from None
             for use in uses:
                 part.add(use)
             layer_sections.append(part)
@@ -274,13 +276,21 @@ def _chosen(sections: list[Section], directions: list[str]) -> list[Section]:
     return [section for section in chosen if section.directions]
 
 
+def _check_writable(path: Path) -> None:
+    """Raises OSError where a file cannot be written, and leaves none that was not there."""
+    there = path.exists()
+    path.open("a").close()
+    if not there:
+        path.unlink()
+
+
 def main(args: argparse.Namespace) -> int:
     """Runs the benchmark that parsed arguments describe and prints tables.
 
     Returns:
-        0; 1 where a result of ours was wrong, which stops the run before that thing is timed, or where a process that
-        measures ended early; 2 where the arguments were wrong; 130 after Ctrl-C. What was measured so far is printed
-        and written.
+        0; 1 where a result of ours was wrong, which stops the run before that thing is timed, or where a measurement
+        raised an error or its process ended early; 2 where the arguments were wrong; 130 after Ctrl-C. What was
+        measured so far is printed and written.
     """
     import sys
 
@@ -291,7 +301,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         groups = plan(args)
         if args.json:  # not after minutes of measuring
-            open(args.json, "a").close()
+            _check_writable(Path(args.json))
         if args.report:
             from . import page  # needs packages of its own
 
@@ -310,7 +320,7 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         report.interrupted()
         status = 130
-    except (Mismatch, ModuleNotFoundError, sections.ChildDied) as error:
+    except (Mismatch, ModuleNotFoundError, sections.Failed) as error:
         report.failed(error)
         status = 1
     finally:
@@ -321,7 +331,7 @@ def main(args: argparse.Namespace) -> int:
             report.console.print(f"Report: {path}", style="dim", soft_wrap=True)
     if args.json:
         arguments = {key: value for key, value in vars(args).items() if not callable(value)}
-        with open(args.json, "w") as file:
-            json.dump({"arguments": arguments, "status": status, **document}, file, indent=1)
+        document = {"arguments": arguments, "status": status, **document}
+        Path(args.json).write_text(json.dumps(document, indent=1, allow_nan=False))
         report.console.print(f"Written to {args.json}", style="dim")
     return status

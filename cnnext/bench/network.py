@@ -26,7 +26,7 @@ _CALIBRATION_CROPS = 4
 _LEARNING_RATE = 1e-3
 # A last-digit difference can put an activation on the other side of a ReLU, or choose another maximum, and then a
 # gradient differs for good: by this much at most here (relative L2). Layers are checked with no such allowance.
-_FLIPS = 0.05
+FLIPS = 0.05
 # Rounding errors grow from layer to layer, to 2^20 epsilons here, until a gradient in 16 bits has only the size of
 # the exact one: errors of 1.9. They do on both sides alike; where ours is far smaller, torch's is wrong.
 _GROWTH, _SIZE = 2**22, 4.0
@@ -246,7 +246,7 @@ def compare(
     for name, errors_of in found.items():
         ours = max(error["relative"] for key, error in errors_of.items() if key.startswith("cnnext"))
         most = min(_GROWTH * epsilon(dtype, machine.device), _SIZE, max(_BESIDE_OURS, _TIMES_OURS * ours))
-        wrong |= check(errors_of, f"{what} {name}", dtype, most, _FLIPS if name == "gradient" else 0.0)
+        wrong |= check(errors_of, f"{what} {name}", dtype, most, FLIPS if name == "gradient" else 0.0)
     del reference
 
     functions: dict[str, Callable[[], object]] = {key: step for key, step in steps.items() if key not in wrong}

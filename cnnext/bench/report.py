@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import environment, tables
+from . import environment, network, tables
 from .sections import Event, Section
 
 _PIPE_WIDTH = 100
@@ -45,7 +45,10 @@ class Report:
     def announce(self, groups: Iterable[tuple[str, list[Section]]], quick: bool) -> None:
         """Says what will be done, before the first second of it passes."""
         self.console.print("[bold]cnnext bench[/]: our convolution and pooling layers beside torch's")
+        compared = "every result is compared with float64 before it is timed"
         for allocator, sections in groups:
+            if any(section.kind == "network" for section in sections):
+                compared += f" (gradients of whole networks to {100 * network.FLIPS:.0f} %)"
             for kind in ("network", "layers"):
                 chosen = [section for section in sections if section.kind == kind]
                 if not chosen:
@@ -62,7 +65,7 @@ class Report:
                     what += f" ({len(uses)} shapes)" if uses else ""
                 self.console.print(f"  {what}; allocator: {allocator}", style="dim")
         self.console.print(
-            f"  {self.dtype}; every result is compared with float64 before it is timed; backends take turns"
+            f"  {self.dtype}; {compared}; backends take turns"
             + ("; [yellow]--quick: rough figures[/]" if quick else ""),
             style="dim",
         )

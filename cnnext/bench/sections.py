@@ -64,7 +64,7 @@ def run(sections: list[Section], allocator: str) -> Iterator[Event]:
 
     Raises:
         Mismatch: a result of ours was wrong.
-        ChildDied: a child ended before it was done, for want of memory for example.
+        Failed: torch refused what was to be measured, or a child ended early; for want of memory, for example.
     """
     here = all(os.environ.get(name) == value for name, value in environment.FIXED_ALLOCATOR.items())
     if allocator == "default" or here:
@@ -78,8 +78,8 @@ def run(sections: list[Section], allocator: str) -> Iterator[Event]:
         first += len(of_model)
 
 
-class ChildDied(RuntimeError):
-    """A process that measured ended before it was done."""
+class Failed(RuntimeError):
+    """A measurement raised an error, or its process ended before it was done."""
 
 
 def _run_here(sections: list[Section]) -> Iterator[Event]:
@@ -91,10 +91,19 @@ def _run_here(sections: list[Section]) -> Iterator[Event]:
         machine = Machine(seconds=min(0.5, 3 * max((section.min_time for section in sections), default=0.0)))
         for index, section in enumerate(sections):
             steps = {"network": _network, "memory": _memory, "layers": _layers}[section.kind]
-            for event in steps(section, machine):
-                yield {**event, "section": index}
-                if event["event"] == "result":
-                    yield {"event": "machine", **machine.as_json()}
+            doing = section.title
+            try:
+                for event in steps(section, machine):
+                    if event["event"] == "progress":
+                        doing = ", ".join(dict.fromkeys((section.title, event["text"])))
+                    yield {**event, "section": index}
+                    if event["event"] == "result":
+                        yield {"event": "machine", **machine.as_json()}
+            except Failed:  # of a child, which has told where
+                raise
+            except (RuntimeError, ValueError) as error:
+                message = str(error).partition("\n")[0]
+                raise Failed(f"{doing}: {message}") from error
             yield {"event": "end", "section": index}
     finally:
         torch.set_num_threads(before)
@@ -157,6 +166,9 @@ def _layers(section: Section, machine: Machine) -> Iterator[Event]:
             yield {"event": "result", "result": {**about, **result}}
 
 
+_ERRORS = {error.__name__: error for error in (layer_bench.Mismatch, Failed)}  # that a child tells as events
+
+
 def _run_in_child(sections: list[Section], allocator: dict[str, str]) -> Iterator[Event]:
     variables = {**os.environ, **allocator}
     # found even where this process got its path from a script's folder
@@ -175,11 +187,11 @@ def _run_in_child(sections: list[Section], allocator: dict[str, str]) -> Iterato
         child.stdin.close()
         for line in child.stdout:
             event = json.loads(line)
-            if event["event"] == "mismatch":
-                raise layer_bench.Mismatch(event["message"])
+            if event["event"] in _ERRORS:
+                raise _ERRORS[event["event"]](event["message"])
             yield event
         if child.wait() != 0:
-            raise ChildDied(f"the benchmark's child process ended with status {child.returncode}")
+            raise Failed(f"the benchmark's child process ended with status {child.returncode}")
     finally:
         child.terminate()
         child.wait()
@@ -193,8 +205,8 @@ def _child() -> None:
         try:
             for event in _run_here(sections):
                 print(json.dumps(event), file=output, flush=True)
-        except layer_bench.Mismatch as error:
-            print(json.dumps({"event": "mismatch", "message": str(error)}), file=output, flush=True)
+        except tuple(_ERRORS.values()) as error:
+            print(json.dumps({"event": type(error).__name__, "message": str(error)}), file=output, flush=True)
 
 
 if __name__ == "__main__":

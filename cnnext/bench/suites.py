@@ -129,7 +129,9 @@ POOLING: dict[str, tuple[tuple[str, tuple[int, ...], dict[str, Any]], ...]] = {
 SUITES = ("dense", "dilated", "grouped", "few_channels", "pooling")  # beside the models
 
 
-def suite(name: str, batch: int = 1, size: int | None = None, training: bool = False) -> list[LayerUse]:
+def suite(
+    name: str, batch: int = 1, size: int | None = None, training: bool = False, whole: bool = False
+) -> list[LayerUse]:
     """The distinct layers of a model of ``cnnext.models``, or of several networks: one of :data:`SUITES`.
 
     Args:
@@ -140,9 +142,11 @@ def suite(name: str, batch: int = 1, size: int | None = None, training: bool = F
         batch: N.
         size: height and width of a model's images, by default the model's own; of a suite's models that always.
         training: include what only runs in training (GoogLeNet's auxiliary heads).
+        whole: the model must run as a whole. Batch norms in training refuse a single value for each channel, as
+            Inception's auxiliary head has of one image, and are left out of this otherwise.
 
     Raises:
-        ValueError: no suite has this name.
+        ValueError: no suite has this name, or a batch norm refuses the batch.
     """
     found: dict[Layer, LayerUse] = {}
 
@@ -177,18 +181,18 @@ def suite(name: str, batch: int = 1, size: int | None = None, training: bool = F
                 assert layer is not None
                 add(network, [LayerUse(layer, [op], True)])
     else:
-        return _of_model(name, batch, size, training)
+        return _of_model(name, batch, size, training, whole)
     return list(found.values())
 
 
-def _of_model(name: str, batch: int, size: int | None, training: bool) -> list[LayerUse]:
+def _of_model(name: str, batch: int, size: int | None, training: bool, whole: bool = False) -> list[LayerUse]:
     from cnnext import models
 
     with torch.device("meta"):
         model = models.build(name).train(training)
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()  # in training it refuses a single value for each channel, of Inception's auxiliary head
+            if isinstance(module, nn.BatchNorm2d) and not whole:
+                module.eval()
         spec = models.SPECS[name]
         extent = size or spec.size
         return collect(model, torch.empty(batch, spec.channels, extent, extent))
