@@ -146,7 +146,8 @@ def test_pooling_forward_in_training_keeps_what_the_gradient_needs(op, monkeypat
 
         def record(*args, call=call):
             output = call(*args)
-            seen.append((output, output.requires_grad))
+            if output.dtype == torch.float32 and not output.is_meta:  # not the reference, nor the output's size
+                seen.append(output.requires_grad)
             return output
 
         monkeypatch.setattr(functional, op, record)
@@ -156,9 +157,7 @@ def test_pooling_forward_in_training_keeps_what_the_gradient_needs(op, monkeypat
         seen.clear()
         how = (torch.float32, ("nchw",), timing.Machine(0.01), 0.0, 1, training)
         (result,) = layer_bench.measure(layer, ("forward",), *how)
-        assert {gradient for output, gradient in seen if output.dtype == torch.float32 and not output.is_meta} == {
-            training
-        }
+        assert set(seen) == {training}
         assert result["backends"]["cnnext nchw"]["kernel"]
 
 

@@ -238,8 +238,8 @@ def profile(
         layouts = "channels_last" if _channels_last(*tensors) else "nchw"
     if torch.is_autocast_enabled(tensors[0].device.type):
         raise ValueError(
-            "torch.autocast is on, and would round the float64 that results are compared with: call profile outside of "
-            "it, with a model and an input of the type that is to be measured, as by .to(torch.bfloat16)"
+            "torch.autocast is on, and its results are not as near to float64 as those of the model's own type: call "
+            "profile outside of it, with a model and an input of the type to be measured, as by .to(torch.bfloat16)"
         )
     layouts = (layouts,) if isinstance(layouts, str) else tuple(layouts)
     unknown = [layout for layout in layouts if layout not in LAYOUTS]
