@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -187,6 +188,13 @@ def test_disturbance_is_told(preemptions, monkeypatch):
     assert found.disturbed == (preemptions > 0)
     expected = [(tables.disturbance(found.layers), __file__)] if preemptions else []
     assert [(str(each.message), each.filename) for each in told] == expected
+
+
+def test_one_interruption_of_milliseconds_is_no_disturbance(monkeypatch):
+    switches = iter((0, 1))
+    monkeypatch.setattr(timing.resource, "getrusage", lambda _: SimpleNamespace(ru_nivcsw=next(switches)))
+    timings = timing.finish(timing.interleave({"a": lambda: None}, 0.0, 1))
+    assert 0 < timings["a"].preemptions <= 10
 
 
 def test_without_layers_no_peaks_are_told():

@@ -20,6 +20,7 @@ import torch
 _BLOCK_SECONDS = 0.002  # short calls are timed in blocks of at least this long, clock and call cost vanish in it
 _FEWEST_ROUNDS = 5
 _MOST_ROUNDS = 200
+_LEAST_WATCHED = 0.1  # seconds; that a measurement of milliseconds was interrupted once tells no rate
 _CPU = torch.device("cpu")
 _LONG_CALL = 0.3  # seconds; in such a call a first one's extra work is little, and one is warm-up enough
 
@@ -100,8 +101,9 @@ def interleave(
         if collecting:
             gc.enable()
     switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches
+    elapsed = max(time.perf_counter() - begun, _LEAST_WATCHED)
     for timing in timings.values():
-        timing.preemptions = switches / (time.perf_counter() - begun)
+        timing.preemptions = switches / elapsed
     return timings
 
 
