@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import RLock
+from types import ModuleType
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -31,7 +35,6 @@ __all__ = [
 enabled: bool = True
 """False sends every function and layer of cnnext to torch, to compare the two in one program (see `flags`)."""
 
-_forced: dict[tuple[str, bool], str] = {}
 _left_to_torch: Counter[str] = Counter()  # by the Python layer, less the calls of `uncounted_fallbacks`
 
 
@@ -57,9 +60,49 @@ def _is_cuda(device: str) -> bool:
     return device == "cuda"
 
 
+_Value = TypeVar("_Value")
+
+
+class _Setting(Generic[_Value]):
+    """One value for the whole process. Blocks may set another, also in several threads at once and in whatever order
+    they end: of those that have not ended, the one that began last decides."""
+
+    def __init__(self, value: _Value, write: Callable[[_Value], None]) -> None:
+        self._write = write
+        self._values = [[value]]  # without a block, then each block's own
+        self._lock = RLock()  # a block that waits for the garbage collector may end inside of another's change
+
+    def set(self, value: _Value) -> None:
+        """Inside a block the value lasts until its end."""
+        with self._changing():
+            self._write(value)
+            self._values[-1][0] = value
+
+    @contextmanager
+    def block(self, value: _Value) -> Iterator[None]:
+        own = [value]
+        with self._changing():
+            self._write(value)
+            self._values.append(own)
+        try:
+            yield
+        finally:
+            with self._changing():
+                self._values = [each for each in self._values if each is not own]
+                self._write(self._values[-1][0])
+
+    def _changing(self) -> AbstractContextManager[Any]:
+        return nullcontext() if torch.compiler.is_compiling() else self._lock  # Dynamo takes no locks
+
+
+_forced: dict[tuple[str, bool], _Setting[str | None]] = {}
+
+
 @contextmanager
 def force_kernel(op: str, name: str, device: str = "cpu") -> Iterator[None]:
     """Makes one operator use the kernel of that name; a problem that this kernel does not take raises RuntimeError.
+
+    It holds for every thread, as `flags` does.
 
     Args:
         op: an operator's name: conv, conv_grad_input, conv_grad_weight, max_pool, ...
@@ -74,69 +117,67 @@ def force_kernel(op: str, name: str, device: str = "cpu") -> Iterator[None]:
         >>> with cnnext.backends.force_kernel("conv", "reference"):
         ...     output = cnnext.functional.conv2d(torch.ones(1, 3, 8, 8), torch.ones(4, 3, 3, 3))
     """
-    cuda = _is_cuda(device)
-    _C.force_kernel(op, name, cuda)
-    before = _forced.get((op, cuda))
-    _forced[op, cuda] = name
-    try:
+    names, cuda = kernels(op, device), _is_cuda(device)
+    if name not in names:
+        raise ValueError(f"{op} has no kernel {name!r} for device {device!r}; there are {', '.join(names)}")
+    forced = _Setting[str | None](None, lambda name: _C.force_kernel(op, name, cuda))
+    with _forced.setdefault((op, cuda), forced).block(name):
         yield
-    finally:
-        _C.force_kernel(op, before, cuda)
-        if before is None:
-            del _forced[op, cuda]
-        else:
-            _forced[op, cuda] = before
 
 
-def _set_enabled(value: bool) -> bool:
+class _Switch(_Setting[bool]):
+    """A setting of the library: `switch.enabled` reads and sets it, `with switch(False):` sets it for a block. It holds
+    for all threads; where blocks of several overlap, the one that began last decides."""
+
+    def __init__(self, value: bool, write: Callable[[bool], None], doc: str = "") -> None:
+        def write_bool(value: bool) -> None:
+            if not isinstance(value, bool):
+                raise TypeError(f"expected a bool, got {type(value).__name__}")
+            write(value)
+
+        super().__init__(value, write_bool)
+        self.__doc__ = doc
+
+    @property
+    def enabled(self) -> bool:
+        return self._values[-1][0]
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self.set(value)
+
+    @contextmanager
+    def __call__(self, enabled: bool) -> Iterator[None]:
+        with self.block(enabled):
+            yield
+
+
+def _set_enabled(value: bool) -> None:
     global enabled
-    before, enabled = enabled, value
-    return before
+    enabled = value
+
+
+_enabled = _Switch(enabled, _set_enabled)
 
 
 @contextmanager
 def flags(enabled: bool = True) -> Iterator[None]:
     """Turns our kernels on or off inside the block, as `torch.backends.mkldnn.flags` does for oneDNN's.
 
+    Like all settings here it holds for every thread of the process. Where blocks of several threads overlap, the one
+    that began last decides; when all have ended, all is as before.
+
     Example:
         >>> import cnnext
         >>> with cnnext.backends.flags(enabled=False):  # torch's kernels, in a converted model too
         ...     output = cnnext.functional.max_pool2d(torch.ones(1, 3, 8, 8), 2)
     """
-    before = _set_enabled(enabled)
-    try:
+    with _enabled(enabled):
         yield
-    finally:
-        _set_enabled(before)
-
-
-class _Switch:
-    """A setting of the library: `switch.enabled` reads and sets it, `with switch(False):` sets it for a block."""
-
-    def __init__(self, read: Callable[[], bool], write: Callable[[bool], None], doc: str) -> None:
-        self._read, self._write = read, write
-        self.__doc__ = doc
-
-    @property
-    def enabled(self) -> bool:
-        return self._read()
-
-    @enabled.setter
-    def enabled(self, value: bool) -> None:
-        self._write(value)
-
-    @contextmanager
-    def __call__(self, enabled: bool) -> Iterator[None]:
-        before = self.enabled
-        self.enabled = enabled
-        try:
-            yield
-        finally:
-            self.enabled = before
 
 
 winograd = _Switch(
-    _C.winograd_enabled,
+    _C.winograd_enabled(),
     _C.set_winograd,
     """Whether convolutions may be computed by Winograd's minimal filtering where it pays; on by default.
 
@@ -155,7 +196,7 @@ winograd = _Switch(
 )
 
 memory_pool = _Switch(
-    _C.memory_pool_enabled,
+    _C.memory_pool_enabled(),
     _C.set_memory_pool,
     """Whether the memory of outputs and workspaces is kept for the next call; on by default.
 
@@ -172,7 +213,7 @@ memory_pool = _Switch(
 
 
 torch_memory = _Switch(
-    _C.torch_memory_pooled,
+    _C.torch_memory_pooled(),
     _C.set_torch_memory_pooled,
     """Whether torch's own tensors on the CPU come from the memory pool too; off by default.
 
@@ -202,7 +243,7 @@ def _set_packed_weights(enabled: bool) -> None:
 
 
 packed_weights = _Switch(
-    _C.packed_weights_enabled,
+    _C.packed_weights_enabled(),
     _set_packed_weights,
     """Whether convolutions on the CPU keep weights as they have packed them; off by default.
 
@@ -281,3 +322,18 @@ def uncounted_fallbacks() -> Iterator[None]:
         yield
     finally:
         _left_to_torch.subtract(Counter(fallbacks()) - before)
+
+
+class _Module(ModuleType):
+    """Assigning to `enabled` sets it; a switch is not replaced by what was meant for its own `enabled`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "enabled":
+            _enabled.enabled = value
+        elif isinstance(globals().get(name), _Switch):
+            raise AttributeError(f"cnnext.backends.{name} is a switch: set cnnext.backends.{name}.enabled")
+        else:
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Module

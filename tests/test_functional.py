@@ -152,6 +152,28 @@ def test_disabled() -> None:
     assert sum(cnnext.fallbacks().values()) == 2
 
 
+def test_assignment_to_a_switch() -> None:
+    x, w = torch.randn(1, 2, 8, 8), torch.randn(3, 2, 3, 3)
+    cnnext.reset_fallbacks()
+    cnnext.backends.enabled = False
+    with cnnext.backends.flags(enabled=True):
+        functional.conv2d(x, w)
+    functional.conv2d(x, w)
+    cnnext.backends.enabled = True
+    assert cnnext.fallbacks() == {"conv: cnnext is disabled": 1}
+    with pytest.raises(AttributeError, match=r"winograd is a switch: set cnnext.backends.winograd.enabled$"):
+        cnnext.backends.winograd = False
+    for wrong in ("no", None, 1):
+        message = f"expected a bool, got {type(wrong).__name__}$"
+        with pytest.raises(TypeError, match=message):
+            cnnext.backends.winograd.enabled = wrong
+        with pytest.raises(TypeError, match=message):
+            cnnext.backends.enabled = wrong
+        with pytest.raises(TypeError, match=message), cnnext.backends.flags(wrong):
+            pass
+    assert cnnext.backends.winograd.enabled is cnnext.backends.enabled is True
+
+
 @pytest.mark.parametrize("call", [call for call in CALLS if call.name.endswith("2d")], ids=str)
 def test_modes_and_subclasses_see_our_function(call: Call) -> None:
     seen = []

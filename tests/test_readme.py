@@ -164,7 +164,8 @@ def test_documentation_builds_without_warnings(tmp_path):
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "reference.html").read_text()
     names = ["cnnext.profile", "cnnext.functional.conv2d", "cnnext.nn.MaxPool3d", "cnnext.viz.feature_maps"]
-    switches = [name for name, value in vars(cnnext.backends).items() if isinstance(value, cnnext.backends._Switch)]
+    backends = cnnext.backends
+    switches = [name for name in backends.__all__ if isinstance(getattr(backends, name), backends._Switch)]
     names += [f"cnnext.backends.{name}" for name in switches]
     for name in names:
         assert f'id="{name}"' in reference, name

@@ -16,7 +16,7 @@ import torch
 from convolutions import DTYPES, KERNELS, OPS, Conv, Operands, by_cnnext, forced, normals, problem
 from torch import Tensor
 
-from cnnext import _C, backends, functional
+from cnnext import _C, backends, explain, functional
 
 pytestmark = pytest.mark.usefixtures("threads", "no_fallback")
 
@@ -132,7 +132,7 @@ def test_same_bits_from_concurrent_calls() -> None:
 # Runs each operator in both formats and reports how long each thread of the process computed, in nanoseconds.
 PROGRAM = """
 import json, os, sys, torch, cnnext
-from cnnext import _C, backends, functional
+from cnnext import _C, backends, explain, functional
 
 def times():
     return {t: int(open(f"/proc/self/task/{t}/schedstat").read().split()[0]) for t in os.listdir("/proc/self/task")}
@@ -170,3 +170,38 @@ def test_threads_work(threads: int) -> None:
     for op, last, times in json.loads(output):
         share = sum(times[1:]) / sum(times)
         assert share < 0.02 if threads == 1 else share > 0.2, (op, last, times)
+
+
+SWITCHES = {name: each for name, each in vars(backends).items() if isinstance(each, backends._Switch)}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("inner", [False, True])
+def test_blocks_of_several_threads_may_overlap(name: str, inner: bool) -> None:
+    switch = SWITCHES[name]
+    before = switch.enabled
+    first, second = switch(not before), switch(inner)
+    first.__enter__()
+    second.__enter__()
+    assert switch.enabled is inner
+    first.__exit__(None, None, None)
+    assert switch.enabled is inner  # of the block that has not ended
+    second.__exit__(None, None, None)
+    assert switch.enabled is before
+    assert backends.enabled is True
+
+
+def test_forced_kernels_of_several_threads_may_overlap() -> None:
+    def kernel() -> str:
+        return explain(functional.conv2d, torch.ones(1, 3, 8, 8), torch.ones(4, 3, 3, 3)).layers[0].directions[0].kernel
+
+    usual = kernel()
+    first, second = backends.force_kernel("conv", "reference"), backends.force_kernel("conv", "gemm")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert kernel() == "gemm"
+    second.__exit__(None, None, None)
+    assert kernel() == usual
+    with backends.force_kernel("conv", "reference"):
+        assert kernel() == "reference"
