@@ -24,6 +24,11 @@ _NAMES = frozenset(nn.__all__)
 _MISSING = (torch.nn.FractionalMaxPool2d, torch.nn.FractionalMaxPool3d)
 
 
+def _check(model: Any, caller: str) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"cnnext.{caller}: expected a torch.nn.Module, got {type(model).__name__}")
+
+
 def _several(choices: Any) -> tuple[Choice, ...]:
     if choices is None:
         return ()
@@ -50,8 +55,8 @@ def _base(module: torch.nn.Module) -> type[torch.nn.Module] | None:
 def _obstacle(module: torch.nn.Module, classes: Classes) -> str | None:
     """Why a layer stays as it is where `classes` are exchanged; None if it is exchanged, or no layer of that side."""
     kind, base = type(module), _base(module)
-    if kind in classes:
-        return None
+    if kind in classes:  # a forward of the layer's own hides that of its class, which is what is exchanged
+        return f"{kind.__name__} whose forward was replaced" if "forward" in vars(module) else None
     if base in classes and parametrize.is_parametrized(module):
         return f"parametrized {base.__name__}"
     if base in classes:
@@ -72,13 +77,13 @@ def _state(module: torch.nn.Module) -> str | None:
     """What `conversion_report` says of one module; None if it is no convolution or pooling layer."""
     if _base(module) in _TORCHS:
         return "cnnext"
-    if type(module) in _OURS:
-        return "torch: convert exchanges it"
-    obstacle = _obstacle(module, _OURS)
-    return obstacle and f"left alone: {obstacle}"
+    if obstacle := _obstacle(module, _OURS):
+        return f"left alone: {obstacle}"
+    return "torch: convert exchanges it" if type(module) in _OURS else None
 
 
 def _exchange(model: Model, include: Choices, exclude: Choices, classes: Classes, caller: str) -> Model:
+    _check(model, caller)
     included, excluded = _several("*" if include is None else include), _several(exclude)
     names: dict[torch.nn.Module, list[str]] = {}  # a shared layer has several
     for name, module in model.named_modules(remove_duplicate=False):
@@ -94,10 +99,10 @@ def _exchange(model: Model, include: Choices, exclude: Choices, classes: Classes
     for module in names:
         if not chosen(module, included) or chosen(module, excluded):
             continue
-        if type(module) in classes:
-            module.__class__ = classes[type(module)]
-        elif obstacle := _obstacle(module, classes):
+        if obstacle := _obstacle(module, classes):
             left_alone.append(f"{names[module][0] or 'the model'} ({obstacle})")
+        elif type(module) in classes:
+            module.__class__ = classes[type(module)]
     if left_alone:
         warnings.warn(f"cnnext.{caller} left alone {', '.join(left_alone)}", stacklevel=3)
     return model
@@ -115,6 +120,7 @@ def conversion_report(model: torch.nn.Module) -> dict[str, str]:
         >>> cnnext.conversion_report(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), cnnext.nn.MaxPool2d(2)))
         {'0': 'torch: convert exchanges it', '1': 'cnnext'}
     """
+    _check(model, "conversion_report")
     states = ((name, _state(module)) for name, module in model.named_modules())
     return {name: state for name, state in states if state is not None}
 
@@ -123,8 +129,9 @@ def convert(model: Model, include: Choices = None, exclude: Choices = None) -> M
     """Makes a model's convolution and pooling layers ours, in place.
 
     A layer stays the same object and only its class changes: parameters, buffers, hooks and an optimizer's references
-    survive. Layers whose type is not exactly torch's (user subclasses, parametrized, quantised or scripted ones) and
-    fractional max pooling are left alone, and one warning names them; `conversion_report(model)` has the full list.
+    survive. Layers whose type is not exactly torch's (user subclasses, parametrized, quantised or scripted ones), layers
+    whose `forward` was replaced and fractional max pooling are left alone, and one warning names them;
+    `conversion_report(model)` has the full list.
 
     Args:
         model: any module; it may itself be a layer.
@@ -146,8 +153,8 @@ def convert(model: Model, include: Choices = None, exclude: Choices = None) -> M
 def revert(model: Model, include: Choices = None, exclude: Choices = None) -> Model:
     """Makes a model's layers torch's again, in place: the opposite of `convert`, with the same arguments.
 
-    Layers whose type is not exactly ours (user subclasses and parametrized ones) are left alone, and one warning names
-    them.
+    Layers whose type is not exactly ours (user subclasses and parametrized ones) or whose `forward` was replaced are left
+    alone, and one warning names them.
 
     Example:
         >>> import cnnext

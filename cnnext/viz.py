@@ -53,6 +53,8 @@ def _grid(figure: Any, maps: Tensor, signed: bool, titles: Sequence[str] | None 
 
 
 def _layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     if isinstance(layer, nn.Module):
         names = [name for name, module in model.named_modules() if module is layer]
         if not names:
@@ -65,6 +67,8 @@ def _layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
 
 
 def _batch(image: Tensor) -> Tensor:
+    if not isinstance(image, Tensor):
+        raise TypeError(f"expected the image as a tensor, got {type(image).__name__}")
     if image.dim() not in (3, 4) or (image.dim() == 4 and image.shape[0] != 1):
         raise ValueError(f"expected one image, [C, H, W] or [1, C, H, W], got {list(image.shape)}")
     return image if image.dim() == 4 else image[None]

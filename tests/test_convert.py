@@ -218,3 +218,28 @@ def test_subclass_of_the_same_name() -> None:
     layer = torch.ao.nn.qat.Conv2d(1, 1, 1, qconfig=torch.ao.quantization.get_default_qat_qconfig("x86"))
     [state] = cnnext.conversion_report(layer).values()
     assert state == "left alone: torch.ao.nn.qat.modules.conv.Conv2d, a subclass of Conv2d"
+
+
+def test_replaced_forward() -> None:
+    def wrap(layer: Any) -> Any:
+        old = layer.forward
+        layer.forward = lambda x: old(x)  # as tools do that move weights before each call
+        return layer
+
+    for exchange, caller, layer in (
+        (cnnext.convert, "convert", torch.nn.MaxPool2d(2)),
+        (cnnext.revert, "revert", nn.MaxPool2d(2)),
+    ):
+        before = type(wrap(layer))
+        with pytest.warns(UserWarning, match=rf"{caller} left alone 0 \(MaxPool2d whose forward was replaced\)$"):
+            exchange(torch.nn.Sequential(layer))
+        assert type(layer) is before
+    assert cnnext.conversion_report(layer) == {"": "cnnext"}  # it was ours when its forward was replaced
+    report = cnnext.conversion_report(wrap(torch.nn.MaxPool2d(2)))
+    assert report == {"": "left alone: MaxPool2d whose forward was replaced"}
+
+
+@pytest.mark.parametrize("name", ["convert", "revert", "conversion_report"])
+def test_no_module(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"cnnext.{name}: expected a torch.nn.Module, got NoneType$"):
+        getattr(cnnext, name)(None)

@@ -159,6 +159,10 @@ def test_wrong_layers(model, arguments, message):
 def test_wrong_images_and_idle_layers(model):
     with pytest.raises(ValueError, match=r"expected one image, .* got \[2, 3, 8, 8\]"):
         viz.feature_maps(model, torch.rand(2, 3, 8, 8), "0")
+    with pytest.raises(TypeError, match="expected the image as a tensor, got ndarray"):
+        viz.feature_maps(model, np.zeros((3, 8, 8)), "0")
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got NoneType"):
+        viz.activation_maps(None, torch.rand(3, 8, 8), "0")
     model.idle = nn.Identity()
     model.forward = model[0].forward
     with pytest.raises(ValueError, match="does not run its layer 'idle'"):
