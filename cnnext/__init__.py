@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from . import _load
@@ -56,3 +57,8 @@ def __getattr__(name: str) -> Any:
             raise ModuleNotFoundError(f"cnnext.profile needs {package}: run `pip install 'cnnext[report]'`") from None
         return getattr(profiling, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    profiling = ("profile", "Profile") if importlib.util.find_spec("rich") else ()  # help() gets what is listed
+    return sorted({*globals(), *__all__, *profiling})

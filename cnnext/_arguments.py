@@ -70,6 +70,11 @@ def attribute_of(module: Any, ours: str, name: str) -> Any:
         raise AttributeError(f"module {ours!r} has no attribute {name!r}") from None
 
 
+def all_names(module: Any, ours: list[str]) -> list[str]:
+    """Our names and those that `import *` of torch's module gives, which `attribute_of` passes on."""
+    return sorted({*ours, *(name for name in dir(module) if not name.startswith("_"))})
+
+
 class TorchFunction:
     """torch's function of the same name, for calls that are not ours: it raises its own error or computes the result.
 

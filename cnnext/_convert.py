@@ -18,9 +18,9 @@ Choices = Choice | Iterable[Choice] | None
 
 Classes = dict[type[torch.nn.Module], type[torch.nn.Module]]
 
-_OURS: Classes = {getattr(torch.nn, name): getattr(nn, name) for name in nn.__all__}
+_OURS: Classes = {getattr(torch.nn, name): getattr(nn, name) for name in nn._LAYERS}
 _TORCHS: Classes = {ours: torchs for torchs, ours in _OURS.items()}
-_NAMES = frozenset(nn.__all__)
+_NAMES = frozenset(nn._LAYERS)
 _MISSING = (torch.nn.FractionalMaxPool2d, torch.nn.FractionalMaxPool3d)
 
 
@@ -129,7 +129,7 @@ def convert(model: Model, include: Choices = None, exclude: Choices = None) -> M
     """Makes a model's convolution and pooling layers ours, in place.
 
     A layer stays the same object and only its class changes: parameters, buffers, hooks and an optimizer's references
-    survive. Layers whose type is not exactly torch's (user subclasses, parametrized, quantised or scripted ones), layers
+    survive. Layers whose type is not exactly torch's (user subclasses, parametrized, quantised or scripted ones), those
     whose `forward` was replaced and fractional max pooling are left alone, and one warning names them;
     `conversion_report(model)` has the full list.
 
@@ -153,8 +153,8 @@ def convert(model: Model, include: Choices = None, exclude: Choices = None) -> M
 def revert(model: Model, include: Choices = None, exclude: Choices = None) -> Model:
     """Makes a model's layers torch's again, in place: the opposite of `convert`, with the same arguments.
 
-    Layers whose type is not exactly ours (user subclasses and parametrized ones) or whose `forward` was replaced are left
-    alone, and one warning names them.
+    Layers whose type is not exactly ours (user subclasses and parametrized ones) or whose `forward` was replaced are
+    left alone, and one warning names them.
 
     Example:
         >>> import cnnext

@@ -19,7 +19,7 @@ def _redirections() -> dict[Any, tuple[str, Callable[..., Any]]]:
     `F.conv2d` is `torch.conv2d`, `F.avg_pool2d` is a builtin of `torch._C._nn`, `F.max_pool2d` is Python."""
     table: dict[Any, tuple[str, Callable[..., Any]]] = {}
     builtins = torch._C._nn
-    for name in functional.__all__:
+    for name in functional._FUNCTIONS:
         ours = getattr(functional, name)
         table[getattr(F, name)] = (name, ours)
         # Below the Python functions, adaptive max pooling always returns indices and unpooling has other arguments.
@@ -35,7 +35,7 @@ def _redirections() -> dict[Any, tuple[str, Callable[..., Any]]]:
 
 
 _REDIRECTIONS = _redirections()
-_NAMES = {getattr(functional, name): name for name in functional.__all__}
+_NAMES = {getattr(functional, name): name for name in functional._FUNCTIONS}
 
 
 def function_name(function: Any) -> str | None:

@@ -20,7 +20,7 @@ from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from . import _C, backends
-from ._arguments import Size, TorchFunction, are_ours, attribute_of, integer, integers, kernel_size, per_axis
+from ._arguments import Size, TorchFunction, all_names, are_ours, attribute_of, integer, integers, kernel_size, per_axis
 from ._docs import document
 
 _ops = torch.ops.cnnext
@@ -336,4 +336,9 @@ lp_pool1d = _make_lp_pool(1, avg_pool1d, max_pool1d)
 lp_pool2d = _make_lp_pool(2, avg_pool2d, max_pool2d)
 lp_pool3d = _make_lp_pool(3, avg_pool3d, max_pool3d)
 
-__all__ = [name for name in list(globals()) if "pool" in name or name.startswith("conv") if not name.startswith("_")]
+_FUNCTIONS = [name for name in globals() if ("pool" in name or name.startswith("conv")) and not name.startswith("_")]
+__all__ = all_names(F, _FUNCTIONS)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

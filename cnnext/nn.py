@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as F
-from ._arguments import attribute_of
+from ._arguments import all_names, attribute_of
 
 if TYPE_CHECKING:  # what is derived from must be known as a type
     from torch.nn import Module as Module
@@ -287,8 +287,13 @@ class LPPool3d(_LPPool, nn.LPPool3d):
     _function = staticmethod(F.lp_pool3d)
 
 
-__all__ = [
+_LAYERS = [
     name
     for name, each in list(globals().items())
     if isinstance(each, type) and issubclass(each, torch.nn.Module) and not name.startswith("_")
 ]
+__all__ = all_names(nn, _LAYERS)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

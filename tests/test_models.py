@@ -213,7 +213,7 @@ SMALL = {
     "yolo_v1": ({"width": 0.125, "hidden": 32, "batch_norm": True, "image_size": 128}, 128),
 }
 BOTH_LAYOUTS = ("resnet18", "resnet50", "resnext50_32x4d", "googlenet")
-OURS = tuple(getattr(cnnext.nn, name) for name in cnnext.nn.__all__)
+OURS = tuple(getattr(cnnext.nn, name) for name in cnnext.nn._LAYERS)
 
 
 def heads(model, x):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
+import importlib.util
 import io
 import pickle
 import re
@@ -115,6 +115,18 @@ def test_other_names_are_torchs() -> None:
         cnnext.functional.conv4d  # noqa: B018
     with pytest.raises(ModuleNotFoundError, match="not a package"):  # not a second torch.nn.parameter
         importlib.import_module("cnnext.nn.parameter")
+
+
+def test_names_are_listed() -> None:
+    for ours, torchs in ((nn, torch.nn), (cnnext.functional, torch.nn.functional)):
+        names: dict[str, Any] = {}
+        exec(f"from {ours.__name__} import *", names)
+        public = {name for name in dir(torchs) if not name.startswith("_")}
+        assert public <= names.keys() - {"__builtins__"} <= set(dir(ours))
+    exec("from cnnext.nn import *", names)
+    assert (names["Conv2d"], names["Linear"], names["functional"]) == (nn.Conv2d, torch.nn.Linear, cnnext.functional)
+    assert {"models", "nn", "viz"} <= set(dir(cnnext))
+    assert ("profile" in dir(cnnext)) == (importlib.util.find_spec("rich") is not None)
 
 
 def test_functional_is_ours() -> None:
