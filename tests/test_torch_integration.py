@@ -294,6 +294,20 @@ def test_onnx_export(tmp_path: Any) -> None:
     assert not any("cnnext" in node.domain for node in nodes)
 
 
+@pytest.mark.parametrize(("dynamo", "words"), [(True, "Failed to convert the exp"), (False, "namespace cnnext::conv")])
+def test_onnx_export_needs_torchs_layers(dynamo: bool, words: str, tmp_path: Any) -> None:
+    onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxscript")
+    model, file = cnnext.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval()), tmp_path / "net.onnx"
+    export = functools.partial(torch.onnx.export, model, (r(1, 3, 8, 8),), file, dynamo=dynamo, verbose=False)
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match=words):
+        export()
+    with backends.flags(enabled=False):
+        export()
+    assert [node.op_type for node in onnx.load(file).graph.node] == ["Conv"]
+    cnnext.revert(model)
+    export()
+
+
 def test_every_operator_has_a_decomposition() -> None:
     assert {getattr(ops, name).default for name in PUBLIC} <= cnnext.decompositions().keys()
 
