@@ -388,7 +388,7 @@ def test_broken_picture_is_named(capsys, tmp_path, damage, workers):
     assert f"cannot read the picture {broken}: {reason}" in error
 
 
-def test_run_is_not_overwritten(capsys, tmp_path):
+def test_run_is_not_overwritten(capsys, tmp_path, monkeypatch):
     options = ("--data", "digits", "--image-size", "8", "--out", str(tmp_path))
     (tmp_path / "last.pt").write_bytes(b"damaged")
     assert "exists: go on with --resume, or choose another --out" in fails(capsys, *options)
@@ -398,18 +398,18 @@ def test_run_is_not_overwritten(capsys, tmp_path):
     capsys.readouterr()
     error = fails(capsys, *options, "--resume", "--model", "resnet20")
     assert "last.pt was trained with model lecture, not resnet20" in error
+    monkeypatch.chdir(tmp_path)  # by default, the folder's name is part of the run's
+    (default := Path("runs", f"lecture-{tmp_path.name}-cnnext")).mkdir(parents=True)
+    (default / "last.pt").touch()
+    assert f"{default / 'last.pt'} exists" in fails(capsys, "--data", ".")
 
 
 def test_resumed_run_takes_the_same_options(capsys, tmp_path):
     options = ("--data", "digits", "--image-size", "8", "--lr", "0.01", "--out", str(tmp_path))
     assert main(["train", "--model", "lecture", "--epochs", "1", *options]) == 0
     capsys.readouterr()
-    for option, before, value in (
-        ("batch-size", "64", "32"),
-        ("lr", "0.01", "0.02"),
-        ("seed", "0", "1"),
-        ("backend", "cnnext", "torch"),
-    ):
+    changes = [("batch-size", "64", "32"), ("lr", "0.01", "0.02"), ("seed", "0", "1"), ("backend", "cnnext", "torch")]
+    for option, before, value in changes:
         error = fails(capsys, *options, "--resume", f"--{option}", value)
         assert f"last.pt was trained with {option.replace('-', ' ')} {before}, not {value}" in error
     state = torch.load(tmp_path / "last.pt", weights_only=True)

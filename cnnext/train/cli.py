@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,8 @@ def _train(args: argparse.Namespace) -> int:
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("--device cuda was asked for, but torch sees no GPU")
-    out: Path = args.out or Path("runs") / f"{args.model}-{Path(args.data).name}-{args.backend}"
+    data_name = os.path.basename(os.path.abspath(args.data))  # of "." too
+    out: Path = args.out or Path("runs") / f"{args.model}-{data_name}-{args.backend}"
     last = out / checkpoint.NAME
     if last.exists() and not args.resume:
         raise TrainingError(f"{last} exists: go on with --resume, or choose another --out")
