@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -129,14 +131,55 @@ def test_loss_without_objects():
     assert output.grad.count_nonzero() == 4  # the confidences alone
 
 
-def test_loss_of_wrong_targets():
-    output, label = torch.ones(1, 2, 2, 7), torch.tensor([0, 1])
-    target = Target(torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.5, 0.25, 0.125, 1.0]]), label)
-    message = r"expected boxes \(left, top, right, bottom\), got \(0.5, 0.25, 0.125, 1.0\) in image 0"
-    with pytest.raises(ValueError, match=message):
-        yolo_loss(output, [target], 2)
+BOX = [0.1, 0.2, 0.5, 0.75]
+
+
+EXCHANGED, PIXELS, NAN = [0.5, 0.25, 0.125, 1.0], [32.0, 64.0, 100.0, 200.0], [float("nan")] * 4
+
+
+@pytest.mark.parametrize(
+    ("boxes", "labels", "message"),
+    [
+        ([BOX, EXCHANGED], [0, 1], "boxes {} (left, top, right, bottom), got (0.5, 0.25, 0.125, 1.0)"),
+        ([NAN], [0], "boxes {} (left, top, right, bottom), got (nan, nan, nan, nan)"),
+        ([PIXELS], [0], "boxes {} parts of the image from 0 to 1, got (32.0, 64.0, 100.0, 200.0)"),
+        (BOX, [0], "boxes {} floating-point numbers [n, 4], got torch.float32 [4]"),
+        ([[0, 0, 1, 1]], [0], "boxes {} floating-point numbers [n, 4], got torch.int64 [1, 4]"),
+        ([BOX], [-1], "labels {} from 0 to 1, got -1"),
+        ([BOX], [2], "labels {} from 0 to 1, got 2"),
+        ([BOX], [1.0], "labels {} int64 [1], got torch.float32 [1]"),
+        ([BOX], [0, 1], "labels {} int64 [1], got torch.int64 [2]"),
+    ],
+)
+def test_loss_of_wrong_targets(boxes, labels, message):
+    right, wrong = Target(torch.tensor([BOX]), torch.tensor([1])), Target(torch.tensor(boxes), torch.tensor(labels))
+    with pytest.raises(ValueError, match=re.escape(message.format("of image 1 to be"))):
+        yolo_loss(torch.ones(2, 2, 2, 7), [right, wrong], 2)
+
+
+def test_wrong_number_of_targets_and_classes():
+    output, target = torch.ones(1, 2, 2, 7), Target(torch.tensor([BOX]), torch.tensor([1]))
     with pytest.raises(ValueError, match="expected one target for each of 1 images, got 2"):
         yolo_loss(output, [target, target], 2)
+    message = r"expected an output \[N, S, S, B \* 5 \+ C\] with C = 3, got \[1, 2, 2, 7\]"
+    for call in (lambda: yolo_loss(output, [target], 3), lambda: decode(output, 3)):
+        with pytest.raises(ValueError, match=message):
+            call()
+    rounded = torch.tensor([[0.2, 0.3, 1.000001, 1.0]])
+    assert yolo_loss(output, [Target(rounded, torch.tensor([1]))], 2).isfinite()
+
+
+def test_detection_in_training_is_that_of_evaluation():
+    model = YOLO(num_classes=6, image_size=64, width=0.01, hidden=8, batch_norm=True).train()
+    model.features[1].eval()  # as one freezes a batch norm
+    modes = {name: module.training for name, module in model.named_modules()}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.rand(3, 3, 64, 64)
+    found = model.detect(images, threshold=-100.0)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    for each, expected in zip(found, model.eval().detect(images, threshold=-100.0), strict=True):
+        assert torch.equal(each.scores, expected.scores)
 
 
 def test_no_images():

@@ -27,6 +27,7 @@ _STAGES = (
     "512x1 1024x3 512x1 1024x3 1024x3 1024x3/2 1024x3 1024x3",
 )
 _DOWNSAMPLING = 64
+_ROUNDING = 1e-3  # by which a box that was computed may leave the image, as a part of it
 
 
 class Target(NamedTuple):
@@ -113,8 +114,14 @@ class YOLO(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: Tensor, threshold: float = 0.2, iou_threshold: float = 0.5) -> list[Detections]:
-        """The objects in images ``[N, 3, image_size, image_size]``; see :func:`decode`."""
-        return decode(self(images), self.num_classes, threshold, iou_threshold)
+        """The objects in images ``[N, 3, image_size, image_size]``, in evaluation mode; see :func:`decode`."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            return decode(self(images), self.num_classes, threshold, iou_threshold)
+        finally:
+            for module in training:
+                module.training = True
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -131,6 +138,9 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 def _predicted(output: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Splits ``[N, S, S, B * 5 + C]`` into boxes ``[N, S, S, B, 4]``, confidences and class scores."""
+    sizes = list(output.shape)
+    if len(sizes) != 4 or sizes[1] != sizes[2] or sizes[3] - num_classes not in range(5, sizes[3], 5):
+        raise ValueError(f"expected an output [N, S, S, B * 5 + C] with C = {num_classes}, got {sizes}")
     boxes, classes = output.split((output.shape[-1] - num_classes, num_classes), -1)
     boxes = boxes.unflatten(-1, (-1, 5))
     return boxes[..., :4], boxes[..., 4], classes
@@ -146,21 +156,40 @@ def _corners(boxes: Tensor) -> Tensor:
     return torch.cat((centre - half, centre + half), -1)
 
 
-def encode(targets: Sequence[Target], grid: int) -> tuple[Tensor, Tensor]:
+def _check(target: Target, image: int, num_classes: int | None) -> None:
+    """Raises a ValueError for what would be trained on without a word, or fail without naming it."""
+
+    def wrong(field: str, expected: str, got: object) -> ValueError:
+        return ValueError(f"expected {field} of image {image} to be {expected}, got {got}")
+
+    boxes, labels = target
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
+        raise wrong("boxes", "floating-point numbers [n, 4]", f"{boxes.dtype} {list(boxes.shape)}")
+    if labels.shape != boxes.shape[:1] or labels.dtype not in (torch.int64, torch.int32):
+        raise wrong("labels", f"int64 [{len(boxes)}]", f"{labels.dtype} {list(labels.shape)}")
+    for box in boxes[~(boxes[:, 2:] >= boxes[:, :2]).all(1)].tolist():
+        raise wrong("boxes", "(left, top, right, bottom)", tuple(box))
+    for box in boxes[~((boxes >= -_ROUNDING) & (boxes <= 1 + _ROUNDING)).all(1)].tolist():
+        raise wrong("boxes", "parts of the image from 0 to 1", tuple(box))
+    for label in labels.tolist():
+        if label < 0 or (num_classes is not None and label >= num_classes):
+            raise wrong("labels", "0 or more" if num_classes is None else f"from 0 to {num_classes - 1}", label)
+
+
+def encode(targets: Sequence[Target], grid: int, num_classes: int | None = None) -> tuple[Tensor, Tensor]:
     """Gives each object to the cell of its centre; where two share a cell the later one has it.
 
     Returns:
         boxes ``[N, S, S, 4]`` as cells predict them, and labels ``[N, S, S]``, -1 for cells without object.
 
     Raises:
-        ValueError: a box's right is left of its left, or its bottom above its top.
+        ValueError: a target is not as :class:`Target` says, or has a label that is not below ``num_classes``.
     """
     device = targets[0].boxes.device
     boxes = torch.zeros(len(targets), grid, grid, 4, device=device)
     labels = torch.full((len(targets), grid, grid), -1, device=device)
     for image, target in enumerate(targets):
-        for box in target.boxes[~(target.boxes[:, 2:] >= target.boxes[:, :2]).all(1)]:
-            raise ValueError(f"expected boxes (left, top, right, bottom), got {tuple(box.tolist())} in image {image}")
+        _check(target, image, num_classes)
         centre = (target.boxes[:, :2] + target.boxes[:, 2:]) / 2 * grid
         cell = centre.long().clamp(0, grid - 1)
         size = (target.boxes[:, 2:] - target.boxes[:, :2]).sqrt()
@@ -185,7 +214,8 @@ def yolo_loss(
         coordinates, no_object: weights of the boxes' errors and of the confidences without object.
 
     Raises:
-        ValueError: there is not one target per image, or a box's corners are exchanged.
+        ValueError: there is not one target per image, one is not as :class:`Target` says, or ``output`` does not hold
+            ``num_classes``.
 
     Example::
 
@@ -197,7 +227,7 @@ def yolo_loss(
     if not targets:
         return output.sum()
     boxes, confidences, classes = _predicted(output, num_classes)
-    true_boxes, labels = encode(targets, output.shape[1])
+    true_boxes, labels = encode(targets, output.shape[1], num_classes)
     object_here = labels >= 0
     with torch.no_grad():
         overlap = iou(_corners(boxes), _corners(true_boxes[:, :, :, None]))  # [N, S, S, B]
@@ -240,6 +270,9 @@ def decode(output: Tensor, num_classes: int, threshold: float = 0.2, iou_thresho
         num_classes: C.
         threshold: least score (a box's confidence times the best class's score) of a detection.
         iou_threshold: of :func:`non_maximum_suppression`.
+
+    Raises:
+        ValueError: ``output`` does not hold ``num_classes``.
     """
     boxes, confidences, classes = _predicted(output.detach(), num_classes)
     best, labels = classes.max(-1)
