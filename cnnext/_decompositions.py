@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _ops = torch.ops.cnnext
-_table: dict[Any, Callable[..., Any]] = {}
+IN_ATEN: dict[Any, Callable[..., Any]] = {}
 
 
 def _decomposes(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     # Not in torch's own table: where the environment has `CI` set, inductor refuses operators that it finds there.
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        _table[getattr(_ops, name).default] = function
+        IN_ATEN[getattr(_ops, name).default] = function
         return function
 
     return register
@@ -183,5 +183,5 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         True
     """
     table = torch.export.default_decompositions()
-    table.update(_table)
+    table.update(IN_ATEN)
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import math
 import textwrap
 from collections import OrderedDict, defaultdict, deque
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from . import _C, backends
+from ._decompositions import IN_ATEN
 from ._override import override
 
 _SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
@@ -258,6 +261,32 @@ def module_path(model: Any) -> Iterator[list[str]]:
             handle.remove()
 
 
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Inside the block, nothing of this thread is logged by FakeTensor, which prints a traceback of what it raises."""
+    log, thread = logging.getLogger(FakeTensorMode.__module__), get_ident()
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    log.addFilter(of_others)
+    try:
+        yield
+    finally:
+        log.removeFilter(of_others)
+
+
+def _torchs_error(func: Any, args: Any, kwargs: Any) -> RuntimeError | None:
+    """What ATen says of a call that one of our operators has rejected: of fake tensors, ours knows less to say."""
+    torchs = IN_ATEN.get(func)
+    try:
+        if torchs is not None:
+            torchs(*args, **kwargs)
+    except RuntimeError as error:
+        return error
+    return None
+
+
 class _Recorder(TorchDispatchMode):
     """Notes every convolution and pooling operator below autograd; one of ATen's is a call that was left to torch."""
 
@@ -270,7 +299,10 @@ class _Recorder(TorchDispatchMode):
         self.fallbacks = backends.fallbacks()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        try:
+            result = func(*args, **(kwargs or {}))
+        except RuntimeError as error:
+            raise _torchs_error(func, args, kwargs or {}) or error from None
         layer = self._layer_of(func, args, kwargs or {}, result)
         if layer is not None:
             self.resolve()
@@ -411,7 +443,7 @@ def explain(
         with fake:
             state, tensors, kwargs = tree_map_only(Tensor, fake.from_tensor, (state, tensors, kwargs))
         # Dynamo would meet the recorder's mode in a compiled model's frames and skip them for good.
-        with torch.compiler.set_stance("force_eager"), fake, recorder, override():
+        with torch.compiler.set_stance("force_eager"), fake, recorder, override(), _without_log():
             try:
                 run(*tensors, **kwargs)
             except (DataDependentOutputException, DynamicOutputShapeException) as error:

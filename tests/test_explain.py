@@ -295,6 +295,22 @@ def test_hooks_are_removed_after_an_error() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("library", [nn, torch.nn])
+def test_wrong_shapes_have_torchs_words_alone(library: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    for layer, shape in (
+        (library.Conv2d(3, 8, 3), (1, 4, 8, 8)),
+        (library.Conv1d(3, 8, 3), (4, 8)),
+        (library.ConvTranspose2d(3, 8, 3), (1, 4, 8, 8)),
+        (library.MaxPool2d(20), (1, 3, 8, 8)),
+    ):
+        with pytest.raises(RuntimeError, match=r"Given|Calculated") as torchs:
+            layer(torch.ones(shape))
+        with pytest.raises(RuntimeError, match=r"Given|Calculated") as ours:
+            cnnext.explain(layer, torch.ones(shape))
+        assert str(ours.value) == str(torchs.value)
+    assert capfd.readouterr().err == ""
+
+
 class Recurrent(torch.nn.Module):
     """Keeps its last outputs in an attribute, a buffer, a list and a dictionary."""
 
