@@ -251,7 +251,8 @@ packed_weights = _Switch(
     in which it is multiplied. Turned on, calls that compute no gradient for the weight do that once for each size of
     the input, and the choice of the kernel takes that into account. A packed weight is 1 to 1.5 times as large as the
     weight; Winograd's algorithm, whose weights would be four times as large, keeps none. 1 GiB are kept at most, and
-    none whose weight is gone. Turning it off, or `cnnext.empty_cache()`, drops them.
+    none whose weight is gone. Turning it off, or `cnnext.empty_cache()`, drops them. Measure both: in channels first a
+    network may become slower.
 
     A weight that changes is packed anew: by in-place operators, the step of an optimizer of `torch.optim`,
     load_state_dict or a new tensor in `.data`. A write that torch does not count can not be seen: through `weight.data`
