@@ -19,9 +19,11 @@ OPS = ("conv", "conv_grad_input", "conv_grad_weight", "conv_grad_bias")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # one spatial axis has no such format
 # Instructions that not every processor has, by the end of the names of kernels that use them; whether this one does.
+# Beside AMX products of pairs of bfloat16 by vectors gain nothing.
+AMX = backends.cpu_capability() == "avx512" and torch.cpu._init_amx()
 INSTRUCTIONS = {
-    "_bf16": backends.cpu_capability() == "avx512" and torch.cpu._is_avx512_bf16_supported(),
-    "_amx": backends.cpu_capability() == "avx512" and torch.cpu._init_amx(),
+    "_bf16": backends.cpu_capability() == "avx512" and torch.cpu._is_avx512_bf16_supported() and not AMX,
+    "_amx": AMX,
 }
 
 

@@ -256,3 +256,24 @@ def test_penalty_on_a_gradient() -> None:
         results.append((x.grad, w.grad))
     assert all(each.abs().max() > 1 for each in results[0])
     torch.testing.assert_close(results[0], results[1])
+
+
+def test_constant_gradients_are_in_the_graph() -> None:
+    """As torch's: a gradient that depends on nothing has no derivative, which is no error."""
+    results = []
+    for run in (lambda *t: ops.conv(*t, [1], [1]), lambda *t: F.conv2d(*t, 1, 1)):
+        t = normals(problem((2, 3, 6, 6), (4, 3, 3, 3)))
+        leaves = [each.requires_grad_() for each in (t.input, t.weight, t.bias)]
+        gradients = torch.autograd.grad(run(*leaves).sum(), leaves, create_graph=True)
+        again = torch.autograd.grad(gradients, leaves, [torch.ones_like(each) for each in gradients], allow_unused=True)
+        assert again[2] is None
+        results.append(again[:2])
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_frozen_operands_leave_a_graph_to_the_others() -> None:
+    for run in (lambda *t: ops.conv(*t, [1], [1]), lambda *t: F.conv2d(*t, 1, 1)):
+        t = normals(problem((2, 3, 6, 6), (4, 3, 3, 3)))
+        weight, bias = t.weight.requires_grad_(), t.bias.requires_grad_()
+        gradients = torch.autograd.grad(run(t.input, weight, bias).sum(), (weight, bias), create_graph=True)
+        assert all(each.requires_grad for each in gradients)

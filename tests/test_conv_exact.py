@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,6 +56,10 @@ CASES = [
     problem((1, 300, 5, 5), (20, 300, 3, 3), padding=1),
     problem((1, 3, 40, 40), (2, 3, 11, 11), stride=4, padding=2),
     problem((1, 20, 20), (300, 20, 20)),
+    # Many taps, of which a block has some; many parts that read the same ones.
+    problem((2, 3, 32, 48), (40, 3, 16, 16), stride=16),
+    problem((2, 64, 90), (16, 64, 5), padding=40, dilation=20),
+    problem((1, 64, 9, 20), (24, 64, 3, 4), padding=(8, 15), dilation=(6, 7)),
     # Pixels cross blocks of 108, 112 and 256 and are split; several images in a block.
     *(problem((1, 3, 1, pixels), (5, 3, 1, 1)) for pixels in (107, 108, 109, 111, 112, 113, 255, 256, 257)),
     problem((5, 3, 9, 7), (4, 3, 3, 3), padding=1),
@@ -238,6 +243,11 @@ CASES = [
     problem((1, 17, 20, 33), (17, 1, 31, 31), padding=15, groups=17),
     problem((2, 16, 2500), (16, 1, 5), padding=8, dilation=4, groups=16),
     problem((2, 33, 5, 6, 7), (66, 1, 3, 2, 3), padding=(1, 0, 1), groups=33),
+    # Boxes of planes and of rows; rows in the order of their residues, fewer than a tile's rows are apart.
+    problem((1, 32, 9, 13, 14), (32, 1, 3, 3, 3), padding=1, groups=32),
+    problem((1, 32, 3, 40, 24), (32, 1, 3, 3, 3), padding=(2, 1, 1), dilation=(2, 1, 1), groups=32),
+    problem((1, 48, 19, 33), (48, 1, 3, 3), padding=6, dilation=6, groups=48),
+    problem((1, 32, 37, 21), (32, 1, 3, 3), padding=(16, 2), dilation=(16, 2), groups=32),
     problem((1, 20, 9, 8, 7), (20, 1, 3, 3, 3), stride=2, dilation=(1, 2, 3), padding=3, groups=20),
     *(problem((1, n * 16, 7, 9), (n * 16, n, 3, 3), padding=1, groups=16) for n in (2, 3, 4, 5, 8, 16)),
     problem((2, 64, 9, 8), (128, 4, 3, 3), stride=2, padding=1, groups=16),
@@ -320,3 +330,16 @@ def test_the_table_reaches_every_kernel(op: str, kernel: str, last: bool) -> Non
     dtype = torch.bfloat16 if takes_bfloat16_only(kernel) else torch.float32
     taken = (forced(op, kernel, conv, integers(conv).to(dtype, last, last)) is not None for conv in CASES[1:])
     assert any(taken)
+
+
+@pytest.mark.parametrize(("outputs", "groups"), [(32, 2), (64, 64), (64, 1)])
+@pytest.mark.parametrize("last", [False, True])
+def test_dilation_beyond_any_image(outputs: int, groups: int, last: bool) -> None:
+    """Only the middle tap lies inside; counts of tiles and offsets would overflow."""
+    far = problem((1, 64, 16, 16), (outputs, 64 // groups, 3, 3), padding=2**32, dilation=2**32, groups=groups)
+    near = problem((1, 64, 16, 16), (outputs, 64 // groups, 1, 1), groups=groups)
+    t = integers(far)
+    middle = replace(t, weight=t.weight[..., 1:2, 1:2])
+    expected = by_torch(near, middle)
+    expected["conv_grad_weight"] = torch.nn.functional.pad(expected["conv_grad_weight"], (1, 1, 1, 1))
+    check_exact(far, t, expected, torch.float32, last, last)

@@ -213,6 +213,26 @@ def test_nothing_is_kept_in_training() -> None:
     assert kept() > 0  # a weight that is trained no more
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_directions_pack_for_themselves(kernel: int, dtype: torch.dtype) -> None:
+    """A frozen weight is packed by the same kernel for the same problem, but otherwise for the gradient."""
+    w = torch.randn(64, 64, kernel, kernel).to(dtype)
+    x = torch.randn(1, 64, 9, 9).to(dtype).requires_grad_()
+
+    def both() -> list[Tensor]:
+        with torch.enable_grad():
+            y = F.conv2d(x, w, padding=kernel // 2)
+            return [y, *torch.autograd.grad(y.sum(), x), F.conv_transpose2d(y, w, padding=kernel // 2)]
+
+    with backends.packed_weights(False):
+        expected = both()
+    for _ in range(2):
+        for result, wanted in zip(both(), expected, strict=True):
+            assert torch.equal(result, wanted)
+    assert kept() > 0
+
+
 def test_transposed() -> None:
     w, x = nn.Parameter(torch.randn(64, 32, 2, 2)), torch.randn(1, 64, 7, 7)
     for _ in range(3):

@@ -284,6 +284,16 @@ CNNEXT_INLINE Range channels_in(Range columns, ColumnOrder order, int64_t tap, i
           min_of(channels, ceil_div(max_of(columns.end - first, 0), order.channel))};
 }
 
+// The taps that have columns in the range: so many from the first on, the last one being followed by tap 0.
+struct SomeTaps {
+  int64_t first, count;
+};
+CNNEXT_INLINE SomeTaps taps_in(Range columns, ColumnOrder order, int64_t taps) {
+  if (order.tap == 1) return {columns.begin % taps, min_of(columns.size(), taps)};
+  const int64_t first = columns.begin / order.tap;
+  return {first, ceil_div(columns.end, order.tap) - first};
+}
+
 // Every Step-th element for a vector, for a step of two or four: from[0], from[Step], ... The last one read
 // is the last one wanted.
 template <int Step, class T, int... Lane>
@@ -333,11 +343,18 @@ void pack_columns(const T* source, Strides s, const Gather& g, Range pixels, Ran
                   Acc<T>* to, int64_t stride) {
   constexpr int64_t L = kLanes<Acc<T>>;
   const int64_t width = g.axis[2].source, step = g.axis[2].source_step, taps = g.taps();
+  if (columns.size() <= 0) return;  // there may be no taps either
+  const SomeTaps some = taps_in(columns, order, taps);
+  Pixel first_tap = {0, {0, 0, some.first}};  // its position
+  for (int a = kAxes - 1; a > 0; --a) {
+    first_tap.j[a - 1] = first_tap.j[a] / g.axis[a].taps;
+    first_tap.j[a] %= g.axis[a].taps;
+  }
   Pixel p = pixel_at(g, pixels.begin);
   for (int64_t at = 0; at < pixels.size();) {
     const int64_t count = min_of(pixels.size() - at, g.axis[2].count - p.j[2]);
-    Pixel m = {0, {0, 0, 0}};  // the tap's position
-    for (int64_t tap = 0; tap < taps; ++tap) {
+    Pixel m = first_tap;
+    for (int64_t n = 0, tap = some.first; n < some.count; ++n, tap = tap + 1 < taps ? tap + 1 : 0) {
       const int64_t row = source_row(g, p, m.j[0], m.j[1]);
       const int64_t first = g.axis[2].source_index(p.j[2], m.j[2]);
       const int64_t low = row < 0 ? count : clamp(ceil_div(max_of(-first, 0), step), 0, count);

@@ -27,7 +27,7 @@ struct Region {
 // All phases, each cut into its regions where that saves much, else a region of its own.
 struct Regions {
   Regions(const Phases& all, Layout layout) : phases(all) {
-    if (layout != Layout::kChannelsLast || phases.source_channels < kFewChannels || !may_be_cut()) return;
+    if (layout != Layout::kChannelsLast || phases.source_channels * phases.numbers < kFewChannels || !may_be_cut()) return;
     for (int64_t n = 0; n < phases.size(); ++n) {
       const Gather g = phases.at(n);
       for (int a = 0; a < kAxes; ++a) {
@@ -99,14 +99,16 @@ struct Regions {
     return 8 * inside < 7 * all;
   }
 
-  // The position after those that read the same taps as j.
+  // The position after those that read the same taps as j: where the next tap enters or leaves the source.
   static int64_t end_of_part(const PhaseAxis& x, int64_t j) {
-    const Range taps = taps_inside(x, j);
-    for (++j; j < x.count; ++j) {
-      const Range next = taps_inside(x, j);
-      if (next.begin != taps.begin || next.end != taps.end) break;
+    int64_t end = x.count;
+    for (int64_t m = 0; m < x.taps; ++m) {
+      const Range inside = positions_inside(x, m);
+      if (inside.size() <= 0) continue;
+      if (inside.begin > j) end = min_of(end, inside.begin);
+      if (inside.end > j) end = min_of(end, inside.end);
     }
-    return j;
+    return end;
   }
 
   // Narrows the axis to a part, which may be empty; returns its first tap.

@@ -144,6 +144,8 @@ inline const char* winograd_excludes(const ConvProblem& p, bool gradient) {
     const Window& w = p.shape.axis[a];
     if (a == 0 && gradient && w.stride != 1) return "takes gradients of stride 1 along the first axis";
     if (a > 0 && w.stride != 1 && w.dilation != 1) return "takes a stride or a dilation";
+    if (w.kernel > 1 && w.dilation > 1 && w.dilation >= max_of(w.input, w.output))
+      return "takes dilations shorter than the image";
   }
   return nullptr;
 }

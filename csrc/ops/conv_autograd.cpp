@@ -3,6 +3,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "conv.h"
 #include "packed_weights.h"
 
@@ -89,6 +91,23 @@ bool bias_needs_grad(AutogradContext* ctx) {
   return ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2);
 }
 
+// Gradients that are differentiated again are in the graph, as torch's are, even where one is a constant.
+struct InGraph : public Function<InGraph> {
+  static at::Tensor forward(AutogradContext*, const at::Tensor& gradient, const at::Tensor&) {
+    return gradient.detach();
+  }
+  static variable_list backward(AutogradContext*, const variable_list&) { return {{}, {}}; }
+};
+variable_list in_graph(variable_list gradients, const variable_list& operands) {
+  if (!at::GradMode::is_enabled()) return gradients;
+  const auto operand = std::find_if(operands.begin(), operands.end(), wants_grad);
+  if (operand == operands.end()) return gradients;
+  for (at::Tensor& gradient : gradients) {
+    if (gradient.defined() && !gradient.requires_grad()) gradient = InGraph::apply(gradient, *operand);
+  }
+  return gradients;
+}
+
 struct ConvFunction : public Function<ConvFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& weight,
                             const OptionalTensor& bias, Parameters p) {
@@ -117,7 +136,7 @@ struct ConvFunction : public Function<ConvFunction> {
                                 is_last(weight));
     }
     if (bias_needs_grad(ctx)) out[2] = conv_grad_bias(grad);
-    return out;
+    return in_graph(std::move(out), {saved[0], saved[1], grad});
   }
 };
 
@@ -148,7 +167,7 @@ struct ConvGradInputFunction : public Function<ConvGradInputFunction> {
                                 is_last(weight));
     }
     if (bias_needs_grad(ctx)) out[2] = conv_grad_bias(grad);
-    return out;
+    return in_graph(std::move(out), {saved[0], saved[1], grad});
   }
 };
 
@@ -173,7 +192,7 @@ struct ConvGradWeightFunction : public Function<ConvGradWeightFunction> {
       out[1] =
           conv_grad_input(grad_output, grad, {}, spatial(input), p.stride, p.padding, p.dilation, p.groups);
     }
-    return out;
+    return in_graph(std::move(out), {grad_output, input, grad});
   }
 };
 

@@ -38,7 +38,7 @@ struct Weight {
 
 struct Packed {
   Weight weight;
-  const char* kernel;
+  decltype(cpu::ConvKernel::run) run;  // a name and a problem are those of the gradient as well
   ConvProblem problem;
   at::Tensor memory;
   uint64_t used;  // when, in calls
@@ -52,7 +52,7 @@ class PackedWeights {
     const auto [begin, end] = all_.equal_range(weight.unsafeGetTensorImpl());
     for (auto each = begin; each != end; ++each) {
       Packed& packed = each->second;
-      if (packed.kernel != kernel.name || !packed.weight.is(weight) || !(packed.problem == problem)) continue;
+      if (packed.run != kernel.run || !packed.weight.is(weight) || !(packed.problem == problem)) continue;
       packed.used = ++calls_;
       return packed.memory;
     }
@@ -67,7 +67,7 @@ class PackedWeights {
       const bool stale = other.gone() || (each->first == key && !other.is(weight));
       each = stale ? drop(each) : std::next(each);
     }
-    all_.emplace(key, Packed{Weight(weight), kernel.name, problem, memory, ++calls_});
+    all_.emplace(key, Packed{Weight(weight), kernel.run, problem, memory, ++calls_});
     bytes_ += memory.numel();
     while (bytes_ > kMostBytes) {
       drop(std::min_element(all_.begin(), all_.end(),
