@@ -46,7 +46,7 @@ double amx_time(const ConvProblem& p) {
   // Direct sums leave out what is multiplied with the padding, if that is much.
   const int64_t products = Regions(phases, Layout::kChannelsLast).products();
   direct += (planes ? kDirectTurned : 1.0) * double(products) * double(phases.source_channels) *
-            double(phases.channels);
+            double(round_up(phases.channels, kLanes<float>));
   return direct > 0 ? amx / direct : 1.0;
 }
 #endif
@@ -69,8 +69,7 @@ template <bool Gradient>
 const char* rows_amx_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat32) return "takes bfloat16 and float32";
   if (!has_amx()) return "this processor has no AMX";
-  const double others = p.dtype == DType::kFloat32 ? 1 : 0.5;
-  return direct_time<Gradient>(p) < others ? nullptr : "its copies would cost more than it saves";
+  return direct_time<Gradient>(p) < 1 ? nullptr : "its copies would cost more than it saves";
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -2,6 +2,7 @@
 // turning of operands to channels last, where the two channels of a pair are neighbours.
 #pragma once
 
+#include "amx_tile.h"
 #include "conv_gemm.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -9,6 +10,7 @@ namespace cnnext::cpu::CNNEXT_ISA {
 constexpr double kProductsForTurning = 32;  // for each element that is turned to channels last
 
 inline const char* no_pair_products() {
+  if (has_amx()) return "products of float32 take no longer on a processor with AMX";
   return has_pair_products() ? nullptr : "this processor has no AVX512_BF16";
 }
 template <bool Gradient>

@@ -321,11 +321,18 @@ inline const char* float_grad_weight_amx_refuses(ConvProblem p) {
   p.layout = Layout::kChannelsLast;
   return GradWeightGemm<float>(p, {}, nullptr).cut ? "most products would be with the padding" : nullptr;
 }
+// Each tap's copy of the input costs the same for any number of rows; short rows of planes cost more.
+inline const char* pairs_grad_weight_amx_refuses(const ConvProblem& p) {
+  const ConvShape& s = p.shape;
+  const bool planes = p.layout != Layout::kChannelsLast;
+  const int64_t few = !planes ? 12 : s.taps() == 1 ? 0 : 16 + 512 / max_of(s.axis[2].output, 1);
+  return s.K_per_group() < few ? "copies would cost more than few output channels save" : nullptr;
+}
 inline const char* grad_weight_amx_refuses(const ConvProblem& p) {
   const bool splits = p.dtype == DType::kFloat32;
   if (!splits && p.dtype != DType::kBFloat16) return "takes bfloat16 and float32";
   if (!has_amx()) return "this processor has no AMX";
-  return splits ? float_grad_weight_amx_refuses(p) : nullptr;
+  return splits ? float_grad_weight_amx_refuses(p) : pairs_grad_weight_amx_refuses(p);
 }
 inline int64_t grad_weight_amx_workspace(const ConvProblem& p) {
   if (p.dtype == DType::kBFloat16) return GradWeightAmx<BFloat16>(p, {}, nullptr).workspace();

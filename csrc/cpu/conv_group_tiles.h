@@ -348,6 +348,7 @@ template <bool Gradient>
 const char* group_tiles_refuses(const ConvProblem& p) {
   if (const char* reason = group_tiles_exclude<Gradient>(p)) return reason;
   if (is_for_winograd(p) && !winograd_refuses<Gradient>(p)) return "left to Winograd's algorithm";
+  if (p.dtype == DType::kBFloat16 && !rows_amx_refuses<Gradient>(p)) return "left to AMX";
   if (p.layout == Layout::kChannelsFirst && !grouped_exclude(p)) return "channels first are left to lanes";
   return nullptr;
 }

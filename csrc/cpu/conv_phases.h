@@ -35,6 +35,7 @@ struct Phases {
   // Two neighbouring source channels become one element. A gradient's weights have them apart: see
   // pack_weight_panel.
   void pair_channels() {
+    numbers = 2;
     source_channels /= 2;
     source.image /= 2;
     source.pixel /= 2;
@@ -109,6 +110,7 @@ struct Phases {
   ConvShape shape;
   bool gradient;
   int64_t source_channels, channels;  // in one group
+  int64_t numbers = 1;                // in an element of the source
   Strides source, destination;
   int64_t weight_group, weight_channel, weight_source, weight_tap;  // strides, in elements
   int64_t count[kAxes], slots[kAxes], max_taps = 1, joined_groups = 1;

@@ -7,6 +7,7 @@
 // overlap the one before, and writes the same there again.
 #pragma once
 
+#include "conv_gemm_pairs.h"
 #include "packed_weights.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -233,7 +234,7 @@ void thin_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parall
 
 inline const char* pairs_thin_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
-  if (!has_pair_products()) return "this processor has no AVX512_BF16";
+  if (const char* reason = no_pair_products()) return reason;
   if (p.shape.C * p.shape.axis[2].stride % 2 != 0) return "takes pixels that are whole pairs apart";
   return thin_refuses(p);
 }
