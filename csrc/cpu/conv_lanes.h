@@ -74,6 +74,13 @@ inline bool beyond_caches(const ConvProblem& p) {
          kCachedBytes;
 }
 
+// The planes of depthwise convolution in channels first are read in the order of memory, which the hardware
+// fetches ahead by itself.
+inline bool fetches_ahead(const ConvProblem& p) {
+  const bool planes = p.shape.C_per_group() == 1 && p.layout == Layout::kChannelsFirst;
+  return beyond_caches(p) && !planes;
+}
+
 // Calls body(at, pixel, count) for runs of pixels that are neighbours in memory: `at` in the box, `pixel` in
 // the whole.
 template <class Body>
@@ -292,6 +299,17 @@ void store_lanes(const Acc<T>* from, const GroupedLayout& g, int64_t lanes, cons
   each_run(box, g.extent, [&](int64_t at, int64_t pixel, int64_t count) {
     run_of_lanes(from + at * L, box.pixels() * L, g, lanes, count, to + pixel * g.strides.pixel);
   });
+}
+
+// Every step-th of some rows in a plane, of some channels, in the order of memory; channels last.
+template <class T>
+FetchedRows fetched_rows(const T* image, const GroupedLayout& g, int64_t channels, int64_t plane, Range some,
+                         int64_t step, int64_t calls) {
+  const int64_t pixel = g.strides.pixel, row = g.extent[2] * pixel;
+  const T* first = image + (plane * g.extent[1] + some.begin) * row;
+  const FetchedRows::Loop rows = {ceil_div(max_of(some.size(), 0), step), step * row};
+  if (channels >= pixel) return {first, row, rows, {1, 0}, calls};
+  return {first, channels, {g.extent[2], pixel}, rows, calls};
 }
 
 // Rows of pixels of which each block's lines are fetched into L2, a share at a time: too many at a time would

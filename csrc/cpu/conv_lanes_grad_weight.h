@@ -41,7 +41,7 @@ struct LanesGradWeight {
     tiled = in.planes == 1 && out.planes <= kGradPlanes && grad_tiles<A>(shape.axis[1], shape.axis[2]);
     in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && in.last && in.planes == 1 &&
                out.planes == 1 && blocks.lanes == L && row_elements <= kRowsInCache / 4;
-    far = beyond_caches(p);
+    far = fetches_ahead(p);
     tap_rows = shape.axis[0].kernel * shape.axis[1].kernel;
     block_weights = shape.K_per_group() * w.k * L;
     if (in_place) {
@@ -192,10 +192,13 @@ struct LanesGradWeight {
       for (int64_t y = box.begin[1]; y < box.end[1]; y += height) {
         const int64_t rows = min_of(height, box.end[1] - y);
         list_offsets(read, z, y, rows, offsets);
+        Ahead ahead = ahead_of(z, y, part, operands, ceil_div(box.size(2), pixels));
+        const NextPart of_next = ahead_of_part(z, y, part, operands, 1);
         for (int64_t j = box.begin[2]; j < box.end[2]; j += pixels) {
           const Range range = {j, min_of(j + pixels, box.end[2])};
           for (int64_t b = part.begin; b < part.end; ++b) {
-            if (j == box.begin[2]) ahead_of(z, y, part, operands, 1).next(ahead_offset(part, b), 0);
+            ahead.fetch();
+            if (j == box.begin[2]) of_next.next(blocks.first(b) - blocks.first(part.begin), 0);
             LanesGradRun<A> run = {grad.at(z, y, 0) + offset(grad, part, b),
                                    read.base + offset(read, part, b) - read.origin[2] * read.stride[2],
                                    offsets,
@@ -221,16 +224,18 @@ struct LanesGradWeight {
         if (!shape.axis[0].contains(i0)) continue;
         TileGroup<E> groups[4];
         const int64_t count = list_tiles(read, grad, box, z, i0, list, groups), runs = count > 0 ? count : 1;
-        const NextRows ahead = ahead_of(z, box.begin[1], part, operands, runs);
-        for (int64_t b = part.begin; b < part.end; ++b) {
-          int64_t run = 0;
-          for (const TileGroup<E>& g : groups) {
-            for (int64_t i = 0; i < g.count; i += chain()) {
-              const int64_t some = min_of(chain(), g.count - i);
-              if (m0 == 0) ahead.next(ahead_offset(part, b), run++);
+        Ahead ahead = m0 == 0 ? ahead_of(z, box.begin[1], part, operands, runs) : Ahead();
+        const NextPart of_next = m0 == 0 ? ahead_of_part(z, box.begin[1], part, operands, runs) : NextPart();
+        int64_t run = 0;
+        for (const TileGroup<E>& g : groups) {
+          for (int64_t i = 0; i < g.count; i += chain(), ++run) {
+            for (int64_t b = part.begin; b < part.end; ++b) {  // their lines follow each other, in place
+              ahead.fetch();
+              of_next.next(blocks.first(b) - blocks.first(part.begin), run);
               for (int64_t k = 0; k < out.planes; ++k) {
                 tiles.run[g.height - 1][g.width - 1](
-                    g.first + i, some, offset(read, part, b), offset(grad, part, b) + k * grad.plane,
+                    g.first + i, min_of(chain(), g.count - i), offset(read, part, b),
+                    offset(grad, part, b) + k * grad.plane,
                     sums + (b - part.begin) * block_weights +
                         (k * w.k + m0 * kSharedTaps * kSharedTaps * w.tap) * L,
                     steps);
@@ -332,18 +337,28 @@ struct LanesGradWeight {
     return in_place ? blocks.first(b) - blocks.first(part.begin) : (b - part.begin) * view.block;
   }
 
-  using NextRows = LanesAhead<T, false>;
-  int64_t ahead_offset(Range part, int64_t b) const {  // in groups
-    return blocks.first(b) - blocks.first(part.begin) + (in_place ? 0 : part.size() * L);
-  }
+  using NextPart = LanesAhead<T, false>;
 
-  // In place, rows of both operands that the next rows of pixels read first; else these rows of the next
-  // part.
-  NextRows ahead_of(int64_t z, int64_t y, Range part, const Operands& operands, int64_t shares) const {
-    if (!far || (!in_place && part.end + part.size() > blocks.count)) return {};
-    const int64_t height = tiled ? box_size[1] : rows_of_chain();
+  // The rows of both operands that rows of pixels from y on read first.
+  struct NewRows {
+    int64_t plane;
+    Range input, grad;
+  };
+  NewRows new_rows(int64_t z, int64_t y, int64_t height) const {
+    const int64_t last = x[1].source_index(y + height - 1, x[1].taps - 1) + 1;
+    const int64_t end = clamp(last, 0, in.extent[1]);
+    const int64_t begin = y == 0 ? 0 : clamp(last - height * x[1].source_step, 0, end);
+    return {clamp(x[0].source_index(z, x[0].taps - 1), 0, in.extent[0] - 1),
+            {begin, end},
+            {y, min_of(y + height, out.extent[1])}};
+  }
+  int64_t rows_at_once() const { return tiled ? box_size[1] : rows_of_chain(); }
+
+  // In place, what the rows of pixels after these touch first, be it of the next image.
+  Ahead ahead_of(int64_t z, int64_t y, Range part, const Operands& operands, int64_t runs) const {
+    if (!far || !in_place) return {};
     Operands from = operands;
-    if (in_place && (y += height) >= out.extent[1]) {
+    if ((y += rows_at_once()) >= out.extent[1]) {
       y = 0;
       if (++z == out.extent[0]) {
         if (operands.last) return {};
@@ -352,13 +367,21 @@ struct LanesGradWeight {
         from.grad += out.strides.image;
       }
     }
-    const int64_t last = x[1].source_index(y + height - 1, x[1].taps - 1) + 1;
-    const int64_t end = clamp(last, 0, in.extent[1]);
-    const int64_t begin = y == 0 ? 0 : clamp(last - height * x[1].source_step, 0, end);
-    const int64_t plane = clamp(x[0].source_index(z, x[0].taps - 1), 0, in.extent[0] - 1);
-    return {
-        FetchedShares<T>(from.input, in, blocks.lanes, plane, {begin, end}, 1, shares),
-        FetchedShares<T>(from.grad, out, blocks.lanes, z, {y, min_of(y + height, out.extent[1])}, 1, shares)};
+    const NewRows rows = new_rows(z, y, rows_at_once());
+    const int64_t channels = part.size() * L, calls = runs * part.size();
+    return {fetched_rows(from.input, in, channels, rows.plane, rows.input, 1, calls),
+            fetched_rows(from.grad, out, channels, z, rows.grad, 1, calls),
+            {}};
+  }
+  // Else these rows of the next part.
+  NextPart ahead_of_part(int64_t z, int64_t y, Range part, const Operands& operands, int64_t shares) const {
+    if (!far || in_place || part.end + part.size() > blocks.count) return {};
+    const NewRows rows = new_rows(z, y, rows_at_once());
+    const int64_t next = part.size() * L;  // in groups
+    return {FetchedShares<T>(operands.input + next * in.planes * in.strides.channel, in, blocks.lanes,
+                             rows.plane, rows.input, 1, shares),
+            FetchedShares<T>(operands.grad + next * out.planes * out.strides.channel, out, blocks.lanes, z,
+                             rows.grad, 1, shares)};
   }
 
   ConvShape shape;

@@ -21,10 +21,9 @@ struct LanesConv {
   // float16 takes long to convert: once, as it is copied.
   static constexpr bool kMayBeInPlace = std::is_same_v<T, A> || std::is_same_v<T, BFloat16>;
   static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
-  static constexpr int64_t kTaskProducts = 1 << 18;                 // in place
   static constexpr int64_t kRowsInCache = (512 << 10) / sizeof(A);  // elements of the source, in place
+  static constexpr int64_t kLeastProducts = 1 << 17;                // of a task, in place
   static constexpr int64_t kFewTasks = 16, kMostBlocks = 8;
-  static constexpr int64_t kBlocksOfLine = max_of(kAlignment / (L * int64_t(sizeof(T))), 1);
 
   LanesConv(const ConvProblem& p, bool is_gradient, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
@@ -45,8 +44,8 @@ struct LanesConv {
       if (a == 2) phases[a] *= column_step;
       box_size[a] = to.extent[a];
     }
-    far = beyond_caches(p);
-    choose_boxes();
+    far = fetches_ahead(p);
+    choose_boxes(p.threads);
     block_weights = to.planes * from.planes * shape.taps() * L;
     if (!in_place) {  // the last part has a block more
       source_scratch = (part_blocks + 1) * source_elements();
@@ -83,8 +82,8 @@ struct LanesConv {
     return {low, clamp(last, low, from.extent[a])};
   }
 
-  int64_t rows_read() const {  // from the first row to the last that a row reads, of one block, in elements
-    return ((shape.axis[1].kernel - 1) * shape.axis[1].dilation + 1) * from.extent[2] * L;
+  int64_t rows_read() const {  // by a row in a plane, of one block, in elements
+    return shape.axis[1].kernel * from.extent[2] * L;
   }
   int64_t box_pixels() const { return box_size[0] * box_size[1] * box_size[2]; }
   int64_t boxes(int a) const { return ceil_div(to.extent[a], box_size[a]); }
@@ -105,11 +104,11 @@ struct LanesConv {
   }
 
   // The rows of a tile are `row_step` apart, so that with a dilation too they read the same rows of the
-  // source. A chain is the tiles whose rows lie between each other's.
+  // source. Tiles follow each other in the order of these residues: each row of the source is read once.
   int64_t chain_rows() const { return tile_rows * row_step; }
-  int64_t next_tile(int64_t y) const {  // y counted from the first row of a chain
-    ++y;
-    return y % chain_rows() < row_step ? y : y + chain_rows() - row_step;
+  int64_t next_tile(int64_t y, int64_t height) const {  // of a box; its height is the end
+    const int64_t next = y + chain_rows(), residue = y % row_step + 1;
+    return next < height ? next : residue < min_of(row_step, height) ? residue : height;
   }
 
   template <class E>
@@ -119,14 +118,8 @@ struct LanesConv {
                   : forward_tiles<E>(x.kernel, gradient ? 1 : x.stride);
   }
 
-  void choose_boxes() {
-    if (in_place) {  // some rows of the destination, and so many blocks that the rows they read stay in L2
-      part_blocks = clamp(kRowsInCache / rows_read(), 1, blocks.count);
-      box_size[0] = 1;
-      const int64_t rows = kTaskProducts / (to.extent[2] * L * part_blocks * shape.taps());
-      box_size[1] = min_of(round_up(max_of(rows, 1), chain_rows()), to.extent[1]);
-      return;
-    }
+  void choose_boxes(int64_t threads) {
+    if (in_place) return choose_boxes_in_place(4 * threads);
     part_blocks = from.last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
     for (int a = 0; a < kAxes; ++a) {
       while (box_size[a] > 1 &&
@@ -137,6 +130,27 @@ struct LanesConv {
     while (part_blocks < kMostBlocks && 2 * part_blocks * box_elements() <= kBoxElements / 4 &&
            tasks() >= 2 * kFewTasks) {
       part_blocks *= 2;  // small planes share what is done once for a row
+    }
+  }
+  // So many blocks that the rows which a row reads stay in L2, and with several planes of taps so many rows;
+  // but boxes as large as balance the threads, because what two of them read comes from memory twice.
+  void choose_boxes_in_place(int64_t few) {
+    part_blocks = clamp(kRowsInCache / rows_read(), 1, blocks.count);
+    const auto cut_rows = [&](int64_t rows) {
+      rows = round_up(max_of(rows, 1), chain_rows());
+      if (rows >= box_size[1]) return false;
+      box_size[1] = rows;
+      return true;
+    };
+    if (shape.axis[0].kernel > 1)
+      cut_rows(kRowsInCache / (shape.axis[0].kernel * from.extent[2] * L * part_blocks));
+    while (tasks() < few && box_pixels() * L * part_blocks * shape.taps() > 2 * kLeastProducts) {
+      if (box_size[0] > box_size[1]) {
+        box_size[0] = ceil_div(box_size[0], 2);
+      } else if (!cut_rows(ceil_div(box_size[1], 2))) {
+        if (part_blocks == 1) break;
+        part_blocks = ceil_div(part_blocks, 2);
+      }
     }
   }
   // Of scratch memory for a block; the source comes first.
@@ -180,7 +194,7 @@ struct LanesConv {
         if (in_place) {
           const int64_t first = blocks.first(part.begin);
           return compute<T>(view_in_place(image + first, from), view_in_place(result + first, to), box, part,
-                            image + first, result + first, index + 1 == shape.N, list);
+                            image + first, result + first, list);
         }
       }
       Box read;
@@ -199,7 +213,7 @@ struct LanesConv {
       }
       const int64_t first = blocks.first(part.begin);
       compute<A>(reading, writing, box, part, image + first * from.planes * from.strides.channel,
-                 result + first * to.planes * to.strides.channel, false, list);
+                 result + first * to.planes * to.strides.channel, list);
       for (int64_t b = part.begin; b < part.end; ++b) {
         T* first = result + blocks.first(b) * to.planes * to.strides.channel;
         store_lanes(sums + (b - part.begin) * writing.block, to, blocks.lanes, box, first);
@@ -211,27 +225,31 @@ struct LanesConv {
   // Elements E are T in place, else A.
   template <class E>
   void compute(const LanesView<const E>& read, const LanesView<E>& write, const Box& box, Range part,
-               const T* image, const T* result, bool last_image, char* scratch_list) const {
+               const T* image, const T* result, char* scratch_list) const {
     TapRow<E>* list = reinterpret_cast<TapRow<E>*>(scratch_list);
     const A* weights = packed + part.begin * block_weights;
     for (int64_t z = box.begin[0]; z < box.end[0]; ++z) {
-      for (int64_t at = 0; at < box.size(1); at = next_tile(at)) {
+      for (int64_t at = 0; at < box.size(1); at = next_tile(at, box.size(1))) {
         const int64_t y = box.begin[1] + at;
         const int64_t height = min_of(tile_rows, ceil_div(box.end[1] - y, row_step));
         const int64_t count = list_rows(z, y, height, read, weights, list);
-        const Rows<E> of_tile = {list, count, height, write.at(z, y, 0), part};
-        const NextRows ahead = far ? ahead_of(z, y, box, part, image, result, last_image) : NextRows();
+        Ahead next = far && in_place ? ahead_of(z, at, box, part, image, result) : Ahead();
+        const NextPart of_next = far && !in_place ? ahead_of_part(z, y, box, part, image, result) : NextPart();
+        const Rows<E> of_tile = {list,          count,   height, write.at(z, y, 0), part,
+                                 far && in_place ? &next : nullptr, of_next};
         int64_t run = 0;
         for (int64_t r2 = 0; r2 < (spread ? 1 : phases[2]); ++r2) {
           if (tiled) {
-            run = compute_tiles<E>(r2, run, box, of_tile, read, write, ahead);
+            run = compute_tiles<E>(r2, run, box, of_tile, read, write);
           } else if constexpr (std::is_same_v<E, A>) {
-            run = compute_runs(r2, run, box, of_tile, read, write, ahead);
+            run = compute_runs(r2, run, box, of_tile, read, write);
           }
         }
       }
     }
   }
+
+  using NextPart = LanesAhead<T, true>;
 
   template <class E>
   struct Rows {  // of a tile
@@ -239,33 +257,49 @@ struct LanesConv {
     int64_t count, height;
     E* to;  // pixel 0 of the first row
     Range part;
+    Ahead* ahead;  // in place, else null
+    NextPart of_next;
   };
-  using NextRows = LanesAhead<T, true>;
 
-  // In place, what the next rows touch first, be it of the next image. Else these rows of the result, and of
-  // the next part of the source as many rows as these move on by.
-  NextRows ahead_of(int64_t z, int64_t y, const Box& box, Range part, const T* image, const T* result,
-                    bool last_image) const {
-    if (in_place && (y = next_tile(y)) >= to.extent[1]) {
-      y = 0;
-      if (++z == to.extent[0]) {
-        if (last_image) return {};
-        z = 0;
-        image += from.strides.image;
-        result += to.strides.image;
-      }
+  // Rows of the source that a tile's rows read and the rows before them do not.
+  Range newest_rows(int64_t y, int64_t last) const {
+    const int64_t step = phase[1][0].offset_step;
+    const auto newest = [&](int64_t row) { return source_range(1, row, row + 1).end - 1; };
+    return {y < row_step ? newest(y) % step : newest(y - row_step) + step, newest(last) + 1};
+  }
+  int64_t last_row(int64_t y) const { return min_of(y + chain_rows() - row_step, to.extent[1] - 1); }
+  int64_t runs_of_row(int64_t width, int64_t pixels) const {
+    return column_step * ceil_div(ceil_div(width, column_step), pixels);
+  }
+
+  // In place, what the box's next tiles touch first. In the order of memory, so that the hardware fetches
+  // ahead of the requests: each waits in one of the few places for lines on their way to the first level.
+  Ahead ahead_of(int64_t z, int64_t at, const Box& box, Range part, const T* image, const T* result) const {
+    at = next_tile(at, box.size(1));
+    if (at == box.size(1)) {
+      at = 0;
+      if (++z == box.end[0]) return {};
     }
-    const int64_t last = min_of(y + chain_rows() - row_step, to.extent[1] - 1);
-    const int64_t shares = column_step * ceil_div(ceil_div(box.size(2), column_step), kTilePixels);
-    NextRows ahead;
+    const int64_t y = box.begin[1] + at, last = last_row(y), channels = part.size() * L;
+    const int64_t calls = runs_of_row(box.size(2), tiled ? kTilePixels : kRunPixels) * part.size();
+    const int64_t plane = max_of(source_range(0, z, z + 1).end - 1, 0);
+    const Range read = newest_rows(y, last);
+    return {fetched_rows(image, from, channels, plane, read, phase[1][0].offset_step, calls),
+            fetched_rows(result, to, channels, z, {y, last + 1}, row_step, calls),
+            {}};
+  }
+
+  // Else these rows of the result, and of the next part of the source as many rows as these move on by.
+  NextPart ahead_of_part(int64_t z, int64_t y, const Box& box, Range part, const T* image,
+                         const T* result) const {
+    const int64_t last = last_row(y), shares = runs_of_row(box.size(2), kTilePixels);
+    NextPart ahead;
     ahead.other = FetchedShares<T>(result, to, blocks.lanes, z, {y, last + 1}, row_step, shares);
-    if (in_place || part.end + part.size() <= blocks.count) {
+    if (part.end + part.size() <= blocks.count) {
       const int64_t plane = min_of(source_range(0, z, z + 1).begin, from.extent[0] - 1);
-      const int64_t step = phase[1][0].offset_step;
-      const auto newest = [&](int64_t row) { return source_range(1, row, row + 1).end - 1; };
-      const Range rows = {y < row_step ? newest(y) % step : newest(y - row_step) + step, newest(last) + 1};
-      const T* next = image + (in_place ? 0 : part.size() * L * from.planes * from.strides.channel);
-      ahead.source = FetchedShares<T>(next, from, blocks.lanes, plane, rows, step, shares);
+      const T* next = image + part.size() * L * from.planes * from.strides.channel;
+      ahead.source = FetchedShares<T>(next, from, blocks.lanes, plane, newest_rows(y, last),
+                                      phase[1][0].offset_step, shares);
     }
     return ahead;
   }
@@ -309,8 +343,7 @@ struct LanesConv {
   // done.
   template <class E>
   int64_t compute_tiles(int64_t r2, int64_t begun, const Box& box, const Rows<E>& rows,
-                        const LanesView<const E>& read, const LanesView<E>& write,
-                        const NextRows& ahead) const {
+                        const LanesView<const E>& read, const LanesView<E>& write) const {
     const TilesOf<E>* tiles[2] = {tiles_of_residue<E>(0), tiles_of_residue<E>(1)};
     const PhaseAxis& x = phase[2][r2];
     const Window& window = shape.axis[2];
@@ -324,10 +357,9 @@ struct LanesConv {
       pixels = max_of(pixels, 0);
       return apart == 1 ? pixels : ceil_div(pixels, apart);  // a division takes as long as a row of a tile
     };
-    // In place a call takes all blocks; fetching ahead, those of a cache line, so that requests are spread.
+    // In place a call takes all blocks: their lines follow each other in memory.
     for (int64_t b = rows.part.begin, together = 1; b < rows.part.end; b += together) {
       if (in_place) together = blocks.neighbours(b, rows.part.end);
-      if (far) together = min_of(together, kBlocksOfLine);
       const int64_t source_offset = offset(read, rows.part, b);
       const int64_t first = blocks.first(b) - blocks.first(rows.part.begin);
       for (int64_t plane = 0; plane < to.planes; ++plane) {
@@ -338,7 +370,7 @@ struct LanesConv {
                  offset(write, rows.part, b);
         for (int64_t i = 0, j = pixels.begin, count; i < runs; ++i, j += count) {
           count = least + (i < longer);
-          if (far && plane == 0) ahead.next(first, begun + i);
+          if (plane == 0) rows.of_next.next(first, begun + i);
           const int64_t last = j + window.padding - (window.kernel - 1);  // where the last tap would reach
           const int64_t residue = spread ? last & 1 : 0;
           const int64_t column = spread ? (last - residue) / 2 : x.source_index(j, 0);
@@ -349,7 +381,8 @@ struct LanesConv {
                                      column * read.stride[2] + source_offset,
                                      weight_at,
                                      add,
-                                     out + j * steps.to_pixel};
+                                     out + j * steps.to_pixel,
+                                     rows.ahead};
           tiles[residue]->run[rows.height - 1][count - 1](tile, steps);
         }
       }
@@ -359,8 +392,7 @@ struct LanesConv {
 
   // The same by runs of pixels.
   int64_t compute_runs(int64_t r2, int64_t begun, const Box& box, const Rows<A>& rows,
-                       const LanesView<const A>& read, const LanesView<A>& write,
-                       const NextRows& ahead) const {
+                       const LanesView<const A>& read, const LanesView<A>& write) const {
     const PhaseAxis& x = phase[2][r2];
     const Range pixels = positions_in(x, box.begin[2], box.end[2]);
     const RunSteps steps = {x.source_step * read.stride[2], x.offset_step * read.stride[2],
@@ -377,7 +409,7 @@ struct LanesConv {
         A* out = rows.to + x.start * write.stride[2] + plane * write.plane + to_offset;
         for (int64_t i = 0, j = pixels.begin, count; i < runs; ++i, j += count) {
           count = least + (i < longer);
-          if (far && plane == 0) ahead.next(first, begun + i);
+          if (plane == 0) rows.of_next.next(first, begun + i);
           const LanesRun<A> run = {rows.list,
                                    x.taps > 0 ? rows.count : 0,
                                    x.source_index(j, 0) * read.stride[2] + source_offset,
@@ -387,6 +419,7 @@ struct LanesConv {
                                    j,
                                    packed_bias + (b * to.planes + plane) * L,
                                    out + j * steps.to_pixel};
+          if (rows.ahead) rows.ahead->fetch();
           if (single) {
             lanes_run_of<A, 1>(count, std::make_integer_sequence<int, kRunPixels>())(run, steps);
           } else {

@@ -20,6 +20,7 @@ struct LanesTile {
   int64_t source_at, weight_at;  // of the first column and tap, from the rows' pointers
   const Acc<T>* bias;
   T* to;
+  Ahead* ahead;  // or null
 };
 
 struct TileSteps {  // in elements, from one to the next
@@ -103,6 +104,7 @@ void lanes_tile(const LanesTile<T>& first, const TileSteps& steps) {
 #pragma GCC unroll 9
       for (int j = 0; j < Pixels; ++j, out += s.to_pixel) store(out, sum[r][j]);
     }
+    if (tile.ahead) tile.ahead->fetch();
     tile.source_at += kLanes<Acc<T>>;
     tile.weight_at += s.weight_block;
     tile.bias += kLanes<Acc<T>>;
