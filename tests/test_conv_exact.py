@@ -332,6 +332,19 @@ def test_the_table_reaches_every_kernel(op: str, kernel: str, last: bool) -> Non
     assert any(taken)
 
 
+@pytest.mark.parametrize("dilation", [1, 3])
+@pytest.mark.parametrize("channels", [16, 24])  # vectors that are whole lines of the cache, and not
+def test_depthwise_results_beyond_the_caches(channels: int, dilation: int) -> None:
+    """Lines are fetched ahead, and whole ones are stored past the caches."""
+    conv = problem((2, channels, 16400 // channels, 520), (channels, 1, 3, 3), 1, dilation, dilation, groups=channels)
+    t = integers(conv)
+    expected = by_torch(conv, t)
+    for op in ("conv", "conv_grad_input", "conv_grad_weight"):
+        result = forced(op, "depthwise", conv, t.to(torch.float32, True, True), True)
+        assert result is not None
+        assert torch.equal(result, expected[op].float())
+
+
 @pytest.mark.parametrize(("outputs", "groups"), [(32, 2), (64, 64), (64, 1)])
 @pytest.mark.parametrize("last", [False, True])
 def test_dilation_beyond_any_image(outputs: int, groups: int, last: bool) -> None:

@@ -376,10 +376,16 @@ struct Gemm {
   A* scratch;
 };
 
-// Whether the destination is cut into regions: this is done in channels last.
+// Whether channels first are turned to channels last: where the destination is cut into regions, and where
+// few destination channels would be all that a packed pixel is multiplied for, in rows too short for vectors.
 template <bool Gradient>
-bool turns_to_regions(const ConvProblem& p) {
-  return p.layout == Layout::kChannelsFirst && Regions(Phases(p, Gradient), Layout::kChannelsLast).cut;
+bool turns_to_channels_last(const ConvProblem& p) {
+  constexpr int64_t kFewChannels = 32, kFewTaps = 4, kShortRow = 32;
+  if (p.layout == Layout::kChannelsLast) return false;
+  const Phases phases(p, Gradient);
+  const bool costly = phases.channels <= kFewChannels && phases.source_channels >= lanes_of(p.dtype) &&
+                      phases.max_taps >= kFewTaps && phases.at(0).axis[2].count <= kShortRow;
+  return costly || Regions(phases, Layout::kChannelsLast).cut;
 }
 
 template <bool Gradient>
@@ -390,7 +396,7 @@ InChannelsLast in_channels_last(const ConvProblem& p, bool weight_too,
 
 template <bool Gradient>
 int64_t gemm_workspace(const ConvProblem& p) {
-  if (turns_to_regions<Gradient>(p))
+  if (turns_to_channels_last<Gradient>(p))
     return in_channels_last<Gradient>(p, false, gemm_workspace<Gradient>).bytes;
   int64_t bytes = 0;
   with_type(p.dtype, [&](auto* tag) { bytes = Gemm<Pointee<decltype(tag)>>::workspace(p, Gradient); });
@@ -398,7 +404,7 @@ int64_t gemm_workspace(const ConvProblem& p) {
 }
 template <bool Gradient>
 int64_t gemm_packed(const ConvProblem& p) {
-  if (turns_to_regions<Gradient>(p))
+  if (turns_to_channels_last<Gradient>(p))
     return gemm_packed<Gradient>(in_channels_last<Gradient>(p, false, gemm_workspace<Gradient>).last);
   int64_t bytes = 0;
   with_type(p.dtype, [&](auto* tag) { bytes = Gemm<Pointee<decltype(tag)>>::packed_bytes(p, Gradient); });
@@ -406,7 +412,7 @@ int64_t gemm_packed(const ConvProblem& p) {
 }
 template <bool Gradient>
 void gemm_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  if (turns_to_regions<Gradient>(p)) {
+  if (turns_to_channels_last<Gradient>(p)) {
     return in_channels_last<Gradient>(p, false, gemm_workspace<Gradient>)
         .run(b, parallel, workspace, gemm_run<Gradient>);
   }

@@ -22,6 +22,7 @@ struct LanesConv {
   static constexpr bool kMayBeInPlace = std::is_same_v<T, A> || std::is_same_v<T, BFloat16>;
   static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
   static constexpr int64_t kRowsInCache = (512 << 10) / sizeof(A);  // elements of the source, in place
+  static constexpr int64_t kStreamedBytes = 4 * kCachedBytes;       // results beyond pass the caches
   static constexpr int64_t kLeastProducts = 1 << 17;                // of a task, in place
   static constexpr int64_t kFewTasks = 16, kMostBlocks = 8;
 
@@ -45,6 +46,7 @@ struct LanesConv {
       box_size[a] = to.extent[a];
     }
     far = fetches_ahead(p);
+    streamed = in_place && tiled && streams();
     choose_boxes(p.threads);
     block_weights = to.planes * from.planes * shape.taps() * L;
     if (!in_place) {  // the last part has a block more
@@ -84,6 +86,13 @@ struct LanesConv {
 
   int64_t rows_read() const {  // by a row in a plane, of one block, in elements
     return shape.axis[1].kernel * from.extent[2] * L;
+  }
+  // Whether nothing of the result would be left in the caches for the operator that reads it, and whether it
+  // is whole lines for each vector.
+  bool streams() const {
+    const int64_t pixel = shape.groups * int64_t(sizeof(T));
+    return shape.N * to.extent[0] * to.extent[1] * to.extent[2] * pixel > kStreamedBytes &&
+           pixel % kAlignment == 0 && reinterpret_cast<uintptr_t>(destination) % kAlignment == 0;
   }
   int64_t box_pixels() const { return box_size[0] * box_size[1] * box_size[2]; }
   int64_t boxes(int a) const { return ceil_div(to.extent[a], box_size[a]); }
@@ -193,8 +202,10 @@ struct LanesConv {
       if constexpr (kMayBeInPlace) {
         if (in_place) {
           const int64_t first = blocks.first(part.begin);
-          return compute<T>(view_in_place(image + first, from), view_in_place(result + first, to), box, part,
-                            image + first, result + first, list);
+          compute<T>(view_in_place(image + first, from), view_in_place(result + first, to), box, part,
+                     image + first, result + first, list);
+          if (streamed) end_streams();
+          return;
         }
       }
       Box read;
@@ -285,7 +296,7 @@ struct LanesConv {
     const int64_t plane = max_of(source_range(0, z, z + 1).end - 1, 0);
     const Range read = newest_rows(y, last);
     return {fetched_rows(image, from, channels, plane, read, phase[1][0].offset_step, calls),
-            fetched_rows(result, to, channels, z, {y, last + 1}, row_step, calls),
+            streamed ? FetchedRows() : fetched_rows(result, to, channels, z, {y, last + 1}, row_step, calls),
             {}};
   }
 
@@ -382,7 +393,8 @@ struct LanesConv {
                                      weight_at,
                                      add,
                                      out + j * steps.to_pixel,
-                                     rows.ahead};
+                                     rows.ahead,
+                                     streamed};
           tiles[residue]->run[rows.height - 1][count - 1](tile, steps);
         }
       }
@@ -439,7 +451,7 @@ struct LanesConv {
   }
 
   ConvShape shape;
-  bool gradient, in_place;
+  bool gradient, in_place, streamed;
   bool far, spread = false;  // spread: a gradient's phases of the last axis in one tile
   LaneBlocks<A> blocks;
   GroupedLayout from, to;

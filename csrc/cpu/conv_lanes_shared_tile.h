@@ -6,6 +6,7 @@
 #pragma once
 
 #include "conv_lanes_tile.h"
+#include "stream.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -21,6 +22,7 @@ struct LanesTile {
   const Acc<T>* bias;
   T* to;
   Ahead* ahead;  // or null
+  bool streamed;
 };
 
 struct TileSteps {  // in elements, from one to the next
@@ -85,6 +87,7 @@ template <class T, class Which, int Taps, int Rows, int Pixels>
 void lanes_tile(const LanesTile<T>& first, const TileSteps& steps) {
   LanesTile<T> tile = first;  // copies: nothing that is stored can change them
   const TileSteps s = steps;
+  constexpr bool kStreams = kLanes<Acc<T>> * sizeof(T) == kAlignment;  // whole lines
   const bool whole = tile.columns.begin <= 0 && tile.columns.end >= Which::columns(Pixels, Taps);
   do {
     Vec<Acc<T>> sum[Rows][Pixels];
@@ -102,7 +105,9 @@ void lanes_tile(const LanesTile<T>& first, const TileSteps& steps) {
     for (int r = 0; r < Rows; ++r) {
       T* out = tile.to + r * s.to_row;
 #pragma GCC unroll 9
-      for (int j = 0; j < Pixels; ++j, out += s.to_pixel) store(out, sum[r][j]);
+      for (int j = 0; j < Pixels; ++j, out += s.to_pixel) {
+        kStreams && tile.streamed ? stream(out, sum[r][j]) : store(out, sum[r][j]);
+      }
     }
     if (tile.ahead) tile.ahead->fetch();
     tile.source_at += kLanes<Acc<T>>;

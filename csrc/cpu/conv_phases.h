@@ -87,12 +87,20 @@ struct Phases {
 
   // The gather of a phase whose packed weights are there; without taps if there is none.
   Gather of_slot(int64_t number) const {
-    Gather g = at(0);
-    for (int64_t phase = 0; phase < size(); ++phase) {
-      g = at(phase);
-      if (g.depth() > 0 && slot(g) == number) return g;
+    int64_t phase = 0, unit = 1;
+    bool found = true;
+    for (int a = kAxes - 1; a >= 0; number /= slots[a], unit *= count[a], --a) {
+      const auto fits = [&](int64_t residue) {
+        const PhaseAxis x = grad_input_phase(shape.axis[a], residue);
+        return x.taps > 0 && x.tap % -x.tap_step == number % slots[a];
+      };
+      int64_t residue = 0;
+      while (gradient && residue < count[a] && !fits(residue)) ++residue;
+      found &= residue < count[a];
+      phase += residue % count[a] * unit;
     }
-    g.axis[0].taps = 0;
+    Gather g = at(phase);
+    if (!found) g.axis[0].taps = 0;
     return g;
   }
 

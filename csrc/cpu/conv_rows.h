@@ -247,7 +247,7 @@ const char* rows_refuse(const ConvProblem& p) {
   const int64_t channels = Gradient ? s.K_per_group() : s.C_per_group();
   if (s.axis[2].kernel == 1) return "takes rows of several taps";
   if (channels > kRowsChannels || channels * s.taps() > kRowsDepth)
-    return "takes at most 16 source channels, and sums of 384 products";
+    return "takes at most 16 source channels, and sums of 512 products";
   const int64_t width = Gradient ? s.axis[2].input : s.axis[2].output;
   if (2 * width < lanes_of(p.dtype)) return "takes rows of half a vector or more";
   // In floating point, as a dilation may be any number.

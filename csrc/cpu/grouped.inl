@@ -1,5 +1,5 @@
-// Convolution in groups, in all directions. These come first: a kernel for groups refuses whatever a dense
-// one does better.
+// Convolution in groups, in all directions. These come first: what Winograd's algorithm or AMX do better they
+// refuse.
 #include "vec.h"
 
 #include "conv_group_tiles.h"

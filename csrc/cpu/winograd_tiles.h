@@ -267,7 +267,8 @@ class TileOrder {
 };
 
 // What tiles with boxes of that size read or write of some channels: the columns from the first to the last
-// where the tiles are neighbours in a row, else whole rows of pixels.
+// where the tiles are neighbours in a row, else whole rows of pixels. Nothing where a large dilation spreads
+// them over many more pixels than they have.
 template <class T>
 FetchedRows fetched_tiles(const T* from, Strides s, const TileGrid& grid, const TileSpace& space, Range tiles,
                           int64_t height, int64_t width, Range channels, int64_t calls) {
@@ -284,7 +285,8 @@ FetchedRows fetched_tiles(const T* from, Strides s, const TileGrid& grid, const 
     columns = {clamp(space.position(first, 2, 0), 0, extent[2]),
                clamp(space.position(last, 2, width - 1) + 1, 0, extent[2])};
   }
-  if (rows.size() <= 0 || columns.size() <= 0) return {};
+  const int64_t pixels = rows.size() * columns.size();
+  if (pixels <= 0 || pixels > 4 * tiles.size() * height * width) return {};
   if (s.channel == 1) {
     return {from + (rows.begin * extent[2] + columns.begin) * s.pixel + channels.begin,
             channels.size(),
