@@ -2,7 +2,7 @@
 #pragma once
 
 #include "amx_blocks.h"
-#include "conv_gemm_pairs.h"
+#include "conv_col2im.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -69,7 +69,11 @@ template <bool Gradient>
 const char* rows_amx_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat32) return "takes bfloat16 and float32";
   if (!has_amx()) return "this processor has no AMX";
-  return direct_time<Gradient>(p) < 1 ? nullptr : "its copies would cost more than it saves";
+  const double time = direct_time<Gradient>(p);
+  const Col2ImCost cost(p, Gradient);
+  if (!col2im_refuses<Gradient>(p) && cost.at_once < time * cost.direct)
+    return "products with all taps at once are fewer";
+  return time < 1 ? nullptr : "its copies would cost more than it saves";
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

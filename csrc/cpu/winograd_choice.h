@@ -2,7 +2,6 @@
 #pragma once
 
 #include "amx_choice.h"
-#include "conv_col2im.h"
 #include "winograd_tiles.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
