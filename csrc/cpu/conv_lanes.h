@@ -74,11 +74,10 @@ inline bool beyond_caches(const ConvProblem& p) {
          kCachedBytes;
 }
 
-// The planes of depthwise convolution in channels first are read in the order of memory, which the hardware
-// fetches ahead by itself.
-inline bool fetches_ahead(const ConvProblem& p) {
-  const bool planes = p.shape.C_per_group() == 1 && p.layout == Layout::kChannelsFirst;
-  return beyond_caches(p) && !planes;
+// Depthwise in channels first: planes are read in the order of memory, and large ones the hardware fetches
+// ahead by itself.
+inline bool reads_planes(const ConvProblem& p) {
+  return p.shape.C_per_group() == 1 && p.layout == Layout::kChannelsFirst;
 }
 
 // Calls body(at, pixel, count) for runs of pixels that are neighbours in memory: `at` in the box, `pixel` in

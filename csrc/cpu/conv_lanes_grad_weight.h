@@ -41,7 +41,7 @@ struct LanesGradWeight {
     tiled = in.planes == 1 && out.planes <= kGradPlanes && grad_tiles<A>(shape.axis[1], shape.axis[2]);
     in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && in.last && in.planes == 1 &&
                out.planes == 1 && blocks.lanes == L && row_elements <= kRowsInCache / 4;
-    far = fetches_ahead(p);
+    far = beyond_caches(p) && !reads_planes(p);
     tap_rows = shape.axis[0].kernel * shape.axis[1].kernel;
     block_weights = shape.K_per_group() * w.k * L;
     if (in_place) {

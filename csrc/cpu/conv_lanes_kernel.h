@@ -24,7 +24,7 @@ struct LanesConv {
   static constexpr int64_t kRowsInCache = (512 << 10) / sizeof(A);  // elements of the source, in place
   static constexpr int64_t kStreamedBytes = 4 * kCachedBytes;       // results beyond pass the caches
   static constexpr int64_t kLeastProducts = 1 << 17;                // of a task, in place
-  static constexpr int64_t kFewTasks = 16, kMostBlocks = 8;
+  static constexpr int64_t kFewTasks = 16, kMostBlocks = 8, kFewBoxes = 4;
 
   LanesConv(const ConvProblem& p, bool is_gradient, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
@@ -45,9 +45,9 @@ struct LanesConv {
       if (a == 2) phases[a] *= column_step;
       box_size[a] = to.extent[a];
     }
-    far = fetches_ahead(p);
     streamed = in_place && tiled && streams();
     choose_boxes(p.threads);
+    far = beyond_caches(p) && !(reads_planes(p) && box_count() > kFewBoxes);
     block_weights = to.planes * from.planes * shape.taps() * L;
     if (!in_place) {  // the last part has a block more
       source_scratch = (part_blocks + 1) * source_elements();
