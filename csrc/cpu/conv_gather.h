@@ -100,8 +100,8 @@ CNNEXT_INLINE Range positions_inside(const PhaseAxis& x, int64_t m) {
 
 CNNEXT_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return max_of(low, min_of(x, high)); }
 
-// Rounds up to an odd number of 16 elements, a cache line of float32: planes at powers of two would collide in
-// the cache.
+// Rounds up to an odd number of 16 elements, a cache line of float32: planes at powers of two would collide
+// in the cache.
 CNNEXT_INLINE int64_t odd_lines(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
 
 template <class A>

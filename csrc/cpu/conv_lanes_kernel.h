@@ -245,9 +245,10 @@ struct LanesConv {
         const int64_t height = min_of(tile_rows, ceil_div(box.end[1] - y, row_step));
         const int64_t count = list_rows(z, y, height, read, weights, list);
         Ahead next = far && in_place ? ahead_of(z, at, box, part, image, result) : Ahead();
-        const NextPart of_next = far && !in_place ? ahead_of_part(z, y, box, part, image, result) : NextPart();
-        const Rows<E> of_tile = {list,          count,   height, write.at(z, y, 0), part,
-                                 far && in_place ? &next : nullptr, of_next};
+        const NextPart of_next =
+            far && !in_place ? ahead_of_part(z, y, box, part, image, result) : NextPart();
+        const Rows<E> of_tile = {
+            list, count, height, write.at(z, y, 0), part, far && in_place ? &next : nullptr, of_next};
         int64_t run = 0;
         for (int64_t r2 = 0; r2 < (spread ? 1 : phases[2]); ++r2) {
           if (tiled) {

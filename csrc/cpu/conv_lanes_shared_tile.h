@@ -106,7 +106,7 @@ void lanes_tile(const LanesTile<T>& first, const TileSteps& steps) {
       T* out = tile.to + r * s.to_row;
 #pragma GCC unroll 9
       for (int j = 0; j < Pixels; ++j, out += s.to_pixel) {
-        kStreams && tile.streamed ? stream(out, sum[r][j]) : store(out, sum[r][j]);
+        kStreams&& tile.streamed ? stream(out, sum[r][j]) : store(out, sum[r][j]);
       }
     }
     if (tile.ahead) tile.ahead->fetch();

@@ -27,7 +27,9 @@ struct Region {
 // All phases, each cut into its regions where that saves much, else a region of its own.
 struct Regions {
   Regions(const Phases& all, Layout layout) : phases(all) {
-    if (layout != Layout::kChannelsLast || phases.source_channels * phases.numbers < kFewChannels || !may_be_cut()) return;
+    if (layout != Layout::kChannelsLast || phases.source_channels * phases.numbers < kFewChannels ||
+        !may_be_cut())
+      return;
     for (int64_t n = 0; n < phases.size(); ++n) {
       const Gather g = phases.at(n);
       for (int a = 0; a < kAxes; ++a) {
