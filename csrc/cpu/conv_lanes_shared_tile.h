@@ -87,7 +87,7 @@ template <class T, class Which, int Taps, int Rows, int Pixels>
 void lanes_tile(const LanesTile<T>& first, const TileSteps& steps) {
   LanesTile<T> tile = first;  // copies: nothing that is stored can change them
   const TileSteps s = steps;
-  constexpr bool kStreams = kLanes<Acc<T>> * sizeof(T) == kAlignment;  // whole lines
+  const bool streamed = kLanes<Acc<T>> * sizeof(T) == kAlignment && tile.streamed;  // whole lines
   const bool whole = tile.columns.begin <= 0 && tile.columns.end >= Which::columns(Pixels, Taps);
   do {
     Vec<Acc<T>> sum[Rows][Pixels];
@@ -106,7 +106,7 @@ void lanes_tile(const LanesTile<T>& first, const TileSteps& steps) {
       T* out = tile.to + r * s.to_row;
 #pragma GCC unroll 9
       for (int j = 0; j < Pixels; ++j, out += s.to_pixel) {
-        kStreams&& tile.streamed ? stream(out, sum[r][j]) : store(out, sum[r][j]);
+        streamed ? stream(out, sum[r][j]) : store(out, sum[r][j]);
       }
     }
     if (tile.ahead) tile.ahead->fetch();
