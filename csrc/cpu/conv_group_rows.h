@@ -1,4 +1,4 @@
-// How conv_group_tiles.h copies the channels of one group to scratch memory and back.
+// How the channels of one group are copied to scratch memory and back.
 #pragma once
 
 #include "conv_gather.h"

@@ -1,22 +1,9 @@
-// Windows and their inverse, tabulated for each axis, and the scratch memory that pooling kernels lay out.
+// Windows and their inverse, tabulated for each axis.
 #pragma once
 
-#include "vec.h"
+#include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
-
-// Lays out arrays in scratch memory, each aligned to kAlignment. With a null base it only counts the bytes.
-struct ScratchLayout {
-  char* base = nullptr;
-  int64_t bytes = 0;
-
-  template <class T>
-  T* take(int64_t count) {
-    T* at = base ? reinterpret_cast<T*>(base + bytes) : nullptr;
-    bytes += round_up(count * static_cast<int64_t>(sizeof(T)), kAlignment);
-    return at;
-  }
-};
 
 // An output whose window reaches over some input, and the tap that reads it.
 struct Reader {

@@ -142,7 +142,7 @@ inline const char* winograd_excludes(const ConvProblem& p, bool gradient) {
   for (int a = 0; a < kAxes; ++a) {
     const Window& w = p.shape.axis[a];
     if (a == 0 && gradient && w.stride != 1) return "takes gradients of stride 1 along the first axis";
-    if (a > 0 && w.stride != 1 && w.dilation != 1) return "takes a stride or a dilation";
+    if (a > 0 && w.stride != 1 && w.dilation != 1) return "takes a stride or a dilation, not both";
     if (w.kernel > 1 && w.dilation > 1 && w.dilation >= max_of(w.input, w.output))
       return "takes dilations shorter than the image";
   }

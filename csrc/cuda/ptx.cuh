@@ -78,7 +78,8 @@ CNNEXT_DEVICE void wait_copies() {
 }
 
 // A barrier in shared memory, of which a phase ends when `count` threads have arrived and all bytes that
-// they expect have come. Phases have parities 0, 1, 0, ...
+// they expect have come. Phases have parities 0, 1, 0, ... Barriers and bulk copies serve no kernel yet: they
+// are for a thread block that copies by warps of its own, and tests hold the emulator's to the GPU's.
 CNNEXT_DEVICE void mbarrier_init(uint64_t* barrier, int count) {
 #if CNNEXT_SM80
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");

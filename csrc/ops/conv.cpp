@@ -10,7 +10,7 @@
 namespace cnnext::ops {
 namespace {
 
-// What the three operators have in common, for numbers (Int = int64_t) and symbols (c10::SymInt).
+// What convolution and its gradients for the input and the weight have in common, for numbers (Int = int64_t) and symbols (c10::SymInt).
 template <class Int>
 struct Conv {
   using Ints = c10::ArrayRef<Int>;

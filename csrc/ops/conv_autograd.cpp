@@ -1,5 +1,5 @@
-// Derivatives of convolution. The three operators close under differentiation: the derivatives of each are
-// the other two, so that gradients of any order run on our kernels.
+// Derivatives of convolution. It and its gradients for the input and the weight close under differentiation:
+// the derivatives of each are the other two, so that gradients of any order run on our kernels.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 

@@ -1,0 +1,52 @@
+// How a class becomes an entry of the table of kernels.
+#pragma once
+
+#include "vec.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+template <class Problem>
+struct BuffersOf;
+template <>
+struct BuffersOf<ConvProblem> {
+  using Type = ConvBuffers;
+};
+template <>
+struct BuffersOf<PoolProblem> {
+  using Type = PoolBuffers;
+};
+
+// Classes of kernels for each element type, made of a problem, its buffers and a workspace; of convolutions
+// in both directions with a flag behind the problem. `with` calls visit(an object of the class for a
+// problem).
+template <template <class> class Class, bool... kGradient>
+struct ByType {
+  template <class Problem, class Buffers, class Visit>
+  static void with(const Problem& p, const Buffers& b, char* workspace, Visit&& visit) {
+    with_type(p.dtype,
+              [&](auto* tag) { visit(Class<Pointee<decltype(tag)>>(p, kGradient..., b, workspace)); });
+  }
+};
+
+// Without buffers and a workspace an object only tells how large its workspace is to be.
+template <class Classes, class Problem>
+int64_t workspace_of(const Problem& p) {
+  int64_t bytes = 0;
+  Classes::with(p, typename BuffersOf<Problem>::Type(), nullptr,
+                [&](const auto& kernel) { bytes = kernel.workspace_bytes(); });
+  return bytes;
+}
+template <class Classes, class Problem>
+void run_by(const Problem& p, const typename BuffersOf<Problem>::Type& b, const Parallel& parallel,
+            char* workspace) {
+  Classes::with(p, b, workspace, [&](const auto& kernel) { kernel.run(parallel); });
+}
+
+// The entry of such classes.
+template <class Classes, class Problem>
+constexpr auto entry(const char* name, const char* summary, const char* (*refuses)(const Problem&)) {
+  return Kernel<Problem, typename BuffersOf<Problem>::Type, Parallel>{
+      name, summary, refuses, workspace_of<Classes, Problem>, run_by<Classes, Problem>};
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
