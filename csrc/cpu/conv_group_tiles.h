@@ -11,6 +11,7 @@
 
 #include "conv_group_rows.h"
 #include "packed_weights.h"
+#include "scratch.h"
 #include "winograd_choice.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -133,18 +134,14 @@ struct GroupTiles {
     scratch_size = source_rows(band) * row.size() * pixel;
     panel_size = shape.taps() * (pairs_apart ? 2 * S : S) * kCols<A>;
     packed = PackedWeights<A>(p, shape.groups, panels * panel_size);
-    packed.place(b, workspace);
-    bytes_taken = packed.bytes();
-    const auto take = [&](int64_t bytes) {
-      char* at = workspace + bytes_taken;
-      bytes_taken += round_up(bytes, kAlignment);
-      return at;
-    };
-    scratch = reinterpret_cast<A*>(take(p.threads * scratch_size * sizeof(A)));
-    lists = reinterpret_cast<GroupTap<A>*>(take(p.threads * phases.max_taps * sizeof(GroupTap<A>)));
+    memory.base = packed.place(b, workspace);
+    scratch = memory.take<A>(p.threads * scratch_size);
+    lists = memory.take<GroupTap<A>>(p.threads * phases.max_taps);
     results_size = channels_last ? 0 : round_up(band * to_width * D, 64);
-    results = reinterpret_cast<T*>(take(p.threads * results_size * sizeof(T)));
+    results = memory.take<T>(p.threads * results_size);
   }
+
+  int64_t workspace_bytes() const { return packed.bytes() + memory.bytes; }
 
   static Phases phases_of(const ConvProblem& p, bool gradient) {
     Phases all(p, gradient);
@@ -294,8 +291,9 @@ struct GroupTiles {
   const E *source, *weight;
   const T* bias;
   T* destination;
-  int64_t panels, band, scratch_size, results_size, panel_size, bytes_taken = 0;
+  int64_t panels, band, scratch_size, results_size, panel_size;
   PackedWeights<A> packed;
+  ScratchLayout memory;  // behind them
   A* scratch;
   GroupTap<A>* lists;
   T* results;  // channels first: of a band, before they are turned
@@ -305,7 +303,7 @@ template <bool Gradient>
 int64_t group_tiles_workspace(const ConvProblem& p) {
   int64_t bytes = 0;
   with_type(p.dtype, [&](auto* tag) {
-    bytes = GroupTiles<Pointee<decltype(tag)>>(p, Gradient, {}, nullptr).bytes_taken;
+    bytes = GroupTiles<Pointee<decltype(tag)>>(p, Gradient, {}, nullptr).workspace_bytes();
   });
   return bytes;
 }
@@ -365,7 +363,7 @@ template <bool Gradient>
 constexpr ConvKernel kPairsGroupTiles = {
     "group_tiles_bf16", "a tile of pixels for each group, by products of pairs of bfloat16",
     pairs_group_tiles_refuses<Gradient>,
-    [](const ConvProblem& p) { return PairsGroupTiles(p, Gradient, {}, nullptr).bytes_taken; },
+    [](const ConvProblem& p) { return PairsGroupTiles(p, Gradient, {}, nullptr).workspace_bytes(); },
     [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
       PairsGroupTiles(p, Gradient, b, workspace).run(parallel);
     }};

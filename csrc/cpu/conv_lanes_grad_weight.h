@@ -10,6 +10,7 @@
 #include "conv_lanes_grad_shared_tile.h"
 #include "conv_lanes_grad_tile.h"
 #include "conv_lanes_kernel.h"
+#include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -56,18 +57,16 @@ struct LanesGradWeight {
     units = shape.N * boxes(0) * boxes(1) * boxes(2);
     splits = clamp(kTasks / blocks.parts(part_blocks), 1, units);
 
-    const auto take = [&](int64_t bytes) {
-      char* at = workspace + bytes_taken;
-      bytes_taken += round_up(bytes, kAlignment);
-      return at;
-    };
-    partial = reinterpret_cast<A*>(take(splits * blocks.count * block_weights * sizeof(A)));
-    scratches = reinterpret_cast<A*>(take(p.threads * scratch * sizeof(A)));
-    offsets = reinterpret_cast<int64_t*>(take(p.threads * kMaxRows * tap_rows * sizeof(int64_t)));
+    memory.base = workspace;
+    partial = memory.take<A>(splits * blocks.count * block_weights);
+    scratches = memory.take<A>(p.threads * scratch);
+    offsets = memory.take<int64_t>(p.threads * kMaxRows * tap_rows);
     tile_count = tiled ? ceil_div(box_size[1], kTileRows) * ceil_div(box_size[2], kGradTilePixels) : 0;
-    tile_list = take(p.threads * tile_count * sizeof(GradTile<A>));
-    inside = reinterpret_cast<Range*>(take(shape.axis[2].kernel * sizeof(Range)));
+    tile_list = memory.take<char>(p.threads * tile_count * int64_t(sizeof(GradTile<A>)));
+    inside = memory.take<Range>(shape.axis[2].kernel);
   }
+
+  int64_t workspace_bytes() const { return memory.bytes; }
 
   int64_t rows_of_chain() const { return clamp(kChain / out.extent[2], 1, min_of(kMaxRows, out.extent[1])); }
   int64_t source_extent(int a, int64_t size) const {
@@ -393,7 +392,8 @@ struct LanesGradWeight {
   PhaseAxis x[kAxes];
   bool in_place, far, tiled;
   int64_t box_size[kAxes], part_blocks = 1, tap_rows, block_weights;
-  int64_t scratch_input = 0, scratch = 0, units, splits, bytes_taken = 0;
+  int64_t scratch_input = 0, scratch = 0, units, splits;
+  ScratchLayout memory;
   A *partial, *scratches;
   int64_t* offsets;
   char* tile_list;

@@ -11,6 +11,7 @@
 
 #include "conv_lanes.h"
 #include "conv_lanes_shared_tile.h"
+#include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -55,19 +56,16 @@ struct LanesConv {
     }
     rows = from.planes * shape.axis[0].kernel * shape.axis[1].kernel * kTileRows;
 
-    const auto take = [&](int64_t bytes) {
-      char* at = workspace + bytes_taken;
-      bytes_taken += round_up(bytes, kAlignment);
-      return at;
-    };
-    packed = reinterpret_cast<A*>(take(blocks.count * block_weights * sizeof(A)));
-    packed_bias = reinterpret_cast<A*>(take(blocks.count * to.planes * L * sizeof(A)));
-    tap_rows = take(p.threads * rows * sizeof(TapRow<A>));
-    for (int a = 0; a < kAxes; ++a)
-      phase[a] = reinterpret_cast<PhaseAxis*>(take(phases[a] * sizeof(PhaseAxis)));
-    insides = reinterpret_cast<Range*>(take(phases[2] * shape.axis[2].kernel * sizeof(Range)));
-    scratches = reinterpret_cast<A*>(take(p.threads * scratch * sizeof(A)));
+    memory.base = workspace;
+    packed = memory.take<A>(blocks.count * block_weights);
+    packed_bias = memory.take<A>(blocks.count * to.planes * L);
+    tap_rows = memory.take<char>(p.threads * rows * int64_t(sizeof(TapRow<A>)));
+    for (int a = 0; a < kAxes; ++a) phase[a] = memory.take<PhaseAxis>(phases[a]);
+    insides = memory.take<Range>(phases[2] * shape.axis[2].kernel);
+    scratches = memory.take<A>(p.threads * scratch);
   }
+
+  int64_t workspace_bytes() const { return memory.bytes; }
 
   // The most source positions along an axis that `size` destination positions read.
   int64_t source_extent(int a, int64_t size) const {
@@ -460,7 +458,8 @@ struct LanesConv {
   T* destination;
   WeightStrides w;
   int64_t phases[kAxes], box_size[kAxes];
-  int64_t part_blocks = 1, block_weights, source_scratch = 0, scratch = 0, rows, bytes_taken = 0;
+  int64_t part_blocks = 1, block_weights, source_scratch = 0, scratch = 0, rows;
+  ScratchLayout memory;
   A *packed, *packed_bias, *scratches;
   bool tiled = false;
   int64_t tile_rows = 1, row_step = 1, column_step = 1;

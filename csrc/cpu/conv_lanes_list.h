@@ -12,7 +12,7 @@ template <bool Gradient>
 int64_t lanes_workspace(const ConvProblem& p) {
   int64_t bytes = 0;
   with_type(p.dtype, [&](auto* tag) {
-    bytes = LanesConv<Pointee<decltype(tag)>>(p, Gradient, {}, nullptr).bytes_taken;
+    bytes = LanesConv<Pointee<decltype(tag)>>(p, Gradient, {}, nullptr).workspace_bytes();
   });
   return bytes;
 }
@@ -24,8 +24,9 @@ void lanes_conv(const ConvProblem& p, const ConvBuffers& b, const Parallel& para
 
 inline int64_t lanes_grad_weight_workspace(const ConvProblem& p) {
   int64_t bytes = 0;
-  with_type(p.dtype,
-            [&](auto* tag) { bytes = LanesGradWeight<Pointee<decltype(tag)>>(p, {}, nullptr).bytes_taken; });
+  with_type(p.dtype, [&](auto* tag) {
+    bytes = LanesGradWeight<Pointee<decltype(tag)>>(p, {}, nullptr).workspace_bytes();
+  });
   return bytes;
 }
 inline void lanes_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,

@@ -10,6 +10,7 @@
 #include "amx_copy.h"
 #include "amx_output.h"
 #include "amx_weights.h"
+#include "scratch.h"
 
 #if CNNEXT_VECTOR_BYTES == 64
 
@@ -61,29 +62,23 @@ struct ConvAmx {
     const int64_t unit = (packs_in_task ? most_slice : most_chunks) * kP * kChunkBytes / 4;
     packed = PackedWeights<float>(p, packs_in_task ? 0 : phases.total_slots() * phases.shape.groups * panels,
                                   unit);
-    scratch = packed.place(b, workspace);
-    const auto place = [&](int64_t bytes) {
-      const int64_t at = scratch_bytes;
-      scratch_bytes += round_up(bytes, 64);
-      return at;
-    };
-    copy_at = place(copy_bytes);
+    ScratchLayout memory{packed.place(b, workspace)};
+    scratch.copy = memory.take<char>(copy_bytes);
     // Two buffers of four strips, where a phase is not cut into slices; others may be.
-    sums_at = place(max_of(8, sliced ? panels_each * most_strips : 0) * kStripSums * 4);
-    panel_at = place(packs_in_task ? unit * 4 : 0);
-    columns_at = place((kP > 1 || !depth_in_parts(phases) ? phases.max_depth() : most_run) * kWide * 4);
-    numbers_at = place(max_of(phases.max_depth(), turned) * 4 + 64);
-    taps_at = place(most_taps * int64_t(2 * sizeof(Tap) + sizeof(Inside)));
-    places_at = place(most_places * 8);
-    strips_at = place(most_strips * int64_t(sizeof(Strip)));
-    rows_at = place(most_strips * kAmxRows * 8);
-    runs_at = place(Planes ? most_strips * int64_t(sizeof(PixelRuns)) : 0);
+    scratch.sums = memory.take<float>(max_of(8, sliced ? panels_each * most_strips : 0) * kStripSums);
+    scratch.panel = memory.take<float>(packs_in_task ? unit : 0);
+    const bool all_columns = kP > 1 || !depth_in_parts(phases);
+    scratch.columns = memory.take<float>((all_columns ? phases.max_depth() : most_run) * kWide);
+    scratch.numbers = memory.take<float>(max_of(phases.max_depth(), turned) + kLanes<float>);
+    scratch.taps = memory.take<char>(most_taps * int64_t(sizeof(Inside) + 2 * sizeof(Tap)));
+    scratch.places = memory.take<int64_t>(most_places);
+    scratch.strips = memory.take<Strip>(most_strips);
+    scratch.rows = memory.take<int64_t>(most_strips * kAmxRows);
+    scratch.runs = memory.take<PixelRuns>(Planes ? most_strips : 0);
+    thread_bytes = memory.bytes;
   }
 
-  static int64_t workspace(const ConvProblem& p, bool gradient) {
-    const ConvAmx self(p, gradient, {}, nullptr);
-    return self.packed.bytes() + self.threads * self.scratch_bytes;
-  }
+  int64_t workspace_bytes() const { return packed.bytes() + threads * thread_bytes; }
 
   Plan plan_of(const Gather& g) const {
     return Plan(g, phases.source.pixel * int64_t(sizeof(T)), phases.size() * phases.shape.groups, threads,
@@ -110,9 +105,10 @@ struct ConvAmx {
     });
   }
 
+  // A thread's own of what the first one has.
   template <class Element>
-  Element* scratch_of(int thread, int64_t at) const {
-    return reinterpret_cast<Element*>(scratch + thread * scratch_bytes + at);
+  Element* of_thread(int thread, Element* of_first) const {
+    return reinterpret_cast<Element*>(reinterpret_cast<char*>(of_first) + thread * thread_bytes);
   }
 
   // Sums the pixels of strips once more where some are not finite.
@@ -142,24 +138,24 @@ struct ConvAmx {
 
   void compute(const Task& t) const {
     const Plan& plan = t.plan;
-    const auto places = scratch_of<int64_t>(t.thread, places_at);
+    const auto places = of_thread(t.thread, scratch.places);
     const int64_t count = t.place_pixels(phases.destination, places);
     if (plan.units() == 0) return fill_pixels(t, places, count);
 
     const T* from = source + t.group * plan.g.channels * phases.source.channel;
-    const auto copy = scratch_of<char>(t.thread, copy_at);
-    const auto inside_of = scratch_of<Inside>(t.thread, taps_at);
+    const auto copy = of_thread(t.thread, scratch.copy);
+    const auto inside_of = reinterpret_cast<Inside*>(of_thread(t.thread, scratch.taps));
     for (int64_t m = 0; m < plan.units(); ++m) inside_of[m] = t.inside(m);
     const int64_t line = plan.line(t.planes.size(), t.lines.size(), t.columns.size());
     const int64_t height = ceil_div(line, ceil_div(line, kAmxRows));
-    const auto strip = scratch_of<Strip>(t.thread, strips_at);
+    const auto strip = of_thread(t.thread, scratch.strips);
     const int64_t strips = t.find_strips(count, line, height, inside_of, strip);
-    const auto rows = scratch_of<int64_t>(t.thread, rows_at);
+    const auto rows = of_thread(t.thread, scratch.rows);
     for (int64_t s = 0; s < strips; ++s) {
       for (int64_t r = 0; r < kAmxRows; ++r)
         rows[s * kAmxRows + r] = r < height ? places[strip[s].place + r] : -1;
     }
-    const auto runs = scratch_of<PixelRuns>(t.thread, runs_at);
+    const auto runs = of_thread(t.thread, scratch.runs);
     for (int64_t s = 0; s < strips && Planes; ++s)
       runs[s] = PixelRuns(rows + s * kAmxRows, plan.g.axis[2].step);
 
@@ -175,7 +171,7 @@ struct ConvAmx {
                  reinterpret_cast<Tap*>(inside_of + plan.units()),
                  copy,
                  plan.pitch(),
-                 scratch_of<float>(t.thread, sums_at),
+                 of_thread(t.thread, scratch.sums),
                  plan.slice < plan.chunks};
     if (plan.in_place) {
       const int64_t first = t.planes.begin * plan.g.axis[1].count * plan.g.axis[2].count + t.columns.begin;
@@ -281,13 +277,13 @@ struct ConvAmx {
     return [this](int64_t unit, float* to, int thread) {
       const int64_t group = unit / panels % phases.shape.groups;
       const Plan plan = plan_of(phases.of_slot(unit / panels / phases.shape.groups));
-      pack_panel(plan, group, unit % panels, {0, plan.chunks}, to, scratch_of<float>(thread, columns_at));
+      pack_panel(plan, group, unit % panels, {0, plan.chunks}, to, of_thread(thread, scratch.columns));
     };
   }
   const float* panel_of(const Task& t, int64_t panel, Range slice) const {
     if (packs_in_task) {
-      const auto to = scratch_of<float>(t.thread, panel_at);
-      pack_panel(t.plan, t.group, panel, slice, to, scratch_of<float>(t.thread, columns_at));
+      const auto to = of_thread(t.thread, scratch.panel);
+      pack_panel(t.plan, t.group, panel, slice, to, of_thread(t.thread, scratch.columns));
       return to;
     }
     return packed.get((phases.slot(t.plan.g) * phases.shape.groups + t.group) * panels + panel, t.thread,
@@ -310,8 +306,7 @@ struct ConvAmx {
   // of infinity and a number with a part that is zero.
   void sum_again(const Task& t, const StripSums& rows, const float* add) const {
     const Gather& g = t.plan.g;
-    const auto columns = scratch_of<float>(t.thread, columns_at),
-               numbers = scratch_of<float>(t.thread, numbers_at);
+    const auto columns = of_thread(t.thread, scratch.columns), numbers = of_thread(t.thread, scratch.numbers);
     const int64_t row = t.plan.columns(t.columns.size()).length;
     const int64_t line = t.plan.line(t.planes.size(), t.lines.size(), t.columns.size());
     const int64_t first = rows.channel - t.group * phases.channels;
@@ -344,7 +339,7 @@ struct ConvAmx {
   }
 
   AmxCopy<T> rows_of(int thread) const {
-    return {phases.source, source_end, scratch_of<T>(thread, numbers_at)};
+    return {phases.source, source_end, reinterpret_cast<T*>(of_thread(thread, scratch.numbers))};
   }
 
   static constexpr int64_t kStripSums = kAmxRows * kWide;
@@ -356,10 +351,16 @@ struct ConvAmx {
   bool one = false, packs_in_task = false;
   int64_t blocks = 1, panels_each = 1, channel_blocks = 1;  // tasks of a phase and a group
   PackedWeights<float> packed;
-  char* scratch = nullptr;
-  int64_t scratch_bytes = 0;  // of a thread
-  int64_t copy_at, sums_at, panel_at, columns_at, numbers_at, taps_at, places_at, strips_at, rows_at,
-      runs_at;  // in it
+  struct Scratch {
+    char* copy;
+    float *sums, *panel, *columns, *numbers;
+    char* taps;  // an Inside for each, and two lists of Tap
+    int64_t* places;
+    Strip* strips;
+    int64_t* rows;
+    PixelRuns* runs;
+  } scratch;             // of the first thread;
+  int64_t thread_bytes;  // from one's to the next one's
 };
 
 // run(a ConvAmx's type) for the problem's.
@@ -375,7 +376,8 @@ auto with_conv_amx(const ConvProblem& p, Run&& run) {
 }
 template <bool Gradient>
 int64_t rows_amx_workspace(const ConvProblem& p) {
-  return with_conv_amx(p, [&](auto* conv) { return Pointee<decltype(conv)>::workspace(p, Gradient); });
+  return with_conv_amx(
+      p, [&](auto* conv) { return Pointee<decltype(conv)>(p, Gradient, {}, nullptr).workspace_bytes(); });
 }
 template <bool Gradient>
 int64_t rows_amx_packed(const ConvProblem& p) {
