@@ -14,8 +14,6 @@
 #include "conv_grad_weight_winograd.h"
 #include "scratch.h"
 
-#include <atomic>
-
 #if CNNEXT_VECTOR_BYTES == 64
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -72,9 +70,9 @@ class GradWeightAmx {
 
   // Whether all sums are finite.
   bool run(const Parallel& parallel) const {
-    std::atomic<bool> finite{true};
+    bool finite = true;
     const auto store_block = [&](int64_t b, const float* sums) {
-      if (!store_weight(b, sums)) finite = false;
+      if (!store_weight(b, sums)) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
     };
     parallel(blocks * splits, [&](int64_t task, int thread) {
       const int64_t b = task / splits;
@@ -99,7 +97,7 @@ class GradWeightAmx {
         store_block(b, total);
       });
     }
-    return finite;
+    return __atomic_load_n(&finite, __ATOMIC_RELAXED);
   }
 
  private:
