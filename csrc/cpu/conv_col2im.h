@@ -67,10 +67,7 @@ struct Col2Im {
         d(p.shape.axis[0], gradient),
         h(p.shape.axis[1], gradient),
         w(p.shape.axis[2], gradient),
-        source(static_cast<const T*>(gradient ? b.output : b.input)),
-        weight(static_cast<const T*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)) {
+        operands(operands_of<T>(b, gradient)) {
     pixels = {{kUnitAxis, kUnitAxis, kUnitAxis}, {1, 1, 1}, p.shape.N, phases.source_channels};
     pixels.axis[2].count = pixels.axis[2].source = pixels.extent[2] = d.source * h.source * w.source;
     run_size = w.taps * phases.channels;
@@ -183,7 +180,7 @@ struct Col2Im {
   // packed[column block][panel][source channel][kWide]; the columns of a block are (tap of the first two
   // axes, tap of the last, channel).
   void pack_weights(int64_t k) const {
-    const T* from = weight + k * phases.weight_source;
+    const T* from = operands.weight + k * phases.weight_source;
     for (int64_t n = 0; n < column_blocks; ++n) {
       const Range taps = block(n, taps_at_once, d.taps * h.taps);
       A* to = packed + (n * panels * phases.source_channels + k) * kWide;
@@ -206,8 +203,8 @@ struct Col2Im {
   // The bias, or zeros.
   void clear(const Box& box, A* band) const {
     const int64_t rows = box.to[0].size() * box.to[1].size();
-    if (!bias) return fill_zero(band, rows * pitch + L);
-    for (int64_t i = 0; i < pitch; ++i) band[i] = load_one(bias + i % phases.channels);
+    if (!operands.bias) return fill_zero(band, rows * pitch + L);
+    for (int64_t i = 0; i < pitch; ++i) band[i] = load_one(operands.bias + i % phases.channels);
     for (int64_t row = 1; row < rows; ++row) __builtin_memcpy(band + row * pitch, band, pitch * sizeof(A));
     fill_zero(band + rows * pitch, L);
   }
@@ -243,7 +240,7 @@ struct Col2Im {
   }
 
   void gather(int64_t image, Range some, Range channels, A* gathered) const {
-    const T* from = source + image * phases.source.image;
+    const T* from = operands.source + image * phases.source.image;
     if (last) {
       pack_pixels(from, phases.source, pixels, some, channels, gathered, kDepthStride);
     } else {
@@ -301,7 +298,7 @@ struct Col2Im {
     for (int64_t i0 = box.to[0].begin; i0 < box.to[0].end; ++i0) {
       for (int64_t i1 = box.to[1].begin; i1 < box.to[1].end; ++i1, band += pitch) {
         const int64_t pixel = (i0 * h.destination + i1) * w.destination + box.to[2].begin;
-        T* to = destination + box.image * s.image + pixel * s.pixel;
+        T* to = operands.destination + box.image * s.image + pixel * s.pixel;
         if (s.channel == 1 || channels == 1) {
           store_run(band, columns * channels, to);
           continue;
@@ -321,8 +318,7 @@ struct Col2Im {
   Phases phases;
   SpreadAxis d, h, w;
   Gather pixels;  // of the source, as they are
-  const T *source, *weight, *bias;
-  T* destination;
+  Operands<T> operands;
   int64_t run_size;  // elements
   int64_t taps_at_once, column_blocks, panels, stride;
   int64_t block_rows, block_width;  // of a block of source pixels

@@ -75,10 +75,7 @@ struct Gemm {
       : phases(phases_of(p, gradient)),
         regions(phases, p.layout),
         cut(regions, p),
-        source(static_cast<const S*>(gradient ? b.output : b.input)),
-        weight(static_cast<const S*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)),
+        operands(operands_of<T, S>(b, gradient)),
         packed(p, units(), cut.unit_size),
         scratch(reinterpret_cast<A*>(packed.place(b, workspace))) {}
 
@@ -156,7 +153,8 @@ struct Gemm {
       const Gather g = phases.of_slot(unit / cut.units_of_group / phases.shape.groups);
       if (g.depth() == 0) return;
       if (cut.last) {
-        pack_weight_panel(phases, g, weight, group, block(part, kWide, phases.channels), {0, g.depth()}, to);
+        pack_weight_panel(phases, g, operands.weight, group, block(part, kWide, phases.channels),
+                          {0, g.depth()}, to);
       } else {
         pack_weight_rows(g, group, part % cut.depth_blocks,
                          block(part / cut.depth_blocks, cut.channel_block, phases.channels), to);
@@ -168,7 +166,7 @@ struct Gemm {
   void pack_weight_rows(const Gather& g, int64_t group, int64_t depth_block, Range channels, A* to) const {
     const Range depth = block(depth_block, kDepth, g.depth());
     const ColumnOrder order = column_order(g);
-    const S* from = weight + group * phases.weight_group + channels.begin * phases.weight_channel;
+    const S* from = operands.weight + group * phases.weight_group + channels.begin * phases.weight_channel;
     if (as_in_memory()) {
       for (int64_t k = 0; k < channels.size(); ++k) {
         copy_run(from + k * phases.weight_channel + depth.begin, to + k * kDepthStride, depth.size());
@@ -202,7 +200,7 @@ struct Gemm {
   void pixels_by_channels(const Region& r, int64_t group, Range pixels, Range channels, A* gathered, A* sums,
                           A* packing, int thread) const {
     const Gather& g = r.g;
-    const S* from = source + group * g.channels * phases.source.channel;
+    const S* from = operands.source + group * g.channels * phases.source.channel;
     const int64_t depth_blocks = this->depth_blocks(r);
     const bool in_order = g.covers_destination(), in_rows = g.axis[2].count >= kRows;
     const bool read_in_place = in_place(g);
@@ -221,7 +219,7 @@ struct Gemm {
         A* c = sums + (panel.begin - channels.begin) * pixels.size();
         const bool direct = last && depth.size() > 0 && (in_order || in_rows) && fills_tiles<A>(panel.size());
         if (depth.size() > 0) {
-          if (cut.packs_in_task) pack_weight_panel(phases, g, weight, group, panel, depth, packing);
+          if (cut.packs_in_task) pack_weight_panel(phases, g, operands.weight, group, panel, depth, packing);
           const bool end = panel.end == channels.end;
           const int64_t first = end ? channels.begin : panel.end;
           ahead.weights = fetched_panel(g, group, {first, min_of(first + kWide, channels.end)},
@@ -246,13 +244,13 @@ struct Gemm {
           if (direct) {
             const int64_t first = group * phases.channels + panel.begin;
             A add[kWide];
-            if (bias) copy_run(bias + first, add, panel.size());
+            if (operands.bias) copy_run(operands.bias + first, add, panel.size());
             const auto write = [&](int64_t at, int64_t image, int64_t pixel, int64_t step, int64_t count) {
               const Strides& s = phases.destination;
               multiply(at, count,
-                       TileOutput<T, kProduct>{destination + image * s.image + pixel * s.pixel + first,
-                                               step * s.pixel, d > 0 ? c + at * kWide : nullptr,
-                                               bias ? add : nullptr});
+                       TileOutput<T, kProduct>{
+                           operands.destination + image * s.image + pixel * s.pixel + first, step * s.pixel,
+                           d > 0 ? c + at * kWide : nullptr, operands.bias ? add : nullptr});
             };
             in_order ? write(0, 0, pixels.begin, 1, pixels.size()) : for_each_run(g, pixels, write);
           } else {
@@ -276,7 +274,7 @@ struct Gemm {
   // The weights of a panel that comes next, as they are or packed.
   FetchedRows fetched_panel(const Gather& g, int64_t group, Range panel, const Depth& depth, int64_t calls,
                             int thread) const {
-    if (cut.packs_in_task) return fetched_weights(phases, g, weight, group, panel, depth, calls);
+    if (cut.packs_in_task) return fetched_weights(phases, g, operands.weight, group, panel, depth, calls);
     const A* packed_panel = packed.at(unit_of(g, group, panel.begin / kWide), thread) + depth.packed * kWide;
     return {packed_panel, depth.size() * kWide, {1, 0}, {1, 0}, calls};
   }
@@ -285,9 +283,10 @@ struct Gemm {
   void store_pixels(const Gather& g, int64_t group, Range pixels, Range panel, const A* sums) const {
     const int64_t first = group * phases.channels + panel.begin;
     A add[kWide] = {};
-    if (bias) copy_run(bias + first, add, panel.size());
+    if (operands.bias) copy_run(operands.bias + first, add, panel.size());
     for_each_run(g, pixels, [&](int64_t at, int64_t image, int64_t pixel, int64_t step, int64_t count) {
-      T* to = destination + image * phases.destination.image + pixel * phases.destination.pixel + first;
+      T* to =
+          operands.destination + image * phases.destination.image + pixel * phases.destination.pixel + first;
       const A* from = sums + at * kWide;
       for (; count > 0; --count, from += kWide, to += step * phases.destination.pixel) {
         if (panel.size() == kWide) {
@@ -301,7 +300,7 @@ struct Gemm {
 
   void channels_by_pixels(const Gather& g, int64_t group, Range pixels, Range channels, A* gathered, A* sums,
                           A* packing, int thread) const {
-    const S* from = source + group * g.channels * phases.source.channel;
+    const S* from = operands.source + group * g.channels * phases.source.channel;
     const int64_t panel_sums = channels.size() * kWide, depth_blocks = ceil_div(g.depth(), kDepth);
     const bool in_order = g.covers_destination();
     const int64_t image_pixels = g.pixels() / g.images;
@@ -338,9 +337,10 @@ struct Gemm {
         };
         if (direct) {
           const int64_t first = group * phases.channels + channels.begin;
-          T* to = destination + image * phases.destination.image + first * phases.destination.channel + pixel;
+          T* to = operands.destination + image * phases.destination.image +
+                  first * phases.destination.channel + pixel;
           multiply(TileOutput<T, kProduct>{to, phases.destination.channel, d > 0 ? c : nullptr, nullptr,
-                                           bias ? bias + first : nullptr});
+                                           operands.bias ? operands.bias + first : nullptr});
         } else {
           if (depth.size() > 0) multiply(TileSums<A>{c, d > 0});
           if (last) store_columns(g, group, wide, channels, c);
@@ -355,8 +355,9 @@ struct Gemm {
       for (int64_t k = channels.begin; k < channels.end; ++k) {
         const int64_t channel = group * phases.channels + k;
         const A* from = sums + (k - channels.begin) * kWide + at;
-        T* to = destination + image * phases.destination.image + channel * phases.destination.channel + pixel;
-        const A add = bias ? load_one(bias + channel) : A(-0.0);  // keeps the sign of zeros
+        T* to = operands.destination + image * phases.destination.image +
+                channel * phases.destination.channel + pixel;
+        const A add = operands.bias ? load_one(operands.bias + channel) : A(-0.0);  // keeps the sign of zeros
         int64_t i = 0;
         if (step == 1) {
           for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, load(from + i) + add);
@@ -369,9 +370,7 @@ struct Gemm {
   Phases phases;
   Regions regions;
   Cut<A> cut;
-  const S *source, *weight;
-  const T* bias;
-  T* destination;
+  Operands<T, S> operands;
   PackedWeights<A> packed;
   A* scratch;
 };

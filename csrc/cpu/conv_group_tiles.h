@@ -121,10 +121,7 @@ struct GroupTiles {
         height(gradient ? shape.axis[1].output : shape.axis[1].input),
         to_width(gradient ? shape.axis[2].input : shape.axis[2].output),
         to_height(gradient ? shape.axis[1].input : shape.axis[1].output),
-        source(static_cast<const E*>(gradient ? b.output : b.input)),
-        weight(static_cast<const E*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)) {
+        operands(operands_of<T, E>(b, gradient)) {
     panels = ceil_div(D, kCols<A>);
     band = to_height;
     while (band > 1 && (source_rows(band) * row.size() * pixel > kBoxElements ||
@@ -177,12 +174,12 @@ struct GroupTiles {
     if constexpr (kProduct == Product::kPairs) {
       if (pairs_apart) {  // in the weight: joined after they have been packed
         kernel.channels = numbers.source_channels;
-        pack_weight_panel(numbers, kernel, reinterpret_cast<const T*>(weight), group, channels,
+        pack_weight_panel(numbers, kernel, reinterpret_cast<const T*>(operands.weight), group, channels,
                           {0, kernel.depth()}, to);
         return join_pairs(to, kernel.depth() / 2);
       }
     }
-    pack_weight_panel(phases, kernel, weight, group, channels, {0, kernel.depth()}, to);
+    pack_weight_panel(phases, kernel, operands.weight, group, channels, {0, kernel.depth()}, to);
   }
 
   Gather phase(int64_t number) const {
@@ -198,8 +195,8 @@ struct GroupTiles {
   void compute(int64_t image, int64_t group, const A* weights, Range rows, A* box, GroupTap<A>* taps,
                T* result) const {
     const Range read = copy_rows(image, group, rows, box);
-    T* first = destination + image * phases.destination.image + group * D * phases.destination.channel +
-               rows.begin * to_width * phases.destination.pixel;
+    T* first = operands.destination + image * phases.destination.image +
+               group * D * phases.destination.channel + rows.begin * to_width * phases.destination.pixel;
     if (channels_last) result = first;
     const int64_t pixel_step = channels_last ? phases.destination.pixel : D;
     for (int64_t f = 0; f < phases.size(); ++f) {
@@ -221,7 +218,7 @@ struct GroupTiles {
           }
           const int64_t channels = min_of(kCols<A>, D - n * kCols<A>);
           A add[kCols<A>] = {};
-          if (bias) copy_run(bias + group * D + n * kCols<A>, add, channels);
+          if (operands.bias) copy_run(operands.bias + group * D + n * kCols<A>, add, channels);
           row_of_tiles(taps, count, x, channels, add,
                        result + (at - rows.begin) * to_width * pixel_step + n * kCols<A>, pixel_step);
         }
@@ -268,12 +265,12 @@ struct GroupTiles {
         phases.gradient ? y.end_output(rows.end - 1) : y.input_index(rows.end - 1, y.kernel - 1) + 1;
     Range read = {clamp(first, 0, height), 0};
     read.end = clamp(last, read.begin, height);
-    const E* from = source + image * phases.source.image + group * S * phases.source.channel;
+    const E* from = operands.source + image * phases.source.image + group * S * phases.source.channel;
     if (channels_last) {
       copy_group_rows(from, phases.source.pixel, width, read, row, S, pixel, S, box);
     } else if constexpr (kProduct == Product::kPairs) {
       const int64_t plane = numbers.source.channel;
-      const T* first = reinterpret_cast<const T*>(source) + image * numbers.source.image +
+      const T* first = reinterpret_cast<const T*>(operands.source) + image * numbers.source.image +
                        group * numbers.source_channels * plane;
       turn_group_rows(BFloat16Pairs{first, plane}, 2 * plane, width, read, row, S, pixel, box);
     } else {
@@ -288,9 +285,7 @@ struct GroupTiles {
   GroupRows row;
   int64_t S, D, pixel;  // channels of a group in source and destination; elements of a copied pixel
   int64_t width, height, to_width, to_height;
-  const E *source, *weight;
-  const T* bias;
-  T* destination;
+  Operands<T, E> operands;
   int64_t panels, band, scratch_size, results_size, panel_size;
   PackedWeights<A> packed;
   ScratchLayout memory;  // behind them

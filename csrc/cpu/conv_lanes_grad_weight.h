@@ -144,7 +144,7 @@ struct LanesGradWeight {
     const auto grad_of = [&](int64_t b) {
       return grad_output + unit * out.strides.image + blocks.first(b) * out.planes * out.strides.channel;
     };
-    const Operands all = {input_of(part.begin), grad_of(part.begin), unit + 1 == shape.N};
+    const Images all = {input_of(part.begin), grad_of(part.begin), unit + 1 == shape.N};
     if constexpr (kMayBeInPlace) {
       if (in_place) {
         return add_box<T>(view_in_place(all.input, in), view_in_place(all.grad, out), box, part, all, sums,
@@ -161,7 +161,7 @@ struct LanesGradWeight {
     add_box<A>(reading, grad, box, part, all, sums, offsets, list);
   }
 
-  struct Operands {  // an image, from the first channel of a part on
+  struct Images {  // of both operands, from the first channel of a part on
     const T *input, *grad;
     bool last;  // of the images
   };
@@ -169,13 +169,13 @@ struct LanesGradWeight {
   // Elements E are T in place, else A.
   template <class E>
   void add_box(const LanesView<const E>& read, const LanesView<const E>& grad, const Box& box, Range part,
-               const Operands& operands, A* sums, int64_t* offsets, char* list) const {
-    if (tiled) return add_tiles(read, grad, box, part, operands, sums, reinterpret_cast<GradTile<E>*>(list));
-    if constexpr (std::is_same_v<E, A>) add_rows(read, grad, box, part, operands, sums, offsets);
+               const Images& images, A* sums, int64_t* offsets, char* list) const {
+    if (tiled) return add_tiles(read, grad, box, part, images, sums, reinterpret_cast<GradTile<E>*>(list));
+    if constexpr (std::is_same_v<E, A>) add_rows(read, grad, box, part, images, sums, offsets);
   }
 
   void add_rows(const LanesView<const A>& read, const LanesView<const A>& grad, const Box& box, Range part,
-                const Operands& operands, A* sums, int64_t* offsets) const {
+                const Images& images, A* sums, int64_t* offsets) const {
     const LanesGradSteps steps = {grad.stride[2],
                                   grad.stride[1],
                                   grad.plane,
@@ -191,8 +191,8 @@ struct LanesGradWeight {
       for (int64_t y = box.begin[1]; y < box.end[1]; y += height) {
         const int64_t rows = min_of(height, box.end[1] - y);
         list_offsets(read, z, y, rows, offsets);
-        Ahead ahead = ahead_of(z, y, part, operands, ceil_div(box.size(2), pixels));
-        const NextPart of_next = ahead_of_part(z, y, part, operands, 1);
+        Ahead ahead = ahead_of(z, y, part, images, ceil_div(box.size(2), pixels));
+        const NextPart of_next = ahead_of_part(z, y, part, images, 1);
         for (int64_t j = box.begin[2]; j < box.end[2]; j += pixels) {
           const Range range = {j, min_of(j + pixels, box.end[2])};
           for (int64_t b = part.begin; b < part.end; ++b) {
@@ -214,7 +214,7 @@ struct LanesGradWeight {
 
   template <class E>
   void add_tiles(const LanesView<const E>& read, const LanesView<const E>& grad, const Box& box, Range part,
-                 const Operands& operands, A* sums, GradTile<E>* list) const {
+                 const Images& images, A* sums, GradTile<E>* list) const {
     const GradTilesOf<E>& tiles = *grad_tiles<E>(shape.axis[1], shape.axis[2]);
     const GradTileSteps steps = {grad.stride[2], grad.stride[1], read.stride[2], w.tap * L};
     for (int64_t z = box.begin[0]; z < box.end[0]; ++z) {
@@ -223,8 +223,8 @@ struct LanesGradWeight {
         if (!shape.axis[0].contains(i0)) continue;
         TileGroup<E> groups[4];
         const int64_t count = list_tiles(read, grad, box, z, i0, list, groups), runs = count > 0 ? count : 1;
-        Ahead ahead = m0 == 0 ? ahead_of(z, box.begin[1], part, operands, runs) : Ahead();
-        const NextPart of_next = m0 == 0 ? ahead_of_part(z, box.begin[1], part, operands, runs) : NextPart();
+        Ahead ahead = m0 == 0 ? ahead_of(z, box.begin[1], part, images, runs) : Ahead();
+        const NextPart of_next = m0 == 0 ? ahead_of_part(z, box.begin[1], part, images, runs) : NextPart();
         int64_t run = 0;
         for (const TileGroup<E>& g : groups) {
           for (int64_t i = 0; i < g.count; i += chain(), ++run) {
@@ -354,13 +354,13 @@ struct LanesGradWeight {
   int64_t rows_at_once() const { return tiled ? box_size[1] : rows_of_chain(); }
 
   // In place, what the rows of pixels after these touch first, be it of the next image.
-  Ahead ahead_of(int64_t z, int64_t y, Range part, const Operands& operands, int64_t runs) const {
+  Ahead ahead_of(int64_t z, int64_t y, Range part, const Images& images, int64_t runs) const {
     if (!far || !in_place) return {};
-    Operands from = operands;
+    Images from = images;
     if ((y += rows_at_once()) >= out.extent[1]) {
       y = 0;
       if (++z == out.extent[0]) {
-        if (operands.last) return {};
+        if (images.last) return {};
         z = 0;
         from.input += in.strides.image;
         from.grad += out.strides.image;
@@ -373,13 +373,13 @@ struct LanesGradWeight {
             {}};
   }
   // Else these rows of the next part.
-  NextPart ahead_of_part(int64_t z, int64_t y, Range part, const Operands& operands, int64_t shares) const {
+  NextPart ahead_of_part(int64_t z, int64_t y, Range part, const Images& images, int64_t shares) const {
     if (!far || in_place || part.end + part.size() > blocks.count) return {};
     const NewRows rows = new_rows(z, y, rows_at_once());
     const int64_t next = part.size() * L;  // in groups
-    return {FetchedShares<T>(operands.input + next * in.planes * in.strides.channel, in, blocks.lanes,
+    return {FetchedShares<T>(images.input + next * in.planes * in.strides.channel, in, blocks.lanes,
                              rows.plane, rows.input, 1, shares),
-            FetchedShares<T>(operands.grad + next * out.planes * out.strides.channel, out, blocks.lanes, z,
+            FetchedShares<T>(images.grad + next * out.planes * out.strides.channel, out, blocks.lanes, z,
                              rows.grad, 1, shares)};
   }
 

@@ -11,6 +11,7 @@
 
 #include "conv_lanes.h"
 #include "conv_lanes_shared_tile.h"
+#include "conv_phases.h"
 #include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -33,10 +34,7 @@ struct LanesConv {
         blocks(shape.groups),
         from(grouped_layout(p, !gradient)),
         to(grouped_layout(p, gradient)),
-        source(static_cast<const T*>(gradient ? b.output : b.input)),
-        weight(static_cast<const T*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)),
+        operands(operands_of<T>(b, gradient)),
         w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())) {
     choose_tiles();
     in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && from.last && from.planes == 1 &&
@@ -90,7 +88,7 @@ struct LanesConv {
   bool streams() const {
     const int64_t pixel = shape.groups * int64_t(sizeof(T));
     return shape.N * to.extent[0] * to.extent[1] * to.extent[2] * pixel > kStreamedBytes &&
-           pixel % kAlignment == 0 && reinterpret_cast<uintptr_t>(destination) % kAlignment == 0;
+           pixel % kAlignment == 0 && reinterpret_cast<uintptr_t>(operands.destination) % kAlignment == 0;
   }
   int64_t box_pixels() const { return box_size[0] * box_size[1] * box_size[2]; }
   int64_t boxes(int a) const { return ceil_div(to.extent[a], box_size[a]); }
@@ -181,8 +179,8 @@ struct LanesConv {
         insides[r * shape.axis[2].kernel + m] = positions_inside(phase[2][r], m);
     }
     parallel(blocks.count, [&](int64_t b, int) {
-      pack_lanes(weight, block_weights / L, bias, to.planes, blocks, b, packed + b * block_weights,
-                 packed_bias + b * to.planes * L);
+      pack_lanes(operands.weight, block_weights / L, operands.bias, to.planes, blocks, b,
+                 packed + b * block_weights, packed_bias + b * to.planes * L);
     });
     parallel(tasks(), [&](int64_t task, int thread) {
       const int64_t parts = blocks.parts(part_blocks);
@@ -194,8 +192,8 @@ struct LanesConv {
         box.begin[a] = range.begin;
         box.end[a] = range.end;
       }
-      const T* image = source + index * from.strides.image;
-      T* result = destination + index * to.strides.image;
+      const T* image = operands.source + index * from.strides.image;
+      T* result = operands.destination + index * to.strides.image;
       char* list = tap_rows + thread * rows * sizeof(TapRow<A>);
       if constexpr (kMayBeInPlace) {
         if (in_place) {
@@ -454,8 +452,7 @@ struct LanesConv {
   bool far, spread = false;  // spread: a gradient's phases of the last axis in one tile
   LaneBlocks<A> blocks;
   GroupedLayout from, to;
-  const T *source, *weight, *bias;
-  T* destination;
+  Operands<T> operands;
   WeightStrides w;
   int64_t phases[kAxes], box_size[kAxes];
   int64_t part_blocks = 1, block_weights, source_scratch = 0, scratch = 0, rows;

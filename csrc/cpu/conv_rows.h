@@ -25,8 +25,8 @@ struct CopiedRows {
   static constexpr int64_t L = kLanes<A>;
 
   // Of as many destination rows, up to the most, as need this many bytes.
-  CopiedRows(const Phases& phases, const void* source, int64_t bytes, int64_t most_rows)
-      : g(phases.at(0)), source(static_cast<const T*>(source)), s(phases.source) {
+  CopiedRows(const Phases& phases, const T* source, int64_t bytes, int64_t most_rows)
+      : g(phases.at(0)), source(source), s(phases.source) {
     const PhaseAxis &h = g.axis[1], &w = g.axis[2];
     planes = g.axis[0].taps * g.channels;
     pitch = round_up(w.count + (w.taps - 1) * w.offset_step / w.source_step, L);
@@ -96,10 +96,8 @@ struct ConvRows {
   ConvRows(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : phases(p, gradient),
         g(phases.at(0)),
-        copied(phases, gradient ? b.output : b.input, kRowsCopied, clamp(rows() / (4 * p.threads), 1, 8)),
-        weight(static_cast<const T*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)) {
+        operands(operands_of<T>(b, gradient)),
+        copied(phases, operands.source, kRowsCopied, clamp(rows() / (4 * p.threads), 1, 8)) {
     // Where rows are few, as in one dimension, channels are cut too; each block copies the rows again.
     const int64_t tasks = g.images * phases.shape.groups * g.axis[0].count * copied.row_blocks;
     channel_block = ceil_div(phases.channels, blocks_for(p.threads, tasks, ceil_div(phases.channels, kRows)));
@@ -134,7 +132,7 @@ struct ConvRows {
 
   // to[channel][kRowsWeights], in the order of place_taps.
   void pack_weights(int64_t group, A* to) const {
-    const T* from = weight + group * phases.weight_group;
+    const T* from = operands.weight + group * phases.weight_group;
     const int64_t taps = g.taps();
     const bool as_in_memory = !phases.gradient && phases.weight_tap == 1;
     for (int64_t k = 0; k < phases.channels; ++k, from += phases.weight_channel, to += kRowsWeights) {
@@ -153,12 +151,14 @@ struct ConvRows {
                  const A* copy) const {
     const Strides& s = phases.destination;
     const int64_t channels = phases.channels, width = g.axis[2].count;
-    T* to = destination + image * s.image + group * channels * s.channel + j0 * g.extent[1] * width * s.pixel;
+    T* to = operands.destination + image * s.image + group * channels * s.channel +
+            j0 * g.extent[1] * width * s.pixel;
     for (int64_t tiles = ceil_div(part.size(), kRows), k = part.begin; tiles > 0; --tiles) {
       const int64_t some = ceil_div(part.end - k, tiles);
       for (int64_t j1 = rows.begin; j1 < rows.end; ++j1) {
         fill_row(some, weights + k * kRowsWeights, copy + (j1 - rows.begin) * copied.row_step,
-                 bias ? bias + group * channels + k : nullptr, to + k * s.channel + j1 * width * s.pixel);
+                 operands.bias ? operands.bias + group * channels + k : nullptr,
+                 to + k * s.channel + j1 * width * s.pixel);
       }
       k += some;
     }
@@ -228,9 +228,8 @@ struct ConvRows {
 
   Phases phases;
   Gather g;
+  Operands<T> operands;
   CopiedRows<T> copied;
-  const T *weight, *bias;
-  T* destination;
   int64_t channel_block, channel_blocks;
   PackedWeights<A> packed;
   A* scratch;

@@ -27,11 +27,8 @@ struct ConvAmx {
       : phases(p, gradient),
         threads(p.threads),
         panels(ceil_div(phases.channels, kWide)),
-        source(static_cast<const T*>(gradient ? b.output : b.input)),
-        source_end(source + p.shape.N * phases.source.image),
-        weight(static_cast<const T*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)) {
+        operands(operands_of<T>(b, gradient)),
+        source_end(operands.source + p.shape.N * phases.source.image) {
     // Few pixels are one block, if the threads can share the channels alike.
     int64_t pixels = 0;
     for (int64_t n = 0; n < phases.size(); ++n) pixels = max_of(pixels, phases.at(n).pixels());
@@ -142,7 +139,7 @@ struct ConvAmx {
     const int64_t count = t.place_pixels(phases.destination, places);
     if (plan.units() == 0) return fill_pixels(t, places, count);
 
-    const T* from = source + t.group * plan.g.channels * phases.source.channel;
+    const T* from = operands.source + t.group * plan.g.channels * phases.source.channel;
     const auto copy = of_thread(t.thread, scratch.copy);
     const auto inside_of = reinterpret_cast<Inside*>(of_thread(t.thread, scratch.taps));
     for (int64_t m = 0; m < plan.units(); ++m) inside_of[m] = t.inside(m);
@@ -160,7 +157,7 @@ struct ConvAmx {
       runs[s] = PixelRuns(rows + s * kAmxRows, plan.g.axis[2].step);
 
     const TileRegisters registers{uint8_t(height)};
-    Output output(destination, phases.destination.channel, bias, {*this, t});
+    Output output(operands.destination, phases.destination.channel, operands.bias, {*this, t});
     Work work = {t,
                  output,
                  strip,
@@ -221,8 +218,8 @@ struct ConvAmx {
       panel = t.panels.begin;
       slice = {slice.end, min_of(slice.end + plan.slice, plan.chunks)};
     }
-    return AmxWeights<T>{phases, weight}.ahead(plan, t.group, block(panel, kWide, phases.channels), slice,
-                                               steps);
+    return AmxWeights<T>{phases, operands.weight}.ahead(plan, t.group, block(panel, kWide, phases.channels),
+                                                        slice, steps);
   }
 
   // One, two or four strips times a panel.
@@ -264,7 +261,7 @@ struct ConvAmx {
       const Range channels = block(panel, kWide, phases.channels);
       const int64_t first = t.group * phases.channels + channels.begin;
       alignas(64) float add[kWide] = {}, zero[kWide] = {};
-      if (bias) copy_run(bias + first, add, channels.size());
+      if (operands.bias) copy_run(operands.bias + first, add, channels.size());
       Vec<float> not_finite = {};
       for (int64_t i = 0; i < count; ++i) {
         if (places[i] >= 0) put(zero, add, channels.size(), first, places[i], not_finite);
@@ -291,15 +288,16 @@ struct ConvAmx {
   }
   void pack_panel(const Plan& plan, int64_t group, int64_t panel, Range slice, float* to,
                   float* columns) const {
-    AmxWeights<T>{phases, weight}.pack(plan, group, block(panel, kWide, phases.channels), slice, to, columns);
+    AmxWeights<T>{phases, operands.weight}.pack(plan, group, block(panel, kWide, phases.channels), slice, to,
+                                                columns);
   }
 
   // A pixel to its place.
   void put(const float* sums, const float* add, int64_t count, int64_t channel, int64_t place,
            Vec<float>& not_finite) const {
-    if (!Planes) return put_row(sums, add, count, destination + place + channel, not_finite);
+    if (!Planes) return put_row(sums, add, count, operands.destination + place + channel, not_finite);
     for (int64_t k = 0; k < count; ++k)
-      store_one(destination + place + (channel + k) * phases.destination.channel, sums[k] + add[k]);
+      store_one(operands.destination + place + (channel + k) * phases.destination.channel, sums[k] + add[k]);
   }
 
   // Pixels whose sums are not finite, without parts. That of infinity and zero is NaN, and so would be that
@@ -310,8 +308,9 @@ struct ConvAmx {
     const int64_t row = t.plan.columns(t.columns.size()).length;
     const int64_t line = t.plan.line(t.planes.size(), t.lines.size(), t.columns.size());
     const int64_t first = rows.channel - t.group * phases.channels;
-    const T* from = source + t.group * g.channels * phases.source.channel;
-    pack_weight_panel(phases, g, weight, t.group, {first, first + rows.channels}, {0, g.depth()}, columns);
+    const T* from = operands.source + t.group * g.channels * phases.source.channel;
+    pack_weight_panel(phases, g, operands.weight, t.group, {first, first + rows.channels}, {0, g.depth()},
+                      columns);
     for (int64_t i = 0; i < rows.end - rows.to; ++i) {
       if (rows.to[i] < 0) continue;
       alignas(64) float again[kWide], zero[kWide] = {};
@@ -346,8 +345,8 @@ struct ConvAmx {
 
   Phases phases;
   int64_t threads, panels;
-  const T *source, *source_end, *weight, *bias;
-  T* destination;
+  Operands<T> operands;
+  const T* source_end;
   bool one = false, packs_in_task = false;
   int64_t blocks = 1, panels_each = 1, channel_blocks = 1;  // tasks of a phase and a group
   PackedWeights<float> packed;

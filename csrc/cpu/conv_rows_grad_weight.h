@@ -55,7 +55,8 @@ struct RowsGradWeight {
   RowsGradWeight(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : phases(p, false),
         g(phases.at(0)),
-        copied(phases, b.input, kRowsGradCopied, max_of(kRowsPixels / g.axis[2].count, 1)),
+        copied(phases, static_cast<const T*>(b.input), kRowsGradCopied,
+               max_of(kRowsPixels / g.axis[2].count, 1)),
         w(weight_strides_of(p.weight_layout, g.channels, g.taps())),
         grad_output(static_cast<const T*>(b.output)),
         grad_weight(static_cast<T*>(b.weight)) {

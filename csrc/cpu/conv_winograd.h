@@ -20,7 +20,7 @@ struct Winograd : WinogradSteps<T, Tile> {
   using Steps = WinogradSteps<T, Tile>;
   using Steps::block_tiles, Steps::tile_blocks, Steps::whole, Steps::weights_plane, Steps::scratch_weights;
   using Steps::kProducts, Steps::kWeights, Steps::kWide;
-  using Steps::phases, Steps::taps, Steps::grid, Steps::depth, Steps::groups, Steps::panels, Steps::weight;
+  using Steps::phases, Steps::taps, Steps::grid, Steps::depth, Steps::groups, Steps::panels, Steps::operands;
   using typename Steps::A, typename Steps::Reader, typename Steps::Order;
 
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
@@ -170,7 +170,7 @@ struct Winograd : WinogradSteps<T, Tile> {
     const Range channels = depth.channels_of(chunk);
     Gather part = taps.at(depth.blocks_of(chunk).begin);
     part.channels = channels.size();
-    return fetched_weights(phases, part, weight + channels.begin * phases.weight_source, group,
+    return fetched_weights(phases, part, operands.weight + channels.begin * phases.weight_source, group,
                            block(panel, kWide, phases.channels), {0, part.depth()}, calls);
   }
 

@@ -66,10 +66,7 @@ struct WinogradSteps {
         panels(ceil_div(phases.channels, kWide)),
         kept(grid.size() > 2 * most_tiles_of<Tile>(depth.total(), false) &&
              groups * panels * kWeights * depth.total() * kWide * int64_t(sizeof(A)) <= kKeptBytes),
-        source(static_cast<const T*>(gradient ? b.output : b.input)),
-        weight(static_cast<const T*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)) {}
+        operands(operands_of<T>(b, gradient)) {}
 
   // Tiles of a block. Blocks are alike, and where there are several, as many for each thread; but where each
   // transforms the weights again, for many threads panels are shared out instead. A single block is cut where
@@ -101,10 +98,10 @@ struct WinogradSteps {
 
   Reader reader(int64_t group) const {
     return {grid, TileSpace::source(grid, taps.at(0)),
-            source + group * phases.source_channels * phases.source.channel, phases.source};
+            operands.source + group * phases.source_channels * phases.source.channel, phases.source};
   }
   Target target(int64_t group) const {
-    return {destination + group * phases.channels * phases.destination.channel, phases.destination};
+    return {operands.destination + group * phases.channels * phases.destination.channel, phases.destination};
   }
 
   // All chunks of a panel; `raw` is scratch memory of kRaw elements.
@@ -134,7 +131,7 @@ struct WinogradSteps {
     fill_zero(zeros, fewer ? channels.size() * kWide : 0);
     Gather part = taps.at(index);
     part.channels = channels.size();
-    pack_weight_panel(phases, part, weight + channels.begin * phases.weight_source, group,
+    pack_weight_panel(phases, part, operands.weight + channels.begin * phases.weight_source, group,
                       block(panel, kWide, phases.channels), {0, part.depth()}, raw);
     PackedTaps packed;  // a block at the end of the kernel may have fewer
     const int64_t height = part.axis[1].taps, width = part.axis[2].taps, size = channels.size() * kWide;
@@ -179,7 +176,8 @@ struct WinogradSteps {
     const TileSpace space = TileSpace::destination(grid);
     const Strides& s = target.s;
     A add[kWide] = {};
-    if (bias) copy_run(bias + group * phases.channels + channels.begin, add, channels.size());
+    if (operands.bias)
+      copy_run(operands.bias + group * phases.channels + channels.begin, add, channels.size());
     TileGrid::Tile tile = grid.at(order.tiles.begin);
     for (int64_t t = 0; t < order.tiles.size(); ++t, grid.advance(tile)) {
       const TileSpace::Box box = space.box(tile, H::kOutputs, W::kOutputs);
@@ -231,8 +229,7 @@ struct WinogradSteps {
   WinogradDepth depth;
   int64_t groups, panels;
   bool kept;  // the weights, transformed: they fit the cache, and there are many tiles
-  const T *source, *weight, *bias;
-  T* destination;
+  Operands<T> operands;
   int64_t block_tiles, tile_blocks;
   bool whole;  // weights are transformed a panel at a time, and used by many tasks
   PackedWeights<A> weights;
