@@ -3,15 +3,16 @@
 //   c)]
 // in bfloat16, and in float32 in three parts (amx_rows.h).
 //
-// A task is a block of output channels times a block of columns (tap, c) times a split of the pixels. It
-// takes some pixels at a time: the gradient's are the depth, and stay for all columns. Of channels last the
-// gradient is transposed for that, of channels first the gathered input; there columns may be (c, tap). The
-// number of splits depends on the shape alone and their sums are added in order: threads do not change the
-// result. Parts of float32 do not hold infinities: where a sum is not finite, all are computed by `gemm`.
+// A task is a block of output channels times a block of columns (tap, c) times a split of the pixels
+// (conv_splits.h). It takes some pixels at a time: the gradient's are the depth, and stay for all columns. Of
+// channels last the gradient is transposed for that, of channels first the gathered input; there columns may
+// be (c, tap). Parts of float32 do not hold infinities: where a sum is not finite, all are computed by
+// `gemm`.
 #pragma once
 
 #include "amx_rows.h"
 #include "conv_grad_weight_winograd.h"
+#include "conv_splits.h"
 #include "scratch.h"
 
 #if CNNEXT_VECTOR_BYTES == 64
@@ -89,11 +90,7 @@ class GradWeightAmx {
     if (splits > 1) {
       parallel(blocks, [&](int64_t b, int) {
         float* total = partial + b * splits * sums_size;
-        for (int64_t split = 1; split < splits; ++split) {
-          const float* part = total + split * sums_size;
-          for (int64_t i = 0; i < sums_size; i += kAmxPairs)
-            store(total + i, load(total + i) + load(part + i));
-        }
+        add_splits(total, splits, sums_size, sums_size);
         store_block(b, total);
       });
     }

@@ -7,11 +7,11 @@
 // see the gradient of the output through the taps in the opposite order.
 // Channels last: output channels are the rows of a tile, (tap, c) its vectors. Channels first: (c, tap) are
 // the rows, output channels the vectors. A task is a block of rows times a block of columns times a split of
-// the pixels. The number of splits depends on the shape alone and their sums are added in order: threads do
-// not change the result. Many threads get smaller blocks, for which more is packed in all.
+// the pixels (conv_splits.h). Many threads get smaller blocks, for which more is packed in all.
 #pragma once
 
 #include "conv_gemm_pairs.h"
+#include "conv_splits.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -170,10 +170,7 @@ struct GradWeightGemm {
     if (splits == 1) return;
     parallel(blocks, [&](int64_t b, int) {
       A* total = partial + b * splits * sums_size;
-      for (int64_t split = 1; split < splits; ++split) {
-        const A* part = total + split * sums_size;
-        for (int64_t i = 0; i < sums_size; i += kLanes<A>) store(total + i, load(total + i) + load(part + i));
-      }
+      add_splits(total, splits, sums_size, sums_size);
       store_weight(b, total);
     });
   }

@@ -2,13 +2,13 @@
 //   grad_weight = G^T [ sum over tiles of (A grad_output A^T) . (B^T input B) ] G
 // with the same tiles, blocks of taps and transforms as the forward convolution.
 //
-// A task is a block of output channels times a block of taps and of input channels times a split of the
-// tiles; for each kGradTiles tiles it transforms both factors and adds matrix products [k][tile] * [tile][c]
-// to its sums. The number of splits depends on the shape alone and their results are added in order: threads
-// do not change the result. Many threads get smaller blocks of channels, which transform more in all.
+// A task is a block of output channels times a block of taps and of input channels times a split of the tiles
+// (conv_splits.h); for each kGradTiles tiles it transforms both factors and adds matrix products [k][tile] *
+// [tile][c] to its sums. Many threads get smaller blocks of channels, which transform more in all.
 #pragma once
 
 #include "conv_grad_weight_gemm.h"
+#include "conv_splits.h"
 #include "winograd_choice.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -92,10 +92,7 @@ struct GradWeightWinograd {
     if (splits == 1) return;
     parallel(blocks, [&](int64_t b, int) {
       A* total = partial + b * splits * result_size;
-      for (int64_t split = 1; split < splits; ++split) {
-        const A* part = total + split * result_size;
-        for (int64_t i = 0; i < result_size; i += L) store(total + i, load(total + i) + load(part + i));
-      }
+      add_splits(total, splits, result_size, result_size);
       store_weight(b, total);
     });
   }

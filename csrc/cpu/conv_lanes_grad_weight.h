@@ -3,13 +3,14 @@
 // for every group of a block at once (conv_lanes.h), in one pass over both operands.
 //
 // Depthwise in channels last is read in place, float16 excepted; otherwise a box of either is loaded into
-// the thread's scratch memory. A task is some blocks times a split of the boxes of all images; the splits
-// depend on the shape alone and their sums are added in order: threads do not change the result.
+// the thread's scratch memory. A task is some blocks times a split of the boxes of all images
+// (conv_splits.h).
 #pragma once
 
 #include "conv_lanes_grad_shared_tile.h"
 #include "conv_lanes_grad_tile.h"
 #include "conv_lanes_kernel.h"
+#include "conv_splits.h"
 #include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -111,13 +112,8 @@ struct LanesGradWeight {
                  tile_list + thread * tile_count * sizeof(GradTile<A>), scratches + thread * scratch);
       }
     });
-    parallel(blocks.count, [&](int64_t b, int) {
-      A* total = partial + b * block_weights;
-      for (int64_t split = 1; split < splits; ++split) {
-        const A* from = total + split * size;
-        for (int64_t i = 0; i < block_weights; i += L) store(total + i, load(total + i) + load(from + i));
-      }
-    });
+    parallel(blocks.count,
+             [&](int64_t b, int) { add_splits(partial + b * block_weights, splits, block_weights, size); });
     parallel(blocks.parts(1), [&](int64_t b, int) {  // blocks that overlap in one task
       const Range part = blocks.part(b, 1);
       const int64_t count = shape.K_per_group() * w.k;
