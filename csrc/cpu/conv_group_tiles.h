@@ -43,13 +43,7 @@ void group_tile(const GroupTap<Acc<T>>* tap, int64_t taps, int64_t at, int64_t d
       for (int r = 0; r < Rows; ++r) {
         const V x = a[r * Pixel] - V{};
 #pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) {
-          if constexpr (P == Product::kPairs) {
-            sum[r][v] = add_pair_products(sum[r][v], x, y[v]);
-          } else {
-            sum[r][v] += x * y[v];
-          }
-        }
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = add_product<P>(sum[r][v], x, y[v]);
       }
     }
   }

@@ -32,13 +32,7 @@ void group_grad_tile(const A* grad, const A* source, int64_t rows, int64_t width
       for (int r = 0; r < Rows; ++r) {
         const Vec<A> x = broadcast(a[r]);
 #pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) {
-          if constexpr (P == Product::kPairs) {
-            sum[r][v] = add_pair_products(sum[r][v], x, y[v]);
-          } else {
-            sum[r][v] += x * y[v];
-          }
-        }
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = add_product<P>(sum[r][v], x, y[v]);
       }
     };
     constexpr int64_t kStep = P == Product::kPairs ? 2 : 1;
