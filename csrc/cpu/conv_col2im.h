@@ -67,7 +67,8 @@ struct Col2Im {
         d(p.shape.axis[0], gradient),
         h(p.shape.axis[1], gradient),
         w(p.shape.axis[2], gradient),
-        operands(operands_of<T>(b, gradient)) {
+        operands(operands_of<T>(b, gradient)),
+        threads(p.threads) {
     pixels = {{kUnitAxis, kUnitAxis, kUnitAxis}, {1, 1, 1}, p.shape.N, phases.source_channels};
     pixels.axis[2].count = pixels.axis[2].source = pixels.extent[2] = d.source * h.source * w.source;
     run_size = w.taps * phases.channels;
@@ -87,10 +88,7 @@ struct Col2Im {
     scratch = packed + packed_size;
   }
 
-  static int64_t workspace(const ConvProblem& p, bool gradient) {
-    const Col2Im self(p, gradient, {}, nullptr);
-    return (self.packed_size + p.threads * self.scratch_size) * sizeof(A);
-  }
+  int64_t workspace_bytes() const { return (packed_size + threads * scratch_size) * int64_t(sizeof(A)); }
 
   void run(const Parallel& parallel) const {
     parallel(phases.source_channels, [&](int64_t k, int) { pack_weights(k); });
@@ -319,6 +317,7 @@ struct Col2Im {
   SpreadAxis d, h, w;
   Gather pixels;  // of the source, as they are
   Operands<T> operands;
+  int64_t threads;
   int64_t run_size;  // elements
   int64_t taps_at_once, column_blocks, panels, stride;
   int64_t block_rows, block_width;  // of a block of source pixels
@@ -364,17 +363,8 @@ const char* col2im_refuses(const ConvProblem& p) {
 }
 
 template <bool Gradient>
-constexpr ConvKernel kConvCol2Im = {
+constexpr ConvKernel kConvCol2Im = entry<ByType<Col2Im, Gradient>>(
     "col2im", "few channels: products with all taps at once, added where they belong",
-    col2im_refuses<Gradient>,
-    [](const ConvProblem& p) {
-      int64_t bytes = 0;
-      with_type(p.dtype, [&](auto* tag) { bytes = Col2Im<Pointee<decltype(tag)>>::workspace(p, Gradient); });
-      return bytes;
-    },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      with_type(p.dtype,
-                [&](auto* tag) { Col2Im<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
-    }};
+    col2im_refuses<Gradient>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

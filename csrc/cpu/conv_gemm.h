@@ -76,6 +76,7 @@ struct Gemm {
         regions(phases, p.layout),
         cut(regions, p),
         operands(operands_of<T, S>(b, gradient)),
+        threads(p.threads),
         packed(p, units(), cut.unit_size),
         scratch(reinterpret_cast<A*>(packed.place(b, workspace))) {}
 
@@ -85,13 +86,8 @@ struct Gemm {
     return all;
   }
 
-  static int64_t workspace(const ConvProblem& p, bool gradient) {
-    const Gemm self(p, gradient, {}, nullptr);
-    return self.packed.bytes() + p.threads * self.cut.scratch_size * int64_t(sizeof(A));
-  }
-  static int64_t packed_bytes(const ConvProblem& p, bool gradient) {
-    return Gemm(p, gradient, {}, nullptr).packed.kept_bytes();
-  }
+  int64_t workspace_bytes() const { return packed.bytes() + threads * cut.scratch_size * int64_t(sizeof(A)); }
+  int64_t packed_bytes() const { return packed.kept_bytes(); }
 
   void run(const Parallel& parallel) const {
     const int64_t groups = phases.shape.groups;
@@ -371,6 +367,7 @@ struct Gemm {
   Regions regions;
   Cut<A> cut;
   Operands<T, S> operands;
+  int64_t threads;
   PackedWeights<A> packed;
   A* scratch;
 };
@@ -387,44 +384,18 @@ bool turns_to_channels_last(const ConvProblem& p) {
   return costly || Regions(phases, Layout::kChannelsLast).cut;
 }
 
+template <class T>
+using GemmOf = Gemm<T>;
 template <bool Gradient>
-InChannelsLast in_channels_last(const ConvProblem& p, bool weight_too,
-                                int64_t (*workspace)(const ConvProblem&)) {
-  return {p, Gradient ? ConvOp::kGradInput : ConvOp::kForward, weight_too, workspace};
-}
+constexpr ConvOp kOpOf = Gradient ? ConvOp::kGradInput : ConvOp::kForward;
+template <bool Gradient>
+using GemmClasses =
+    MayTurn<ByType<GemmOf, Gradient>, kOpOf<Gradient>, false, turns_to_channels_last<Gradient>>;
 
-template <bool Gradient>
-int64_t gemm_workspace(const ConvProblem& p) {
-  if (turns_to_channels_last<Gradient>(p))
-    return in_channels_last<Gradient>(p, false, gemm_workspace<Gradient>).bytes;
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) { bytes = Gemm<Pointee<decltype(tag)>>::workspace(p, Gradient); });
-  return bytes;
-}
-template <bool Gradient>
-int64_t gemm_packed(const ConvProblem& p) {
-  if (turns_to_channels_last<Gradient>(p))
-    return gemm_packed<Gradient>(in_channels_last<Gradient>(p, false, gemm_workspace<Gradient>).last);
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) { bytes = Gemm<Pointee<decltype(tag)>>::packed_bytes(p, Gradient); });
-  return bytes;
-}
-template <bool Gradient>
-void gemm_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  if (turns_to_channels_last<Gradient>(p)) {
-    return in_channels_last<Gradient>(p, false, gemm_workspace<Gradient>)
-        .run(b, parallel, workspace, gemm_run<Gradient>);
-  }
-  with_type(p.dtype,
-            [&](auto* tag) { Gemm<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
-}
-
-constexpr ConvKernel kConvGemm = {"gemm",          "blocked implicit matrix product",
-                                  accepts_all,     gemm_workspace<false>,
-                                  gemm_run<false>, gemm_packed<false>};
-constexpr ConvKernel kConvGradInputGemm = {
-    "gemm",         "blocked implicit matrix product, one for each residue of the stride",
-    accepts_all,    gemm_workspace<true>,
-    gemm_run<true>, gemm_packed<true>};
+constexpr ConvKernel kConvGemm = entry<GemmClasses<false>>("gemm", "blocked implicit matrix product",
+                                                           accepts_all, packed_of<GemmClasses<false>>);
+constexpr ConvKernel kConvGradInputGemm =
+    entry<GemmClasses<true>>("gemm", "blocked implicit matrix product, one for each residue of the stride",
+                             accepts_all, packed_of<GemmClasses<true>>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -329,15 +329,15 @@ inline const char* grad_weight_amx_refuses(const ConvProblem& p) {
   return splits ? float_grad_weight_amx_refuses(p) : pairs_grad_weight_amx_refuses(p);
 }
 inline int64_t grad_weight_amx_workspace(const ConvProblem& p) {
-  if (p.dtype == DType::kBFloat16) return GradWeightAmx<BFloat16>(p, {}, nullptr).workspace_bytes();
-  return max_of(GradWeightAmx<float>(p, {}, nullptr).workspace_bytes(), grad_weight_gemm_workspace(p));
+  if (p.dtype == DType::kBFloat16) return workspace_of<Only<GradWeightAmx<BFloat16>>>(p);
+  return max_of(workspace_of<Only<GradWeightAmx<float>>>(p), workspace_of<GradWeightGemmClasses>(p));
 }
 inline void grad_weight_amx(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
                             char* workspace) {
   if (p.dtype == DType::kBFloat16) {
     GradWeightAmx<BFloat16>(p, b, workspace).run(parallel);
   } else if (!GradWeightAmx<float>(p, b, workspace).run(parallel)) {
-    grad_weight_gemm(p, b, parallel, workspace);
+    run_by<GradWeightGemmClasses>(p, b, parallel, workspace);
   }
 }
 

@@ -61,7 +61,8 @@ struct GradWeightGemm {
         grad_weight(static_cast<T*>(b.weight)),
         in(strides_of(p.layout, shape.C, shape.input_pixels())),
         out(strides_of(p.layout, shape.K, shape.output_pixels())),
-        w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())) {
+        w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())),
+        threads(p.threads) {
     for (int a = 0; a < kAxes; ++a) {
       const Window& window = shape.axis[a];
       const int64_t extent = swapped ? window.input : window.output;
@@ -101,13 +102,18 @@ struct GradWeightGemm {
     }
     cut_blocks(row_cuts, col_cuts);
     splits = clamp(kGradTasks / blocks, 1, most_splits);
-    while (!cut && leave_idle(blocks * splits, p.threads) && (row_block > kRows || col_block > kWide)) {
+    while (!cut && leave_idle(blocks * splits, threads) && (row_block > kRows || col_block > kWide)) {
       ++(2 * row_block > col_block || col_block == kWide ? row_cuts : col_cuts);
       cut_blocks(row_cuts, col_cuts);
     }
     sums_size = round_up(row_block * col_block, 64);
     scratch = reinterpret_cast<A*>(workspace);
-    partial = scratch + p.threads * kScratch;
+    partial = scratch + threads * kScratch;
+  }
+
+  int64_t workspace_bytes() const {
+    const int64_t partials = splits > 1 ? blocks * splits * sums_size : 0;
+    return (threads * kScratch + partials) * int64_t(sizeof(A));
   }
 
   void cut_blocks(int64_t row_cuts, int64_t col_cuts) {
@@ -137,12 +143,6 @@ struct GradWeightGemm {
       product *= sum;
     }
     return product;
-  }
-
-  static int64_t workspace(const ConvProblem& p) {
-    const GradWeightGemm self(p, {}, nullptr);
-    const int64_t partials = self.splits > 1 ? self.blocks * self.splits * self.sums_size : 0;
-    return (p.threads * kScratch + partials) * sizeof(A);
   }
 
   void run(const Parallel& parallel) const {
@@ -351,6 +351,7 @@ struct GradWeightGemm {
   T* grad_weight;
   Strides in, out;
   WeightStrides w;
+  int64_t threads;
   Gather g, outputs;  // of the input, and of the gradient itself
   ColumnOrder order;  // of (tap, c)
   bool cut;           // products with the padding are left out, see factors_of
@@ -360,55 +361,37 @@ struct GradWeightGemm {
 
 // Whether the operands are turned to channels last: where products with the padding are left out, and for few
 // output channels where every input pixel of a row would be copied alone.
-inline bool turns(ConvProblem p) {
+inline bool grad_weight_turns(const ConvProblem& p) {
   if (p.layout == Layout::kChannelsLast) return false;
   if (!copies_vectors(p.shape.axis[2].stride) && p.shape.C_per_group() >= 16 && p.shape.K_per_group() <= 64)
     return true;
-  p.layout = Layout::kChannelsLast;
+  ConvProblem turned = p;
+  turned.layout = Layout::kChannelsLast;
   bool cut = false;
-  with_type(p.dtype, [&](auto* tag) { cut = GradWeightGemm<Pointee<decltype(tag)>>(p, {}, nullptr).cut; });
+  with_type(p.dtype,
+            [&](auto* tag) { cut = GradWeightGemm<Pointee<decltype(tag)>>(turned, {}, nullptr).cut; });
   return cut;
 }
+inline bool is_channels_first(const ConvProblem& p) { return p.layout == Layout::kChannelsFirst; }
 
-inline int64_t grad_weight_gemm_workspace(const ConvProblem& p) {
-  if (turns(p)) return InChannelsLast(p, ConvOp::kGradWeight, true, grad_weight_gemm_workspace).bytes;
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) { bytes = GradWeightGemm<Pointee<decltype(tag)>>::workspace(p); });
-  return bytes;
-}
-inline void grad_weight_gemm(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
-                             char* workspace) {
-  if (turns(p)) {
-    const InChannelsLast turned(p, ConvOp::kGradWeight, true, grad_weight_gemm_workspace);
-    return turned.run(b, parallel, workspace, grad_weight_gemm);
-  }
-  with_type(p.dtype,
-            [&](auto* tag) { GradWeightGemm<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
-}
+template <class T>
+using GradWeightGemmOf = GradWeightGemm<T>;
+using GradWeightGemmClasses = MayTurn<ByType<GradWeightGemmOf>, ConvOp::kGradWeight, true, grad_weight_turns>;
 
-constexpr ConvKernel kConvGradWeightGemm = {"gemm", "blocked implicit matrix product over pixels",
-                                            accepts_all, grad_weight_gemm_workspace, grad_weight_gemm};
+constexpr ConvKernel kConvGradWeightGemm =
+    entry<GradWeightGemmClasses>("gemm", "blocked implicit matrix product over pixels", accepts_all);
 
 using PairsGradWeight = GradWeightGemm<BFloat16, Product::kPairs>;
+using PairsGradWeightClasses = MayTurn<Only<PairsGradWeight>, ConvOp::kGradWeight, true, is_channels_first>;
 
 inline const char* pairs_grad_weight_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
   if (const char* reason = no_pair_products()) return reason;
   return p.layout == Layout::kChannelsLast ? nullptr : turning_refuses(p, p.shape.N);
 }
-inline int64_t pairs_grad_weight_workspace(const ConvProblem& p) {
-  if (p.layout == Layout::kChannelsLast) return PairsGradWeight::workspace(p);
-  return InChannelsLast(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace).bytes;
-}
-inline void pairs_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
-                              char* workspace) {
-  if (p.layout == Layout::kChannelsLast) return PairsGradWeight(p, b, workspace).run(parallel);
-  const InChannelsLast turned(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace);
-  turned.run(b, parallel, workspace, pairs_grad_weight);
-}
 
-constexpr ConvKernel kPairsGradWeightGemm = {
+constexpr ConvKernel kPairsGradWeightGemm = entry<PairsGradWeightClasses>(
     "gemm_bf16", "blocked implicit matrix product over pairs of pixels in bfloat16",
-    pairs_grad_weight_refuses, pairs_grad_weight_workspace, pairs_grad_weight};
+    pairs_grad_weight_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "conv_group_rows.h"
+#include "entry.h"
 #include "packed_weights.h"
 #include "scratch.h"
 #include "winograd_choice.h"
@@ -288,20 +289,6 @@ struct GroupTiles {
   T* results;  // channels first: of a band, before they are turned
 };
 
-template <bool Gradient>
-int64_t group_tiles_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) {
-    bytes = GroupTiles<Pointee<decltype(tag)>>(p, Gradient, {}, nullptr).workspace_bytes();
-  });
-  return bytes;
-}
-template <bool Gradient>
-void group_tiles(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { GroupTiles<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
-}
-
 // What a lane for each group (conv_lanes_list.h) does not take: wider groups fill vectors by themselves.
 inline const char* grouped_exclude(const ConvProblem& p) {
   const int64_t C = p.shape.C_per_group(), K = p.shape.K_per_group();
@@ -349,19 +336,14 @@ const char* pairs_group_tiles_refuses(const ConvProblem& p) {
 }
 
 template <bool Gradient>
-constexpr ConvKernel kPairsGroupTiles = {
+constexpr ConvKernel kPairsGroupTiles = entry<Only<PairsGroupTiles, Gradient>>(
     "group_tiles_bf16", "a tile of pixels for each group, by products of pairs of bfloat16",
-    pairs_group_tiles_refuses<Gradient>,
-    [](const ConvProblem& p) { return PairsGroupTiles(p, Gradient, {}, nullptr).workspace_bytes(); },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      PairsGroupTiles(p, Gradient, b, workspace).run(parallel);
-    }};
+    pairs_group_tiles_refuses<Gradient>);
 
-constexpr ConvKernel kConvGroupTiles = {"group_tiles", "a tile of pixels for each group",
-                                        group_tiles_refuses<false>, group_tiles_workspace<false>,
-                                        group_tiles<false>};
-constexpr ConvKernel kConvGradInputGroupTiles = {"group_tiles", "a tile of pixels for each group",
-                                                 group_tiles_refuses<true>, group_tiles_workspace<true>,
-                                                 group_tiles<true>};
+template <class T>
+using GroupTilesOf = GroupTiles<T>;
+template <bool Gradient>
+constexpr ConvKernel kConvGroupTiles = entry<ByType<GroupTilesOf, Gradient>>(
+    "group_tiles", "a tile of pixels for each group", group_tiles_refuses<Gradient>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

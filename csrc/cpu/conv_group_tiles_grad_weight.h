@@ -103,11 +103,12 @@ struct GroupTilesGradWeight {
     band = y.count;
     while (band > 1 && box_size() > kBoxElements) band = ceil_div(band, 2);
     sums_size = shape.taps() * K * kPixel;
-    const int64_t each = round_up((kTaskGroups * sums_size + box_size()) * sizeof(A), kAlignment);
-    scratch = reinterpret_cast<A*>(workspace);
-    scratch_size = each / sizeof(A);
-    bytes_taken = p.threads * each;
+    scratch_size = round_up(kTaskGroups * sums_size + box_size(), kAlignment / int64_t(sizeof(A)));
+    memory.base = workspace;
+    scratch = memory.take<A>(p.threads * scratch_size);
   }
+
+  int64_t workspace_bytes() const { return memory.bytes; }
 
   int64_t source_rows() const {  // of a band, at most
     return min_of(y.source, (band - 1) * y.source_step + (y.taps - 1) * y.offset_step + 1);
@@ -213,22 +214,10 @@ struct GroupTilesGradWeight {
   const T *input, *grad_output;
   T* grad_weight;
   WeightStrides w;
-  int64_t band, sums_size, scratch_size, bytes_taken;
+  int64_t band, sums_size, scratch_size;
+  ScratchLayout memory;
   A* scratch;
 };
-
-inline int64_t group_tiles_grad_weight_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) {
-    bytes = GroupTilesGradWeight<Pointee<decltype(tag)>>(p, {}, nullptr).bytes_taken;
-  });
-  return bytes;
-}
-inline void group_tiles_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
-                                    char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { GroupTilesGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
-}
 
 inline const char* group_tiles_grad_weight_exclude(const ConvProblem& p) {
   const int64_t K = p.shape.K_per_group();
@@ -246,19 +235,18 @@ inline const char* group_tiles_grad_weight_refuses(const ConvProblem& p) {
 
 using PairsGroupTilesGradWeight = GroupTilesGradWeight<BFloat16, Product::kPairs>;
 
-constexpr ConvKernel kPairsGradWeightGroupTiles = {
-    "group_tiles_bf16", "a tile of channels for each group, by products of pairs of pixels in bfloat16",
-    [](const ConvProblem& p) {
-      const char* reason = pairs_grad_weight_refuses(p);
-      return reason ? reason : group_tiles_grad_weight_exclude(p);
-    },
-    [](const ConvProblem& p) { return PairsGroupTilesGradWeight(p, {}, nullptr).bytes_taken; },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      PairsGroupTilesGradWeight(p, b, workspace).run(parallel);
-    }};
+inline const char* pairs_group_tiles_grad_weight_refuses(const ConvProblem& p) {
+  const char* reason = pairs_grad_weight_refuses(p);
+  return reason ? reason : group_tiles_grad_weight_exclude(p);
+}
 
-constexpr ConvKernel kConvGradWeightGroupTiles = {"group_tiles", "a tile of channels for each group",
-                                                  group_tiles_grad_weight_refuses,
-                                                  group_tiles_grad_weight_workspace, group_tiles_grad_weight};
+constexpr ConvKernel kPairsGradWeightGroupTiles = entry<Only<PairsGroupTilesGradWeight>>(
+    "group_tiles_bf16", "a tile of channels for each group, by products of pairs of pixels in bfloat16",
+    pairs_group_tiles_grad_weight_refuses);
+
+template <class T>
+using GroupTilesGradWeightOf = GroupTilesGradWeight<T>;
+constexpr ConvKernel kConvGradWeightGroupTiles = entry<ByType<GroupTilesGradWeightOf>>(
+    "group_tiles", "a tile of channels for each group", group_tiles_grad_weight_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -8,6 +8,7 @@
 // The last vector of a row overlaps the one before, and writes the same there again.
 #pragma once
 
+#include "entry.h"
 #include "packed_weights.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -97,7 +98,8 @@ struct ConvRows {
       : phases(p, gradient),
         g(phases.at(0)),
         operands(operands_of<T>(b, gradient)),
-        copied(phases, operands.source, kRowsCopied, clamp(rows() / (4 * p.threads), 1, 8)) {
+        copied(phases, operands.source, kRowsCopied, clamp(rows() / (4 * p.threads), 1, 8)),
+        threads(p.threads) {
     // Where rows are few, as in one dimension, channels are cut too; each block copies the rows again.
     const int64_t tasks = g.images * phases.shape.groups * g.axis[0].count * copied.row_blocks;
     channel_block = ceil_div(phases.channels, blocks_for(p.threads, tasks, ceil_div(phases.channels, kRows)));
@@ -106,10 +108,7 @@ struct ConvRows {
     scratch = reinterpret_cast<A*>(packed.place(b, workspace));
   }
 
-  static int64_t workspace(const ConvProblem& p, bool gradient) {
-    const ConvRows self(p, gradient, {}, nullptr);
-    return self.packed.bytes() + p.threads * self.copied.size * int64_t(sizeof(A));
-  }
+  int64_t workspace_bytes() const { return packed.bytes() + threads * copied.size * int64_t(sizeof(A)); }
 
   void run(const Parallel& parallel) const {
     const auto pack = [&](int64_t group, A* to, int) { pack_weights(group, to); };
@@ -230,7 +229,7 @@ struct ConvRows {
   Gather g;
   Operands<T> operands;
   CopiedRows<T> copied;
-  int64_t channel_block, channel_blocks;
+  int64_t threads, channel_block, channel_blocks;
   PackedWeights<A> packed;
   A* scratch;
 };
@@ -258,18 +257,7 @@ const char* rows_refuse(const ConvProblem& p) {
 }
 
 template <bool Gradient>
-constexpr ConvKernel kConvRows = {
-    "rows", "few channels, the source's rows copied once", rows_refuse<Gradient>,
-    [](const ConvProblem& p) {
-      int64_t bytes = 0;
-      with_type(p.dtype,
-                [&](auto* tag) { bytes = ConvRows<Pointee<decltype(tag)>>::workspace(p, Gradient); });
-      return bytes;
-    },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      with_type(p.dtype, [&](auto* tag) {
-        ConvRows<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel);
-      });
-    }};
+constexpr ConvKernel kConvRows = entry<ByType<ConvRows, Gradient>>(
+    "rows", "few channels, the source's rows copied once", rows_refuse<Gradient>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -76,6 +76,7 @@ struct ConvAmx {
   }
 
   int64_t workspace_bytes() const { return packed.bytes() + threads * thread_bytes; }
+  int64_t packed_bytes() const { return packed.kept_bytes(); }
 
   Plan plan_of(const Gather& g) const {
     return Plan(g, phases.source.pixel * int64_t(sizeof(T)), phases.size() * phases.shape.groups, threads,
@@ -362,39 +363,24 @@ struct ConvAmx {
   int64_t thread_bytes;  // from one's to the next one's
 };
 
-// run(a ConvAmx's type) for the problem's.
-template <class Run>
-auto with_conv_amx(const ConvProblem& p, Run&& run) {
-  const auto by_layout = [&](auto* type) {
-    using T = Pointee<decltype(type)>;
-    return p.layout == Layout::kChannelsLast ? run(static_cast<ConvAmx<T, false>*>(nullptr))
-                                             : run(static_cast<ConvAmx<T, true>*>(nullptr));
-  };
-  return p.dtype == DType::kFloat32 ? by_layout(static_cast<float*>(nullptr))
-                                    : by_layout(static_cast<BFloat16*>(nullptr));
-}
 template <bool Gradient>
-int64_t rows_amx_workspace(const ConvProblem& p) {
-  return with_conv_amx(
-      p, [&](auto* conv) { return Pointee<decltype(conv)>(p, Gradient, {}, nullptr).workspace_bytes(); });
-}
-template <bool Gradient>
-int64_t rows_amx_packed(const ConvProblem& p) {
-  return with_conv_amx(
-      p, [&](auto* conv) { return Pointee<decltype(conv)>(p, Gradient, {}, nullptr).packed.kept_bytes(); });
-}
-template <bool Gradient>
-void rows_amx_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  with_conv_amx(p, [&](auto* conv) { Pointee<decltype(conv)>(p, Gradient, b, workspace).run(parallel); });
-}
+struct RowsAmxClasses {
+  template <class Visit>
+  static void with(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
+    const auto by_layout = [&](auto* type) {
+      using T = Pointee<decltype(type)>;
+      p.layout == Layout::kChannelsLast ? visit(ConvAmx<T, false>(p, Gradient, b, workspace))
+                                        : visit(ConvAmx<T, true>(p, Gradient, b, workspace));
+    };
+    p.dtype == DType::kFloat32 ? by_layout(static_cast<float*>(nullptr))
+                               : by_layout(static_cast<BFloat16*>(nullptr));
+  }
+};
 
 template <bool Gradient>
-constexpr ConvKernel kRowsAmx = {"rows_amx",
-                                 "rows of pixels, multiplied by AMX",
-                                 rows_amx_refuses<Gradient>,
-                                 rows_amx_workspace<Gradient>,
-                                 rows_amx_run<Gradient>,
-                                 rows_amx_packed<Gradient>};
+constexpr ConvKernel kRowsAmx =
+    entry<RowsAmxClasses<Gradient>>("rows_amx", "rows of pixels, multiplied by AMX",
+                                    rows_amx_refuses<Gradient>, packed_of<RowsAmxClasses<Gradient>>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA
 

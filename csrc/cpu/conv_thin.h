@@ -59,7 +59,7 @@ struct ThinConv {
   static constexpr int64_t kWide = kCols<A>;
 
   ThinConv(const ConvProblem& p, const ConvBuffers& b, char* workspace)
-      : phases(p, false), g(phases.at(0)), operands(operands_of<T>(b, false)) {
+      : phases(p, false), g(phases.at(0)), operands(operands_of<T>(b, false)), threads(p.threads) {
     panels = ceil_div(phases.channels, kWide);
     window = g.axis[2].taps * g.channels;
     pitch = round_up((g.axis[2].count - 1) * Step + window, kSize);
@@ -70,9 +70,8 @@ struct ThinConv {
     scratch = reinterpret_cast<Copied*>(packed.place(b, workspace));
   }
 
-  static int64_t workspace(const ConvProblem& p) {
-    const ThinConv self(p, {}, nullptr);
-    return self.packed.bytes() + p.threads * self.scratch_size * int64_t(sizeof(Copied));
+  int64_t workspace_bytes() const {
+    return packed.bytes() + threads * scratch_size * int64_t(sizeof(Copied));
   }
 
   void run(const Parallel& parallel) const {
@@ -168,6 +167,7 @@ struct ThinConv {
   Phases phases;
   Gather g;
   Operands<T> operands;
+  int64_t threads;
   int64_t panels, rows, window, pitch;  // rows of a window, elements of one, elements of a copied row
   int64_t depth;                        // products for an output
   int64_t scratch_size;
@@ -205,27 +205,20 @@ inline const char* thin_refuses(const ConvProblem& p) {
   return s.K % lanes_of(p.dtype) == 0 ? nullptr : "takes output channels that fill vectors";
 }
 
-// Calls visit(a ThinConv) for a problem; of pairs, if they are wanted.
-template <bool Pairs, class Visit>
-void with_thin(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
-  with_thin_step(p, [&](auto step) {
-    if constexpr (Pairs) {
-      if constexpr (step % 2 == 0) visit(ThinConv<BFloat16, step, Product::kPairs>(p, b, workspace));
-    } else {
-      with_type(p.dtype, [&](auto* tag) { visit(ThinConv<Pointee<decltype(tag)>, step>(p, b, workspace)); });
-    }
-  });
-}
 template <bool Pairs>
-int64_t thin_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_thin<Pairs>(p, {}, nullptr, [&](const auto& conv) { bytes = conv.workspace(p); });
-  return bytes;
-}
-template <bool Pairs>
-void thin_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  with_thin<Pairs>(p, b, workspace, [&](const auto& conv) { conv.run(parallel); });
-}
+struct ThinClasses {
+  template <class Visit>
+  static void with(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
+    with_thin_step(p, [&](auto step) {
+      if constexpr (Pairs) {
+        if constexpr (step % 2 == 0) visit(ThinConv<BFloat16, step, Product::kPairs>(p, b, workspace));
+      } else {
+        with_type(p.dtype,
+                  [&](auto* tag) { visit(ThinConv<Pointee<decltype(tag)>, step>(p, b, workspace)); });
+      }
+    });
+  }
+};
 
 inline const char* pairs_thin_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
@@ -234,9 +227,9 @@ inline const char* pairs_thin_refuses(const ConvProblem& p) {
   return thin_refuses(p);
 }
 
-constexpr ConvKernel kConvThin = {"thin", "an image's rows, read in place", thin_refuses,
-                                  thin_workspace<false>, thin_run<false>};
-constexpr ConvKernel kPairsThin = {"thin_bf16", "an image's rows, read in place by pairs of bfloat16",
-                                   pairs_thin_refuses, thin_workspace<true>, thin_run<true>};
+constexpr ConvKernel kConvThin =
+    entry<ThinClasses<false>>("thin", "an image's rows, read in place", thin_refuses);
+constexpr ConvKernel kPairsThin = entry<ThinClasses<true>>(
+    "thin_bf16", "an image's rows, read in place by pairs of bfloat16", pairs_thin_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

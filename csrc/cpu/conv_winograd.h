@@ -25,7 +25,7 @@ struct Winograd : WinogradSteps<T, Tile> {
 
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : Steps(p, gradient, b) {
-    this->cut_tiles(p, this->even_tiles(p.threads));
+    this->cut_tiles(p, this->even_tiles());
     // Each block of panels transforms the patches again.
     panel_blocks = blocks_for(p.threads, tile_blocks * groups, panels);
     task_panels = ceil_div(panels, panel_blocks);
@@ -178,32 +178,24 @@ struct Winograd : WinogradSteps<T, Tile> {
   int64_t panel_blocks, task_panels, scratch_patches;
 };
 
-// Calls visit(convolution) for the one that takes a problem.
-template <bool Gradient, class Visit>
-void with_winograd(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
-  with_tile<Gradient>(p, [&](auto* type, auto tile) {
-    using T = Pointee<decltype(type)>;
-    using Tile = decltype(tile);
-    if (WinogradGroups<T, Tile>::takes(p, Gradient)) {
-      visit(WinogradGroups<T, Tile>(p, Gradient, b, workspace));
-    } else {
-      visit(Winograd<T, Tile>(p, Gradient, b, workspace));
-    }
-  });
-}
 template <bool Gradient>
-int64_t winograd_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_winograd<Gradient>(p, {}, nullptr, [&](const auto& conv) { bytes = conv.memory(p.threads); });
-  return bytes;
-}
-template <bool Gradient>
-void winograd_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  with_winograd<Gradient>(p, b, workspace, [&](const auto& conv) { conv.run(parallel); });
-}
+struct WinogradClasses {
+  template <class Visit>
+  static void with(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
+    with_tile<Gradient>(p, [&](auto* type, auto tile) {
+      using T = Pointee<decltype(type)>;
+      using Tile = decltype(tile);
+      if (WinogradGroups<T, Tile>::takes(p, Gradient)) {
+        visit(WinogradGroups<T, Tile>(p, Gradient, b, workspace));
+      } else {
+        visit(Winograd<T, Tile>(p, Gradient, b, workspace));
+      }
+    });
+  }
+};
 
 template <bool Gradient>
-constexpr ConvKernel kWinograd = {"winograd", kWinogradSummary, winograd_refuses<Gradient>,
-                                  winograd_workspace<Gradient>, winograd_run<Gradient>};
+constexpr ConvKernel kWinograd =
+    entry<WinogradClasses<Gradient>>("winograd", kWinogradSummary, winograd_refuses<Gradient>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

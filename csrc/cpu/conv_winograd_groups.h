@@ -132,7 +132,7 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
       : Steps(p, gradient, b) {
     const int64_t C = phases.channels;
     if (kCopies) copy = GroupCopy(grid, TileSpace::source(grid, this->taps.at(0)), Tile::kInputsOf, C);
-    this->cut_tiles(p, copy.images > 0 ? copy.tiles : this->even_tiles(p.threads));
+    this->cut_tiles(p, copy.images > 0 ? copy.tiles : this->even_tiles());
     tiles_at_once = ceil_div(block_tiles, ceil_div(block_tiles, kNarrowTiles));
     planes = {C, odd_lines(tiles_at_once * C)};
     scratch_patches = kProducts * planes.plane;

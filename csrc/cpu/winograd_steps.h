@@ -66,12 +66,13 @@ struct WinogradSteps {
         panels(ceil_div(phases.channels, kWide)),
         kept(grid.size() > 2 * most_tiles_of<Tile>(depth.total(), false) &&
              groups * panels * kWeights * depth.total() * kWide * int64_t(sizeof(A)) <= kKeptBytes),
-        operands(operands_of<T>(b, gradient)) {}
+        operands(operands_of<T>(b, gradient)),
+        threads(p.threads) {}
 
   // Tiles of a block. Blocks are alike, and where there are several, as many for each thread; but where each
   // transforms the weights again, for many threads panels are shared out instead. A single block is cut where
   // there are few panels for the threads.
-  int64_t even_tiles(int64_t threads) const {
+  int64_t even_tiles() const {
     const int64_t blocks = ceil_div(grid.size(), most_tiles_of<Tile>(depth.total(), kept));
     const int64_t most = max_of(blocks, grid.size() / (kRows / 2));  // of tiles enough for products
     const int64_t even = round_up(blocks, threads), others = groups * panels;
@@ -94,7 +95,7 @@ struct WinogradSteps {
     scratch = reinterpret_cast<A*>(weights.place(b, workspace));
     scratch_size = round_up(of_thread, 64) + 64;
   }
-  int64_t memory(int64_t threads) const { return weights.bytes() + threads * scratch_size * sizeof(A); }
+  int64_t workspace_bytes() const { return weights.bytes() + threads * scratch_size * int64_t(sizeof(A)); }
 
   Reader reader(int64_t group) const {
     return {grid, TileSpace::source(grid, taps.at(0)),
@@ -230,7 +231,7 @@ struct WinogradSteps {
   int64_t groups, panels;
   bool kept;  // the weights, transformed: they fit the cache, and there are many tiles
   Operands<T> operands;
-  int64_t block_tiles, tile_blocks;
+  int64_t threads, block_tiles, tile_blocks;
   bool whole;  // weights are transformed a panel at a time, and used by many tasks
   PackedWeights<A> weights;
   int64_t weights_plane, scratch_weights, scratch_size;  // in elements
