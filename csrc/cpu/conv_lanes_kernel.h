@@ -10,7 +10,7 @@
 #pragma once
 
 #include "conv_lanes.h"
-#include "conv_lanes_shared_tile.h"
+#include "conv_lanes_tile.h"
 #include "conv_phases.h"
 #include "scratch.h"
 
