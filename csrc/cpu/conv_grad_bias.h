@@ -2,8 +2,9 @@
 // order.
 #pragma once
 
-#include "conv_gather.h"
+#include "copy.h"
 #include "entry.h"
+#include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 

@@ -1,7 +1,8 @@
 // How the channels of one group are copied to scratch memory and back.
 #pragma once
 
-#include "conv_gather.h"
+#include "copy.h"
+#include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 

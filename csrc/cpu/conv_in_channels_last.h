@@ -3,8 +3,9 @@
 // too.
 #pragma once
 
-#include "conv_gather.h"
+#include "copy.h"
 #include "entry.h"
+#include "range.h"
 #include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {

@@ -6,7 +6,9 @@
 // a box of pixels at a time, small enough to stay in the cache.
 #pragma once
 
-#include "conv_gather.h"
+#include "copy.h"
+#include "fetch_ahead.h"
+#include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 

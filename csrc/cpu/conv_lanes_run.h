@@ -7,7 +7,7 @@
 // out.
 #pragma once
 
-#include "conv_gather.h"
+#include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "conv_lanes_run.h"
+#include "fetch_ahead.h"
 #include "stream.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
