@@ -81,8 +81,8 @@ struct Col2Im {
     cut_boxes(p);
     packed = reinterpret_cast<A*>(workspace);
     packed_size = round_up(column_blocks * panels * phases.source_channels * kWide, 64);
-    last = phases.source.channel == 1;
-    gathered_size = round_up(last ? kBlockRows * kDepthStride : kDepth * kPixelStride, 64);
+    channels_last = phases.source.channel == 1;
+    gathered_size = round_up(channels_last ? kBlockRows * kDepthStride : kDepth * kPixelStride, 64);
     products_size = round_up(kBlockRows * stride + L, 64);
     scratch_size = gathered_size + products_size + round_up(box_rows * pitch + L, 64) + 64;
     scratch = packed + packed_size;
@@ -239,7 +239,7 @@ struct Col2Im {
 
   void gather(int64_t image, Range some, Range channels, A* gathered) const {
     const T* from = operands.source + image * phases.source.image;
-    if (last) {
+    if (channels_last) {
       pack_pixels(from, phases.source, pixels, some, channels, gathered, kDepthStride);
     } else {
       pack_columns(from, phases.source, pixels, some, channels, taps_outside(pixels), gathered, kPixelStride);
@@ -247,7 +247,7 @@ struct Col2Im {
   }
   void multiply(int64_t rows, int64_t depth, int64_t cols, const A* gathered, const A* panel,
                 TileSumsApart<A> out) const {
-    if (last) {
+    if (channels_last) {
       tile_column<kDepthStride, 1, kWide>(rows, depth, cols, gathered, panel, out);
     } else {
       tile_column<1, kPixelStride, kWide>(rows, depth, cols, gathered, panel, out);
@@ -322,7 +322,7 @@ struct Col2Im {
   int64_t taps_at_once, column_blocks, panels, stride;
   int64_t block_rows, block_width;  // of a block of source pixels
   int64_t boxes[kAxes], box_size[kAxes], box_rows, pitch;
-  bool last;
+  bool channels_last;
   int64_t packed_size, gathered_size, products_size, scratch_size;  // in elements
   A *packed, *scratch;
 };

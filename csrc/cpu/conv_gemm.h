@@ -28,37 +28,40 @@ constexpr int64_t kRowsToPackFor = 128;  // that many threads share few pixels, 
 // threads.
 template <class A>
 struct Cut {
-  Cut(const Regions& regions, const ConvProblem& p) : last(p.layout == Layout::kChannelsLast) {
+  Cut(const Regions& regions, const ConvProblem& p) : channels_last(p.layout == Layout::kChannelsLast) {
     const Phases& phases = regions.phases;
-    const int64_t pixels = regions.most_pixels(), most_pixels = last ? kBlockRows : kPixelPanels * kCols<A>;
+    const int64_t pixels = regions.most_pixels(),
+                  most_pixels = channels_last ? kBlockRows : kPixelPanels * kCols<A>;
     panels = ceil_div(phases.channels, kCols<A>);
     // Few pixels are one block, if the threads can share the channels alike: whole panels, or rows enough to
     // pack the pixels for.
     const bool alike =
-        p.shape.groups % p.threads == 0 || (last ? 17 * panels >= 16 * round_up(panels, p.threads)
-                                                 : phases.channels >= kRowsToPackFor * p.threads);
+        p.shape.groups % p.threads == 0 || (channels_last ? 17 * panels >= 16 * round_up(panels, p.threads)
+                                                          : phases.channels >= kRowsToPackFor * p.threads);
     const bool one = pixels <= 3 * most_pixels && alike;
     pixel_blocks = one ? 1 : max_of(1, ceil_div(pixels, most_pixels));
     if (!one && !regions.cut)  // as many for each thread, of equal size
       pixel_blocks = max_of(pixel_blocks, min_of(round_up(pixel_blocks, p.threads), pixels / kRows));
-    pixel_block = max_of(1, round_up(ceil_div(pixels, pixel_blocks), last ? 1 : kCols<A>));
+    pixel_block = max_of(1, round_up(ceil_div(pixels, pixel_blocks), channels_last ? 1 : kCols<A>));
     pixel_blocks = max_of(1, ceil_div(pixels, pixel_block));
-    packs_in_task = pixel_blocks == 1 && !regions.cut && (!last || depth_in_parts(phases)) && !p.keeps_weight;
-    const int64_t unit = last ? kCols<A> : 1, most = last ? kMaxPanels * unit : kMaxChannels;
+    packs_in_task =
+        pixel_blocks == 1 && !regions.cut && (!channels_last || depth_in_parts(phases)) && !p.keeps_weight;
+    const int64_t unit = channels_last ? kCols<A> : 1,
+                  most = channels_last ? kMaxPanels * unit : kMaxChannels;
     const int64_t wanted =
-        blocks_for(p.threads, pixel_blocks * p.shape.groups, ceil_div(phases.channels, last ? unit : kRows),
-                   ceil_div(phases.channels, most));
+        blocks_for(p.threads, pixel_blocks * p.shape.groups,
+                   ceil_div(phases.channels, channels_last ? unit : kRows), ceil_div(phases.channels, most));
     channel_block = round_up(ceil_div(phases.channels, wanted), unit);
     channel_blocks = ceil_div(phases.channels, channel_block);
     depth_blocks = ceil_div(phases.max_depth(), kDepth);
-    units_of_group = last ? panels : channel_blocks * depth_blocks;
-    unit_size = last ? kCols<A> * phases.max_depth() : channel_block * kDepthStride;
-    scratch_gathered = round_up(pixel_block * (last ? kDepthStride : kDepth), 64);
+    units_of_group = channels_last ? panels : channel_blocks * depth_blocks;
+    unit_size = channels_last ? kCols<A> * phases.max_depth() : channel_block * kDepthStride;
+    scratch_gathered = round_up(pixel_block * (channels_last ? kDepthStride : kDepth), 64);
     scratch_sums = round_up(pixel_block * round_up(channel_block, unit), 64);
-    const int64_t weights = last ? kCols<A> * kDepth : channel_block * kDepthStride;
+    const int64_t weights = channels_last ? kCols<A> * kDepth : channel_block * kDepthStride;
     scratch_size = scratch_gathered + scratch_sums + (packs_in_task ? round_up(weights, 64) : 0) + 64;
   }
-  bool last, packs_in_task;
+  bool channels_last, packs_in_task;
   int64_t pixel_block, pixel_blocks, channel_block, channel_blocks;
   int64_t panels, depth_blocks, units_of_group;
   int64_t unit_size, scratch_gathered, scratch_sums, scratch_size;  // in elements
@@ -104,7 +107,7 @@ struct Gemm {
       A* gathered = scratch + thread * cut.scratch_size;
       A* sums = gathered + cut.scratch_gathered;
       const int64_t group = task / cut.pixel_blocks;
-      if (cut.last) {
+      if (cut.channels_last) {
         pixels_by_channels(r, group, pixels, channels, gathered, sums, sums + cut.scratch_sums, thread);
       } else {
         channels_by_pixels(r.g, group, pixels, channels, gathered, sums, sums + cut.scratch_sums, thread);
@@ -148,7 +151,7 @@ struct Gemm {
       const int64_t part = unit % cut.units_of_group, group = unit / cut.units_of_group % phases.shape.groups;
       const Gather g = phases.of_slot(unit / cut.units_of_group / phases.shape.groups);
       if (g.depth() == 0) return;
-      if (cut.last) {
+      if (cut.channels_last) {
         pack_weight_panel(phases, g, operands.weight, group, block(part, kWide, phases.channels),
                           {0, g.depth()}, to);
       } else {
@@ -204,22 +207,24 @@ struct Gemm {
     if (depth_blocks == 0) fill_zero(sums, round_up(channels.size(), kWide) * pixels.size());
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
       const Depth depth = depth_block(r, d);
-      const bool last = d + 1 >= depth_blocks;
+      const bool last_block = d + 1 >= depth_blocks;
       if (depth.size() > 0 && !read_in_place)
         pack_pixels(from, phases.source, g, pixels, depth, gathered, kDepthStride);
       const int64_t calls = ceil_div(channels.size(), kWide) * fetch_calls(pixels.size(), depth.size());
-      Ahead ahead = {last ? fetched_pixels(from, phases.source, g, next, depth_block(r, 0), calls)
-                          : fetched_pixels(from, phases.source, g, pixels, depth_block(r, d + 1), calls)};
+      Ahead ahead = {last_block
+                         ? fetched_pixels(from, phases.source, g, next, depth_block(r, 0), calls)
+                         : fetched_pixels(from, phases.source, g, pixels, depth_block(r, d + 1), calls)};
       for (Range panel = {channels.begin, 0}; panel.begin < channels.end; panel.begin += kWide) {
         panel.end = min_of(panel.begin + kWide, channels.end);
         A* c = sums + (panel.begin - channels.begin) * pixels.size();
-        const bool direct = last && depth.size() > 0 && (in_order || in_rows) && fills_tiles<A>(panel.size());
+        const bool direct =
+            last_block && depth.size() > 0 && (in_order || in_rows) && fills_tiles<A>(panel.size());
         if (depth.size() > 0) {
           if (cut.packs_in_task) pack_weight_panel(phases, g, operands.weight, group, panel, depth, packing);
           const bool end = panel.end == channels.end;
           const int64_t first = end ? channels.begin : panel.end;
           ahead.weights = fetched_panel(g, group, {first, min_of(first + kWide, channels.end)},
-                                        end ? (last ? Depth() : depth_block(r, d + 1)) : depth,
+                                        end ? (last_block ? Depth() : depth_block(r, d + 1)) : depth,
                                         fetch_calls(pixels.size(), depth.size()), thread);
           const A* b = cut.packs_in_task
                            ? packing
@@ -253,7 +258,7 @@ struct Gemm {
             multiply(0, pixels.size(), TileSums<A>{c, d > 0});
           }
         }
-        if (last && !direct) store_pixels(g, group, pixels, panel, c);
+        if (last_block && !direct) store_pixels(g, group, pixels, panel, c);
       }
     }
   }
@@ -311,10 +316,11 @@ struct Gemm {
         if (wide.size() < kWide) fill_zero(b, depth.size() * kWide);
         pack_columns(from, phases.source, g, wide, depth, column_order(g), b, kWide);
       }
-      const bool last = d + 1 >= depth_blocks;
+      const bool last_block = d + 1 >= depth_blocks;
       const int64_t calls = ceil_div(pixels.size(), kWide) * fetch_calls(channels.size(), depth.size());
-      Ahead ahead = {fetched_columns(from, phases.source, g, last ? next : pixels,
-                                     block(last ? 0 : d + 1, kDepth, g.depth()), column_order(g), calls)};
+      Ahead ahead = {fetched_columns(from, phases.source, g, last_block ? next : pixels,
+                                     block(last_block ? 0 : d + 1, kDepth, g.depth()), column_order(g),
+                                     calls)};
       if (cut.packs_in_task) pack_weight_rows(g, group, d, channels, packing);
       const int64_t part = channels.begin / cut.channel_block * cut.depth_blocks + d;
       const A* rows = cut.packs_in_task || depth.size() == 0
@@ -324,7 +330,7 @@ struct Gemm {
         const int64_t begin = pixels.begin + panel * kWide;
         const Range wide = {begin, min_of(begin + kWide, pixels.end)};
         const int64_t image = begin / image_pixels, pixel = begin % image_pixels;
-        const bool direct = last && depth.size() > 0 && in_order && fills_tiles<A>(wide.size()) &&
+        const bool direct = last_block && depth.size() > 0 && in_order && fills_tiles<A>(wide.size()) &&
                             pixel + wide.size() <= image_pixels;
         A* c = sums + panel * panel_sums;
         const auto multiply = [&](auto out) {
@@ -339,7 +345,7 @@ struct Gemm {
                                            operands.bias ? operands.bias + first : nullptr});
         } else {
           if (depth.size() > 0) multiply(TileSums<A>{c, d > 0});
-          if (last) store_columns(g, group, wide, channels, c);
+          if (last_block) store_columns(g, group, wide, channels, c);
         }
       }
     }

@@ -107,29 +107,29 @@ struct GroupTiles {
         channels_last(p.layout == Layout::kChannelsLast),
         pairs_apart(kProduct == Product::kPairs && !has_pairs_in_weight(p)),
         row(shape, gradient),
-        S(phases.source_channels),
-        D(phases.channels),
-        pixel(S > 16                                 ? 32
-              : S > 8 || kProduct == Product::kPairs ? 16
-                                                     : 8),
+        source_channels(phases.source_channels),
+        to_channels(phases.channels),
+        pixel(source_channels > 16                                 ? 32
+              : source_channels > 8 || kProduct == Product::kPairs ? 16
+                                                                   : 8),
         width(gradient ? shape.axis[2].output : shape.axis[2].input),
         height(gradient ? shape.axis[1].output : shape.axis[1].input),
         to_width(gradient ? shape.axis[2].input : shape.axis[2].output),
         to_height(gradient ? shape.axis[1].input : shape.axis[1].output),
         operands(operands_of<T, E>(b, gradient)) {
-    panels = ceil_div(D, kCols<A>);
+    panels = ceil_div(to_channels, kCols<A>);
     band = to_height;
     while (band > 1 && (source_rows(band) * row.size() * pixel > kBoxElements ||
                         shape.N * shape.groups * ceil_div(to_height, band) < kFewTasks)) {
       band = ceil_div(band, 2);
     }
     scratch_size = source_rows(band) * row.size() * pixel;
-    panel_size = shape.taps() * (pairs_apart ? 2 * S : S) * kCols<A>;
+    panel_size = shape.taps() * (pairs_apart ? 2 * source_channels : source_channels) * kCols<A>;
     packed = PackedWeights<A>(p, shape.groups, panels * panel_size);
     memory.base = packed.place(b, workspace);
     scratch = memory.take<A>(p.threads * scratch_size);
     lists = memory.take<GroupTap<A>>(p.threads * phases.max_taps);
-    results_size = channels_last ? 0 : round_up(band * to_width * D, 64);
+    results_size = channels_last ? 0 : round_up(band * to_width * to_channels, 64);
     results = memory.take<T>(p.threads * results_size);
   }
 
@@ -153,7 +153,7 @@ struct GroupTiles {
     for (int a = 1; a < kAxes; ++a) kernel.axis[a] = {0, 1, 1, 1, 1, shape.axis[a].kernel, 0, 1, 0, 1};
     const auto pack = [&](int64_t group, A* to, int) {
       for (int64_t n = 0; n < panels; ++n)
-        pack_panel(kernel, group, block(n, kCols<A>, D), to + n * panel_size);
+        pack_panel(kernel, group, block(n, kCols<A>, to_channels), to + n * panel_size);
     };
     packed.start(parallel, pack);
     const int64_t bands = ceil_div(to_height, band);
@@ -178,7 +178,7 @@ struct GroupTiles {
   }
 
   Gather phase(int64_t number) const {
-    Gather g = {{kUnitAxis, kUnitAxis, kUnitAxis}, {1, to_height, to_width}, shape.N, S};
+    Gather g = {{kUnitAxis, kUnitAxis, kUnitAxis}, {1, to_height, to_width}, shape.N, source_channels};
     for (int a = kAxes - 1; a > 0; --a) {
       const Window& w = shape.axis[a];
       g.axis[a] = phases.gradient ? grad_input_phase(w, number % phases.count[a]) : forward_phase(w);
@@ -191,9 +191,10 @@ struct GroupTiles {
                T* result) const {
     const Range read = copy_rows(image, group, rows, box);
     T* first = operands.destination + image * phases.destination.image +
-               group * D * phases.destination.channel + rows.begin * to_width * phases.destination.pixel;
+               group * to_channels * phases.destination.channel +
+               rows.begin * to_width * phases.destination.pixel;
     if (channels_last) result = first;
-    const int64_t pixel_step = channels_last ? phases.destination.pixel : D;
+    const int64_t pixel_step = channels_last ? phases.destination.pixel : to_channels;
     for (int64_t f = 0; f < phases.size(); ++f) {
       const Gather g = phase(f);
       const PhaseAxis &y = g.axis[1], &x = g.axis[2];
@@ -208,19 +209,20 @@ struct GroupTiles {
             for (int64_t m2 = 0; m2 < x.taps; ++m2) {
               const int64_t column = (from - read.begin) * row.size() + row.at(x.source_index(0, m2));
               const int64_t tap = (y.tap + m1 * y.tap_step) * shape.axis[2].kernel + x.tap + m2 * x.tap_step;
-              taps[count++] = {box + column * pixel, weights + n * panel_size + tap * S * kCols<A>};
+              taps[count++] = {box + column * pixel,
+                               weights + n * panel_size + tap * source_channels * kCols<A>};
             }
           }
-          const int64_t channels = min_of(kCols<A>, D - n * kCols<A>);
+          const int64_t channels = min_of(kCols<A>, to_channels - n * kCols<A>);
           A add[kCols<A>] = {};
-          if (operands.bias) copy_run(operands.bias + group * D + n * kCols<A>, add, channels);
+          if (operands.bias) copy_run(operands.bias + group * to_channels + n * kCols<A>, add, channels);
           row_of_tiles(taps, count, x, channels, add,
                        result + (at - rows.begin) * to_width * pixel_step + n * kCols<A>, pixel_step);
         }
       }
     }
     if (!channels_last)
-      store_group_planes(result, D, rows.size() * to_width, phases.destination.channel, first);
+      store_group_planes(result, to_channels, rows.size() * to_width, phases.destination.channel, first);
   }
 
   // `to`: pixel 0 of the row.
@@ -231,20 +233,20 @@ struct GroupTiles {
     const int64_t tiles = ceil_div(x.count, channels > L ? kGroupRows<2> : kGroupRows<1>);
     const int64_t least = x.count / max_of(tiles, 1);
     const int64_t longer = x.count - least * tiles;
-    const int64_t part = sizeof(T) < sizeof(A) ? max_of(count, 1) : kChain / S;
+    const int64_t part = sizeof(T) < sizeof(A) ? max_of(count, 1) : kChain / source_channels;
     for (int64_t i = 0, j = 0; i < tiles; ++i) {
       const int64_t size = least + (i < longer);
       for (int64_t i = j; i < j + size; ++i) __builtin_prefetch(to + i * step + next_row, 1);
       for (int64_t first = 0; first < max_of(count, 1); first += part) {
-        tile(size, channels > L)(taps + first, min_of(part, count - first), j, S, first == 0 ? add : nullptr,
-                                 to + j * step, step);
+        tile(size, channels > L)(taps + first, min_of(part, count - first), j, source_channels,
+                                 first == 0 ? add : nullptr, to + j * step, step);
       }
       j += size;
     }
   }
   RunGroupTile<T> tile(int64_t rows, bool wide) const {
     if constexpr (kProduct == Product::kPairs) {
-      if (D == kHalfGroup) return group_tile_of<kProduct, T, 1, 16, HalfVec>(rows);
+      if (to_channels == kHalfGroup) return group_tile_of<kProduct, T, 1, 16, HalfVec>(rows);
     }
     if (pixel == 8) return group_tile_of<kProduct, T, 1, 8>(rows);
     if (pixel == 16 || kProduct == Product::kPairs)
@@ -260,16 +262,18 @@ struct GroupTiles {
         phases.gradient ? y.end_output(rows.end - 1) : y.input_index(rows.end - 1, y.kernel - 1) + 1;
     Range read = {clamp(first, 0, height), 0};
     read.end = clamp(last, read.begin, height);
-    const E* from = operands.source + image * phases.source.image + group * S * phases.source.channel;
+    const E* from =
+        operands.source + image * phases.source.image + group * source_channels * phases.source.channel;
     if (channels_last) {
-      copy_group_rows(from, phases.source.pixel, width, read, row, S, pixel, S, box);
+      copy_group_rows(from, phases.source.pixel, width, read, row, source_channels, pixel, source_channels,
+                      box);
     } else if constexpr (kProduct == Product::kPairs) {
       const int64_t plane = numbers.source.channel;
       const T* first = reinterpret_cast<const T*>(operands.source) + image * numbers.source.image +
                        group * numbers.source_channels * plane;
-      turn_group_rows(BFloat16Pairs{first, plane}, 2 * plane, width, read, row, S, pixel, box);
+      turn_group_rows(BFloat16Pairs{first, plane}, 2 * plane, width, read, row, source_channels, pixel, box);
     } else {
-      turn_group_rows(from, phases.source.channel, width, read, row, S, pixel, box);
+      turn_group_rows(from, phases.source.channel, width, read, row, source_channels, pixel, box);
     }
     return read;
   }
@@ -278,7 +282,7 @@ struct GroupTiles {
   ConvShape shape;
   bool channels_last, pairs_apart;
   GroupRows row;
-  int64_t S, D, pixel;  // channels of a group in source and destination; elements of a copied pixel
+  int64_t source_channels, to_channels, pixel;  // of a group; elements of a copied pixel
   int64_t width, height, to_width, to_height;
   Operands<T, E> operands;
   int64_t panels, band, scratch_size, results_size, panel_size;

@@ -60,13 +60,13 @@ void group_grad_tile(const A* grad, const A* source, int64_t rows, int64_t width
 }
 
 // Rows of `count` pixels of bfloat16, as float, to pairs: of each pixel and the next, in place, or of every
-// other and the next. S channels of each.
+// other and the next.
 template <int Step, int64_t Pixel>
-void pair_pixels(float* box, int64_t rows, int64_t count, int64_t S) {
+void pair_pixels(float* box, int64_t rows, int64_t count, int64_t channels) {
   for (; rows > 0; --rows, box += count * Pixel) {
     for (int64_t i = 0; i < count; i += Step) {
       const float* from = box + i * Pixel;
-      for (int64_t c = 0; c < S; c += kLanes<float>) {
+      for (int64_t c = 0; c < channels; c += kLanes<float>) {
         UintVec pair = bit_cast<UintVec>(load(from + c)) >> 16;
         if (i + 1 < count) pair |= bit_cast<UintVec>(load(from + Pixel + c));
         store(box + i / Step * Pixel + c, bit_cast<Vec<float>>(pair));
@@ -146,16 +146,16 @@ struct GroupTilesGradWeight {
   }
 
   // Some rows of one image's pixels.
-  void add_band(int64_t image, int64_t group, Range rows, bool last, A* sums, A* box) const {
+  void add_band(int64_t image, int64_t group, Range rows, bool last_group, A* sums, A* box) const {
     Range read = {clamp(y.source_index(rows.begin, 0), 0, y.source), 0};
     read.end = clamp(y.source_index(rows.end - 1, y.taps - 1) + 1, read.begin, y.source);
     A* grads = box + source_rows() * row.size() * kPixel;
     const int64_t in_image = shape.C * y.source * x.source, out_image = shape.K * y.count * x.count;
     if (channels_last) {
       copy_group_rows(input + image * in_image + group * C, shape.C, x.source, read, row, C, kPixel,
-                      last ? in_image - (kTaskGroups - 1) * C : C, box);
+                      last_group ? in_image - (kTaskGroups - 1) * C : C, box);
       copy_group_rows(grad_output + image * out_image + group * K, shape.K, x.count, rows, grad_row, K,
-                      kPixel, last ? out_image - (kTaskGroups - 1) * K : K, grads);
+                      kPixel, last_group ? out_image - (kTaskGroups - 1) * K : K, grads);
     } else {
       const int64_t in_plane = y.source * x.source, out_plane = y.count * x.count;
       turn_group_rows(input + image * in_image + group * C * in_plane, in_plane, x.source, read, row, C,

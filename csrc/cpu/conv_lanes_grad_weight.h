@@ -41,7 +41,7 @@ struct LanesGradWeight {
     }
     const int64_t row_elements = (source_extent(1, 1) * in.extent[2] + out.extent[2]) * L;
     tiled = in.planes == 1 && out.planes <= kGradPlanes && grad_tiles<A>(shape.axis[1], shape.axis[2]);
-    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && in.last && in.planes == 1 &&
+    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && in.channels_last && in.planes == 1 &&
                out.planes == 1 && blocks.lanes == L && row_elements <= kRowsInCache / 4;
     far = beyond_caches(p) && !reads_planes(p);
     tap_rows = shape.axis[0].kernel * shape.axis[1].kernel;
@@ -86,7 +86,7 @@ struct LanesGradWeight {
   int64_t tasks() const { return shape.N * boxes(0) * boxes(1) * boxes(2) * blocks.parts(part_blocks); }
 
   void choose_box() {
-    part_blocks = in.last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
+    part_blocks = in.channels_last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
     for (int a = 0; a < kAxes; ++a) {
       while (box_size[a] > 1 &&
              (part_blocks * box_elements() > kBoxElements || (tasks() < kTasks && box_pixels() > 512))) {
@@ -159,7 +159,7 @@ struct LanesGradWeight {
 
   struct Images {  // of both operands, from the first channel of a part on
     const T *input, *grad;
-    bool last;  // of the images
+    bool last_image;
   };
 
   // Elements E are T in place, else A.
@@ -356,7 +356,7 @@ struct LanesGradWeight {
     if ((y += rows_at_once()) >= out.extent[1]) {
       y = 0;
       if (++z == out.extent[0]) {
-        if (images.last) return {};
+        if (images.last_image) return {};
         z = 0;
         from.input += in.strides.image;
         from.grad += out.strides.image;

@@ -37,7 +37,7 @@ struct LanesConv {
         operands(operands_of<T>(b, gradient)),
         w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())) {
     choose_tiles();
-    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && from.last && from.planes == 1 &&
+    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && from.channels_last && from.planes == 1 &&
                to.planes == 1 && blocks.lanes == L && rows_read() <= kRowsInCache / 16;
     for (int a = 0; a < kAxes; ++a) {
       phases[a] = gradient ? min_of(shape.axis[a].stride, shape.axis[a].input) : 1;
@@ -125,7 +125,7 @@ struct LanesConv {
 
   void choose_boxes(int64_t threads) {
     if (in_place) return choose_boxes_in_place(4 * threads);
-    part_blocks = from.last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
+    part_blocks = from.channels_last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
     for (int a = 0; a < kAxes; ++a) {
       while (box_size[a] > 1 &&
              (part_blocks * box_elements() > kBoxElements || (tasks() < kFewTasks && box_pixels() > 512))) {

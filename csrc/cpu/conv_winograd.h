@@ -18,7 +18,8 @@ constexpr int64_t kFewRows = min_of(8, kRows), kFewChannels = 16;
 template <class T, class Tile>
 struct Winograd : WinogradSteps<T, Tile> {
   using Steps = WinogradSteps<T, Tile>;
-  using Steps::block_tiles, Steps::tile_blocks, Steps::whole, Steps::weights_plane, Steps::scratch_weights;
+  using Steps::block_tiles, Steps::tile_blocks, Steps::shared_panels, Steps::weights_plane,
+      Steps::scratch_weights;
   using Steps::kProducts, Steps::kWeights, Steps::kWide;
   using Steps::phases, Steps::taps, Steps::grid, Steps::depth, Steps::groups, Steps::panels, Steps::operands;
   using typename Steps::A, typename Steps::Reader, typename Steps::Order;
@@ -64,7 +65,7 @@ struct Winograd : WinogradSteps<T, Tile> {
       ahead.destination =
           fetched_tiles(target.first, target.s, grid, TileSpace::destination(grid), tiles, Tile::H::kOutputs,
                         Tile::W::kOutputs, block(panel, kWide, phases.channels), calls);
-      const A* transformed = whole ? this->transformed(group, panel, thread, weights) : nullptr;
+      const A* transformed = shared_panels ? this->transformed(group, panel, thread, weights) : nullptr;
       multiply(group, order, panel, patch, transformed, weights, product, ahead);
       this->store_tiles(group, order, panel, product, products, target);
     }
@@ -92,12 +93,12 @@ struct Winograd : WinogradSteps<T, Tile> {
                 A* weights, A* product, Ahead& ahead) const {
     const int64_t tiles = order.tiles.size(), cols = min_of(kWide, phases.channels - panel * kWide);
     if constexpr (kProducts == kWeights) {
-      if (!whole && tiles <= kFewRows && depth.blocks_of(0).size() == 1)
+      if (!shared_panels && tiles <= kFewRows && depth.blocks_of(0).size() == 1)
         return multiply_few(group, tiles, panel, patch, weights, product, ahead);
     }
     for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
-      const A* all = whole ? transformed + depth.before(chunk) * kWide : weights;
-      if (!whole) {
+      const A* all = shared_panels ? transformed + depth.before(chunk) * kWide : weights;
+      if (!shared_panels) {
         this->transform_weights(group, panel, chunk, weights + kWeights * weights_plane, weights);
         ahead.weights = fetched_chunk(group, panel, chunk + 1, fetch_calls_of(order, depth.size_of(chunk)));
       }

@@ -117,7 +117,8 @@ template <class T, class Tile>
 struct WinogradGroups : WinogradSteps<T, Tile> {
   using Steps = WinogradSteps<T, Tile>;
   using Steps::kProducts, Steps::kWeights, Steps::L;
-  using Steps::phases, Steps::grid, Steps::groups, Steps::block_tiles, Steps::whole, Steps::weights_plane;
+  using Steps::phases, Steps::grid, Steps::groups, Steps::block_tiles, Steps::shared_panels,
+      Steps::weights_plane;
   using typename Steps::A, typename Steps::Order, typename Steps::Reader, typename Steps::Target;
   static constexpr bool kCopies = std::is_same_v<T, A>;  // other types are read in place
 
@@ -152,8 +153,8 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
 
   void compute(int64_t group, Range tiles, A* patches, int thread) const {
     A* own = patches + scratch_patches;  // weights
-    if (!whole) this->transform_weights(group, 0, 0, own + kWeights * weights_plane, own);
-    const A* weights = whole ? this->transformed(group, 0, thread, own) : own;
+    if (!shared_panels) this->transform_weights(group, 0, 0, own + kWeights * weights_plane, own);
+    const A* weights = shared_panels ? this->transformed(group, 0, thread, own) : own;
     Reader read = this->reader(group);
     Target target = this->target(group);
     const Target planes_of_group = target;

@@ -19,21 +19,21 @@ struct WinogradDepth {
   WinogradDepth(int64_t tap_blocks, int64_t source_channels)
       : blocks(tap_blocks),
         channels(source_channels),
-        whole(blocks * channels <= kChunk),
-        per_block(whole ? 1 : ceil_div(channels, kChunk)) {}
+        one_chunk(blocks * channels <= kChunk),
+        per_block(one_chunk ? 1 : ceil_div(channels, kChunk)) {}
   int64_t total() const { return blocks * channels; }
-  int64_t chunks() const { return whole ? 1 : blocks * per_block; }
+  int64_t chunks() const { return one_chunk ? 1 : blocks * per_block; }
   Range blocks_of(int64_t chunk) const {
-    return whole ? Range{0, blocks} : Range{chunk / per_block, chunk / per_block + 1};
+    return one_chunk ? Range{0, blocks} : Range{chunk / per_block, chunk / per_block + 1};
   }
   Range channels_of(int64_t chunk) const {
-    return whole ? Range{0, channels} : block(chunk % per_block, kChunk, channels);
+    return one_chunk ? Range{0, channels} : block(chunk % per_block, kChunk, channels);
   }
   int64_t size_of(int64_t chunk) const { return blocks_of(chunk).size() * channels_of(chunk).size(); }
   int64_t before(int64_t chunk) const { return blocks_of(chunk).begin * channels + channels_of(chunk).begin; }
 
   int64_t blocks, channels;
-  bool whole;
+  bool one_chunk;
   int64_t per_block;
 };
 
@@ -86,10 +86,10 @@ struct WinogradSteps {
   void cut_tiles(const ConvProblem& p, int64_t tiles) {
     block_tiles = tiles;
     tile_blocks = ceil_div(grid.size(), tiles);
-    whole = kept && tile_blocks > 2;
-    weights_plane = odd_lines((whole ? depth.total() : kChunk) * kWide);
-    weights = PackedWeights<A>(p, whole ? groups * panels : 0, kWeights * weights_plane);
-    scratch_weights = kRaw + (whole ? 0 : kWeights * weights_plane);
+    shared_panels = kept && tile_blocks > 2;
+    weights_plane = odd_lines((shared_panels ? depth.total() : kChunk) * kWide);
+    weights = PackedWeights<A>(p, shared_panels ? groups * panels : 0, kWeights * weights_plane);
+    scratch_weights = kRaw + (shared_panels ? 0 : kWeights * weights_plane);
   }
   void set_memory(const ConvBuffers& b, char* workspace, int64_t of_thread) {
     scratch = reinterpret_cast<A*>(weights.place(b, workspace));
@@ -203,13 +203,13 @@ struct WinogradSteps {
           continue;
         }
         for (int64_t n = 0; n < kPadded; n += L) transpose<A>(y + n);  // y[n + channel][pixel - n]
-        const bool whole = box.whole && column == 1;
+        const bool whole_rows = box.inside && column == 1;
         for (int64_t lane = 0; lane < count; ++lane) {
           T* channel = out + lane * s.channel;
           for (int i = 0; i < H::kOutputs; ++i, channel += row) {
             const int n = i * kRow;
             const auto values = reinterpret_cast<const A*>(y + n / L * L + lane) + n % L;
-            if (std::is_same_v<T, A> && kRow <= L && whole) {
+            if (std::is_same_v<T, A> && kRow <= L && whole_rows) {
               __builtin_memcpy(channel, values, W::kOutputs * sizeof(A));
               continue;
             }
@@ -232,7 +232,7 @@ struct WinogradSteps {
   bool kept;  // the weights, transformed: they fit the cache, and there are many tiles
   Operands<T> operands;
   int64_t threads, block_tiles, tile_blocks;
-  bool whole;  // weights are transformed a panel at a time, and used by many tasks
+  bool shared_panels;  // weights are transformed a panel at a time, and used by many tasks
   PackedWeights<A> weights;
   int64_t weights_plane, scratch_weights, scratch_size;  // in elements
   A* scratch;
