@@ -10,9 +10,10 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 const Kernels& grouped() {
-  static const ConvKernel conv[] = {kConvDepthwise, kPairsGroupTiles<false>, kConvGroupTiles, kConvGrouped};
-  static const ConvKernel conv_grad_input[] = {kConvGradInputDepthwise, kPairsGroupTiles<true>,
-                                               kConvGradInputGroupTiles, kConvGradInputGrouped};
+  static const ConvKernel conv[] = {kConvDepthwise<false>, kPairsGroupTiles<false>, kConvGroupTiles<false>,
+                                    kConvGrouped<false>};
+  static const ConvKernel conv_grad_input[] = {kConvDepthwise<true>, kPairsGroupTiles<true>,
+                                               kConvGroupTiles<true>, kConvGrouped<true>};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kPairsGradWeightGroupTiles,
                                                 kConvGradWeightGroupTiles, kConvGradWeightGrouped};
   static const Kernels table = {nullptr, list(conv), list(conv_grad_input), list(conv_grad_weight)};
