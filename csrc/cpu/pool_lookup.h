@@ -75,15 +75,6 @@ void each_offset(const PoolProblem& p, const O* offsets, const Parallel& paralle
   });
 }
 
-template <class Run>
-void with_offset_type(const PoolProblem& p, Run&& run) {
-  if (p.wide_offsets()) {
-    run(static_cast<int32_t*>(nullptr));
-  } else {
-    run(static_cast<uint8_t*>(nullptr));
-  }
-}
-
 CNNEXT_INLINE int64_t lookup_workspace(const PoolProblem& p) {
   int64_t bytes = 0;
   with_offset_type(
@@ -117,11 +108,9 @@ CNNEXT_INLINE void run_select(const PoolProblem& p, const PoolBuffers& b, const 
   });
 }
 
-CNNEXT_INLINE const char* accepts_every_pool(const PoolProblem&) { return nullptr; }
-
-constexpr PoolKernel kMaxPoolIndices = {"lookup", "offsets to indices", accepts_every_pool, lookup_workspace,
+constexpr PoolKernel kMaxPoolIndices = {"lookup", "offsets to indices", accepts_all, lookup_workspace,
                                         run_indices};
-constexpr PoolKernel kMaxPoolSelect = {"lookup", "values at the offsets", accepts_every_pool,
-                                       lookup_workspace, run_select};
+constexpr PoolKernel kMaxPoolSelect = {"lookup", "values at the offsets", accepts_all, lookup_workspace,
+                                       run_select};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -152,16 +152,15 @@ CNNEXT_INLINE void run_grad_plane(const PoolProblem& p, const PoolBuffers& b, co
   with_type(p.dtype,
             [&](auto* tag) { PoolPlane<Pointee<decltype(tag)>, PoolMode::kAverage>(p, b).grad(parallel); });
 }
-CNNEXT_INLINE int64_t no_pool_workspace(const PoolProblem&) { return 0; }
 
 constexpr const char* kPlaneSummary = "one window over the plane, vectors along it";
-constexpr PoolKernel kMaxPoolPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace,
+constexpr PoolKernel kMaxPoolPlane = {"plane", kPlaneSummary, refuses_plane, no_workspace,
                                       run_plane<PoolMode::kMax>};
-constexpr PoolKernel kMaxPoolOffsetsPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace,
+constexpr PoolKernel kMaxPoolOffsetsPlane = {"plane", kPlaneSummary, refuses_plane, no_workspace,
                                              run_plane<PoolMode::kMaxOffsets>};
-constexpr PoolKernel kAvgPoolPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace,
+constexpr PoolKernel kAvgPoolPlane = {"plane", kPlaneSummary, refuses_plane, no_workspace,
                                       run_plane<PoolMode::kAverage>};
-constexpr PoolKernel kAvgPoolGradPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace,
+constexpr PoolKernel kAvgPoolGradPlane = {"plane", kPlaneSummary, refuses_plane, no_workspace,
                                           run_grad_plane};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA
