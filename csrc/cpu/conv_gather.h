@@ -120,20 +120,6 @@ CNNEXT_INLINE void copy_run(From from, A* to, int64_t count) {
   }
 }
 
-// At most a vector, the rest zero.
-template <class From>
-CNNEXT_INLINE auto load_some(From from, int64_t count) {
-  decltype(load(from)) v = {};
-  if (count == int64_t(sizeof(v) / sizeof(v[0]))) return load(from);
-  for (int64_t i = 0; i < count; ++i) v[i] = load_one(from + i);
-  return v;
-}
-template <class T>
-CNNEXT_INLINE void store_some(T* to, Vec<Acc<T>> v, int64_t count) {
-  if (count == kLanes<Acc<T>>) return store(to, v);
-  for (int64_t i = 0; i < count; ++i) store_one(to + i, v[i]);
-}
-
 // The transpose of a block: row(j)[i] = from[i * stride + j], for i < rows and j < columns.
 template <class From, class Row>
 CNNEXT_INLINE void transpose_block(From from, int64_t stride, int64_t rows, int64_t columns, Row&& row) {
