@@ -9,8 +9,6 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-enum class PoolMode { kMax, kMaxOffsets, kAverage };
-
 // What forward and backward share: the result is [images, rows, width, C], cut into tasks.
 struct ChannelsLastTasks {
   int64_t rows, rows_per_task, channels, channels_per_task;
@@ -144,11 +142,7 @@ struct PoolChannelsLast {
         const int64_t to = at + c + v * L;
         pool.put(pool.output + to, value[v], kPart ? count : L);
         if constexpr (mode == PoolMode::kMaxOffsets) {
-          if (pool.problem.wide_offsets()) {
-            store_offsets_part<A>(static_cast<int32_t*>(pool.offsets) + to, offset[v], kPart ? count : L);
-          } else {
-            store_offsets_part<A>(static_cast<uint8_t*>(pool.offsets) + to, offset[v], kPart ? count : L);
-          }
+          store_offsets<A>(pool.problem, pool.offsets, to, offset[v], kPart ? count : L);
         }
       }
     }

@@ -102,8 +102,11 @@ struct PoolLanes {
         tile_to_planes<T>(tiles.input, lanes, input + first * input_pixels, input_pixels, count);
       } else {
         tile_to_planes<T>(tiles.output, lanes, output + first * output_pixels, output_pixels, count);
-        if (offset_bytes == 1) store_offsets(static_cast<uint8_t*>(tiles.offsets), first, count);
-        if (offset_bytes == 4) store_offsets(static_cast<int32_t*>(tiles.offsets), first, count);
+        if constexpr (Pool::kStoresOffsets) {
+          with_offset_type(problem, [&](auto* tag) {
+            offsets_to_planes(static_cast<decltype(tag)>(tiles.offsets), first, count);
+          });
+        }
       }
     });
   }
@@ -127,7 +130,7 @@ struct PoolLanes {
   }
 
   template <class O>
-  void store_offsets(const O* tile, int64_t first, int64_t count) const {
+  void offsets_to_planes(const O* tile, int64_t first, int64_t count) const {
     O* to = static_cast<O*>(buffers.offsets) + first * output_pixels;
     for (int64_t c = 0; c < count; ++c) {
       for (int64_t p = 0; p < output_pixels; ++p) *to++ = tile[p * lanes + c];

@@ -2,7 +2,7 @@
 // them.
 #pragma once
 
-#include "pool_plane.h"
+#include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "pool_row.h"
+#include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 

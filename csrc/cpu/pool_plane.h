@@ -2,7 +2,8 @@
 // elements, vectors along it. Forward of maximum and average, and the gradient of the average.
 #pragma once
 
-#include "pool_rows.h"
+#include "pool_tables.h"
+#include "pool_vec.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -120,11 +121,9 @@ struct PoolPlane {
       const int64_t z = at / w.input / h.input + shape.span(0, 0).tap,
                     y = at / w.input % h.input + shape.span(1, 0).tap;
       const int64_t tap = (z * h.kernel + y) * w.kernel + at % w.input + shape.span(2, 0).tap;
-      if (problem.wide_offsets()) {
-        static_cast<int32_t*>(offsets)[plane] = static_cast<int32_t>(tap);
-      } else {
-        static_cast<uint8_t*>(offsets)[plane] = static_cast<uint8_t>(tap);
-      }
+      with_offset_type(problem, [&](auto* tag) {
+        static_cast<decltype(tag)>(offsets)[plane] = static_cast<Pointee<decltype(tag)>>(tap);
+      });
     }
   }
 

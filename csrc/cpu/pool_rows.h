@@ -6,8 +6,8 @@
 // rows, over planes too.
 #pragma once
 
-#include "pool_channels_last.h"
 #include "pool_row.h"
+#include "pool_tables.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -205,12 +205,7 @@ struct PoolRows {
           value = stay ? value : next;
           offset = stay ? offset : next_offset;
         }
-        const int64_t at = row.number * w.output + q;
-        if (problem.wide_offsets()) {
-          store_offsets_part<A>(static_cast<int32_t*>(offsets) + at, offset, room - q);
-        } else {
-          store_offsets_part<A>(static_cast<uint8_t*>(offsets) + at, offset, room - q);
-        }
+        store_offsets<A>(problem, offsets, row.number * w.output + q, offset, room - q);
       }
       store_part(output + row.number * w.output + q, value, room - q);
     }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "pool_lookup.h"
+#include "pool_vec.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 

@@ -131,13 +131,7 @@ struct PoolSeparable {
         for (int v = 0; v < V; ++v) {
           store_part(output + at + v * L, best.value[v], kPart ? count : L);
           if constexpr (kStoresOffsets) {
-            if (problem.wide_offsets()) {
-              store_offsets_part<A>(static_cast<int32_t*>(offsets) + at + v * L, best.tap[v],
-                                    kPart ? count : L);
-            } else {
-              store_offsets_part<A>(static_cast<uint8_t*>(offsets) + at + v * L, best.tap[v],
-                                    kPart ? count : L);
-            }
+            store_offsets<A>(problem, offsets, at + v * L, best.tap[v], kPart ? count : L);
           }
         }
       }

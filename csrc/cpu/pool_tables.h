@@ -1,9 +1,11 @@
-// Windows and their inverse, tabulated for each axis.
+// What kernels of pooling share: their modes, and windows and their inverse, tabulated for each axis.
 #pragma once
 
 #include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
+
+enum class PoolMode { kMax, kMaxOffsets, kAverage };
 
 // An output whose window reaches over some input, and the tap that reads it.
 struct Reader {

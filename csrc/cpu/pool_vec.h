@@ -159,6 +159,16 @@ CNNEXT_INLINE void store_offsets_part(O* p, OffsetVec<A> v, int64_t count) {
   if (count >= kLanes<A>) return narrow_offsets(p, v);
   for (int64_t i = 0; i < count; ++i) p[i] = static_cast<O>(v[i]);
 }
+// The same, of offsets as the problem stores them, from element `at` on.
+template <class A>
+CNNEXT_INLINE void store_offsets(const PoolProblem& p, void* offsets, int64_t at, OffsetVec<A> v,
+                                 int64_t count) {
+  if (p.wide_offsets()) {
+    store_offsets_part<A>(static_cast<int32_t*>(offsets) + at, v, count);
+  } else {
+    store_offsets_part<A>(static_cast<uint8_t*>(offsets) + at, v, count);
+  }
+}
 
 // Lanes of the pair (a, b), 2 L lanes long, chosen by number.
 template <class A>
