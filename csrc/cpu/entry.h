@@ -42,8 +42,8 @@ void run_by(const Problem& p, const typename BuffersOf<Problem>::Type& b, const 
   Classes::with(p, b, workspace, [&](const auto& kernel) { kernel.run(parallel); });
 }
 
-// The entry of such classes.
-template <class Classes, class Problem>
+// The entry of such classes. A template for `refuses` (accepts_all) is taken for that of convolutions.
+template <class Classes, class Problem = ConvProblem>
 constexpr auto entry(const char* name, const char* summary, const char* (*refuses)(const Problem&)) {
   return Kernel<Problem, typename BuffersOf<Problem>::Type, Parallel>{
       name, summary, refuses, workspace_of<Classes, Problem>, run_by<Classes, Problem>};

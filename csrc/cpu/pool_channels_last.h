@@ -4,6 +4,7 @@
 // for accuracy. A task is a block of channels of some rows of the result.
 #pragma once
 
+#include "entry.h"
 #include "pool_row.h"
 #include "pool_tables.h"
 
@@ -65,7 +66,9 @@ struct PoolChannelsLast {
     rows = scratch.take<Row>(p.threads * most_rows);
   }
 
-  static constexpr bool kStoresOffsets = mode == PoolMode::kMaxOffsets;
+  static constexpr bool kGradient = false, kStoresOffsets = mode == PoolMode::kMaxOffsets;
+
+  int64_t workspace_bytes() const { return scratch.bytes; }
 
   void prepare() const {
     for (int a = 0; a < kAxes; ++a) axis[a].fill(shape, a);
@@ -203,31 +206,13 @@ CNNEXT_INLINE const char* needs_channels_last(const PoolProblem& p) {
   return p.layout == Layout::kChannelsLast ? nullptr : "channels first";
 }
 
-template <PoolMode mode>
-void run_channels_last(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
-                       char* workspace) {
-  with_type(p.dtype, [&](auto* tag) {
-    PoolChannelsLast<Pointee<decltype(tag)>, mode>(p, b, workspace).run(parallel);
-  });
-}
-
-template <PoolMode mode>
-int64_t channels_last_workspace(const PoolProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) {
-    bytes = PoolChannelsLast<Pointee<decltype(tag)>, mode>(p, {}, nullptr).scratch.bytes;
-  });
-  return bytes;
-}
 constexpr const char* kChannelsLastSummary = "vectors over the channels";
-constexpr PoolKernel kMaxPoolChannelsLast = {"channels_last", kChannelsLastSummary, needs_channels_last,
-                                             channels_last_workspace<PoolMode::kMax>,
-                                             run_channels_last<PoolMode::kMax>};
-constexpr PoolKernel kMaxPoolOffsetsChannelsLast = {
-    "channels_last", kChannelsLastSummary, needs_channels_last,
-    channels_last_workspace<PoolMode::kMaxOffsets>, run_channels_last<PoolMode::kMaxOffsets>};
-constexpr PoolKernel kAvgPoolChannelsLast = {"channels_last", kChannelsLastSummary, needs_channels_last,
-                                             channels_last_workspace<PoolMode::kAverage>,
-                                             run_channels_last<PoolMode::kAverage>};
+constexpr PoolKernel kMaxPoolChannelsLast = entry<ByType<InMode<PoolChannelsLast, PoolMode::kMax>::Of>>(
+    "channels_last", kChannelsLastSummary, needs_channels_last);
+constexpr PoolKernel kMaxPoolOffsetsChannelsLast =
+    entry<ByType<InMode<PoolChannelsLast, PoolMode::kMaxOffsets>::Of>>("channels_last", kChannelsLastSummary,
+                                                                       needs_channels_last);
+constexpr PoolKernel kAvgPoolChannelsLast = entry<ByType<InMode<PoolChannelsLast, PoolMode::kAverage>::Of>>(
+    "channels_last", kChannelsLastSummary, needs_channels_last);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -2,6 +2,7 @@
 // elements, vectors along it. Forward of maximum and average, and the gradient of the average.
 #pragma once
 
+#include "entry.h"
 #include "pool_tables.h"
 #include "pool_vec.h"
 
@@ -22,7 +23,7 @@ struct PoolPlane {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
 
-  PoolPlane(const PoolProblem& p, const PoolBuffers& b)
+  PoolPlane(const PoolProblem& p, const PoolBuffers& b, char*)
       : problem(p),
         shape(p.shape),
         planes(p.shape.N * p.shape.C),
@@ -35,6 +36,8 @@ struct PoolPlane {
                                                             shape.counted_taps(1, 0, problem.count_padding) *
                                                             shape.counted_taps(2, 0, problem.count_padding));
   }
+
+  int64_t workspace_bytes() const { return 0; }
 
   template <class Body>
   void each_plane(const Parallel& parallel, Body body) const {
@@ -49,7 +52,7 @@ struct PoolPlane {
     return available >= L ? load(from) : load_part(from, available);
   }
 
-  void forward(const Parallel& parallel) const {
+  void run(const Parallel& parallel) const {
     each_plane(parallel, [&](int64_t plane, int64_t) {
       const T* from = input + plane * pixels;
       const int64_t available = (planes - plane) * pixels;
@@ -127,13 +130,6 @@ struct PoolPlane {
     }
   }
 
-  void grad(const Parallel& parallel) const {
-    each_plane(parallel, [&](int64_t plane, int64_t room) {
-      const Vec<A> value = broadcast<A>(load_one(output + plane) / divisor);
-      for (int64_t i = 0; i < pixels; i += L) store_part(input + plane * pixels + i, value, room - i);
-    });
-  }
-
   const PoolProblem& problem;
   const PoolShape& shape;
   int64_t planes, pixels;
@@ -142,24 +138,28 @@ struct PoolPlane {
   A divisor;
 };
 
-template <PoolMode mode>
-void run_plane(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char*) {
-  with_type(p.dtype, [&](auto* tag) { PoolPlane<Pointee<decltype(tag)>, mode>(p, b).forward(parallel); });
-}
-CNNEXT_INLINE void run_grad_plane(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
-                                  char*) {
-  with_type(p.dtype,
-            [&](auto* tag) { PoolPlane<Pointee<decltype(tag)>, PoolMode::kAverage>(p, b).grad(parallel); });
-}
+template <class T>
+struct AvgPoolGradPlane : PoolPlane<T, PoolMode::kAverage> {
+  using Forward = PoolPlane<T, PoolMode::kAverage>;
+  using Forward::divisor, Forward::input, Forward::L, Forward::output, Forward::pixels;
+  using Forward::Forward;
+
+  void run(const Parallel& parallel) const {
+    this->each_plane(parallel, [&](int64_t plane, int64_t room) {
+      const Vec<Acc<T>> value = broadcast<Acc<T>>(load_one(output + plane) / divisor);
+      for (int64_t i = 0; i < pixels; i += L) store_part(input + plane * pixels + i, value, room - i);
+    });
+  }
+};
 
 constexpr const char* kPlaneSummary = "one window over the plane, vectors along it";
-constexpr PoolKernel kMaxPoolPlane = {"plane", kPlaneSummary, refuses_plane, no_workspace,
-                                      run_plane<PoolMode::kMax>};
-constexpr PoolKernel kMaxPoolOffsetsPlane = {"plane", kPlaneSummary, refuses_plane, no_workspace,
-                                             run_plane<PoolMode::kMaxOffsets>};
-constexpr PoolKernel kAvgPoolPlane = {"plane", kPlaneSummary, refuses_plane, no_workspace,
-                                      run_plane<PoolMode::kAverage>};
-constexpr PoolKernel kAvgPoolGradPlane = {"plane", kPlaneSummary, refuses_plane, no_workspace,
-                                          run_grad_plane};
+constexpr PoolKernel kMaxPoolPlane =
+    entry<ByType<InMode<PoolPlane, PoolMode::kMax>::Of>>("plane", kPlaneSummary, refuses_plane);
+constexpr PoolKernel kMaxPoolOffsetsPlane =
+    entry<ByType<InMode<PoolPlane, PoolMode::kMaxOffsets>::Of>>("plane", kPlaneSummary, refuses_plane);
+constexpr PoolKernel kAvgPoolPlane =
+    entry<ByType<InMode<PoolPlane, PoolMode::kAverage>::Of>>("plane", kPlaneSummary, refuses_plane);
+constexpr PoolKernel kAvgPoolGradPlane =
+    entry<ByType<AvgPoolGradPlane>>("plane", kPlaneSummary, refuses_plane);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

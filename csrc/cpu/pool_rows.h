@@ -6,6 +6,7 @@
 // rows, over planes too.
 #pragma once
 
+#include "entry.h"
 #include "pool_row.h"
 #include "pool_tables.h"
 
@@ -281,27 +282,12 @@ CNNEXT_INLINE const char* needs_channels_first(const PoolProblem& p) {
   return p.layout == Layout::kChannelsFirst ? nullptr : "channels last";
 }
 
-template <PoolMode mode>
-int64_t rows_workspace(const PoolProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) {
-    bytes = PoolRows<Pointee<decltype(tag)>, mode>(p, {}, nullptr).workspace_bytes();
-  });
-  return bytes;
-}
-template <PoolMode mode>
-void run_rows(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { PoolRows<Pointee<decltype(tag)>, mode>(p, b, workspace).run(parallel); });
-}
-
 constexpr const char* kRowsSummary = "separable, vectors along the rows";
-constexpr PoolKernel kMaxPoolRows = {"rows", kRowsSummary, needs_channels_first,
-                                     rows_workspace<PoolMode::kMax>, run_rows<PoolMode::kMax>};
-constexpr PoolKernel kMaxPoolOffsetsRows = {"rows", kRowsSummary, needs_channels_first,
-                                            rows_workspace<PoolMode::kMaxOffsets>,
-                                            run_rows<PoolMode::kMaxOffsets>};
-constexpr PoolKernel kAvgPoolRows = {"rows", kRowsSummary, needs_channels_first,
-                                     rows_workspace<PoolMode::kAverage>, run_rows<PoolMode::kAverage>};
+constexpr PoolKernel kMaxPoolRows =
+    entry<ByType<InMode<PoolRows, PoolMode::kMax>::Of>>("rows", kRowsSummary, needs_channels_first);
+constexpr PoolKernel kMaxPoolOffsetsRows =
+    entry<ByType<InMode<PoolRows, PoolMode::kMaxOffsets>::Of>>("rows", kRowsSummary, needs_channels_first);
+constexpr PoolKernel kAvgPoolRows =
+    entry<ByType<InMode<PoolRows, PoolMode::kAverage>::Of>>("rows", kRowsSummary, needs_channels_first);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

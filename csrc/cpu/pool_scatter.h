@@ -216,25 +216,7 @@ CNNEXT_INLINE const char* refuses_scatter(const PoolProblem& p) {
   return p.shape.input_pixels() < 1 << 27 ? nullptr : "huge planes";
 }
 
-template <class Run>
-void with_max_grad_scatter(const PoolProblem& p, const PoolBuffers& b, char* workspace, Run&& run) {
-  with_type(p.dtype, [&](auto* type) {
-    with_offset_type(p, [&](auto* tag) {
-      run(MaxPoolGradScatter<Pointee<decltype(type)>, Pointee<decltype(tag)>>(p, b, workspace));
-    });
-  });
-}
-CNNEXT_INLINE int64_t max_grad_scatter_workspace(const PoolProblem& p) {
-  int64_t bytes = 0;
-  with_max_grad_scatter(p, {}, nullptr, [&](const auto& kernel) { bytes = kernel.workspace_bytes(); });
-  return bytes;
-}
-CNNEXT_INLINE void run_max_grad_scatter(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
-                                        char* workspace) {
-  with_max_grad_scatter(p, b, workspace, [&](const auto& kernel) { kernel.run(parallel); });
-}
-
-constexpr PoolKernel kMaxPoolGradScatter = {"scatter", "window after window", refuses_scatter,
-                                            max_grad_scatter_workspace, run_max_grad_scatter};
+constexpr PoolKernel kMaxPoolGradScatter =
+    entry<ByTypeAndOffset<MaxPoolGradScatter>>("scatter", "window after window", refuses_scatter);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -12,7 +12,7 @@ template <class T, PoolMode mode>
 struct PoolSeparable {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
-  static constexpr bool kStoresOffsets = mode == PoolMode::kMaxOffsets;
+  static constexpr bool kGradient = false, kStoresOffsets = mode == PoolMode::kMaxOffsets;
   static constexpr int kVectors = 4;
 
   PoolSeparable(const PoolProblem& p, const PoolBuffers& b, char* workspace)
@@ -27,6 +27,8 @@ struct PoolSeparable {
     values = scratch.take<A>(p.threads * reduced);
     taps = kStoresOffsets ? scratch.take<Offset<A>>(p.threads * reduced) : nullptr;
   }
+
+  int64_t workspace_bytes() const { return scratch.bytes; }
 
   void prepare() const {
     for (int a = 0; a < kAxes; ++a) axis[a].fill(shape, a);
@@ -168,38 +170,18 @@ CNNEXT_INLINE const char* refuses_separable_lanes(const PoolProblem& p) {
   return reason ? reason : refuses_separable(p);
 }
 
-template <PoolMode mode>
-struct SeparableInLanes {
-  template <class A>
-  using In = PoolSeparable<A, mode>;
-  static constexpr bool kGrad = false;
-};
+constexpr const char* kSeparableSummary = "rows, then across them, vectors over the channels";
+constexpr PoolKernel kMaxPoolSeparable = entry<ByType<InMode<PoolSeparable, PoolMode::kMax>::Of>>(
+    "separable", kSeparableSummary, refuses_separable_channels_last);
+constexpr PoolKernel kMaxPoolOffsetsSeparable =
+    entry<ByType<InMode<PoolSeparable, PoolMode::kMaxOffsets>::Of>>("separable", kSeparableSummary,
+                                                                    refuses_separable_channels_last);
 
-template <PoolMode mode>
-int64_t separable_workspace(const PoolProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) {
-    bytes = PoolSeparable<Pointee<decltype(tag)>, mode>(p, {}, nullptr).scratch.bytes;
-  });
-  return bytes;
-}
-template <PoolMode mode>
-void run_separable(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { PoolSeparable<Pointee<decltype(tag)>, mode>(p, b, workspace).run(parallel); });
-}
-
-template <PoolMode mode>
-constexpr PoolKernel kPoolSeparable = {"separable", "rows, then across them, vectors over the channels",
-                                       refuses_separable_channels_last, separable_workspace<mode>,
-                                       run_separable<mode>};
-template <PoolMode mode>
-constexpr PoolKernel kPoolSeparableLanes = {"separable_lanes", "rows, then across them, vectors over planes",
-                                            refuses_separable_lanes, lanes_workspace<SeparableInLanes<mode>>,
-                                            run_lanes<SeparableInLanes<mode>>};
-constexpr PoolKernel kMaxPoolSeparable = kPoolSeparable<PoolMode::kMax>;
-constexpr PoolKernel kMaxPoolOffsetsSeparable = kPoolSeparable<PoolMode::kMaxOffsets>;
-constexpr PoolKernel kMaxPoolSeparableLanes = kPoolSeparableLanes<PoolMode::kMax>;
-constexpr PoolKernel kMaxPoolOffsetsSeparableLanes = kPoolSeparableLanes<PoolMode::kMaxOffsets>;
+constexpr const char* kSeparableLanesSummary = "rows, then across them, vectors over planes";
+constexpr PoolKernel kMaxPoolSeparableLanes = entry<InLanes<InMode<PoolSeparable, PoolMode::kMax>::Of>>(
+    "separable_lanes", kSeparableLanesSummary, refuses_separable_lanes);
+constexpr PoolKernel kMaxPoolOffsetsSeparableLanes =
+    entry<InLanes<InMode<PoolSeparable, PoolMode::kMaxOffsets>::Of>>(
+        "separable_lanes", kSeparableLanesSummary, refuses_separable_lanes);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -7,6 +7,13 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 enum class PoolMode { kMax, kMaxOffsets, kAverage };
 
+// The classes of one mode, of a template for all modes.
+template <template <class, PoolMode> class Class, PoolMode mode>
+struct InMode {
+  template <class T>
+  using Of = Class<T, mode>;
+};
+
 // An output whose window reaches over some input, and the tap that reads it.
 struct Reader {
   int64_t output, tap;
