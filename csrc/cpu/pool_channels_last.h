@@ -202,17 +202,13 @@ struct PoolChannelsLast {
   Row* rows;
 };
 
-CNNEXT_INLINE const char* needs_channels_last(const PoolProblem& p) {
-  return p.layout == Layout::kChannelsLast ? nullptr : "channels first";
-}
-
 constexpr const char* kChannelsLastSummary = "vectors over the channels";
 constexpr PoolKernel kMaxPoolChannelsLast = entry<ByType<InMode<PoolChannelsLast, PoolMode::kMax>::Of>>(
-    "channels_last", kChannelsLastSummary, needs_channels_last);
+    "channels_last", kChannelsLastSummary, layout_refuses<Layout::kChannelsLast>);
 constexpr PoolKernel kMaxPoolOffsetsChannelsLast =
     entry<ByType<InMode<PoolChannelsLast, PoolMode::kMaxOffsets>::Of>>("channels_last", kChannelsLastSummary,
-                                                                       needs_channels_last);
+                                                                       layout_refuses<Layout::kChannelsLast>);
 constexpr PoolKernel kAvgPoolChannelsLast = entry<ByType<InMode<PoolChannelsLast, PoolMode::kAverage>::Of>>(
-    "channels_last", kChannelsLastSummary, needs_channels_last);
+    "channels_last", kChannelsLastSummary, layout_refuses<Layout::kChannelsLast>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -288,25 +288,25 @@ struct MaxPoolGradChannelsLastClasses {
 
 // Gathering compares an output for each input under its window: with large, dense windows scattering does
 // less.
-CNNEXT_INLINE const char* refuses_max_grad_channels_last(const PoolProblem& p) {
+CNNEXT_INLINE const char* max_grad_channels_last_refuses(const PoolProblem& p) {
   constexpr bool kMasks = CNNEXT_VECTOR_BYTES == 64, kWide = CNNEXT_VECTOR_BYTES > 16;
-  if (p.layout != Layout::kChannelsLast) return "channels first";
+  if (const char* reason = layout_refuses<Layout::kChannelsLast>(p)) return reason;
   const int64_t most = with_row_windows(p, [](auto) {}) ? (kMasks ? 32 : 16)
                        : kWide                          ? kLanes<float> / 2 + 8
                                                         : 1;
   int64_t readers = 1;
   for (int a = 0; a < kAxes; ++a) readers *= p.shape.windows_over_input(a);
-  return readers > most ? "many windows over an input" : nullptr;
+  return readers > most ? "takes few windows over an input" : nullptr;
 }
 
-CNNEXT_INLINE const char* refuses_avg_grad_channels_last(const PoolProblem& p) {
-  const char* reason = needs_channels_last(p);
-  return reason ? reason : refuses_readers(p.shape, kAxes);
+CNNEXT_INLINE const char* avg_grad_channels_last_refuses(const PoolProblem& p) {
+  const char* reason = layout_refuses<Layout::kChannelsLast>(p);
+  return reason ? reason : readers_refuse(p.shape, kAxes);
 }
 
 constexpr PoolKernel kMaxPoolGradChannelsLast = entry<MaxPoolGradChannelsLastClasses>(
-    "channels_last", kChannelsLastSummary, refuses_max_grad_channels_last);
+    "channels_last", kChannelsLastSummary, max_grad_channels_last_refuses);
 constexpr PoolKernel kAvgPoolGradChannelsLast = entry<ByType<AvgPoolGradChannelsLast>>(
-    "channels_last", kChannelsLastSummary, refuses_avg_grad_channels_last);
+    "channels_last", kChannelsLastSummary, avg_grad_channels_last_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -143,13 +143,14 @@ struct PoolLanes {
   Pool pool;
 };
 
-CNNEXT_INLINE const char* refuses_lanes(const PoolProblem& p) {
+CNNEXT_INLINE const char* lanes_refuses(const PoolProblem& p) {
   const int64_t most_bytes = p.shape.axis[0].input > 1 ? 1 << 20 : 1 << 19;
-  if (p.layout != Layout::kChannelsFirst) return "channels last";
+  if (const char* reason = layout_refuses<Layout::kChannelsFirst>(p)) return reason;
   const bool one_row = p.shape.axis[0].input * p.shape.axis[1].input == 1 && !p.shape.adaptive[2];
   if (one_row && p.shape.axis[2].output >= 4 * kLanes<float> && p.shape.axis[2].stride <= 2)
-    return "long rows";
-  return largest_plane(p.shape) * CNNEXT_VECTOR_BYTES > most_bytes ? "large planes" : nullptr;
+    return "takes planes of several rows, or of a short one";
+  return largest_plane(p.shape) * CNNEXT_VECTOR_BYTES > most_bytes ? "takes planes that fit the cache"
+                                                                   : nullptr;
 }
 
 // Pool<A> is such a kernel for elements of type A.
@@ -164,20 +165,20 @@ struct InLanes {
   }
 };
 
-CNNEXT_INLINE const char* refuses_avg_grad_lanes(const PoolProblem& p) {
-  const char* reason = refuses_lanes(p);
-  return reason ? reason : refuses_readers(p.shape, kAxes);
+CNNEXT_INLINE const char* avg_grad_lanes_refuses(const PoolProblem& p) {
+  const char* reason = lanes_refuses(p);
+  return reason ? reason : readers_refuse(p.shape, kAxes);
 }
 
 constexpr const char* kLanesSummary = "vectors over planes";
 constexpr PoolKernel kMaxPoolLanes =
-    entry<InLanes<InMode<PoolChannelsLast, PoolMode::kMax>::Of>>("lanes", kLanesSummary, refuses_lanes);
+    entry<InLanes<InMode<PoolChannelsLast, PoolMode::kMax>::Of>>("lanes", kLanesSummary, lanes_refuses);
 constexpr PoolKernel kMaxPoolOffsetsLanes =
     entry<InLanes<InMode<PoolChannelsLast, PoolMode::kMaxOffsets>::Of>>("lanes", kLanesSummary,
-                                                                        refuses_lanes);
+                                                                        lanes_refuses);
 constexpr PoolKernel kAvgPoolLanes =
-    entry<InLanes<InMode<PoolChannelsLast, PoolMode::kAverage>::Of>>("lanes", kLanesSummary, refuses_lanes);
+    entry<InLanes<InMode<PoolChannelsLast, PoolMode::kAverage>::Of>>("lanes", kLanesSummary, lanes_refuses);
 constexpr PoolKernel kAvgPoolGradLanes =
-    entry<InLanes<AvgPoolGradChannelsLast>>("lanes", kLanesSummary, refuses_avg_grad_lanes);
+    entry<InLanes<AvgPoolGradChannelsLast>>("lanes", kLanesSummary, avg_grad_lanes_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

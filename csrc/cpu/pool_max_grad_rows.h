@@ -13,7 +13,7 @@
 
 #include "entry.h"
 #include "pool_row.h"
-#include "scratch.h"
+#include "pool_tables.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -257,15 +257,16 @@ bool with_fixed_windows(const PoolShape& shape, const Run& run) {
          is(FixedWindow<3, 1, 1>()) || is(FixedWindow<5, 1, 2>());
 }
 
-CNNEXT_INLINE const char* refuses_max_grad_rows(const PoolProblem& p) {
+CNNEXT_INLINE const char* max_grad_rows_refuses(const PoolProblem& p) {
   constexpr int64_t kShort = 32;
-  if (p.layout != Layout::kChannelsFirst) return "channels last";
+  if (const char* reason = layout_refuses<Layout::kChannelsFirst>(p)) return reason;
   bool copies = false;
   const bool fits = with_fixed_windows(p.shape, [&](auto rows, auto columns) {
     copies = rows.missing(p.shape.axis[1]) + columns.missing(p.shape.axis[2]) > 0;
   });
-  if (!fits) return "unusual windows";
-  return copies && p.shape.axis[2].output < kShort ? "windows missing at the ends of short rows" : nullptr;
+  if (!fits) return "takes windows of usual sizes";
+  return copies && p.shape.axis[2].output < kShort ? "takes short rows only where no window is missing"
+                                                   : nullptr;
 }
 
 struct MaxPoolGradRowsClasses {
@@ -280,6 +281,6 @@ struct MaxPoolGradRowsClasses {
 };
 
 constexpr PoolKernel kMaxPoolGradRows = entry<MaxPoolGradRowsClasses>(
-    "rows", "column taps in turn, vectors along the rows", refuses_max_grad_rows);
+    "rows", "column taps in turn, vectors along the rows", max_grad_rows_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

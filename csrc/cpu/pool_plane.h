@@ -8,12 +8,12 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-CNNEXT_INLINE const char* refuses_plane(const PoolProblem& p) {
-  if (p.layout != Layout::kChannelsFirst) return "channels last";
+CNNEXT_INLINE const char* plane_refuses(const PoolProblem& p) {
+  if (const char* reason = layout_refuses<Layout::kChannelsFirst>(p)) return reason;
   for (int a = 0; a < kAxes; ++a) {
     const Window& w = p.shape.axis[a];
-    if (w.output != 1 || p.shape.span(a, 0).count != w.input) return "more than one window";
-    if (w.dilation != 1 && w.input != 1) return "dilation";
+    if (w.output != 1 || p.shape.span(a, 0).count != w.input) return "takes one window over the whole plane";
+    if (w.dilation != 1 && w.input != 1) return "takes windows without dilation";
   }
   return nullptr;
 }
@@ -154,12 +154,12 @@ struct AvgPoolGradPlane : PoolPlane<T, PoolMode::kAverage> {
 
 constexpr const char* kPlaneSummary = "one window over the plane, vectors along it";
 constexpr PoolKernel kMaxPoolPlane =
-    entry<ByType<InMode<PoolPlane, PoolMode::kMax>::Of>>("plane", kPlaneSummary, refuses_plane);
+    entry<ByType<InMode<PoolPlane, PoolMode::kMax>::Of>>("plane", kPlaneSummary, plane_refuses);
 constexpr PoolKernel kMaxPoolOffsetsPlane =
-    entry<ByType<InMode<PoolPlane, PoolMode::kMaxOffsets>::Of>>("plane", kPlaneSummary, refuses_plane);
+    entry<ByType<InMode<PoolPlane, PoolMode::kMaxOffsets>::Of>>("plane", kPlaneSummary, plane_refuses);
 constexpr PoolKernel kAvgPoolPlane =
-    entry<ByType<InMode<PoolPlane, PoolMode::kAverage>::Of>>("plane", kPlaneSummary, refuses_plane);
+    entry<ByType<InMode<PoolPlane, PoolMode::kAverage>::Of>>("plane", kPlaneSummary, plane_refuses);
 constexpr PoolKernel kAvgPoolGradPlane =
-    entry<ByType<AvgPoolGradPlane>>("plane", kPlaneSummary, refuses_plane);
+    entry<ByType<AvgPoolGradPlane>>("plane", kPlaneSummary, plane_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

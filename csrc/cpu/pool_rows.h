@@ -278,16 +278,12 @@ struct PoolRows {
   int64_t local_bytes = 0;
 };
 
-CNNEXT_INLINE const char* needs_channels_first(const PoolProblem& p) {
-  return p.layout == Layout::kChannelsFirst ? nullptr : "channels last";
-}
-
 constexpr const char* kRowsSummary = "separable, vectors along the rows";
-constexpr PoolKernel kMaxPoolRows =
-    entry<ByType<InMode<PoolRows, PoolMode::kMax>::Of>>("rows", kRowsSummary, needs_channels_first);
-constexpr PoolKernel kMaxPoolOffsetsRows =
-    entry<ByType<InMode<PoolRows, PoolMode::kMaxOffsets>::Of>>("rows", kRowsSummary, needs_channels_first);
-constexpr PoolKernel kAvgPoolRows =
-    entry<ByType<InMode<PoolRows, PoolMode::kAverage>::Of>>("rows", kRowsSummary, needs_channels_first);
+constexpr PoolKernel kMaxPoolRows = entry<ByType<InMode<PoolRows, PoolMode::kMax>::Of>>(
+    "rows", kRowsSummary, layout_refuses<Layout::kChannelsFirst>);
+constexpr PoolKernel kMaxPoolOffsetsRows = entry<ByType<InMode<PoolRows, PoolMode::kMaxOffsets>::Of>>(
+    "rows", kRowsSummary, layout_refuses<Layout::kChannelsFirst>);
+constexpr PoolKernel kAvgPoolRows = entry<ByType<InMode<PoolRows, PoolMode::kAverage>::Of>>(
+    "rows", kRowsSummary, layout_refuses<Layout::kChannelsFirst>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

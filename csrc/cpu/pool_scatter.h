@@ -73,10 +73,10 @@ struct MaxPoolGradScatter {
   MaxPoolGradScatter(const PoolProblem& p, const PoolBuffers& b, char* workspace)
       : problem(p),
         shape(p.shape),
-        last(p.layout == Layout::kChannelsLast),
+        channels_last(p.layout == Layout::kChannelsLast),
         pixels(shape.input_pixels()),
-        width(last ? min_of(round_up(shape.C, L), vectors_of_tile() * L)
-                   : min_of(shape.N * shape.C, kScatterPlanes)),
+        width(channels_last ? min_of(round_up(shape.C, L), vectors_of_tile() * L)
+                            : min_of(shape.N * shape.C, kScatterPlanes)),
         windows(shape.output_pixels()),
         buffers(b),
         table(shape, workspace) {
@@ -94,15 +94,15 @@ struct MaxPoolGradScatter {
       const int64_t at = i < windows ? table.window(i / Q / P, i / Q % P) + table.origin[2][i % Q] : kNowhere;
       origin[i] = static_cast<Offset<A>>(at > pixels ? -2 * kFar : at);
     }
-    const int64_t images = last ? shape.N : 1;  // channels first, all planes are one image
-    const int64_t channels = last ? shape.C : shape.N * shape.C;
+    const int64_t images = channels_last ? shape.N : 1;  // channels first, all planes are one image
+    const int64_t channels = channels_last ? shape.C : shape.N * shape.C;
     const int64_t blocks = ceil_div(channels, width), parts = images * blocks;
     const int64_t per_task = max_of(1, (1 << 14) / max_of(1, (pixels + windows) * width));
     parallel(ceil_div(parts, per_task), [&](int64_t task, int thread) {
       A* scratch = reinterpret_cast<A*>(shared.base + shared.bytes + thread * sums_bytes);
       for (int64_t part = task * per_task; part < min_of(parts, (task + 1) * per_task); ++part) {
         const int64_t c = part % blocks * width, count = min_of(width, channels - c);
-        last ? channels_of_image(part / blocks, c, count, scratch) : planes_from(c, count, scratch);
+        channels_last ? channels_of_image(part / blocks, c, count, scratch) : planes_from(c, count, scratch);
       }
     });
   }
@@ -202,7 +202,7 @@ struct MaxPoolGradScatter {
 
   const PoolProblem& problem;
   const PoolShape& shape;
-  bool last;
+  bool channels_last;
   int64_t pixels;
   int64_t width;  // planes, or channels of a tile
   int64_t windows, sums_bytes;
@@ -212,11 +212,11 @@ struct MaxPoolGradScatter {
   Offset<A>* origin;  // [windows + L], input of tap 0
 };
 
-CNNEXT_INLINE const char* refuses_scatter(const PoolProblem& p) {
-  return p.shape.input_pixels() < 1 << 27 ? nullptr : "huge planes";
+CNNEXT_INLINE const char* scatter_refuses(const PoolProblem& p) {
+  return p.shape.input_pixels() < 1 << 27 ? nullptr : "takes planes of fewer than 2^27 pixels";
 }
 
 constexpr PoolKernel kMaxPoolGradScatter =
-    entry<ByTypeAndOffset<MaxPoolGradScatter>>("scatter", "window after window", refuses_scatter);
+    entry<ByTypeAndOffset<MaxPoolGradScatter>>("scatter", "window after window", scatter_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

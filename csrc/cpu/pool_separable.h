@@ -153,35 +153,36 @@ struct PoolSeparable {
   Offset<A>* taps;
 };
 
-CNNEXT_INLINE const char* refuses_separable(const PoolProblem& p) {
+CNNEXT_INLINE const char* separable_refuses(const PoolProblem& p) {
   constexpr int64_t kMostBytes = 1 << 20;
   const Window &d = p.shape.axis[0], &h = p.shape.axis[1], &w = p.shape.axis[2];
   const int64_t input_rows = d.input * h.input, rows = d.output * h.output,
                 rows_read = rows * d.kernel * h.kernel;
-  if (rows_read * w.kernel < 2 * (input_rows * w.kernel + rows_read)) return "small windows";
-  return input_rows * w.output * 4 * CNNEXT_VECTOR_BYTES > kMostBytes ? "large planes" : nullptr;
+  if (rows_read * w.kernel < 2 * (input_rows * w.kernel + rows_read)) return "takes large windows";
+  return input_rows * w.output * 4 * CNNEXT_VECTOR_BYTES > kMostBytes ? "takes planes that fit the cache"
+                                                                      : nullptr;
 }
-CNNEXT_INLINE const char* refuses_separable_channels_last(const PoolProblem& p) {
-  const char* reason = needs_channels_last(p);
-  return reason ? reason : refuses_separable(p);
+CNNEXT_INLINE const char* separable_channels_last_refuses(const PoolProblem& p) {
+  const char* reason = layout_refuses<Layout::kChannelsLast>(p);
+  return reason ? reason : separable_refuses(p);
 }
-CNNEXT_INLINE const char* refuses_separable_lanes(const PoolProblem& p) {
-  const char* reason = refuses_lanes(p);
-  return reason ? reason : refuses_separable(p);
+CNNEXT_INLINE const char* separable_lanes_refuses(const PoolProblem& p) {
+  const char* reason = lanes_refuses(p);
+  return reason ? reason : separable_refuses(p);
 }
 
 constexpr const char* kSeparableSummary = "rows, then across them, vectors over the channels";
 constexpr PoolKernel kMaxPoolSeparable = entry<ByType<InMode<PoolSeparable, PoolMode::kMax>::Of>>(
-    "separable", kSeparableSummary, refuses_separable_channels_last);
+    "separable", kSeparableSummary, separable_channels_last_refuses);
 constexpr PoolKernel kMaxPoolOffsetsSeparable =
     entry<ByType<InMode<PoolSeparable, PoolMode::kMaxOffsets>::Of>>("separable", kSeparableSummary,
-                                                                    refuses_separable_channels_last);
+                                                                    separable_channels_last_refuses);
 
 constexpr const char* kSeparableLanesSummary = "rows, then across them, vectors over planes";
 constexpr PoolKernel kMaxPoolSeparableLanes = entry<InLanes<InMode<PoolSeparable, PoolMode::kMax>::Of>>(
-    "separable_lanes", kSeparableLanesSummary, refuses_separable_lanes);
+    "separable_lanes", kSeparableLanesSummary, separable_lanes_refuses);
 constexpr PoolKernel kMaxPoolOffsetsSeparableLanes =
     entry<InLanes<InMode<PoolSeparable, PoolMode::kMaxOffsets>::Of>>(
-        "separable_lanes", kSeparableLanesSummary, refuses_separable_lanes);
+        "separable_lanes", kSeparableLanesSummary, separable_lanes_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -1,4 +1,5 @@
-// What kernels of pooling share: their modes, and windows and their inverse, tabulated for each axis.
+// What kernels of pooling share: their modes, why some refuse, and windows and their inverse, tabulated for
+// each axis.
 #pragma once
 
 #include "scratch.h"
@@ -51,9 +52,16 @@ struct AxisTable {
   }
 };
 
+// Why a kernel of one layout refuses a problem, or null.
+template <Layout taken>
+const char* layout_refuses(const PoolProblem& p) {
+  if (p.layout == taken) return nullptr;
+  return taken == Layout::kChannelsLast ? "takes channels last" : "takes channels first";
+}
+
 // Why a kernel does without the readers along the first `axes` axes, or null: of wide windows close to each
 // other they are too many.
-inline const char* refuses_readers(const PoolShape& shape, int axes) {
+inline const char* readers_refuse(const PoolShape& shape, int axes) {
   constexpr double kMostBytes = 64 << 20;
   double readers = 0;
   for (int a = 0; a < axes; ++a) readers += double(shape.axis[a].output) * double(shape.axis[a].kernel);
