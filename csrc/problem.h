@@ -101,6 +101,16 @@ struct PoolProblem {
   constexpr bool wide_offsets() const { return shape.taps() > 256; }
 };
 
+// As with_type, with a tag of the type that offsets are stored as.
+template <class Run>
+void with_offset_type(const PoolProblem& p, Run&& run) {
+  if (p.wide_offsets()) {
+    run(static_cast<int32_t*>(nullptr));
+  } else {
+    run(static_cast<uint8_t*>(nullptr));
+  }
+}
+
 // forward: input -> output (offsets). grad_input: output (offsets) -> input. select: input, offsets ->
 // output. indices: offsets -> indices. unpool: output, indices -> input; its gradient: input, indices ->
 // output.
@@ -134,7 +144,15 @@ struct KernelList {
   const Kernel* end() const { return first + count; }
 };
 
-inline const char* accepts_all(const ConvProblem&) { return nullptr; }
+// Of kernels that take every problem, and of those that need no scratch memory.
+template <class Problem>
+const char* accepts_all(const Problem&) {
+  return nullptr;
+}
+template <class Problem>
+int64_t no_workspace(const Problem&) {
+  return 0;
+}
 
 // The kernels of one device or instruction set.
 template <class Context>

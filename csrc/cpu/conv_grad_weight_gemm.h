@@ -347,7 +347,7 @@ struct GradWeightGemm {
         for (int64_t n = 0; n < height; ++n) x[n] = load(from + (row + n) * kWide);
         transpose<A>(x);
         for (int64_t lane = 0; lane < count; ++lane) {
-          store_some(to + (k.begin + col + lane) * w.k + taps.begin + row, x[lane], height);
+          store_part(to + (k.begin + col + lane) * w.k + taps.begin + row, x[lane], height);
         }
       }
     }

@@ -217,7 +217,7 @@ struct GradWeightWinograd {
         T* out = to + offset[tap];
         if (phases.weight_source == 1) {
           for (int64_t j = 0; j < c.size(); j += L) {
-            store_some(out + j, load(at(j) + plane[tap]), min_of(L, c.size() - j));
+            store_part(out + j, load(at(j) + plane[tap]), min_of(L, c.size() - j));
           }
         } else {
           for (int64_t j = 0; j < c.size(); ++j) store_one(out + j * phases.weight_source, at(j)[plane[tap]]);
@@ -237,7 +237,7 @@ struct GradWeightWinograd {
       transpose<A>(g);
       int64_t n = 0;
       for (; kTaps * (filters - n) >= L; ++n) store(to + kTaps * n, g[n]);
-      for (; n < filters; ++n) store_some(to + kTaps * n, g[n], kTaps * (filters - n));
+      for (; n < filters; ++n) store_part(to + kTaps * n, g[n], kTaps * (filters - n));
     }
   }
 

@@ -93,7 +93,7 @@ void turn_group_rows(From source, int64_t plane, int64_t width, Range rows, cons
       c = min_of(c, channels - some);
       Vec<A> x[L] = {};
 #pragma GCC unroll 16
-      for (int64_t n = 0; n < some; ++n) x[n] = load_some(from + ((c + n) * plane + p), count);
+      for (int64_t n = 0; n < some; ++n) x[n] = load_part(from + ((c + n) * plane + p), count);
       transpose<A>(x);
       for (int64_t n = 0; n < count; ++n) {
         if (place[n]) store(place[n] + c, x[n]);
@@ -115,7 +115,7 @@ void store_group_planes(const T* from, int64_t channels, int64_t pixels, int64_t
       for (int64_t n = 0; n < count; ++n) x[n] = load(from + (p + n) * channels + c);
       transpose<A>(x);
 #pragma GCC unroll 16
-      for (int64_t n = 0; n < L; ++n) store_some(to + (c + n) * plane + p, x[n], count);
+      for (int64_t n = 0; n < L; ++n) store_part(to + (c + n) * plane + p, x[n], count);
     }
   }
 }

@@ -46,7 +46,7 @@ void turn_filter(const T* from, int64_t C, int64_t taps, T* to) {
     for (int64_t m = 0; m < taps; ++m) x[m] = load(from + m * C + c);
     transpose<A>(x);
     for (int64_t n = 0; n < L; ++n) {  // what a vector writes beyond its taps is overwritten by the next
-      store_some(to + (c + n) * taps, x[n], (c + n) * taps + L <= C * taps ? L : taps);
+      store_part(to + (c + n) * taps, x[n], (c + n) * taps + L <= C * taps ? L : taps);
     }
   }
 }

@@ -119,18 +119,4 @@ CNNEXT_INLINE void pair_rows(float* rows, int64_t stride, int64_t count, int64_t
   }
 }
 
-// At most a vector, the rest zero.
-template <class From>
-CNNEXT_INLINE auto load_some(From from, int64_t count) {
-  decltype(load(from)) v = {};
-  if (count == int64_t(sizeof(v) / sizeof(v[0]))) return load(from);
-  for (int64_t i = 0; i < count; ++i) v[i] = load_one(from + i);
-  return v;
-}
-template <class T>
-CNNEXT_INLINE void store_some(T* to, Vec<Acc<T>> v, int64_t count) {
-  if (count == kLanes<Acc<T>>) return store(to, v);
-  for (int64_t i = 0; i < count; ++i) store_one(to + i, v[i]);
-}
-
 }  // namespace cnnext::cpu::CNNEXT_ISA

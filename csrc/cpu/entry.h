@@ -59,8 +59,9 @@ void run_by(const Problem& p, const typename BuffersOf<Problem>::Type& b, const 
   Classes::with(p, b, workspace, [&](const auto& kernel) { kernel.run(parallel); });
 }
 
-// The entry of such classes; `packed` is packed_of<Classes>, if they may keep a packed weight.
-template <class Classes, class Problem>
+// The entry of such classes; `packed` is packed_of<Classes>, if they may keep a packed weight. A template for
+// `refuses` (accepts_all) is taken for that of convolutions.
+template <class Classes, class Problem = ConvProblem>
 constexpr auto entry(const char* name, const char* summary, const char* (*refuses)(const Problem&),
                      int64_t (*packed)(const Problem&) = nullptr) {
   return Kernel<Problem, typename BuffersOf<Problem>::Type, Parallel>{

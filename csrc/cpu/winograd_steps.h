@@ -197,7 +197,7 @@ struct WinogradSteps {
           for (int i = 0; i < H::kOutputs; ++i) {
 #pragma GCC unroll 8
             for (int j = 0; j < W::kOutputs; ++j) {
-              if (box.has(i, j)) store_some(out + i * row + j * column, y[i * kRow + j], count);
+              if (box.has(i, j)) store_part(out + i * row + j * column, y[i * kRow + j], count);
             }
           }
           continue;

@@ -358,7 +358,7 @@ struct TileReader {
         Vec<A> d[Height * Width] = {};
         for (int64_t i = box.rows.begin; i < box.rows.end; ++i) {
           for (int64_t j = box.columns.begin; j < box.columns.end; ++j)
-            d[i * Width + j] = load_some(pixels.first + i * pixels.row + j * pixels.column + c, count);
+            d[i * Width + j] = load_part(pixels.first + i * pixels.row + j * pixels.column + c, count);
         }
         visit(t, c, BoxPixels<A>{reinterpret_cast<const A*>(d), Width * L, L});
       }
