@@ -16,7 +16,13 @@ const Kernels& grouped() {
                                                kConvGroupTiles<true>, kConvGrouped<true>};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kPairsGradWeightGroupTiles,
                                                 kConvGradWeightGroupTiles, kConvGradWeightGrouped};
-  static const Kernels table = {nullptr, list(conv), list(conv_grad_input), list(conv_grad_weight)};
+  static const Kernels table = [] {
+    Kernels all = {};
+    all.conv = list(conv);
+    all.conv_grad_input = list(conv_grad_input);
+    all.conv_grad_weight = list(conv_grad_weight);
+    return all;
+  }();
   return table;
 }
 
