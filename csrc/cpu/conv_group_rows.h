@@ -8,7 +8,7 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 // The rows of one group's source, side by side: columns of each residue of the stride, padded with zeros.
 struct GroupRows {
-  GroupRows(const ConvShape& shape, bool gradient) : step(gradient ? 1 : shape.axis[2].stride) {
+  GroupRows(const ConvShape& shape, bool gradient) {
     const Window& w = shape.axis[2];
     low = high = 0;
     for (int64_t r = 0; r < (gradient ? min_of(w.stride, w.input) : 1); ++r) {
@@ -17,6 +17,7 @@ struct GroupRows {
       low = min_of(low, x.source_index(0, 0));
       high = max_of(high, x.source_index(x.count - 1, x.taps - 1) + 1);
     }
+    step = gradient ? 1 : clamp(shape.axis[2].stride, 1, max_of(high - low, 1));  // no more than are read
     of_residue = ceil_div(high - low, step);
   }
   // All of some columns.

@@ -21,7 +21,8 @@ struct Winograd : WinogradSteps<T, Tile> {
   using Steps::block_tiles, Steps::tile_blocks, Steps::shared_panels, Steps::weights_plane,
       Steps::scratch_weights;
   using Steps::kProducts, Steps::kWeights, Steps::kWide;
-  using Steps::phases, Steps::taps, Steps::grid, Steps::depth, Steps::groups, Steps::panels, Steps::operands;
+  using Steps::phases, Steps::taps, Steps::grid, Steps::depth, Steps::groups, Steps::panels, Steps::by_chunks,
+      Steps::operands;
   using typename Steps::A, typename Steps::Reader, typename Steps::Order;
 
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
@@ -32,8 +33,8 @@ struct Winograd : WinogradSteps<T, Tile> {
     task_panels = ceil_div(panels, panel_blocks);
     patches = {kChunkStride, odd_lines(block_tiles * kChunkStride)};
     products = {kWide, odd_lines(block_tiles * kWide)};
-    scratch_patches = depth.chunks() * kProducts * patches.plane;
-    const int64_t sums = 2 * kProducts * products.plane;  // and those of a chain
+    scratch_patches = (by_chunks ? 1 : depth.chunks()) * kProducts * patches.plane;
+    const int64_t sums = (by_chunks ? task_panels : 2) * kProducts * products.plane;  // 2: and of a chain
     this->set_memory(b, workspace, scratch_patches + scratch_weights + sums);
   }
 
@@ -44,7 +45,9 @@ struct Winograd : WinogradSteps<T, Tile> {
       task /= panel_blocks;
       const int64_t group = task % groups;  // neighbours in memory follow each other
       const Range tiles = block(task / groups, block_tiles, grid.size());
-      compute(group, tiles, part, this->scratch + thread * this->scratch_size, thread);
+      A* patch = this->scratch + thread * this->scratch_size;
+      if (by_chunks) return compute_by_chunks(group, tiles, part, patch);
+      compute(group, tiles, part, patch, thread);
     });
   }
 
@@ -70,6 +73,34 @@ struct Winograd : WinogradSteps<T, Tile> {
       this->store_tiles(group, order, panel, product, products, target);
     }
   }
+  void compute_by_chunks(int64_t group, Range tiles, Range part, A* patch) const {
+    A* weights = patch + scratch_patches;
+    A* product = weights + scratch_weights;
+    const Reader read = this->reader(group);
+    const auto target = this->target(group);
+    const Order order(grid, tiles);
+    const auto product_of = [&](int64_t panel) {
+      return product + (panel - part.begin) * kProducts * products.plane;
+    };
+    Ahead ahead;
+    for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
+      transform_chunk(read, order, chunk, patch);
+      const int64_t calls = fetch_calls_of(order, depth.size_of(chunk));
+      if (chunk + 1 < depth.chunks()) {
+        ahead.source = fetched_tiles(read.from, read.s, grid, read.space, tiles, Tile::H::kInputs,
+                                     Tile::W::kInputs, depth.channels_of(chunk + 1), part.size() * calls);
+      }
+      for (int64_t panel = part.begin; panel < part.end; ++panel) {
+        this->transform_weights(group, panel, chunk, weights + kWeights * weights_plane, weights);
+        const bool last = panel + 1 == part.end;
+        ahead.weights = fetched_chunk(group, last ? part.begin : panel + 1, chunk + last, calls);
+        multiply_chunk(order, panel, chunk, patch, weights, product_of(panel), ahead);
+      }
+    }
+    for (int64_t panel = part.begin; panel < part.end; ++panel)
+      this->store_tiles(group, order, panel, product_of(panel), products, target);
+  }
+
   static int64_t fetch_calls_of(const Order& order, int64_t products) {
     return order.parts(kRows) * fetch_calls(1, products);
   }
@@ -91,28 +122,33 @@ struct Winograd : WinogradSteps<T, Tile> {
   // `transformed`, they are here, in `weights`.
   void multiply(int64_t group, const Order& order, int64_t panel, const A* patch, const A* transformed,
                 A* weights, A* product, Ahead& ahead) const {
-    const int64_t tiles = order.tiles.size(), cols = min_of(kWide, phases.channels - panel * kWide);
+    const int64_t tiles = order.tiles.size();
     if constexpr (kProducts == kWeights) {
       if (!shared_panels && tiles <= kFewRows && depth.blocks_of(0).size() == 1)
         return multiply_few(group, tiles, panel, patch, weights, product, ahead);
     }
-    for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
+    for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk, patch += kProducts * patches.plane) {
       const A* all = shared_panels ? transformed + depth.before(chunk) * kWide : weights;
       if (!shared_panels) {
         this->transform_weights(group, panel, chunk, weights + kWeights * weights_plane, weights);
         ahead.weights = fetched_chunk(group, panel, chunk + 1, fetch_calls_of(order, depth.size_of(chunk)));
       }
-      for (int n = 0; n < kProducts; ++n) {
-        const Range rows = order.rows(n);
-        const A* b = all + Tile::weight(n) * weights_plane;
-        for (int64_t begin = 0, end = depth.size_of(chunk); begin < end; begin += chain()) {
-          const TileSums<A> sums = {product + n * products.plane + rows.begin * kWide,
-                                    chunk > 0 || begin > 0};
-          tile_column<kChunkStride, 1, kWide>(rows.size(), min_of(chain(), end - begin), cols,
-                                              patch + rows.begin * kChunkStride + begin, b + begin * kWide,
-                                              sums, &ahead);
-        }
-        patch += patches.plane;
+      multiply_chunk(order, panel, chunk, patch, all, product, ahead);
+    }
+  }
+
+  // Adds the products of one chunk to those before it.
+  void multiply_chunk(const Order& order, int64_t panel, int64_t chunk, const A* patch, const A* weights,
+                      A* product, Ahead& ahead) const {
+    const int64_t cols = min_of(kWide, phases.channels - panel * kWide);
+    for (int n = 0; n < kProducts; ++n, patch += patches.plane) {
+      const Range rows = order.rows(n);
+      const A* b = weights + Tile::weight(n) * weights_plane;
+      for (int64_t begin = 0, end = depth.size_of(chunk); begin < end; begin += chain()) {
+        const TileSums<A> sums = {product + n * products.plane + rows.begin * kWide, chunk > 0 || begin > 0};
+        tile_column<kChunkStride, 1, kWide>(rows.size(), min_of(chain(), end - begin), cols,
+                                            patch + rows.begin * kChunkStride + begin, b + begin * kWide,
+                                            sums, &ahead);
       }
     }
   }

@@ -45,6 +45,7 @@ struct PoolRows {
       : problem(p),
         shape(p.shape),
         w(p.shape.axis[2]),
+        stride(min_of(w.stride, w.input + w.padding)),
         pitch(round_up(p.shape.axis[2].output, L)),
         input(static_cast<const T*>(b.input)),
         output(static_cast<T*>(b.output)),
@@ -66,7 +67,7 @@ struct PoolRows {
     Local l;
     l.phases =
         adaptive ? PhasedRow<T>(1, 0, w.input, w.input)
-                 : PhasedRow<T>(w.stride, w.padding, w.input, pitch + (w.kernel - 1) * w.dilation / w.stride);
+                 : PhasedRow<T>(stride, w.padding, w.input, pitch + (w.kernel - 1) * w.dilation / stride);
     l.phases.data = scratch.take<A>(l.phases.elements());
     const int64_t depths = shape.window_extent(0);
     l.ring = RowRing(depths, depths == 1 ? shape.window_extent(1) : shape.axis[1].input);
@@ -266,6 +267,7 @@ struct PoolRows {
   const PoolProblem& problem;
   const PoolShape& shape;
   const Window& w;
+  int64_t stride;  // of the windows; of a single one no more than there are elements
   int64_t pitch;  // of a reduced row, in elements
   const T* input;
   T* output;

@@ -60,13 +60,14 @@ constexpr int64_t kFewest = 16, kFewestOfGroup = 8;  // source channels
 constexpr int64_t kKeptBytes = 8 << 20;  // transformed weights up to this size are kept for all tasks
 
 // Tiles of a block, few enough that their patches stay in the cache beside other operators' data, but more
-// where each block transforms the weights, which are not kept. `depth` is that of the products.
+// where each block transforms the weights, which are not kept. `held` is the depth of the products, whose
+// patches wait, or the number of channels, if it is their sums that do.
 template <class Tile>
-CNNEXT_INLINE int64_t most_tiles_of(int64_t depth, bool kept) {
+CNNEXT_INLINE int64_t most_tiles_of(int64_t held, bool kept) {
   constexpr int64_t kSquare = 6 * 6, kPatches = 64 * 512 * kSquare;  // elements
   static_assert(TileOrder<Tile>::kMost >= 5 * 6 * kRows, "a block has no more tiles");
   const int64_t rows = (kept ? 2 : 5) * (Tile::kProducts >= kSquare ? 1 : 6) * kRows;
-  return clamp(kPatches / (Tile::kProducts * depth), kRows, rows);
+  return clamp(kPatches / (Tile::kProducts * held), kRows, rows);
 }
 
 constexpr int64_t kHalfGroup = kLanes<float> / 2;  // channels
@@ -98,7 +99,8 @@ double conv_cost(const Phases& phases) {
   const double each = phases.shape.groups > 1 ? 7 : Tile::kStrides ? 10 : 15;
   // Weights too many to be kept are transformed again for each block of tiles.
   const bool kept = Tile::kWeights * blocks * C * K * kLanes<float> * sizeof(float) <= kKeptBytes;
-  const int64_t tile_blocks = ceil_div(int64_t(tiles), most_tiles_of<Tile>(int64_t(blocks * C), kept));
+  const int64_t depth = int64_t(blocks * C), held = kept ? depth : min_of(depth, phases.channels);
+  const int64_t tile_blocks = ceil_div(int64_t(tiles), most_tiles_of<Tile>(held, kept));
   const double times = kept ? 1 : double(tile_blocks);
   const double weights = (Tile::kStrides ? 7 : 3.6) * times * blocks * C * K,
                patches = each * tiles * blocks * vectors_of_C, sums = each * tiles * K;

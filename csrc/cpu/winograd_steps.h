@@ -66,6 +66,8 @@ struct WinogradSteps {
         panels(ceil_div(phases.channels, kWide)),
         kept(grid.size() > 2 * most_tiles_of<Tile>(depth.total(), false) &&
              groups * panels * kWeights * depth.total() * kWide * int64_t(sizeof(A)) <= kKeptBytes),
+        by_chunks(!kept && depth.total() > phases.channels &&
+                  grid.size() > most_tiles_of<Tile>(depth.total(), false)),
         operands(operands_of<T>(b, gradient)),
         threads(p.threads) {}
 
@@ -73,7 +75,8 @@ struct WinogradSteps {
   // transforms the weights again, for many threads panels are shared out instead. A single block is cut where
   // there are few panels for the threads.
   int64_t even_tiles() const {
-    const int64_t blocks = ceil_div(grid.size(), most_tiles_of<Tile>(depth.total(), kept));
+    const int64_t held = by_chunks ? phases.channels : depth.total();
+    const int64_t blocks = ceil_div(grid.size(), most_tiles_of<Tile>(held, kept));
     const int64_t most = max_of(blocks, grid.size() / (kRows / 2));  // of tiles enough for products
     const int64_t even = round_up(blocks, threads), others = groups * panels;
     int64_t cut = blocks;
@@ -230,6 +233,9 @@ struct WinogradSteps {
   WinogradDepth depth;
   int64_t groups, panels;
   bool kept;  // the weights, transformed: they fit the cache, and there are many tiles
+  // Otherwise, with a depth of more than the channels, whether a block takes a chunk of it after the other:
+  // sums of all panels need less memory than patches of all chunks, so that it may have more tiles.
+  bool by_chunks;
   Operands<T> operands;
   int64_t threads, block_tiles, tile_blocks;
   bool shared_panels;  // weights are transformed a panel at a time, and used by many tasks
