@@ -23,7 +23,7 @@ constexpr int64_t kAmxChain = Parts == 1 ? 64 : 32;
 struct CopyAxis {
   CopyAxis(const PhaseAxis& x, int64_t taps, int64_t pixels, bool apart)
       : step(x.source_step), tap_step(x.offset_step), apart(apart), runs(taps), length(pixels) {
-    const int64_t reach = (taps - 1) * tap_step, each = pixels + reach / step;
+    const int64_t reach = max_of(taps - 1, 0) * tap_step, each = pixels + reach / step;
     if (apart || taps * pixels <= min_of(step, reach + 1) * each) {
       this->apart = true;
     } else {
@@ -65,7 +65,7 @@ struct AmxPlan {
     width = ceil_div(count, pieces);
     pieces = ceil_div(count, width);
     // Gaps between the rows of pixels would waste more than to copy each tap's columns apart.
-    const int64_t gap = (taps[2] - 1) * g.axis[2].offset_step / g.axis[2].source_step;
+    const int64_t gap = max_of(taps[2] - 1, 0) * g.axis[2].offset_step / g.axis[2].source_step;
     columns_apart = 4 * gap > width || (g.axis[2].count < kAmxNarrow && g.axis[1].count > 1);
     // Sums that wait for the next slice of the depth share the cache with the copy.
     const bool waits = units() == 1 && chunks * Parts * 64 * kAmxPixels > kAmxBytes;

@@ -74,7 +74,7 @@ CNNEXT_INLINE void put_vector(Vec<float> sums, BFloat16* to, Vec<float>&) { stor
 // Out of line: beside the products it costs registers, and a shallow 1x1 layer a third of its time.
 template <class T>
 __attribute__((noinline)) void put_some(T* to, Vec<float> x, int64_t count) {
-  store_some(to, x, count);
+  store_part(to, x, count);
 }
 template <class T>
 CNNEXT_INLINE void put_row(const float* sums, const float* add, int64_t count, T* to,

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "amx_tile.h"
-#include "conv_gather.h"
+#include "range.h"
 
 #if CNNEXT_VECTOR_BYTES == 64
 

@@ -67,10 +67,8 @@ struct Col2Im {
         d(p.shape.axis[0], gradient),
         h(p.shape.axis[1], gradient),
         w(p.shape.axis[2], gradient),
-        source(static_cast<const T*>(gradient ? b.output : b.input)),
-        weight(static_cast<const T*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)) {
+        operands(operands_of<T>(b, gradient)),
+        threads(p.threads) {
     pixels = {{kUnitAxis, kUnitAxis, kUnitAxis}, {1, 1, 1}, p.shape.N, phases.source_channels};
     pixels.axis[2].count = pixels.axis[2].source = pixels.extent[2] = d.source * h.source * w.source;
     run_size = w.taps * phases.channels;
@@ -83,17 +81,14 @@ struct Col2Im {
     cut_boxes(p);
     packed = reinterpret_cast<A*>(workspace);
     packed_size = round_up(column_blocks * panels * phases.source_channels * kWide, 64);
-    last = phases.source.channel == 1;
-    gathered_size = round_up(last ? kBlockRows * kDepthStride : kDepth * kPixelStride, 64);
+    channels_last = phases.source.channel == 1;
+    gathered_size = round_up(channels_last ? kBlockRows * kDepthStride : kDepth * kPixelStride, 64);
     products_size = round_up(kBlockRows * stride + L, 64);
     scratch_size = gathered_size + products_size + round_up(box_rows * pitch + L, 64) + 64;
     scratch = packed + packed_size;
   }
 
-  static int64_t workspace(const ConvProblem& p, bool gradient) {
-    const Col2Im self(p, gradient, {}, nullptr);
-    return (self.packed_size + p.threads * self.scratch_size) * sizeof(A);
-  }
+  int64_t workspace_bytes() const { return (packed_size + threads * scratch_size) * int64_t(sizeof(A)); }
 
   void run(const Parallel& parallel) const {
     parallel(phases.source_channels, [&](int64_t k, int) { pack_weights(k); });
@@ -183,7 +178,7 @@ struct Col2Im {
   // packed[column block][panel][source channel][kWide]; the columns of a block are (tap of the first two
   // axes, tap of the last, channel).
   void pack_weights(int64_t k) const {
-    const T* from = weight + k * phases.weight_source;
+    const T* from = operands.weight + k * phases.weight_source;
     for (int64_t n = 0; n < column_blocks; ++n) {
       const Range taps = block(n, taps_at_once, d.taps * h.taps);
       A* to = packed + (n * panels * phases.source_channels + k) * kWide;
@@ -206,8 +201,8 @@ struct Col2Im {
   // The bias, or zeros.
   void clear(const Box& box, A* band) const {
     const int64_t rows = box.to[0].size() * box.to[1].size();
-    if (!bias) return fill_zero(band, rows * pitch + L);
-    for (int64_t i = 0; i < pitch; ++i) band[i] = load_one(bias + i % phases.channels);
+    if (!operands.bias) return fill_zero(band, rows * pitch + L);
+    for (int64_t i = 0; i < pitch; ++i) band[i] = load_one(operands.bias + i % phases.channels);
     for (int64_t row = 1; row < rows; ++row) __builtin_memcpy(band + row * pitch, band, pitch * sizeof(A));
     fill_zero(band + rows * pitch, L);
   }
@@ -243,8 +238,8 @@ struct Col2Im {
   }
 
   void gather(int64_t image, Range some, Range channels, A* gathered) const {
-    const T* from = source + image * phases.source.image;
-    if (last) {
+    const T* from = operands.source + image * phases.source.image;
+    if (channels_last) {
       pack_pixels(from, phases.source, pixels, some, channels, gathered, kDepthStride);
     } else {
       pack_columns(from, phases.source, pixels, some, channels, taps_outside(pixels), gathered, kPixelStride);
@@ -252,7 +247,7 @@ struct Col2Im {
   }
   void multiply(int64_t rows, int64_t depth, int64_t cols, const A* gathered, const A* panel,
                 TileSumsApart<A> out) const {
-    if (last) {
+    if (channels_last) {
       tile_column<kDepthStride, 1, kWide>(rows, depth, cols, gathered, panel, out);
     } else {
       tile_column<1, kPixelStride, kWide>(rows, depth, cols, gathered, panel, out);
@@ -301,7 +296,7 @@ struct Col2Im {
     for (int64_t i0 = box.to[0].begin; i0 < box.to[0].end; ++i0) {
       for (int64_t i1 = box.to[1].begin; i1 < box.to[1].end; ++i1, band += pitch) {
         const int64_t pixel = (i0 * h.destination + i1) * w.destination + box.to[2].begin;
-        T* to = destination + box.image * s.image + pixel * s.pixel;
+        T* to = operands.destination + box.image * s.image + pixel * s.pixel;
         if (s.channel == 1 || channels == 1) {
           store_run(band, columns * channels, to);
           continue;
@@ -321,13 +316,13 @@ struct Col2Im {
   Phases phases;
   SpreadAxis d, h, w;
   Gather pixels;  // of the source, as they are
-  const T *source, *weight, *bias;
-  T* destination;
+  Operands<T> operands;
+  int64_t threads;
   int64_t run_size;  // elements
   int64_t taps_at_once, column_blocks, panels, stride;
   int64_t block_rows, block_width;  // of a block of source pixels
   int64_t boxes[kAxes], box_size[kAxes], box_rows, pitch;
-  bool last;
+  bool channels_last;
   int64_t packed_size, gathered_size, products_size, scratch_size;  // in elements
   A *packed, *scratch;
 };
@@ -368,17 +363,8 @@ const char* col2im_refuses(const ConvProblem& p) {
 }
 
 template <bool Gradient>
-constexpr ConvKernel kConvCol2Im = {
+constexpr ConvKernel kConvCol2Im = entry<ByType<Col2Im, Gradient>>(
     "col2im", "few channels: products with all taps at once, added where they belong",
-    col2im_refuses<Gradient>,
-    [](const ConvProblem& p) {
-      int64_t bytes = 0;
-      with_type(p.dtype, [&](auto* tag) { bytes = Col2Im<Pointee<decltype(tag)>>::workspace(p, Gradient); });
-      return bytes;
-    },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      with_type(p.dtype,
-                [&](auto* tag) { Col2Im<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
-    }};
+    col2im_refuses<Gradient>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

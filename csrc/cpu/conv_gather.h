@@ -6,25 +6,11 @@
 // exists.
 #pragma once
 
+#include "copy.h"
 #include "fetch_ahead.h"
+#include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
-
-template <class X>
-CNNEXT_INLINE void swap(X& x, X& y) {
-  const X before = x;
-  x = y;
-  y = before;
-}
-
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
-CNNEXT_INLINE Range block(int64_t index, int64_t size, int64_t total) {
-  return {min_of(index * size, total), min_of((index + 1) * size, total)};
-}
 
 struct Gather {
   PhaseAxis axis[kAxes];
@@ -98,102 +84,11 @@ CNNEXT_INLINE Range positions_inside(const PhaseAxis& x, int64_t m) {
   return {begin, max_of(begin, min_of(x.count, ceil_div(max_of(0, x.source - first), x.source_step)))};
 }
 
-CNNEXT_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return max_of(low, min_of(x, high)); }
-
-// Rounds up to an odd number of 16 elements, a cache line of float32: planes at powers of two would collide
-// in the cache.
-CNNEXT_INLINE int64_t odd_lines(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
-
-template <class A>
-CNNEXT_INLINE void fill_zero(A* to, int64_t count) {
-  if (count > 0) __builtin_memset(to, 0, count * sizeof(A));
-}
-
-template <class From, class A>
-CNNEXT_INLINE void copy_run(From from, A* to, int64_t count) {
-  constexpr int64_t L = kLanes<A>;
-  if (count >= L) {
-    for (int64_t i = 0; i + L <= count; i += L) store(to + i, load(from + i));
-    if (count % L != 0) store(to + count - L, load(from + (count - L)));
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = load_one(from + i);
-  }
-}
-
-// At most a vector, the rest zero.
-template <class From>
-CNNEXT_INLINE auto load_some(From from, int64_t count) {
-  decltype(load(from)) v = {};
-  if (count == int64_t(sizeof(v) / sizeof(v[0]))) return load(from);
-  for (int64_t i = 0; i < count; ++i) v[i] = load_one(from + i);
-  return v;
-}
-template <class T>
-CNNEXT_INLINE void store_some(T* to, Vec<Acc<T>> v, int64_t count) {
-  if (count == kLanes<Acc<T>>) return store(to, v);
-  for (int64_t i = 0; i < count; ++i) store_one(to + i, v[i]);
-}
-
-// The transpose of a block: row(j)[i] = from[i * stride + j], for i < rows and j < columns.
-template <class From, class Row>
-CNNEXT_INLINE void transpose_block(From from, int64_t stride, int64_t rows, int64_t columns, Row&& row) {
-  using A = Acc<Pointee<decltype(row(0))>>;
-  constexpr int64_t L = kLanes<A>;
-  int64_t i = 0;
-  for (; i + L <= rows; i += L, from = from + L * stride) {
-    int64_t j = 0;
-    for (; j + L <= columns; j += L) {
-      Vec<A> x[L];
-#pragma GCC unroll 16
-      for (int64_t n = 0; n < L; ++n) x[n] = load(from + (n * stride + j));
-      transpose<A>(x);
-#pragma GCC unroll 16
-      for (int64_t n = 0; n < L; ++n) store(row(j + n) + i, x[n]);
-    }
-    for (; j < columns; ++j) {
-      const auto out = row(j) + i;
-      for (int64_t n = 0; n < L; ++n) store_one(out + n, load_one(from + (n * stride + j)));
-    }
-  }
-  for (; i < rows; ++i, from = from + stride) {
-    for (int64_t j = 0; j < columns; ++j) store_one(row(j) + i, load_one(from + j));
-  }
-}
-
-// Rows `stride` apart of bfloat16, as float: each two become one of pairs; an odd one's partner is zero.
-CNNEXT_INLINE void pair_rows(float* rows, int64_t stride, int64_t count, int64_t size) {
-  for (int64_t i = 0; i < count; i += 2) {
-    const float *first = rows + i * stride, *second = first + stride;
-    for (int64_t j = 0; j < size; j += kLanes<float>) {
-      UintVec bits = bit_cast<UintVec>(load(first + j)) >> 16;
-      if (i + 1 < count) bits |= bit_cast<UintVec>(load(second + j));
-      store(rows + i / 2 * stride + j, bit_cast<Vec<float>>(bits));
-    }
-  }
-}
-
 // Source position along the first two axes, or -1 in the padding.
 CNNEXT_INLINE int64_t source_row(const Gather& g, const Pixel& p, int64_t m0, int64_t m1) {
   const int64_t i0 = g.axis[0].source_index(p.j[0], m0), i1 = g.axis[1].source_index(p.j[1], m1);
   const bool inside = i0 >= 0 && i0 < g.axis[0].source && i1 >= 0 && i1 < g.axis[1].source;
   return inside ? i0 * g.axis[1].source + i1 : -1;
-}
-
-// Copies `count` runs of `size` elements, step by step; may write a vector where a run is shorter.
-template <class T>
-CNNEXT_INLINE void copy_runs(const T* from, int64_t from_step, Acc<T>* to, int64_t to_step, int64_t size,
-                             int64_t count) {
-  constexpr int64_t L = kLanes<Acc<T>>;
-  if (size <= L) {
-    for (; count > 0; --count, from += from_step, to += to_step) store(to, load(from));
-  } else if (size <= 2 * L) {
-    for (; count > 0; --count, from += from_step, to += to_step) {
-      store(to, load(from));
-      store(to + size - L, load(from + size - L));
-    }
-  } else {
-    for (; count > 0; --count, from += from_step, to += to_step) copy_run(from, to, size);
-  }
 }
 
 // to[pixel][column], for a source with channels last. Where the taps of the last axis read neighbours, all
@@ -293,49 +188,6 @@ CNNEXT_INLINE SomeTaps taps_in(Range columns, ColumnOrder order, int64_t taps) {
   if (order.tap == 1) return {columns.begin % taps, min_of(columns.size(), taps)};
   const int64_t first = columns.begin / order.tap;
   return {first, ceil_div(columns.end, order.tap) - first};
-}
-
-// Every Step-th element for a vector, for a step of two or four: from[0], from[Step], ... The last one read
-// is the last one wanted.
-template <int Step, class T, int... Lane>
-CNNEXT_INLINE Vec<Acc<T>> load_every(const T* from, std::integer_sequence<int, Lane...>) {
-  constexpr int L = kLanes<Acc<T>>;
-  if constexpr (Step == 2) {
-    return __builtin_shufflevector(load(from), load(from + L - 1),
-                                   (Lane < L / 2 ? 2 * Lane : L + 2 * (Lane - L / 2) + 1)...);
-  } else {
-    const auto lower = __builtin_shufflevector(load(from), load(from + L), (4 * Lane % (2 * L))...);
-    const auto upper = __builtin_shufflevector(load(from + 2 * L - 3), load(from + 3 * L - 3),
-                                               ((4 * Lane + 3) % (2 * L))...);
-    return __builtin_shufflevector(lower, upper, (Lane < L / 2 ? Lane : L + Lane)...);
-  }
-}
-
-// Steps that copy_strided takes by vectors.
-CNNEXT_INLINE bool copies_vectors(int64_t step) { return step == 1 || step == 2 || step == 4; }
-
-// to[i] = from[i * step]. Where there is room on both sides, a short run is read and written as a vector.
-template <class T>
-CNNEXT_INLINE void copy_strided(const T* from, int64_t step, Acc<T>* to, int64_t count, bool room) {
-  constexpr int64_t L = kLanes<Acc<T>>;
-  const auto copy_every = [&](auto known) {
-    constexpr int kStep = decltype(known)::value;
-    const auto copy = [&](int64_t i) {
-      store(to + i, load_every<kStep>(from + kStep * i, std::make_integer_sequence<int, int(L)>()));
-    };
-    for (int64_t i = 0; i + L <= count; i += L) copy(i);
-    if (count % L != 0) copy(max_of(count - L, 0));
-  };
-  if (!copies_vectors(step) || (count < L && !(room && step < 4))) {
-    for (int64_t i = 0; i < count; ++i) to[i] = load_one(from + i * step);
-  } else if (step == 1) {
-    if (count < L) return store(to, load(from));
-    copy_run(from, to, count);
-  } else if (step == 2) {
-    copy_every(std::integral_constant<int, 2>());
-  } else {
-    copy_every(std::integral_constant<int, 4>());
-  }
 }
 
 // to[column][pixel], for a source with channels first: runs along the last axis.

@@ -28,37 +28,40 @@ constexpr int64_t kRowsToPackFor = 128;  // that many threads share few pixels, 
 // threads.
 template <class A>
 struct Cut {
-  Cut(const Regions& regions, const ConvProblem& p) : last(p.layout == Layout::kChannelsLast) {
+  Cut(const Regions& regions, const ConvProblem& p) : channels_last(p.layout == Layout::kChannelsLast) {
     const Phases& phases = regions.phases;
-    const int64_t pixels = regions.most_pixels(), most_pixels = last ? kBlockRows : kPixelPanels * kCols<A>;
+    const int64_t pixels = regions.most_pixels(),
+                  most_pixels = channels_last ? kBlockRows : kPixelPanels * kCols<A>;
     panels = ceil_div(phases.channels, kCols<A>);
     // Few pixels are one block, if the threads can share the channels alike: whole panels, or rows enough to
     // pack the pixels for.
     const bool alike =
-        p.shape.groups % p.threads == 0 || (last ? 17 * panels >= 16 * round_up(panels, p.threads)
-                                                 : phases.channels >= kRowsToPackFor * p.threads);
+        p.shape.groups % p.threads == 0 || (channels_last ? 17 * panels >= 16 * round_up(panels, p.threads)
+                                                          : phases.channels >= kRowsToPackFor * p.threads);
     const bool one = pixels <= 3 * most_pixels && alike;
     pixel_blocks = one ? 1 : max_of(1, ceil_div(pixels, most_pixels));
     if (!one && !regions.cut)  // as many for each thread, of equal size
       pixel_blocks = max_of(pixel_blocks, min_of(round_up(pixel_blocks, p.threads), pixels / kRows));
-    pixel_block = max_of(1, round_up(ceil_div(pixels, pixel_blocks), last ? 1 : kCols<A>));
+    pixel_block = max_of(1, round_up(ceil_div(pixels, pixel_blocks), channels_last ? 1 : kCols<A>));
     pixel_blocks = max_of(1, ceil_div(pixels, pixel_block));
-    packs_in_task = pixel_blocks == 1 && !regions.cut && (!last || depth_in_parts(phases)) && !p.keeps_weight;
-    const int64_t unit = last ? kCols<A> : 1, most = last ? kMaxPanels * unit : kMaxChannels;
+    packs_in_task =
+        pixel_blocks == 1 && !regions.cut && (!channels_last || depth_in_parts(phases)) && !p.keeps_weight;
+    const int64_t unit = channels_last ? kCols<A> : 1,
+                  most = channels_last ? kMaxPanels * unit : kMaxChannels;
     const int64_t wanted =
-        blocks_for(p.threads, pixel_blocks * p.shape.groups, ceil_div(phases.channels, last ? unit : kRows),
-                   ceil_div(phases.channels, most));
+        blocks_for(p.threads, pixel_blocks * p.shape.groups,
+                   ceil_div(phases.channels, channels_last ? unit : kRows), ceil_div(phases.channels, most));
     channel_block = round_up(ceil_div(phases.channels, wanted), unit);
     channel_blocks = ceil_div(phases.channels, channel_block);
     depth_blocks = ceil_div(phases.max_depth(), kDepth);
-    units_of_group = last ? panels : channel_blocks * depth_blocks;
-    unit_size = last ? kCols<A> * phases.max_depth() : channel_block * kDepthStride;
-    scratch_gathered = round_up(pixel_block * (last ? kDepthStride : kDepth), 64);
+    units_of_group = channels_last ? panels : channel_blocks * depth_blocks;
+    unit_size = channels_last ? kCols<A> * phases.max_depth() : channel_block * kDepthStride;
+    scratch_gathered = round_up(pixel_block * (channels_last ? kDepthStride : kDepth), 64);
     scratch_sums = round_up(pixel_block * round_up(channel_block, unit), 64);
-    const int64_t weights = last ? kCols<A> * kDepth : channel_block * kDepthStride;
+    const int64_t weights = channels_last ? kCols<A> * kDepth : channel_block * kDepthStride;
     scratch_size = scratch_gathered + scratch_sums + (packs_in_task ? round_up(weights, 64) : 0) + 64;
   }
-  bool last, packs_in_task;
+  bool channels_last, packs_in_task;
   int64_t pixel_block, pixel_blocks, channel_block, channel_blocks;
   int64_t panels, depth_blocks, units_of_group;
   int64_t unit_size, scratch_gathered, scratch_sums, scratch_size;  // in elements
@@ -75,10 +78,8 @@ struct Gemm {
       : phases(phases_of(p, gradient)),
         regions(phases, p.layout),
         cut(regions, p),
-        source(static_cast<const S*>(gradient ? b.output : b.input)),
-        weight(static_cast<const S*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)),
+        operands(operands_of<T, S>(b, gradient)),
+        threads(p.threads),
         packed(p, units(), cut.unit_size),
         scratch(reinterpret_cast<A*>(packed.place(b, workspace))) {}
 
@@ -88,13 +89,8 @@ struct Gemm {
     return all;
   }
 
-  static int64_t workspace(const ConvProblem& p, bool gradient) {
-    const Gemm self(p, gradient, {}, nullptr);
-    return self.packed.bytes() + p.threads * self.cut.scratch_size * int64_t(sizeof(A));
-  }
-  static int64_t packed_bytes(const ConvProblem& p, bool gradient) {
-    return Gemm(p, gradient, {}, nullptr).packed.kept_bytes();
-  }
+  int64_t workspace_bytes() const { return packed.bytes() + threads * cut.scratch_size * int64_t(sizeof(A)); }
+  int64_t packed_bytes() const { return packed.kept_bytes(); }
 
   void run(const Parallel& parallel) const {
     const int64_t groups = phases.shape.groups;
@@ -111,7 +107,7 @@ struct Gemm {
       A* gathered = scratch + thread * cut.scratch_size;
       A* sums = gathered + cut.scratch_gathered;
       const int64_t group = task / cut.pixel_blocks;
-      if (cut.last) {
+      if (cut.channels_last) {
         pixels_by_channels(r, group, pixels, channels, gathered, sums, sums + cut.scratch_sums, thread);
       } else {
         channels_by_pixels(r.g, group, pixels, channels, gathered, sums, sums + cut.scratch_sums, thread);
@@ -155,8 +151,9 @@ struct Gemm {
       const int64_t part = unit % cut.units_of_group, group = unit / cut.units_of_group % phases.shape.groups;
       const Gather g = phases.of_slot(unit / cut.units_of_group / phases.shape.groups);
       if (g.depth() == 0) return;
-      if (cut.last) {
-        pack_weight_panel(phases, g, weight, group, block(part, kWide, phases.channels), {0, g.depth()}, to);
+      if (cut.channels_last) {
+        pack_weight_panel(phases, g, operands.weight, group, block(part, kWide, phases.channels),
+                          {0, g.depth()}, to);
       } else {
         pack_weight_rows(g, group, part % cut.depth_blocks,
                          block(part / cut.depth_blocks, cut.channel_block, phases.channels), to);
@@ -168,7 +165,7 @@ struct Gemm {
   void pack_weight_rows(const Gather& g, int64_t group, int64_t depth_block, Range channels, A* to) const {
     const Range depth = block(depth_block, kDepth, g.depth());
     const ColumnOrder order = column_order(g);
-    const S* from = weight + group * phases.weight_group + channels.begin * phases.weight_channel;
+    const S* from = operands.weight + group * phases.weight_group + channels.begin * phases.weight_channel;
     if (as_in_memory()) {
       for (int64_t k = 0; k < channels.size(); ++k) {
         copy_run(from + k * phases.weight_channel + depth.begin, to + k * kDepthStride, depth.size());
@@ -202,7 +199,7 @@ struct Gemm {
   void pixels_by_channels(const Region& r, int64_t group, Range pixels, Range channels, A* gathered, A* sums,
                           A* packing, int thread) const {
     const Gather& g = r.g;
-    const S* from = source + group * g.channels * phases.source.channel;
+    const S* from = operands.source + group * g.channels * phases.source.channel;
     const int64_t depth_blocks = this->depth_blocks(r);
     const bool in_order = g.covers_destination(), in_rows = g.axis[2].count >= kRows;
     const bool read_in_place = in_place(g);
@@ -210,22 +207,24 @@ struct Gemm {
     if (depth_blocks == 0) fill_zero(sums, round_up(channels.size(), kWide) * pixels.size());
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
       const Depth depth = depth_block(r, d);
-      const bool last = d + 1 >= depth_blocks;
+      const bool last_block = d + 1 >= depth_blocks;
       if (depth.size() > 0 && !read_in_place)
         pack_pixels(from, phases.source, g, pixels, depth, gathered, kDepthStride);
       const int64_t calls = ceil_div(channels.size(), kWide) * fetch_calls(pixels.size(), depth.size());
-      Ahead ahead = {last ? fetched_pixels(from, phases.source, g, next, depth_block(r, 0), calls)
-                          : fetched_pixels(from, phases.source, g, pixels, depth_block(r, d + 1), calls)};
+      Ahead ahead = {last_block
+                         ? fetched_pixels(from, phases.source, g, next, depth_block(r, 0), calls)
+                         : fetched_pixels(from, phases.source, g, pixels, depth_block(r, d + 1), calls)};
       for (Range panel = {channels.begin, 0}; panel.begin < channels.end; panel.begin += kWide) {
         panel.end = min_of(panel.begin + kWide, channels.end);
         A* c = sums + (panel.begin - channels.begin) * pixels.size();
-        const bool direct = last && depth.size() > 0 && (in_order || in_rows) && fills_tiles<A>(panel.size());
+        const bool direct =
+            last_block && depth.size() > 0 && (in_order || in_rows) && fills_tiles<A>(panel.size());
         if (depth.size() > 0) {
-          if (cut.packs_in_task) pack_weight_panel(phases, g, weight, group, panel, depth, packing);
+          if (cut.packs_in_task) pack_weight_panel(phases, g, operands.weight, group, panel, depth, packing);
           const bool end = panel.end == channels.end;
           const int64_t first = end ? channels.begin : panel.end;
           ahead.weights = fetched_panel(g, group, {first, min_of(first + kWide, channels.end)},
-                                        end ? (last ? Depth() : depth_block(r, d + 1)) : depth,
+                                        end ? (last_block ? Depth() : depth_block(r, d + 1)) : depth,
                                         fetch_calls(pixels.size(), depth.size()), thread);
           const A* b = cut.packs_in_task
                            ? packing
@@ -246,20 +245,20 @@ struct Gemm {
           if (direct) {
             const int64_t first = group * phases.channels + panel.begin;
             A add[kWide];
-            if (bias) copy_run(bias + first, add, panel.size());
+            if (operands.bias) copy_run(operands.bias + first, add, panel.size());
             const auto write = [&](int64_t at, int64_t image, int64_t pixel, int64_t step, int64_t count) {
               const Strides& s = phases.destination;
               multiply(at, count,
-                       TileOutput<T, kProduct>{destination + image * s.image + pixel * s.pixel + first,
-                                               step * s.pixel, d > 0 ? c + at * kWide : nullptr,
-                                               bias ? add : nullptr});
+                       TileOutput<T, kProduct>{
+                           operands.destination + image * s.image + pixel * s.pixel + first, step * s.pixel,
+                           d > 0 ? c + at * kWide : nullptr, operands.bias ? add : nullptr});
             };
             in_order ? write(0, 0, pixels.begin, 1, pixels.size()) : for_each_run(g, pixels, write);
           } else {
             multiply(0, pixels.size(), TileSums<A>{c, d > 0});
           }
         }
-        if (last && !direct) store_pixels(g, group, pixels, panel, c);
+        if (last_block && !direct) store_pixels(g, group, pixels, panel, c);
       }
     }
   }
@@ -276,7 +275,7 @@ struct Gemm {
   // The weights of a panel that comes next, as they are or packed.
   FetchedRows fetched_panel(const Gather& g, int64_t group, Range panel, const Depth& depth, int64_t calls,
                             int thread) const {
-    if (cut.packs_in_task) return fetched_weights(phases, g, weight, group, panel, depth, calls);
+    if (cut.packs_in_task) return fetched_weights(phases, g, operands.weight, group, panel, depth, calls);
     const A* packed_panel = packed.at(unit_of(g, group, panel.begin / kWide), thread) + depth.packed * kWide;
     return {packed_panel, depth.size() * kWide, {1, 0}, {1, 0}, calls};
   }
@@ -285,9 +284,10 @@ struct Gemm {
   void store_pixels(const Gather& g, int64_t group, Range pixels, Range panel, const A* sums) const {
     const int64_t first = group * phases.channels + panel.begin;
     A add[kWide] = {};
-    if (bias) copy_run(bias + first, add, panel.size());
+    if (operands.bias) copy_run(operands.bias + first, add, panel.size());
     for_each_run(g, pixels, [&](int64_t at, int64_t image, int64_t pixel, int64_t step, int64_t count) {
-      T* to = destination + image * phases.destination.image + pixel * phases.destination.pixel + first;
+      T* to =
+          operands.destination + image * phases.destination.image + pixel * phases.destination.pixel + first;
       const A* from = sums + at * kWide;
       for (; count > 0; --count, from += kWide, to += step * phases.destination.pixel) {
         if (panel.size() == kWide) {
@@ -301,7 +301,7 @@ struct Gemm {
 
   void channels_by_pixels(const Gather& g, int64_t group, Range pixels, Range channels, A* gathered, A* sums,
                           A* packing, int thread) const {
-    const S* from = source + group * g.channels * phases.source.channel;
+    const S* from = operands.source + group * g.channels * phases.source.channel;
     const int64_t panel_sums = channels.size() * kWide, depth_blocks = ceil_div(g.depth(), kDepth);
     const bool in_order = g.covers_destination();
     const int64_t image_pixels = g.pixels() / g.images;
@@ -316,10 +316,11 @@ struct Gemm {
         if (wide.size() < kWide) fill_zero(b, depth.size() * kWide);
         pack_columns(from, phases.source, g, wide, depth, column_order(g), b, kWide);
       }
-      const bool last = d + 1 >= depth_blocks;
+      const bool last_block = d + 1 >= depth_blocks;
       const int64_t calls = ceil_div(pixels.size(), kWide) * fetch_calls(channels.size(), depth.size());
-      Ahead ahead = {fetched_columns(from, phases.source, g, last ? next : pixels,
-                                     block(last ? 0 : d + 1, kDepth, g.depth()), column_order(g), calls)};
+      Ahead ahead = {fetched_columns(from, phases.source, g, last_block ? next : pixels,
+                                     block(last_block ? 0 : d + 1, kDepth, g.depth()), column_order(g),
+                                     calls)};
       if (cut.packs_in_task) pack_weight_rows(g, group, d, channels, packing);
       const int64_t part = channels.begin / cut.channel_block * cut.depth_blocks + d;
       const A* rows = cut.packs_in_task || depth.size() == 0
@@ -329,7 +330,7 @@ struct Gemm {
         const int64_t begin = pixels.begin + panel * kWide;
         const Range wide = {begin, min_of(begin + kWide, pixels.end)};
         const int64_t image = begin / image_pixels, pixel = begin % image_pixels;
-        const bool direct = last && depth.size() > 0 && in_order && fills_tiles<A>(wide.size()) &&
+        const bool direct = last_block && depth.size() > 0 && in_order && fills_tiles<A>(wide.size()) &&
                             pixel + wide.size() <= image_pixels;
         A* c = sums + panel * panel_sums;
         const auto multiply = [&](auto out) {
@@ -338,12 +339,13 @@ struct Gemm {
         };
         if (direct) {
           const int64_t first = group * phases.channels + channels.begin;
-          T* to = destination + image * phases.destination.image + first * phases.destination.channel + pixel;
+          T* to = operands.destination + image * phases.destination.image +
+                  first * phases.destination.channel + pixel;
           multiply(TileOutput<T, kProduct>{to, phases.destination.channel, d > 0 ? c : nullptr, nullptr,
-                                           bias ? bias + first : nullptr});
+                                           operands.bias ? operands.bias + first : nullptr});
         } else {
           if (depth.size() > 0) multiply(TileSums<A>{c, d > 0});
-          if (last) store_columns(g, group, wide, channels, c);
+          if (last_block) store_columns(g, group, wide, channels, c);
         }
       }
     }
@@ -355,8 +357,9 @@ struct Gemm {
       for (int64_t k = channels.begin; k < channels.end; ++k) {
         const int64_t channel = group * phases.channels + k;
         const A* from = sums + (k - channels.begin) * kWide + at;
-        T* to = destination + image * phases.destination.image + channel * phases.destination.channel + pixel;
-        const A add = bias ? load_one(bias + channel) : A(-0.0);  // keeps the sign of zeros
+        T* to = operands.destination + image * phases.destination.image +
+                channel * phases.destination.channel + pixel;
+        const A add = operands.bias ? load_one(operands.bias + channel) : A(-0.0);  // keeps the sign of zeros
         int64_t i = 0;
         if (step == 1) {
           for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, load(from + i) + add);
@@ -369,9 +372,8 @@ struct Gemm {
   Phases phases;
   Regions regions;
   Cut<A> cut;
-  const S *source, *weight;
-  const T* bias;
-  T* destination;
+  Operands<T, S> operands;
+  int64_t threads;
   PackedWeights<A> packed;
   A* scratch;
 };
@@ -388,44 +390,18 @@ bool turns_to_channels_last(const ConvProblem& p) {
   return costly || Regions(phases, Layout::kChannelsLast).cut;
 }
 
+template <class T>
+using GemmOf = Gemm<T>;
 template <bool Gradient>
-InChannelsLast in_channels_last(const ConvProblem& p, bool weight_too,
-                                int64_t (*workspace)(const ConvProblem&)) {
-  return {p, Gradient ? ConvOp::kGradInput : ConvOp::kForward, weight_too, workspace};
-}
+constexpr ConvOp kOpOf = Gradient ? ConvOp::kGradInput : ConvOp::kForward;
+template <bool Gradient>
+using GemmClasses =
+    MayTurn<ByType<GemmOf, Gradient>, kOpOf<Gradient>, false, turns_to_channels_last<Gradient>>;
 
-template <bool Gradient>
-int64_t gemm_workspace(const ConvProblem& p) {
-  if (turns_to_channels_last<Gradient>(p))
-    return in_channels_last<Gradient>(p, false, gemm_workspace<Gradient>).bytes;
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) { bytes = Gemm<Pointee<decltype(tag)>>::workspace(p, Gradient); });
-  return bytes;
-}
-template <bool Gradient>
-int64_t gemm_packed(const ConvProblem& p) {
-  if (turns_to_channels_last<Gradient>(p))
-    return gemm_packed<Gradient>(in_channels_last<Gradient>(p, false, gemm_workspace<Gradient>).last);
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) { bytes = Gemm<Pointee<decltype(tag)>>::packed_bytes(p, Gradient); });
-  return bytes;
-}
-template <bool Gradient>
-void gemm_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  if (turns_to_channels_last<Gradient>(p)) {
-    return in_channels_last<Gradient>(p, false, gemm_workspace<Gradient>)
-        .run(b, parallel, workspace, gemm_run<Gradient>);
-  }
-  with_type(p.dtype,
-            [&](auto* tag) { Gemm<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
-}
-
-constexpr ConvKernel kConvGemm = {"gemm",          "blocked implicit matrix product",
-                                  accepts_all,     gemm_workspace<false>,
-                                  gemm_run<false>, gemm_packed<false>};
-constexpr ConvKernel kConvGradInputGemm = {
-    "gemm",         "blocked implicit matrix product, one for each residue of the stride",
-    accepts_all,    gemm_workspace<true>,
-    gemm_run<true>, gemm_packed<true>};
+constexpr ConvKernel kConvGemm = entry<GemmClasses<false>>("gemm", "blocked implicit matrix product",
+                                                           accepts_all, packed_of<GemmClasses<false>>);
+constexpr ConvKernel kConvGradInputGemm =
+    entry<GemmClasses<true>>("gemm", "blocked implicit matrix product, one for each residue of the stride",
+                             accepts_all, packed_of<GemmClasses<true>>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

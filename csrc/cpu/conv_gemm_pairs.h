@@ -46,28 +46,11 @@ const char* pairs_refuse(const ConvProblem& p) {
 using PairsGemm = Gemm<BFloat16, BFloat16Pair>;
 
 template <bool Gradient>
-int64_t pairs_workspace(const ConvProblem& p) {
-  if (!turns_for_pairs(p)) return PairsGemm::workspace(p, Gradient);
-  return in_channels_last<Gradient>(p, true, pairs_workspace<Gradient>).bytes;
-}
-template <bool Gradient>
-int64_t pairs_packed(const ConvProblem& p) {
-  if (!turns_for_pairs(p)) return PairsGemm::packed_bytes(p, Gradient);
-  return pairs_packed<Gradient>(in_channels_last<Gradient>(p, true, pairs_workspace<Gradient>).last);
-}
-template <bool Gradient>
-void pairs_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  if (!turns_for_pairs(p)) return PairsGemm(p, Gradient, b, workspace).run(parallel);
-  in_channels_last<Gradient>(p, true, pairs_workspace<Gradient>)
-      .run(b, parallel, workspace, pairs_run<Gradient>);
-}
+using PairsGemmClasses = MayTurn<Only<PairsGemm, Gradient>, kOpOf<Gradient>, true, turns_for_pairs>;
 
 template <bool Gradient>
-constexpr ConvKernel kPairsGemm = {"gemm_bf16",
-                                   "blocked implicit matrix product of pairs of bfloat16",
-                                   pairs_refuse<Gradient>,
-                                   pairs_workspace<Gradient>,
-                                   pairs_run<Gradient>,
-                                   pairs_packed<Gradient>};
+constexpr ConvKernel kPairsGemm =
+    entry<PairsGemmClasses<Gradient>>("gemm_bf16", "blocked implicit matrix product of pairs of bfloat16",
+                                      pairs_refuse<Gradient>, packed_of<PairsGemmClasses<Gradient>>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -2,7 +2,9 @@
 // order.
 #pragma once
 
-#include "conv_gather.h"
+#include "copy.h"
+#include "entry.h"
+#include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -14,7 +16,8 @@ struct GradBias {
   static constexpr int64_t L = kLanes<A>;
 
   GradBias(const ConvProblem& p, const ConvBuffers& b, char* workspace)
-      : K(p.shape.K),
+      : channels_last(p.layout == Layout::kChannelsLast),
+        K(p.shape.K),
         images(p.shape.N),
         pixels(p.shape.output_pixels()),
         grad_output(static_cast<const T*>(b.output)),
@@ -22,9 +25,12 @@ struct GradBias {
         partial(reinterpret_cast<A*>(workspace)) {}
 
   int64_t chunks() const { return ceil_div(images * pixels, kBiasChunk); }
+  int64_t workspace_bytes() const { return channels_last ? chunks() * K * int64_t(sizeof(A)) : 0; }
+
+  void run(const Parallel& parallel) const { channels_last ? sum_chunks(parallel) : sum_planes(parallel); }
 
   // A task for each channel: its planes, row by row of vectors.
-  void channels_first(const Parallel& parallel) const {
+  void sum_planes(const Parallel& parallel) const {
     parallel(K, [&](int64_t k, int) {
       double total = 0;
       for (int64_t n = 0; n < images; ++n) {
@@ -48,7 +54,7 @@ struct GradBias {
   }
 
   // Chunks of pixels first, each to a row of partial sums; then a task for each channel.
-  void channels_last(const Parallel& parallel) const {
+  void sum_chunks(const Parallel& parallel) const {
     parallel(chunks(), [&](int64_t chunk, int) {
       A* sums = partial + chunk * K;
       fill_zero(sums, K);
@@ -67,27 +73,14 @@ struct GradBias {
     });
   }
 
+  bool channels_last;
   int64_t K, images, pixels;
   const T* grad_output;
   T* grad_bias;
   A* partial;
 };
 
-constexpr ConvKernel kConvGradBias = {
-    "chunks", "sums of chunks, added in order", accepts_all,
-    [](const ConvProblem& p) {
-      int64_t bytes = 0;
-      with_type(p.dtype, [&](auto* tag) {
-        using T = Pointee<decltype(tag)>;
-        bytes = GradBias<T>(p, {}, nullptr).chunks() * p.shape.K * sizeof(Acc<T>);
-      });
-      return p.layout == Layout::kChannelsLast ? bytes : 0;
-    },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      with_type(p.dtype, [&](auto* tag) {
-        const GradBias<Pointee<decltype(tag)>> kernel(p, b, workspace);
-        p.layout == Layout::kChannelsLast ? kernel.channels_last(parallel) : kernel.channels_first(parallel);
-      });
-    }};
+constexpr ConvKernel kConvGradBias =
+    entry<ByType<GradBias>>("chunks", "sums of chunks, added in order", accepts_all);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -3,17 +3,17 @@
 //   c)]
 // in bfloat16, and in float32 in three parts (amx_rows.h).
 //
-// A task is a block of output channels times a block of columns (tap, c) times a split of the pixels. It
-// takes some pixels at a time: the gradient's are the depth, and stay for all columns. Of channels last the
-// gradient is transposed for that, of channels first the gathered input; there columns may be (c, tap). The
-// number of splits depends on the shape alone and their sums are added in order: threads do not change the
-// result. Parts of float32 do not hold infinities: where a sum is not finite, all are computed by `gemm`.
+// A task is a block of output channels times a block of columns (tap, c) times a split of the pixels
+// (conv_splits.h). It takes some pixels at a time: the gradient's are the depth, and stay for all columns. Of
+// channels last the gradient is transposed for that, of channels first the gathered input; there columns may
+// be (c, tap). Parts of float32 do not hold infinities: where a sum is not finite, all are computed by
+// `gemm`.
 #pragma once
 
 #include "amx_rows.h"
 #include "conv_grad_weight_winograd.h"
-
-#include <atomic>
+#include "conv_splits.h"
+#include "scratch.h"
 
 #if CNNEXT_VECTOR_BYTES == 64
 
@@ -57,33 +57,27 @@ class GradWeightAmx {
       cut_blocks(row_cuts, col_cuts);
     }
     sums_size = row_block * col_block;
-    int64_t size = 0;
-    const auto place = [&](int64_t bytes) {
-      const int64_t at = size;
-      size += round_up(bytes, 64);
-      return at;
-    };
-    rows_at = place(row_block * kPitch);
-    panels_at = place(kGathered / kWide * kPanel * 4);
-    gathered_at = place(max_of(kPixels * kGatheredStride, kGathered * kPixelsStride) * 4);
-    sums_at = place(splits > 1 ? 0 : sums_size * 4);
-    scratch_bytes = size;
-    scratch = workspace;
-    partial = reinterpret_cast<float*>(workspace + p.threads * scratch_bytes);
-    bytes = p.threads * scratch_bytes + (splits > 1 ? blocks * splits * sums_size * 4 : 0);
+    memory.base = workspace;
+    scratch.turned = memory.take<char>(row_block * kPitch);
+    scratch.panels = memory.take<float>(kGathered / kWide * kPanel);
+    scratch.gathered = memory.take<float>(max_of(kPixels * kGatheredStride, kGathered * kPixelsStride));
+    scratch.sums = memory.take<float>(splits > 1 ? 0 : sums_size);
+    thread_bytes = memory.bytes;
+    memory.bytes *= p.threads;
+    partial = memory.take<float>(splits > 1 ? blocks * splits * sums_size : 0);
   }
 
-  int64_t workspace() const { return bytes; }
+  int64_t workspace_bytes() const { return memory.bytes; }
 
   // Whether all sums are finite.
   bool run(const Parallel& parallel) const {
-    std::atomic<bool> finite{true};
+    bool finite = true;
     const auto store_block = [&](int64_t b, const float* sums) {
-      if (!store_weight(b, sums)) finite = false;
+      if (!store_weight(b, sums)) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
     };
     parallel(blocks * splits, [&](int64_t task, int thread) {
       const int64_t b = task / splits;
-      float* sums = splits > 1 ? partial + task * sums_size : scratch_of<float>(thread, sums_at);
+      float* sums = splits > 1 ? partial + task * sums_size : of_thread(thread, scratch.sums);
       const Range all = block(task % splits, ceil_div(pixels, splits), pixels);
       const TileRegisters registers{kAmxRows};
       for (Range part = {all.begin, 0}; part.begin < all.end; part.begin = part.end) {
@@ -96,15 +90,11 @@ class GradWeightAmx {
     if (splits > 1) {
       parallel(blocks, [&](int64_t b, int) {
         float* total = partial + b * splits * sums_size;
-        for (int64_t split = 1; split < splits; ++split) {
-          const float* part = total + split * sums_size;
-          for (int64_t i = 0; i < sums_size; i += kAmxPairs)
-            store(total + i, load(total + i) + load(part + i));
-        }
+        add_splits(total, splits, sums_size, sums_size);
         store_block(b, total);
       });
     }
-    return finite;
+    return __atomic_load_n(&finite, __ATOMIC_RELAXED);
   }
 
  private:
@@ -133,9 +123,10 @@ class GradWeightAmx {
   Range cols_of(int64_t b) const { return block(b / row_blocks % col_blocks, col_block, cols); }
   int64_t group_of(int64_t b) const { return b / row_blocks / col_blocks; }
 
+  // A thread's own of what the first one has.
   template <class Element>
-  Element* scratch_of(int thread, int64_t at) const {
-    return reinterpret_cast<Element*>(scratch + thread * scratch_bytes + at);
+  Element* of_thread(int thread, Element* of_first) const {
+    return reinterpret_cast<Element*>(reinterpret_cast<char*>(of_first) + thread * thread_bytes);
   }
 
   struct Nothing {
@@ -145,20 +136,19 @@ class GradWeightAmx {
   // sums[panel][row][kWide] = or += over at most kPixels pixels.
   void add_pixels(int64_t b, Range some, int thread, float* sums, bool add) const {
     const Range k = rows_of(b), columns = cols_of(b);
-    const auto turned = scratch_of<char>(thread, rows_at);
-    const auto panels = scratch_of<float>(thread, panels_at);
+    const auto turned = of_thread(thread, scratch.turned);
+    const auto panels = of_thread(thread, scratch.panels), gathered = of_thread(thread, scratch.gathered);
     const T* from = grad_output + (group_of(b) * rows + k.begin) * out.channel;
     if (planes) {
-      pack_rows(from, some, k.size(), scratch_of<T>(thread, gathered_at), turned);
+      pack_rows(from, some, k.size(), reinterpret_cast<T*>(gathered), turned);
     } else {
-      turn_rows(from, some, k.size(), scratch_of<float>(thread, gathered_at), turned);
+      turn_rows(from, some, k.size(), gathered, turned);
     }
     const int64_t chunks = ceil_div(some.size(), kAmxDepth), strips = ceil_div(k.size(), kAmxRows);
     const Tap tap = {0, 0};
     const Windows windows = {&tap, 1, chunks, kPitch, chunks};
     for (Range part = {columns.begin, 0}; part.begin < columns.end; part.begin = part.end) {
       part.end = min_of(part.begin + kGathered, columns.end);
-      const auto gathered = scratch_of<float>(thread, gathered_at);
       planes ? turn_panels(b, some, part, gathered, panels) : pack_panels(b, some, part, gathered, panels);
       for (int64_t s = 0; s < strips; s += 2) {
         const char* strip[] = {turned + s * kAmxRows * kPitch, turned + (s + 1) * kAmxRows * kPitch};
@@ -302,8 +292,12 @@ class GradWeightAmx {
   bool in_place;      // the input's pixels are the gathered ones
   ColumnOrder order;  // of the gathered ones of planes
   int64_t pixels, row_block, col_block, row_blocks, col_blocks, blocks, splits, sums_size;
-  char* scratch;
-  int64_t scratch_bytes, bytes, rows_at, panels_at, gathered_at, sums_at;  // of a thread
+  struct Scratch {
+    char* turned;
+    float *panels, *gathered, *sums;
+  } scratch;             // of the first thread;
+  int64_t thread_bytes;  // from one's to the next one's
+  ScratchLayout memory;
   float* partial;
 };
 
@@ -335,15 +329,15 @@ inline const char* grad_weight_amx_refuses(const ConvProblem& p) {
   return splits ? float_grad_weight_amx_refuses(p) : pairs_grad_weight_amx_refuses(p);
 }
 inline int64_t grad_weight_amx_workspace(const ConvProblem& p) {
-  if (p.dtype == DType::kBFloat16) return GradWeightAmx<BFloat16>(p, {}, nullptr).workspace();
-  return max_of(GradWeightAmx<float>(p, {}, nullptr).workspace(), grad_weight_gemm_workspace(p));
+  if (p.dtype == DType::kBFloat16) return workspace_of<Only<GradWeightAmx<BFloat16>>>(p);
+  return max_of(workspace_of<Only<GradWeightAmx<float>>>(p), workspace_of<GradWeightGemmClasses>(p));
 }
 inline void grad_weight_amx(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
                             char* workspace) {
   if (p.dtype == DType::kBFloat16) {
     GradWeightAmx<BFloat16>(p, b, workspace).run(parallel);
   } else if (!GradWeightAmx<float>(p, b, workspace).run(parallel)) {
-    grad_weight_gemm(p, b, parallel, workspace);
+    run_by<GradWeightGemmClasses>(p, b, parallel, workspace);
   }
 }
 

@@ -7,11 +7,11 @@
 // see the gradient of the output through the taps in the opposite order.
 // Channels last: output channels are the rows of a tile, (tap, c) its vectors. Channels first: (c, tap) are
 // the rows, output channels the vectors. A task is a block of rows times a block of columns times a split of
-// the pixels. The number of splits depends on the shape alone and their sums are added in order: threads do
-// not change the result. Many threads get smaller blocks, for which more is packed in all.
+// the pixels (conv_splits.h). Many threads get smaller blocks, for which more is packed in all.
 #pragma once
 
 #include "conv_gemm_pairs.h"
+#include "conv_splits.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -54,38 +54,39 @@ struct GradWeightGemm {
 
   GradWeightGemm(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
-        last(p.layout == Layout::kChannelsLast),
+        channels_last(p.layout == Layout::kChannelsLast),
         swapped(swaps(shape)),
-        input(static_cast<const T*>(swapped ? b.output : b.input)),
-        grad_output(static_cast<const T*>(swapped ? b.input : b.output)),
+        gathered(static_cast<const T*>(swapped ? b.output : b.input)),
+        plain(static_cast<const T*>(swapped ? b.input : b.output)),
         grad_weight(static_cast<T*>(b.weight)),
-        in(strides_of(p.layout, shape.C, shape.input_pixels())),
-        out(strides_of(p.layout, shape.K, shape.output_pixels())),
-        w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())) {
+        gathered_strides(strides_of(p.layout, shape.C, shape.input_pixels())),
+        plain_strides(strides_of(p.layout, shape.K, shape.output_pixels())),
+        w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())),
+        threads(p.threads) {
     for (int a = 0; a < kAxes; ++a) {
       const Window& window = shape.axis[a];
       const int64_t extent = swapped ? window.input : window.output;
       g.axis[a] = swapped ? grad_input_phase(window, 0) : forward_phase(window);
-      outputs.axis[a] = {0, 1, extent, extent, 1, 1, 0, 1, 0, 1};
-      g.extent[a] = outputs.extent[a] = extent;
+      plain_g.axis[a] = {0, 1, extent, extent, 1, 1, 0, 1, 0, 1};
+      g.extent[a] = plain_g.extent[a] = extent;
     }
-    g.images = outputs.images = shape.N;
+    g.images = plain_g.images = shape.N;
     g.channels = shape.C_per_group();
-    outputs.channels = shape.K_per_group();
+    plain_g.channels = shape.K_per_group();
     if (swapped) {
-      swap(in, out);
+      swap(gathered_strides, plain_strides);
       swap(w.k, w.c);
-      swap(g.channels, outputs.channels);
+      swap(g.channels, plain_g.channels);
       grad_weight += (shape.taps() - 1) * w.tap;
       w.tap = -w.tap;
     }
-    cut = last && P == Product::kNumbers && g.channels % kGradCols == 0 &&
+    cut = channels_last && P == Product::kNumbers && g.channels % kGradCols == 0 &&
           4 * products() < 3 * g.taps() * g.pixels();
     if (!cut) g = joined(g);
-    if (!cut) outputs = joined(outputs);
-    order = last || w.tap != 1 ? ColumnOrder{g.channels, 1} : ColumnOrder{1, g.taps()};
-    rows = last ? outputs.channels : g.depth();
-    cols = last ? g.depth() : outputs.channels;
+    if (!cut) plain_g = joined(plain_g);
+    order = channels_last || w.tap != 1 ? ColumnOrder{g.channels, 1} : ColumnOrder{1, g.taps()};
+    rows = channels_last ? plain_g.channels : g.depth();
+    cols = channels_last ? g.depth() : plain_g.channels;
     int64_t most_splits = max_of(1, ceil_div(g.pixels(), kDepth) / 4);
     int64_t row_cuts = ceil_div(rows, kGradRows);
     row_block = ceil_div(rows, row_cuts);
@@ -101,13 +102,18 @@ struct GradWeightGemm {
     }
     cut_blocks(row_cuts, col_cuts);
     splits = clamp(kGradTasks / blocks, 1, most_splits);
-    while (!cut && leave_idle(blocks * splits, p.threads) && (row_block > kRows || col_block > kWide)) {
+    while (!cut && leave_idle(blocks * splits, threads) && (row_block > kRows || col_block > kWide)) {
       ++(2 * row_block > col_block || col_block == kWide ? row_cuts : col_cuts);
       cut_blocks(row_cuts, col_cuts);
     }
     sums_size = round_up(row_block * col_block, 64);
     scratch = reinterpret_cast<A*>(workspace);
-    partial = scratch + p.threads * kScratch;
+    partial = scratch + threads * kScratch;
+  }
+
+  int64_t workspace_bytes() const {
+    const int64_t partials = splits > 1 ? blocks * splits * sums_size : 0;
+    return (threads * kScratch + partials) * int64_t(sizeof(A));
   }
 
   void cut_blocks(int64_t row_cuts, int64_t col_cuts) {
@@ -139,12 +145,6 @@ struct GradWeightGemm {
     return product;
   }
 
-  static int64_t workspace(const ConvProblem& p) {
-    const GradWeightGemm self(p, {}, nullptr);
-    const int64_t partials = self.splits > 1 ? self.blocks * self.splits * self.sums_size : 0;
-    return (p.threads * kScratch + partials) * sizeof(A);
-  }
-
   void run(const Parallel& parallel) const {
     parallel(blocks * splits, [&](int64_t task, int thread) {
       A* packed = scratch + thread * kScratch;
@@ -159,7 +159,7 @@ struct GradWeightGemm {
         part.end = min_of(part.begin + kDepth, pixels.end);
         const bool add = part.begin > pixels.begin, store = splits == 1 && part.end == pixels.end;
         const Range next = {part.end, min_of(part.end + kDepth, pixels.end)};
-        if (last) {
+        if (channels_last) {
           add_rows_by_taps(task / splits, f, part, next, packed, packed + kRowsSize, sums, add, store);
         } else {
           add_taps_by_columns(task / splits, part, next, packed, packed + kRowsSize, sums, add);
@@ -170,10 +170,7 @@ struct GradWeightGemm {
     if (splits == 1) return;
     parallel(blocks, [&](int64_t b, int) {
       A* total = partial + b * splits * sums_size;
-      for (int64_t split = 1; split < splits; ++split) {
-        const A* part = total + split * sums_size;
-        for (int64_t i = 0; i < sums_size; i += kLanes<A>) store(total + i, load(total + i) + load(part + i));
-      }
+      add_splits(total, splits, sums_size, sums_size);
       store_weight(b, total);
     });
   }
@@ -181,29 +178,33 @@ struct GradWeightGemm {
   Range rows_of(int64_t b) const { return block(b % row_blocks, row_block, rows); }
   Range cols_of(int64_t b) const { return block(b / row_blocks % col_blocks, col_block, cols); }
   int64_t group_of(int64_t b) const { return b / row_blocks / col_blocks; }
-  const T* input_of(int64_t b) const { return input + group_of(b) * g.channels * in.channel; }
-  const T* grad_of(int64_t b) const { return grad_output + group_of(b) * outputs.channels * out.channel; }
-  T* weight_of(int64_t b) const { return grad_weight + group_of(b) * outputs.channels * w.k; }
+  const T* gathered_of(int64_t b) const {
+    return gathered + group_of(b) * g.channels * gathered_strides.channel;
+  }
+  const T* plain_of(int64_t b) const {
+    return plain + group_of(b) * plain_g.channels * plain_strides.channel;
+  }
+  T* weight_of(int64_t b) const { return grad_weight + group_of(b) * plain_g.channels * w.k; }
 
   // The factors of a block. Where they are cut, its columns are of one tap, and its pixels those for which
   // this tap lies inside of the input.
   struct Factors {
-    Gather g, outputs;
+    Gather g, plain_g;
     int64_t first;  // of the columns of all taps
   };
   Factors factors_of(int64_t b) const {
-    Factors f = {g, outputs, 0};
+    Factors f = {g, plain_g, 0};
     if (!cut) return f;
     int64_t tap = cols_of(b).begin / g.channels;
     f.first = tap * g.channels;
     for (int a = kAxes - 1; a >= 0; --a) {
-      PhaseAxis &x = f.g.axis[a], &o = f.outputs.axis[a];
+      PhaseAxis &x = f.g.axis[a], &plain_axis = f.plain_g.axis[a];
       const int64_t m = tap % x.taps;
       tap /= x.taps;
       const Range inside = positions_inside(x, m);
       x.offset = x.source_index(inside.begin, m);
-      x.start = o.start = o.offset = inside.begin;
-      x.count = o.count = inside.size();
+      x.start = plain_axis.start = plain_axis.offset = inside.begin;
+      x.count = plain_axis.count = inside.size();
       x.taps = 1;
     }
     return f;
@@ -221,13 +222,14 @@ struct GradWeightGemm {
     const int64_t calls = fetch_calls(k.size(), depth);  // for a panel
     Ahead ahead = {};
     ahead.destination =
-        fetched_pixels(grad_of(b), out, f.outputs, next, k, ceil_div(taps.size(), kWide) * calls);
+        fetched_pixels(plain_of(b), plain_strides, f.plain_g, next, k, ceil_div(taps.size(), kWide) * calls);
     for (Range part = {taps.begin, 0}; part.begin < taps.end; part.begin = part.end) {
       part.end = min_of(part.begin + kGradCols, taps.end);
-      pack_pixels(input_of(b), in, f.g, pixels, columns_from(part.begin), packed_cols, kColsStride);
+      pack_pixels(gathered_of(b), gathered_strides, f.g, pixels, columns_from(part.begin), packed_cols,
+                  kColsStride);
       const bool more = part.end < taps.end;
       ahead.source =
-          fetched_pixels(input_of(b), in, f.g, more ? pixels : next,
+          fetched_pixels(gathered_of(b), gathered_strides, f.g, more ? pixels : next,
                          columns_from(more ? part.end : taps.begin), ceil_div(part.size(), kWide) * calls);
       if constexpr (P != Product::kNumbers) pair_rows(packed_cols, kColsStride, pixels.size(), part.size());
       for (Range panel = {part.begin, 0}; panel.begin < part.end; panel.begin = panel.end) {
@@ -254,18 +256,19 @@ struct GradWeightGemm {
   // to[k][pixel], or pairs of pixels; returns their number. Channels last: pixels of all images are one
   // matrix [pixel][K].
   int64_t pack_rows(int64_t b, Range pixels, Range k, A* to) const {
-    const T* from = grad_of(b) + pixels.begin * out.pixel + k.begin;
+    const T* from = plain_of(b) + pixels.begin * plain_strides.pixel + k.begin;
     const auto row = [&](int64_t j) { return to + j * kDepthStride; };
     if constexpr (P != Product::kNumbers) {
       const int64_t pairs = pixels.size() / 2;
-      transpose_block(BFloat16Pairs{from, out.pixel}, 2 * out.pixel, pairs, k.size(), row);
+      transpose_block(BFloat16Pairs{from, plain_strides.pixel}, 2 * plain_strides.pixel, pairs, k.size(),
+                      row);
       if (pixels.size() % 2 == 0) return pairs;
       for (int64_t j = 0; j < k.size(); ++j) {
-        row(j)[pairs] = bit_cast<float>(uint32_t(from[2 * pairs * out.pixel + j].bits));
+        row(j)[pairs] = bit_cast<float>(uint32_t(from[2 * pairs * plain_strides.pixel + j].bits));
       }
       return pairs + 1;
     } else {
-      transpose_block(from, out.pixel, pixels.size(), k.size(), row);
+      transpose_block(from, plain_strides.pixel, pixels.size(), k.size(), row);
       return pixels.size();
     }
   }
@@ -274,7 +277,7 @@ struct GradWeightGemm {
   int64_t pack_cut_rows(int64_t b, const Factors& f, Range pixels, Range k, A* copy, A* to) const {
     for (Range part = {k.begin, 0}; part.begin < k.end; part.begin = part.end) {
       part.end = min_of(part.begin + kGradCols, k.end);
-      pack_pixels(grad_of(b), out, f.outputs, pixels, part, copy, kColsStride);
+      pack_pixels(plain_of(b), plain_strides, f.plain_g, pixels, part, copy, kColsStride);
       transpose_block(copy, kColsStride, pixels.size(), part.size(),
                       [&](int64_t j) { return to + (part.begin - k.begin + j) * kDepthStride; });
     }
@@ -286,14 +289,16 @@ struct GradWeightGemm {
                            bool add) const {
     const Range taps = rows_of(b), k = cols_of(b);
     const int64_t calls = ceil_div(k.size(), kWide) * fetch_calls(taps.size(), pixels.size());
-    Ahead ahead = {fetched_columns(input_of(b), in, g, next, taps, order, calls),
-                   fetched_columns(grad_of(b), out, outputs, next, k, {outputs.channels, 1}, calls)};
-    pack_columns(input_of(b), in, g, pixels, taps, order, packed_rows, kDepthStride);
+    Ahead ahead = {
+        fetched_columns(gathered_of(b), gathered_strides, g, next, taps, order, calls),
+        fetched_columns(plain_of(b), plain_strides, plain_g, next, k, {plain_g.channels, 1}, calls)};
+    pack_columns(gathered_of(b), gathered_strides, g, pixels, taps, order, packed_rows, kDepthStride);
     for (int64_t first = 0; first < k.size(); first += kGradCols) {
       const int64_t channel = k.begin + first, count = min_of(kGradCols, k.size() - first);
-      for_each_run(outputs, pixels, [&](int64_t at, int64_t image, int64_t pixel, int64_t, int64_t length) {
-        transpose_block(grad_of(b) + image * out.image + channel * out.channel + pixel, out.channel, count,
-                        length, [&](int64_t i) { return packed_cols + (at + i) * kColsStride; });
+      for_each_run(plain_g, pixels, [&](int64_t at, int64_t image, int64_t pixel, int64_t, int64_t length) {
+        transpose_block(plain_of(b) + image * plain_strides.image + channel * plain_strides.channel + pixel,
+                        plain_strides.channel, count, length,
+                        [&](int64_t i) { return packed_cols + (at + i) * kColsStride; });
       });
       for (int64_t col = 0; col < count; col += kWide) {
         tile_column<kDepthStride, 1, kColsStride>(taps.size(), pixels.size(), count - col, packed_rows,
@@ -305,7 +310,7 @@ struct GradWeightGemm {
 
   void store_weight(int64_t b, const A* sums) const {
     const Range taps = cols_of(b);
-    if (!last) return store_columns(b, sums);
+    if (!channels_last) return store_columns(b, sums);
     for (Range panel = {taps.begin, 0}; panel.begin < taps.end; panel.begin = panel.end) {
       panel.end = min_of(panel.begin + kWide, taps.end);
       store_rows(b, panel, sums + (panel.begin - taps.begin) * row_block);
@@ -342,19 +347,20 @@ struct GradWeightGemm {
         for (int64_t n = 0; n < height; ++n) x[n] = load(from + (row + n) * kWide);
         transpose<A>(x);
         for (int64_t lane = 0; lane < count; ++lane) {
-          store_some(to + (k.begin + col + lane) * w.k + taps.begin + row, x[lane], height);
+          store_part(to + (k.begin + col + lane) * w.k + taps.begin + row, x[lane], height);
         }
       }
     }
   }
 
   ConvShape shape;
-  bool last, swapped;
-  const T *input, *grad_output;  // what is gathered, and what is not
+  bool channels_last, swapped;
+  const T *gathered, *plain;  // the input and the gradient of the output, or, swapped, the other way round
   T* grad_weight;
-  Strides in, out;
+  Strides gathered_strides, plain_strides;
   WeightStrides w;
-  Gather g, outputs;  // of the input, and of the gradient itself
+  int64_t threads;
+  Gather g, plain_g;  // of what is gathered, and of the other factor as it is
   ColumnOrder order;  // of (tap, c)
   bool cut;           // products with the padding are left out, see factors_of
   int64_t rows, cols, row_block, col_block, row_blocks, col_blocks, blocks, splits, sums_size;
@@ -363,55 +369,37 @@ struct GradWeightGemm {
 
 // Whether the operands are turned to channels last: where products with the padding are left out, and for few
 // output channels where every input pixel of a row would be copied alone.
-inline bool turns(ConvProblem p) {
+inline bool grad_weight_turns(const ConvProblem& p) {
   if (p.layout == Layout::kChannelsLast) return false;
   if (!copies_vectors(p.shape.axis[2].stride) && p.shape.C_per_group() >= 16 && p.shape.K_per_group() <= 64)
     return true;
-  p.layout = Layout::kChannelsLast;
+  ConvProblem turned = p;
+  turned.layout = Layout::kChannelsLast;
   bool cut = false;
-  with_type(p.dtype, [&](auto* tag) { cut = GradWeightGemm<Pointee<decltype(tag)>>(p, {}, nullptr).cut; });
+  with_type(p.dtype,
+            [&](auto* tag) { cut = GradWeightGemm<Pointee<decltype(tag)>>(turned, {}, nullptr).cut; });
   return cut;
 }
+inline bool is_channels_first(const ConvProblem& p) { return p.layout == Layout::kChannelsFirst; }
 
-inline int64_t grad_weight_gemm_workspace(const ConvProblem& p) {
-  if (turns(p)) return InChannelsLast(p, ConvOp::kGradWeight, true, grad_weight_gemm_workspace).bytes;
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) { bytes = GradWeightGemm<Pointee<decltype(tag)>>::workspace(p); });
-  return bytes;
-}
-inline void grad_weight_gemm(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
-                             char* workspace) {
-  if (turns(p)) {
-    const InChannelsLast turned(p, ConvOp::kGradWeight, true, grad_weight_gemm_workspace);
-    return turned.run(b, parallel, workspace, grad_weight_gemm);
-  }
-  with_type(p.dtype,
-            [&](auto* tag) { GradWeightGemm<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
-}
+template <class T>
+using GradWeightGemmOf = GradWeightGemm<T>;
+using GradWeightGemmClasses = MayTurn<ByType<GradWeightGemmOf>, ConvOp::kGradWeight, true, grad_weight_turns>;
 
-constexpr ConvKernel kConvGradWeightGemm = {"gemm", "blocked implicit matrix product over pixels",
-                                            accepts_all, grad_weight_gemm_workspace, grad_weight_gemm};
+constexpr ConvKernel kConvGradWeightGemm =
+    entry<GradWeightGemmClasses>("gemm", "blocked implicit matrix product over pixels", accepts_all);
 
 using PairsGradWeight = GradWeightGemm<BFloat16, Product::kPairs>;
+using PairsGradWeightClasses = MayTurn<Only<PairsGradWeight>, ConvOp::kGradWeight, true, is_channels_first>;
 
 inline const char* pairs_grad_weight_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
   if (const char* reason = no_pair_products()) return reason;
   return p.layout == Layout::kChannelsLast ? nullptr : turning_refuses(p, p.shape.N);
 }
-inline int64_t pairs_grad_weight_workspace(const ConvProblem& p) {
-  if (p.layout == Layout::kChannelsLast) return PairsGradWeight::workspace(p);
-  return InChannelsLast(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace).bytes;
-}
-inline void pairs_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
-                              char* workspace) {
-  if (p.layout == Layout::kChannelsLast) return PairsGradWeight(p, b, workspace).run(parallel);
-  const InChannelsLast turned(p, ConvOp::kGradWeight, true, pairs_grad_weight_workspace);
-  turned.run(b, parallel, workspace, pairs_grad_weight);
-}
 
-constexpr ConvKernel kPairsGradWeightGemm = {
+constexpr ConvKernel kPairsGradWeightGemm = entry<PairsGradWeightClasses>(
     "gemm_bf16", "blocked implicit matrix product over pairs of pixels in bfloat16",
-    pairs_grad_weight_refuses, pairs_grad_weight_workspace, pairs_grad_weight};
+    pairs_grad_weight_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -2,13 +2,13 @@
 //   grad_weight = G^T [ sum over tiles of (A grad_output A^T) . (B^T input B) ] G
 // with the same tiles, blocks of taps and transforms as the forward convolution.
 //
-// A task is a block of output channels times a block of taps and of input channels times a split of the
-// tiles; for each kGradTiles tiles it transforms both factors and adds matrix products [k][tile] * [tile][c]
-// to its sums. The number of splits depends on the shape alone and their results are added in order: threads
-// do not change the result. Many threads get smaller blocks of channels, which transform more in all.
+// A task is a block of output channels times a block of taps and of input channels times a split of the tiles
+// (conv_splits.h); for each kGradTiles tiles it transforms both factors and adds matrix products [k][tile] *
+// [tile][c] to its sums. Many threads get smaller blocks of channels, which transform more in all.
 #pragma once
 
 #include "conv_grad_weight_gemm.h"
+#include "conv_splits.h"
 #include "winograd_choice.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -37,14 +37,15 @@ struct GradWeightWinograd {
         grid(phases.at(0), Tile()),
         input(static_cast<const T*>(b.input)),
         grad_output(static_cast<const T*>(b.output)),
-        grad_weight(static_cast<T*>(b.weight)) {
+        grad_weight(static_cast<T*>(b.weight)),
+        threads(p.threads) {
     int64_t k_cuts = ceil_div(phases.channels, kGradChannels);
     int64_t c_cuts = ceil_div(phases.source_channels, kGradChannels);
     cut_channels(k_cuts, c_cuts);
     const int64_t chunks = ceil_div(grid.size(), kGradTiles);
     splits = max_of(1, min_of(kWinogradTasks / blocks, chunks / 2));
     if (splits > 1) splits = round_up(splits, 2);  // three tasks would leave one of two threads idle
-    while (leave_idle(blocks * splits, p.threads) && (2 * k_block > kWide || c_block > kWide)) {
+    while (leave_idle(blocks * splits, threads) && (2 * k_block > kWide || c_block > kWide)) {
       ++(k_block > c_block || c_block == kWide ? k_cuts : c_cuts);
       cut_channels(k_cuts, c_cuts);
     }
@@ -55,7 +56,12 @@ struct GradWeightWinograd {
     result_size = kTaps * block_plane;
     scratch = reinterpret_cast<A*>(workspace);
     scratch_size = 2 * kFactor + round_up(sums_size + result_size, 64) + 16;
-    partial = scratch + p.threads * scratch_size;
+    partial = scratch + threads * scratch_size;
+  }
+
+  int64_t workspace_bytes() const {
+    const int64_t partials = splits > 1 ? blocks * splits * result_size : 0;
+    return (threads * scratch_size + partials) * int64_t(sizeof(A));
   }
 
   void cut_channels(int64_t k_cuts, int64_t c_cuts) {
@@ -64,12 +70,6 @@ struct GradWeightWinograd {
     k_blocks = ceil_div(phases.channels, k_block);
     c_blocks = ceil_div(phases.source_channels, c_block);
     blocks = phases.shape.groups * k_blocks * taps.size() * c_blocks;
-  }
-
-  static int64_t workspace(const ConvProblem& p) {
-    const GradWeightWinograd self(p, {}, nullptr);
-    const int64_t partials = self.splits > 1 ? self.blocks * self.splits * self.result_size : 0;
-    return (p.threads * self.scratch_size + partials) * sizeof(A);
   }
 
   void run(const Parallel& parallel) const {
@@ -92,10 +92,7 @@ struct GradWeightWinograd {
     if (splits == 1) return;
     parallel(blocks, [&](int64_t b, int) {
       A* total = partial + b * splits * result_size;
-      for (int64_t split = 1; split < splits; ++split) {
-        const A* part = total + split * result_size;
-        for (int64_t i = 0; i < result_size; i += L) store(total + i, load(total + i) + load(part + i));
-      }
+      add_splits(total, splits, result_size, result_size);
       store_weight(b, total);
     });
   }
@@ -220,7 +217,7 @@ struct GradWeightWinograd {
         T* out = to + offset[tap];
         if (phases.weight_source == 1) {
           for (int64_t j = 0; j < c.size(); j += L) {
-            store_some(out + j, load(at(j) + plane[tap]), min_of(L, c.size() - j));
+            store_part(out + j, load(at(j) + plane[tap]), min_of(L, c.size() - j));
           }
         } else {
           for (int64_t j = 0; j < c.size(); ++j) store_one(out + j * phases.weight_source, at(j)[plane[tap]]);
@@ -240,7 +237,7 @@ struct GradWeightWinograd {
       transpose<A>(g);
       int64_t n = 0;
       for (; kTaps * (filters - n) >= L; ++n) store(to + kTaps * n, g[n]);
-      for (; n < filters; ++n) store_some(to + kTaps * n, g[n], kTaps * (filters - n));
+      for (; n < filters; ++n) store_part(to + kTaps * n, g[n], kTaps * (filters - n));
     }
   }
 
@@ -249,6 +246,7 @@ struct GradWeightWinograd {
   TileGrid grid;
   const T *input, *grad_output;
   T* grad_weight;
+  int64_t threads;
   int64_t k_blocks, c_blocks, k_block, c_block, block_plane, blocks, splits, split_tiles;
   int64_t sums_size, result_size, scratch_size;  // in elements
   bool few_tiles;
@@ -296,19 +294,15 @@ inline const char* winograd_grad_weight_refuses(const ConvProblem& p) {
   return reason;
 }
 
-constexpr ConvKernel kConvGradWeightWinograd = {
-    "winograd", kWinogradSummary, winograd_grad_weight_refuses,
-    [](const ConvProblem& p) {
-      int64_t bytes = 0;
-      with_grad_weight_tile(p, [&](auto* type, auto tile) {
-        bytes = GradWeightWinograd<Pointee<decltype(type)>, decltype(tile)>::workspace(p);
-      });
-      return bytes;
-    },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      with_grad_weight_tile(p, [&](auto* type, auto tile) {
-        GradWeightWinograd<Pointee<decltype(type)>, decltype(tile)>(p, b, workspace).run(parallel);
-      });
-    }};
+struct GradWeightWinogradClasses {
+  template <class Visit>
+  static void with(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
+    with_grad_weight_tile(p, [&](auto* type, auto tile) {
+      visit(GradWeightWinograd<Pointee<decltype(type)>, decltype(tile)>(p, b, workspace));
+    });
+  }
+};
+constexpr ConvKernel kConvGradWeightWinograd =
+    entry<GradWeightWinogradClasses>("winograd", kWinogradSummary, winograd_grad_weight_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -1,7 +1,8 @@
 // How the channels of one group are copied to scratch memory and back.
 #pragma once
 
-#include "conv_gather.h"
+#include "copy.h"
+#include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -32,11 +33,11 @@ struct GroupRows {
   int64_t step, low, high, of_residue;  // columns
 };
 
-// S channels of some rows of `width` columns to to[row][column][pixel]. What lies `next` elements further is
-// fetched for the next copy.
+// Some channels of some rows of `width` columns to to[row][column][pixel]. What lies `next` elements further
+// is fetched for the next copy.
 template <class T>
 void copy_group_rows(const T* source, int64_t step, int64_t width, Range rows, const GroupRows& row,
-                     int64_t S, int64_t pixel, int64_t next, Acc<T>* to) {
+                     int64_t channels, int64_t pixel, int64_t next, Acc<T>* to) {
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     const T* from = source + i * width * step;
     for (int64_t residue = 0; residue < row.step; ++residue) {
@@ -46,14 +47,14 @@ void copy_group_rows(const T* source, int64_t step, int64_t width, Range rows, c
       const T* at = from + (row.low + residue + inside.begin * row.step) * step;
       for (int64_t n = inside.size(); n > 0; --n, at += row.step * step, to += pixel) {
         constexpr bool kPairs = std::is_same_v<T, BFloat16Pair>;  // are copied as they are
-        if (kPairs && S == 8) {
+        if (kPairs && channels == 8) {
           __builtin_memcpy(to, at, 8 * sizeof(T));
-        } else if (kPairs && S == 4) {
+        } else if (kPairs && channels == 4) {
           __builtin_memcpy(to, at, 4 * sizeof(T));
         } else {
-          copy_run(at, to, S);
+          copy_run(at, to, channels);
         }
-        for (int64_t k = 0; k < S; k += kAlignment / int64_t(sizeof(T)))
+        for (int64_t k = 0; k < channels; k += kAlignment / int64_t(sizeof(T)))
           __builtin_prefetch(at + next + k, 0, 2);
       }
       fill_zero(to, (row.of_residue - inside.end) * pixel);
@@ -64,8 +65,8 @@ void copy_group_rows(const T* source, int64_t step, int64_t width, Range rows, c
 
 // The same for channels first, whose planes are `plane` apart.
 template <class From, class A>
-void turn_group_rows(From source, int64_t plane, int64_t width, Range rows, const GroupRows& row, int64_t S,
-                     int64_t pixel, A* to) {
+void turn_group_rows(From source, int64_t plane, int64_t width, Range rows, const GroupRows& row,
+                     int64_t channels, int64_t pixel, A* to) {
   constexpr int64_t L = kLanes<A>;
   for (int64_t i = 0; i < rows.size(); ++i) {
     for (int64_t residue = 0; residue < row.step; ++residue) {
@@ -87,12 +88,12 @@ void turn_group_rows(From source, int64_t plane, int64_t width, Range rows, cons
       place[n] = read ? to + (i * row.size() + row.at(column)) * pixel : nullptr;
       if (++column == width) column = 0, ++i;
     }
-    for (int64_t c = 0; c < S; c += L) {
-      const int64_t some = min_of(S, L);  // of pairs there may be less
-      c = min_of(c, S - some);
+    for (int64_t c = 0; c < channels; c += L) {
+      const int64_t some = min_of(channels, L);  // of pairs there may be less
+      c = min_of(c, channels - some);
       Vec<A> x[L] = {};
 #pragma GCC unroll 16
-      for (int64_t n = 0; n < some; ++n) x[n] = load_some(from + ((c + n) * plane + p), count);
+      for (int64_t n = 0; n < some; ++n) x[n] = load_part(from + ((c + n) * plane + p), count);
       transpose<A>(x);
       for (int64_t n = 0; n < count; ++n) {
         if (place[n]) store(place[n] + c, x[n]);
@@ -101,20 +102,20 @@ void turn_group_rows(From source, int64_t plane, int64_t width, Range rows, cons
   }
 }
 
-// pixels[pixel][D] to planes.
+// pixels[pixel][channel] to planes.
 template <class T>
-void store_group_planes(const T* from, int64_t D, int64_t pixels, int64_t plane, T* to) {
+void store_group_planes(const T* from, int64_t channels, int64_t pixels, int64_t plane, T* to) {
   using A = Acc<T>;
   constexpr int64_t L = kLanes<A>;
   for (int64_t p = 0; p < pixels; p += L) {
     const int64_t count = min_of(pixels, L);
     p = min_of(p, pixels - count);
-    for (int64_t c = 0; c < D; c += L) {
+    for (int64_t c = 0; c < channels; c += L) {
       Vec<A> x[L] = {};
-      for (int64_t n = 0; n < count; ++n) x[n] = load(from + (p + n) * D + c);
+      for (int64_t n = 0; n < count; ++n) x[n] = load(from + (p + n) * channels + c);
       transpose<A>(x);
 #pragma GCC unroll 16
-      for (int64_t n = 0; n < L; ++n) store_some(to + (c + n) * plane + p, x[n], count);
+      for (int64_t n = 0; n < L; ++n) store_part(to + (c + n) * plane + p, x[n], count);
     }
   }
 }

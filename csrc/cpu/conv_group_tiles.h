@@ -10,7 +10,9 @@
 #pragma once
 
 #include "conv_group_rows.h"
+#include "entry.h"
 #include "packed_weights.h"
+#include "scratch.h"
 #include "winograd_choice.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -42,13 +44,7 @@ void group_tile(const GroupTap<Acc<T>>* tap, int64_t taps, int64_t at, int64_t d
       for (int r = 0; r < Rows; ++r) {
         const V x = a[r * Pixel] - V{};
 #pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) {
-          if constexpr (P == Product::kPairs) {
-            sum[r][v] = add_pair_products(sum[r][v], x, y[v]);
-          } else {
-            sum[r][v] += x * y[v];
-          }
-        }
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = add_product<P>(sum[r][v], x, y[v]);
       }
     }
   }
@@ -111,40 +107,33 @@ struct GroupTiles {
         channels_last(p.layout == Layout::kChannelsLast),
         pairs_apart(kProduct == Product::kPairs && !has_pairs_in_weight(p)),
         row(shape, gradient),
-        S(phases.source_channels),
-        D(phases.channels),
-        pixel(S > 16                                 ? 32
-              : S > 8 || kProduct == Product::kPairs ? 16
-                                                     : 8),
+        source_channels(phases.source_channels),
+        to_channels(phases.channels),
+        pixel(source_channels > 16                                 ? 32
+              : source_channels > 8 || kProduct == Product::kPairs ? 16
+                                                                   : 8),
         width(gradient ? shape.axis[2].output : shape.axis[2].input),
         height(gradient ? shape.axis[1].output : shape.axis[1].input),
         to_width(gradient ? shape.axis[2].input : shape.axis[2].output),
         to_height(gradient ? shape.axis[1].input : shape.axis[1].output),
-        source(static_cast<const E*>(gradient ? b.output : b.input)),
-        weight(static_cast<const E*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)) {
-    panels = ceil_div(D, kCols<A>);
+        operands(operands_of<T, E>(b, gradient)) {
+    panels = ceil_div(to_channels, kCols<A>);
     band = to_height;
     while (band > 1 && (source_rows(band) * row.size() * pixel > kBoxElements ||
                         shape.N * shape.groups * ceil_div(to_height, band) < kFewTasks)) {
       band = ceil_div(band, 2);
     }
     scratch_size = source_rows(band) * row.size() * pixel;
-    panel_size = shape.taps() * (pairs_apart ? 2 * S : S) * kCols<A>;
+    panel_size = shape.taps() * (pairs_apart ? 2 * source_channels : source_channels) * kCols<A>;
     packed = PackedWeights<A>(p, shape.groups, panels * panel_size);
-    packed.place(b, workspace);
-    bytes_taken = packed.bytes();
-    const auto take = [&](int64_t bytes) {
-      char* at = workspace + bytes_taken;
-      bytes_taken += round_up(bytes, kAlignment);
-      return at;
-    };
-    scratch = reinterpret_cast<A*>(take(p.threads * scratch_size * sizeof(A)));
-    lists = reinterpret_cast<GroupTap<A>*>(take(p.threads * phases.max_taps * sizeof(GroupTap<A>)));
-    results_size = channels_last ? 0 : round_up(band * to_width * D, 64);
-    results = reinterpret_cast<T*>(take(p.threads * results_size * sizeof(T)));
+    memory.base = packed.place(b, workspace);
+    scratch = memory.take<A>(p.threads * scratch_size);
+    lists = memory.take<GroupTap<A>>(p.threads * phases.max_taps);
+    results_size = channels_last ? 0 : round_up(band * to_width * to_channels, 64);
+    results = memory.take<T>(p.threads * results_size);
   }
+
+  int64_t workspace_bytes() const { return packed.bytes() + memory.bytes; }
 
   static Phases phases_of(const ConvProblem& p, bool gradient) {
     Phases all(p, gradient);
@@ -164,7 +153,7 @@ struct GroupTiles {
     for (int a = 1; a < kAxes; ++a) kernel.axis[a] = {0, 1, 1, 1, 1, shape.axis[a].kernel, 0, 1, 0, 1};
     const auto pack = [&](int64_t group, A* to, int) {
       for (int64_t n = 0; n < panels; ++n)
-        pack_panel(kernel, group, block(n, kCols<A>, D), to + n * panel_size);
+        pack_panel(kernel, group, block(n, kCols<A>, to_channels), to + n * panel_size);
     };
     packed.start(parallel, pack);
     const int64_t bands = ceil_div(to_height, band);
@@ -180,16 +169,16 @@ struct GroupTiles {
     if constexpr (kProduct == Product::kPairs) {
       if (pairs_apart) {  // in the weight: joined after they have been packed
         kernel.channels = numbers.source_channels;
-        pack_weight_panel(numbers, kernel, reinterpret_cast<const T*>(weight), group, channels,
+        pack_weight_panel(numbers, kernel, reinterpret_cast<const T*>(operands.weight), group, channels,
                           {0, kernel.depth()}, to);
         return join_pairs(to, kernel.depth() / 2);
       }
     }
-    pack_weight_panel(phases, kernel, weight, group, channels, {0, kernel.depth()}, to);
+    pack_weight_panel(phases, kernel, operands.weight, group, channels, {0, kernel.depth()}, to);
   }
 
   Gather phase(int64_t number) const {
-    Gather g = {{kUnitAxis, kUnitAxis, kUnitAxis}, {1, to_height, to_width}, shape.N, S};
+    Gather g = {{kUnitAxis, kUnitAxis, kUnitAxis}, {1, to_height, to_width}, shape.N, source_channels};
     for (int a = kAxes - 1; a > 0; --a) {
       const Window& w = shape.axis[a];
       g.axis[a] = phases.gradient ? grad_input_phase(w, number % phases.count[a]) : forward_phase(w);
@@ -201,10 +190,11 @@ struct GroupTiles {
   void compute(int64_t image, int64_t group, const A* weights, Range rows, A* box, GroupTap<A>* taps,
                T* result) const {
     const Range read = copy_rows(image, group, rows, box);
-    T* first = destination + image * phases.destination.image + group * D * phases.destination.channel +
+    T* first = operands.destination + image * phases.destination.image +
+               group * to_channels * phases.destination.channel +
                rows.begin * to_width * phases.destination.pixel;
     if (channels_last) result = first;
-    const int64_t pixel_step = channels_last ? phases.destination.pixel : D;
+    const int64_t pixel_step = channels_last ? phases.destination.pixel : to_channels;
     for (int64_t f = 0; f < phases.size(); ++f) {
       const Gather g = phase(f);
       const PhaseAxis &y = g.axis[1], &x = g.axis[2];
@@ -219,19 +209,20 @@ struct GroupTiles {
             for (int64_t m2 = 0; m2 < x.taps; ++m2) {
               const int64_t column = (from - read.begin) * row.size() + row.at(x.source_index(0, m2));
               const int64_t tap = (y.tap + m1 * y.tap_step) * shape.axis[2].kernel + x.tap + m2 * x.tap_step;
-              taps[count++] = {box + column * pixel, weights + n * panel_size + tap * S * kCols<A>};
+              taps[count++] = {box + column * pixel,
+                               weights + n * panel_size + tap * source_channels * kCols<A>};
             }
           }
-          const int64_t channels = min_of(kCols<A>, D - n * kCols<A>);
+          const int64_t channels = min_of(kCols<A>, to_channels - n * kCols<A>);
           A add[kCols<A>] = {};
-          if (bias) copy_run(bias + group * D + n * kCols<A>, add, channels);
+          if (operands.bias) copy_run(operands.bias + group * to_channels + n * kCols<A>, add, channels);
           row_of_tiles(taps, count, x, channels, add,
                        result + (at - rows.begin) * to_width * pixel_step + n * kCols<A>, pixel_step);
         }
       }
     }
     if (!channels_last)
-      store_group_planes(result, D, rows.size() * to_width, phases.destination.channel, first);
+      store_group_planes(result, to_channels, rows.size() * to_width, phases.destination.channel, first);
   }
 
   // `to`: pixel 0 of the row.
@@ -242,20 +233,20 @@ struct GroupTiles {
     const int64_t tiles = ceil_div(x.count, channels > L ? kGroupRows<2> : kGroupRows<1>);
     const int64_t least = x.count / max_of(tiles, 1);
     const int64_t longer = x.count - least * tiles;
-    const int64_t part = sizeof(T) < sizeof(A) ? max_of(count, 1) : kChain / S;
+    const int64_t part = sizeof(T) < sizeof(A) ? max_of(count, 1) : kChain / source_channels;
     for (int64_t i = 0, j = 0; i < tiles; ++i) {
       const int64_t size = least + (i < longer);
       for (int64_t i = j; i < j + size; ++i) __builtin_prefetch(to + i * step + next_row, 1);
       for (int64_t first = 0; first < max_of(count, 1); first += part) {
-        tile(size, channels > L)(taps + first, min_of(part, count - first), j, S, first == 0 ? add : nullptr,
-                                 to + j * step, step);
+        tile(size, channels > L)(taps + first, min_of(part, count - first), j, source_channels,
+                                 first == 0 ? add : nullptr, to + j * step, step);
       }
       j += size;
     }
   }
   RunGroupTile<T> tile(int64_t rows, bool wide) const {
     if constexpr (kProduct == Product::kPairs) {
-      if (D == kHalfGroup) return group_tile_of<kProduct, T, 1, 16, HalfVec>(rows);
+      if (to_channels == kHalfGroup) return group_tile_of<kProduct, T, 1, 16, HalfVec>(rows);
     }
     if (pixel == 8) return group_tile_of<kProduct, T, 1, 8>(rows);
     if (pixel == 16 || kProduct == Product::kPairs)
@@ -271,16 +262,18 @@ struct GroupTiles {
         phases.gradient ? y.end_output(rows.end - 1) : y.input_index(rows.end - 1, y.kernel - 1) + 1;
     Range read = {clamp(first, 0, height), 0};
     read.end = clamp(last, read.begin, height);
-    const E* from = source + image * phases.source.image + group * S * phases.source.channel;
+    const E* from =
+        operands.source + image * phases.source.image + group * source_channels * phases.source.channel;
     if (channels_last) {
-      copy_group_rows(from, phases.source.pixel, width, read, row, S, pixel, S, box);
+      copy_group_rows(from, phases.source.pixel, width, read, row, source_channels, pixel, source_channels,
+                      box);
     } else if constexpr (kProduct == Product::kPairs) {
       const int64_t plane = numbers.source.channel;
-      const T* first = reinterpret_cast<const T*>(source) + image * numbers.source.image +
+      const T* first = reinterpret_cast<const T*>(operands.source) + image * numbers.source.image +
                        group * numbers.source_channels * plane;
-      turn_group_rows(BFloat16Pairs{first, plane}, 2 * plane, width, read, row, S, pixel, box);
+      turn_group_rows(BFloat16Pairs{first, plane}, 2 * plane, width, read, row, source_channels, pixel, box);
     } else {
-      turn_group_rows(from, phases.source.channel, width, read, row, S, pixel, box);
+      turn_group_rows(from, phases.source.channel, width, read, row, source_channels, pixel, box);
     }
     return read;
   }
@@ -289,31 +282,16 @@ struct GroupTiles {
   ConvShape shape;
   bool channels_last, pairs_apart;
   GroupRows row;
-  int64_t S, D, pixel;  // channels of a group in source and destination; elements of a copied pixel
+  int64_t source_channels, to_channels, pixel;  // of a group; elements of a copied pixel
   int64_t width, height, to_width, to_height;
-  const E *source, *weight;
-  const T* bias;
-  T* destination;
-  int64_t panels, band, scratch_size, results_size, panel_size, bytes_taken = 0;
+  Operands<T, E> operands;
+  int64_t panels, band, scratch_size, results_size, panel_size;
   PackedWeights<A> packed;
+  ScratchLayout memory;  // behind them
   A* scratch;
   GroupTap<A>* lists;
   T* results;  // channels first: of a band, before they are turned
 };
-
-template <bool Gradient>
-int64_t group_tiles_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) {
-    bytes = GroupTiles<Pointee<decltype(tag)>>(p, Gradient, {}, nullptr).bytes_taken;
-  });
-  return bytes;
-}
-template <bool Gradient>
-void group_tiles(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { GroupTiles<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
-}
 
 // What a lane for each group (conv_lanes_list.h) does not take: wider groups fill vectors by themselves.
 inline const char* grouped_exclude(const ConvProblem& p) {
@@ -362,19 +340,14 @@ const char* pairs_group_tiles_refuses(const ConvProblem& p) {
 }
 
 template <bool Gradient>
-constexpr ConvKernel kPairsGroupTiles = {
+constexpr ConvKernel kPairsGroupTiles = entry<Only<PairsGroupTiles, Gradient>>(
     "group_tiles_bf16", "a tile of pixels for each group, by products of pairs of bfloat16",
-    pairs_group_tiles_refuses<Gradient>,
-    [](const ConvProblem& p) { return PairsGroupTiles(p, Gradient, {}, nullptr).bytes_taken; },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      PairsGroupTiles(p, Gradient, b, workspace).run(parallel);
-    }};
+    pairs_group_tiles_refuses<Gradient>);
 
-constexpr ConvKernel kConvGroupTiles = {"group_tiles", "a tile of pixels for each group",
-                                        group_tiles_refuses<false>, group_tiles_workspace<false>,
-                                        group_tiles<false>};
-constexpr ConvKernel kConvGradInputGroupTiles = {"group_tiles", "a tile of pixels for each group",
-                                                 group_tiles_refuses<true>, group_tiles_workspace<true>,
-                                                 group_tiles<true>};
+template <class T>
+using GroupTilesOf = GroupTiles<T>;
+template <bool Gradient>
+constexpr ConvKernel kConvGroupTiles = entry<ByType<GroupTilesOf, Gradient>>(
+    "group_tiles", "a tile of pixels for each group", group_tiles_refuses<Gradient>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

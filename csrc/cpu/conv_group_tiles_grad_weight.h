@@ -32,13 +32,7 @@ void group_grad_tile(const A* grad, const A* source, int64_t rows, int64_t width
       for (int r = 0; r < Rows; ++r) {
         const Vec<A> x = broadcast(a[r]);
 #pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) {
-          if constexpr (P == Product::kPairs) {
-            sum[r][v] = add_pair_products(sum[r][v], x, y[v]);
-          } else {
-            sum[r][v] += x * y[v];
-          }
-        }
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = add_product<P>(sum[r][v], x, y[v]);
       }
     };
     constexpr int64_t kStep = P == Product::kPairs ? 2 : 1;
@@ -66,13 +60,13 @@ void group_grad_tile(const A* grad, const A* source, int64_t rows, int64_t width
 }
 
 // Rows of `count` pixels of bfloat16, as float, to pairs: of each pixel and the next, in place, or of every
-// other and the next. S channels of each.
+// other and the next.
 template <int Step, int64_t Pixel>
-void pair_pixels(float* box, int64_t rows, int64_t count, int64_t S) {
+void pair_pixels(float* box, int64_t rows, int64_t count, int64_t channels) {
   for (; rows > 0; --rows, box += count * Pixel) {
     for (int64_t i = 0; i < count; i += Step) {
       const float* from = box + i * Pixel;
-      for (int64_t c = 0; c < S; c += kLanes<float>) {
+      for (int64_t c = 0; c < channels; c += kLanes<float>) {
         UintVec pair = bit_cast<UintVec>(load(from + c)) >> 16;
         if (i + 1 < count) pair |= bit_cast<UintVec>(load(from + Pixel + c));
         store(box + i / Step * Pixel + c, bit_cast<Vec<float>>(pair));
@@ -109,11 +103,12 @@ struct GroupTilesGradWeight {
     band = y.count;
     while (band > 1 && box_size() > kBoxElements) band = ceil_div(band, 2);
     sums_size = shape.taps() * K * kPixel;
-    const int64_t each = round_up((kTaskGroups * sums_size + box_size()) * sizeof(A), kAlignment);
-    scratch = reinterpret_cast<A*>(workspace);
-    scratch_size = each / sizeof(A);
-    bytes_taken = p.threads * each;
+    scratch_size = round_up(kTaskGroups * sums_size + box_size(), kAlignment / int64_t(sizeof(A)));
+    memory.base = workspace;
+    scratch = memory.take<A>(p.threads * scratch_size);
   }
+
+  int64_t workspace_bytes() const { return memory.bytes; }
 
   int64_t source_rows() const {  // of a band, at most
     return min_of(y.source, (band - 1) * y.source_step + (y.taps - 1) * y.offset_step + 1);
@@ -151,16 +146,16 @@ struct GroupTilesGradWeight {
   }
 
   // Some rows of one image's pixels.
-  void add_band(int64_t image, int64_t group, Range rows, bool last, A* sums, A* box) const {
+  void add_band(int64_t image, int64_t group, Range rows, bool last_group, A* sums, A* box) const {
     Range read = {clamp(y.source_index(rows.begin, 0), 0, y.source), 0};
     read.end = clamp(y.source_index(rows.end - 1, y.taps - 1) + 1, read.begin, y.source);
     A* grads = box + source_rows() * row.size() * kPixel;
     const int64_t in_image = shape.C * y.source * x.source, out_image = shape.K * y.count * x.count;
     if (channels_last) {
       copy_group_rows(input + image * in_image + group * C, shape.C, x.source, read, row, C, kPixel,
-                      last ? in_image - (kTaskGroups - 1) * C : C, box);
+                      last_group ? in_image - (kTaskGroups - 1) * C : C, box);
       copy_group_rows(grad_output + image * out_image + group * K, shape.K, x.count, rows, grad_row, K,
-                      kPixel, last ? out_image - (kTaskGroups - 1) * K : K, grads);
+                      kPixel, last_group ? out_image - (kTaskGroups - 1) * K : K, grads);
     } else {
       const int64_t in_plane = y.source * x.source, out_plane = y.count * x.count;
       turn_group_rows(input + image * in_image + group * C * in_plane, in_plane, x.source, read, row, C,
@@ -219,22 +214,10 @@ struct GroupTilesGradWeight {
   const T *input, *grad_output;
   T* grad_weight;
   WeightStrides w;
-  int64_t band, sums_size, scratch_size, bytes_taken;
+  int64_t band, sums_size, scratch_size;
+  ScratchLayout memory;
   A* scratch;
 };
-
-inline int64_t group_tiles_grad_weight_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) {
-    bytes = GroupTilesGradWeight<Pointee<decltype(tag)>>(p, {}, nullptr).bytes_taken;
-  });
-  return bytes;
-}
-inline void group_tiles_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
-                                    char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { GroupTilesGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
-}
 
 inline const char* group_tiles_grad_weight_exclude(const ConvProblem& p) {
   const int64_t K = p.shape.K_per_group();
@@ -252,19 +235,18 @@ inline const char* group_tiles_grad_weight_refuses(const ConvProblem& p) {
 
 using PairsGroupTilesGradWeight = GroupTilesGradWeight<BFloat16, Product::kPairs>;
 
-constexpr ConvKernel kPairsGradWeightGroupTiles = {
-    "group_tiles_bf16", "a tile of channels for each group, by products of pairs of pixels in bfloat16",
-    [](const ConvProblem& p) {
-      const char* reason = pairs_grad_weight_refuses(p);
-      return reason ? reason : group_tiles_grad_weight_exclude(p);
-    },
-    [](const ConvProblem& p) { return PairsGroupTilesGradWeight(p, {}, nullptr).bytes_taken; },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      PairsGroupTilesGradWeight(p, b, workspace).run(parallel);
-    }};
+inline const char* pairs_group_tiles_grad_weight_refuses(const ConvProblem& p) {
+  const char* reason = pairs_grad_weight_refuses(p);
+  return reason ? reason : group_tiles_grad_weight_exclude(p);
+}
 
-constexpr ConvKernel kConvGradWeightGroupTiles = {"group_tiles", "a tile of channels for each group",
-                                                  group_tiles_grad_weight_refuses,
-                                                  group_tiles_grad_weight_workspace, group_tiles_grad_weight};
+constexpr ConvKernel kPairsGradWeightGroupTiles = entry<Only<PairsGroupTilesGradWeight>>(
+    "group_tiles_bf16", "a tile of channels for each group, by products of pairs of pixels in bfloat16",
+    pairs_group_tiles_grad_weight_refuses);
+
+template <class T>
+using GroupTilesGradWeightOf = GroupTilesGradWeight<T>;
+constexpr ConvKernel kConvGradWeightGroupTiles = entry<ByType<GroupTilesGradWeightOf>>(
+    "group_tiles", "a tile of channels for each group", group_tiles_grad_weight_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

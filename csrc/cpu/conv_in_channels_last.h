@@ -3,7 +3,10 @@
 // too.
 #pragma once
 
-#include "conv_gather.h"
+#include "copy.h"
+#include "entry.h"
+#include "range.h"
+#include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -43,77 +46,97 @@ void turn_filter(const T* from, int64_t C, int64_t taps, T* to) {
     for (int64_t m = 0; m < taps; ++m) x[m] = load(from + m * C + c);
     transpose<A>(x);
     for (int64_t n = 0; n < L; ++n) {  // what a vector writes beyond its taps is overwritten by the next
-      store_some(to + (c + n) * taps, x[n], (c + n) * taps + L <= C * taps ? L : taps);
+      store_part(to + (c + n) * taps, x[n], (c + n) * taps + L <= C * taps ? L : taps);
     }
   }
 }
 
+// A problem in channels last, made of one that is not.
 struct InChannelsLast {
   // `weight_too`: a kernel that wants the weight in channels last.
-  InChannelsLast(const ConvProblem& p, ConvOp op, bool weight_too, int64_t (*workspace)(const ConvProblem&))
-      : last(p), op(op), turns_data(p.layout != Layout::kChannelsLast) {
+  InChannelsLast(const ConvProblem& p, ConvOp op, bool weight_too, const ConvBuffers& b, char* workspace)
+      : problem(p), op(op), turns_data(p.layout != Layout::kChannelsLast), given(b), turned(b) {
     const ConvShape& s = p.shape;
-    last.layout = Layout::kChannelsLast;
-    if (weight_too) last.weight_layout = Layout::kChannelsLast;
-    turns_weight = last.weight_layout != p.weight_layout && s.taps() > 1;
+    problem.layout = Layout::kChannelsLast;
+    if (weight_too) problem.weight_layout = Layout::kChannelsLast;
+    turns_weight = problem.weight_layout != p.weight_layout && s.taps() > 1;
     const int64_t size = p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
-    const auto bytes_of = [&](bool turns, int64_t count) {
-      return turns ? round_up(count * size, kAlignment) : 0;
-    };
-    input_bytes = bytes_of(turns_data, s.N * s.C * s.input_pixels());
-    output_bytes = bytes_of(turns_data, s.N * s.K * s.output_pixels());
-    weight_bytes = bytes_of(turns_weight, s.weights());
-    bytes = input_bytes + output_bytes + weight_bytes + workspace(last);
+    memory.base = workspace;
+    if (turns_data) turned.input = memory.take<char>(s.N * s.C * s.input_pixels() * size);
+    if (turns_data) turned.output = memory.take<char>(s.N * s.K * s.output_pixels() * size);
+    if (turns_weight) turned.weight = memory.take<char>(s.weights() * size);
   }
 
-  template <class Run>
-  void run(const ConvBuffers& b, const Parallel& parallel, char* workspace, Run&& run) const {
-    ConvBuffers turned = b;
-    if (turns_data) turned.input = workspace;
-    if (turns_data) turned.output = workspace + input_bytes;
-    if (turns_weight) turned.weight = workspace + input_bytes + output_bytes;
-    with_type(last.dtype, [&](auto* tag) {
-      using T = Pointee<decltype(tag)>;
-      const ConvShape& s = last.shape;
-      const auto turn = [&](const void* from, void* to, int64_t channels, int64_t pixels, bool back) {
-        if (!turns_data) return;
-        transpose<T>(static_cast<const T*>(from), back ? pixels : channels, back ? channels : pixels,
-                     parallel, static_cast<T*>(to));
-      };
-      const auto turn_weight = [&](const void* from, void* to, bool back) {
-        const int64_t C = s.C_per_group(), taps = s.taps();
-        if (!turns_weight) return;
-        parallel(s.K, [&](int64_t k, int) {
-          const T* filter = static_cast<const T*>(from) + k * C * taps;
-          T* out = static_cast<T*>(to) + k * C * taps;
-          back ? turn_filter(filter, C, taps, out) : transpose_columns(filter, C, taps, {0, taps}, out);
-        });
-      };
-      if (op != ConvOp::kGradInput) turn(b.input, turned.input, s.C, s.input_pixels(), false);
-      if (op != ConvOp::kForward) turn(b.output, turned.output, s.K, s.output_pixels(), false);
-      if (op != ConvOp::kGradWeight) turn_weight(b.weight, turned.weight, false);
-      run(last, turned, parallel, workspace + input_bytes + output_bytes + weight_bytes);
-      if (op == ConvOp::kForward) turn(turned.output, b.output, s.K, s.output_pixels(), true);
-      if (op == ConvOp::kGradInput) turn(turned.input, b.input, s.C, s.input_pixels(), true);
-      if (op == ConvOp::kGradWeight) turn_weight(turned.weight, b.weight, true);
-    });
+  void turn_operands(const Parallel& parallel) const {
+    const ConvShape& s = problem.shape;
+    if (op != ConvOp::kGradInput) turn_data(given.input, s.C, s.input_pixels(), turned.input, parallel);
+    if (op != ConvOp::kForward) turn_data(given.output, s.K, s.output_pixels(), turned.output, parallel);
+    if (op != ConvOp::kGradWeight) turn_weight(given.weight, turned.weight, false, parallel);
+  }
+  void turn_result(const Parallel& parallel) const {
+    const ConvShape& s = problem.shape;
+    if (op == ConvOp::kForward) turn_data(turned.output, s.output_pixels(), s.K, given.output, parallel);
+    if (op == ConvOp::kGradInput) turn_data(turned.input, s.input_pixels(), s.C, given.input, parallel);
+    if (op == ConvOp::kGradWeight) turn_weight(turned.weight, given.weight, true, parallel);
   }
 
-  template <class T>
-  void transpose(const T* from, int64_t rows, int64_t columns, const Parallel& parallel, T* to) const {
+  // [row][column] of each image to [column][row].
+  void turn_data(const void* from, int64_t rows, int64_t columns, void* to, const Parallel& parallel) const {
     constexpr int64_t kPart = 64;
     const int64_t parts = max_of(1, columns / kPart);  // the last is longer
-    parallel(last.shape.N * parts, [&](int64_t task, int) {
-      const int64_t image = task / parts * rows * columns, part = task % parts;
-      transpose_columns(from + image, rows, columns,
-                        {part * kPart, part + 1 == parts ? columns : (part + 1) * kPart}, to + image);
+    if (!turns_data) return;
+    with_type(problem.dtype, [&](auto* tag) {
+      using T = Pointee<decltype(tag)>;
+      parallel(problem.shape.N * parts, [&](int64_t task, int) {
+        const int64_t image = task / parts * rows * columns, part = task % parts;
+        transpose_columns(static_cast<const T*>(from) + image, rows, columns,
+                          {part * kPart, part + 1 == parts ? columns : (part + 1) * kPart},
+                          static_cast<T*>(to) + image);
+      });
+    });
+  }
+  void turn_weight(const void* from, void* to, bool back, const Parallel& parallel) const {
+    const int64_t C = problem.shape.C_per_group(), taps = problem.shape.taps();
+    if (!turns_weight) return;
+    with_type(problem.dtype, [&](auto* tag) {
+      using T = Pointee<decltype(tag)>;
+      parallel(problem.shape.K, [&](int64_t k, int) {
+        const T* filter = static_cast<const T*>(from) + k * C * taps;
+        T* out = static_cast<T*>(to) + k * C * taps;
+        back ? turn_filter(filter, C, taps, out) : transpose_columns(filter, C, taps, {0, taps}, out);
+      });
     });
   }
 
-  ConvProblem last;
+  ConvProblem problem;
   ConvOp op;
   bool turns_data, turns_weight;
-  int64_t input_bytes, output_bytes, weight_bytes, bytes;
+  ConvBuffers given, turned;
+  ScratchLayout memory;  // of what is turned
+};
+
+// A kernel of such a problem.
+template <class Classes>
+struct Turned : InChannelsLast {
+  using InChannelsLast::InChannelsLast;
+
+  int64_t workspace_bytes() const { return memory.bytes + workspace_of<Classes>(problem); }
+  int64_t packed_bytes() const { return packed_of<Classes>(problem); }
+  void run(const Parallel& parallel) const {
+    turn_operands(parallel);
+    run_by<Classes>(problem, turned, parallel, memory.base + memory.bytes);
+    turn_result(parallel);
+  }
+};
+
+// Classes (entry.h) whose problems are turned where `turns` says so.
+template <class Classes, ConvOp op, bool weight_too, bool (*turns)(const ConvProblem&)>
+struct MayTurn {
+  template <class Visit>
+  static void with(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
+    if (turns(p)) return visit(Turned<Classes>(p, op, weight_too, b, workspace));
+    Classes::with(p, b, workspace, visit);
+  }
 };
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

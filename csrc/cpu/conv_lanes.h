@@ -6,7 +6,9 @@
 // a box of pixels at a time, small enough to stay in the cache.
 #pragma once
 
-#include "conv_gather.h"
+#include "copy.h"
+#include "fetch_ahead.h"
+#include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -52,11 +54,11 @@ struct Box {
 // A box of an activation whose channels are the planes of groups.
 struct GroupedLayout {
   GroupedLayout(Layout layout, int64_t channels, int64_t groups, const int64_t* extents)
-      : last(layout == Layout::kChannelsLast),
+      : channels_last(layout == Layout::kChannelsLast),
         planes(channels / groups),
         extent{extents[0], extents[1], extents[2]},
         strides(strides_of(layout, channels, extents[0] * extents[1] * extents[2])) {}
-  bool last;
+  bool channels_last;
   int64_t planes, extent[kAxes];
   Strides strides;
 };
@@ -164,7 +166,7 @@ template <class T>
 void lanes_of_run(const T* from, const GroupedLayout& g, int64_t lanes, int64_t count, Acc<T>* to,
                   int64_t plane) {
   constexpr int64_t L = kLanes<Acc<T>>;
-  if (!g.last) {
+  if (!g.channels_last) {
     for (int64_t p = 0; p < g.planes; ++p) {
       transpose_block(from + p * g.strides.channel, g.planes * g.strides.channel, lanes, count,
                       [&](int64_t i) { return to + p * plane + i * L; });
@@ -189,7 +191,7 @@ template <class T>
 void run_of_lanes(const Acc<T>* from, int64_t plane, const GroupedLayout& g, int64_t lanes, int64_t count,
                   T* to) {
   constexpr int64_t L = kLanes<Acc<T>>;
-  if (!g.last) {
+  if (!g.channels_last) {
     for (int64_t p = 0; p < g.planes; ++p) {
       transpose_block(from + p * plane, L, count, lanes,
                       [&](int64_t lane) { return to + (lane * g.planes + p) * g.strides.channel; });
@@ -322,14 +324,14 @@ struct FetchedShares {
       : group(g.planes * g.strides.channel),
         at(image + (plane * g.extent[1] + some.begin) * g.extent[2] * g.strides.pixel),
         row(step * g.extent[2] * g.strides.pixel),
-        stride(g.last ? g.strides.pixel : g.strides.channel),
+        stride(g.channels_last ? g.strides.pixel : g.strides.channel),
         rows(ceil_div(some.size(), step)) {
     int64_t pixels = g.extent[2];
     if (step == 1) pixels *= rows, rows = min_of(rows, 1);
-    count = g.last ? pixels : lanes * g.planes;
-    length = g.last ? lanes * g.planes : pixels;
+    count = g.channels_last ? pixels : lanes * g.planes;
+    length = g.channels_last ? lanes * g.planes : pixels;
     share = ceil_div(count, shares);
-    two_of_line = g.last && 2 * length * int64_t(sizeof(T)) == kAlignment;
+    two_of_line = g.channels_last && 2 * length * int64_t(sizeof(T)) == kAlignment;
   }
 
   // A share of the block from a group on, counted from the first one's. Inlined by force: compilers drop

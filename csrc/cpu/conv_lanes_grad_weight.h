@@ -3,13 +3,15 @@
 // for every group of a block at once (conv_lanes.h), in one pass over both operands.
 //
 // Depthwise in channels last is read in place, float16 excepted; otherwise a box of either is loaded into
-// the thread's scratch memory. A task is some blocks times a split of the boxes of all images; the splits
-// depend on the shape alone and their sums are added in order: threads do not change the result.
+// the thread's scratch memory. A task is some blocks times a split of the boxes of all images
+// (conv_splits.h).
 #pragma once
 
-#include "conv_lanes_grad_shared_tile.h"
-#include "conv_lanes_grad_tile.h"
+#include "conv_lanes_grad_weight_run.h"
+#include "conv_lanes_grad_weight_tile.h"
 #include "conv_lanes_kernel.h"
+#include "conv_splits.h"
+#include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -39,7 +41,7 @@ struct LanesGradWeight {
     }
     const int64_t row_elements = (source_extent(1, 1) * in.extent[2] + out.extent[2]) * L;
     tiled = in.planes == 1 && out.planes <= kGradPlanes && grad_tiles<A>(shape.axis[1], shape.axis[2]);
-    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && in.last && in.planes == 1 &&
+    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && in.channels_last && in.planes == 1 &&
                out.planes == 1 && blocks.lanes == L && row_elements <= kRowsInCache / 4;
     far = beyond_caches(p) && !reads_planes(p);
     tap_rows = shape.axis[0].kernel * shape.axis[1].kernel;
@@ -56,18 +58,16 @@ struct LanesGradWeight {
     units = shape.N * boxes(0) * boxes(1) * boxes(2);
     splits = clamp(kTasks / blocks.parts(part_blocks), 1, units);
 
-    const auto take = [&](int64_t bytes) {
-      char* at = workspace + bytes_taken;
-      bytes_taken += round_up(bytes, kAlignment);
-      return at;
-    };
-    partial = reinterpret_cast<A*>(take(splits * blocks.count * block_weights * sizeof(A)));
-    scratches = reinterpret_cast<A*>(take(p.threads * scratch * sizeof(A)));
-    offsets = reinterpret_cast<int64_t*>(take(p.threads * kMaxRows * tap_rows * sizeof(int64_t)));
+    memory.base = workspace;
+    partial = memory.take<A>(splits * blocks.count * block_weights);
+    scratches = memory.take<A>(p.threads * scratch);
+    offsets = memory.take<int64_t>(p.threads * kMaxRows * tap_rows);
     tile_count = tiled ? ceil_div(box_size[1], kTileRows) * ceil_div(box_size[2], kGradTilePixels) : 0;
-    tile_list = take(p.threads * tile_count * sizeof(GradTile<A>));
-    inside = reinterpret_cast<Range*>(take(shape.axis[2].kernel * sizeof(Range)));
+    tile_list = memory.take<char>(p.threads * tile_count * int64_t(sizeof(GradTile<A>)));
+    inside = memory.take<Range>(shape.axis[2].kernel);
   }
+
+  int64_t workspace_bytes() const { return memory.bytes; }
 
   int64_t rows_of_chain() const { return clamp(kChain / out.extent[2], 1, min_of(kMaxRows, out.extent[1])); }
   int64_t source_extent(int a, int64_t size) const {
@@ -86,7 +86,7 @@ struct LanesGradWeight {
   int64_t tasks() const { return shape.N * boxes(0) * boxes(1) * boxes(2) * blocks.parts(part_blocks); }
 
   void choose_box() {
-    part_blocks = in.last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
+    part_blocks = in.channels_last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
     for (int a = 0; a < kAxes; ++a) {
       while (box_size[a] > 1 &&
              (part_blocks * box_elements() > kBoxElements || (tasks() < kTasks && box_pixels() > 512))) {
@@ -112,13 +112,8 @@ struct LanesGradWeight {
                  tile_list + thread * tile_count * sizeof(GradTile<A>), scratches + thread * scratch);
       }
     });
-    parallel(blocks.count, [&](int64_t b, int) {
-      A* total = partial + b * block_weights;
-      for (int64_t split = 1; split < splits; ++split) {
-        const A* from = total + split * size;
-        for (int64_t i = 0; i < block_weights; i += L) store(total + i, load(total + i) + load(from + i));
-      }
-    });
+    parallel(blocks.count,
+             [&](int64_t b, int) { add_splits(partial + b * block_weights, splits, block_weights, size); });
     parallel(blocks.parts(1), [&](int64_t b, int) {  // blocks that overlap in one task
       const Range part = blocks.part(b, 1);
       const int64_t count = shape.K_per_group() * w.k;
@@ -145,7 +140,7 @@ struct LanesGradWeight {
     const auto grad_of = [&](int64_t b) {
       return grad_output + unit * out.strides.image + blocks.first(b) * out.planes * out.strides.channel;
     };
-    const Operands all = {input_of(part.begin), grad_of(part.begin), unit + 1 == shape.N};
+    const Images all = {input_of(part.begin), grad_of(part.begin), unit + 1 == shape.N};
     if constexpr (kMayBeInPlace) {
       if (in_place) {
         return add_box<T>(view_in_place(all.input, in), view_in_place(all.grad, out), box, part, all, sums,
@@ -162,21 +157,21 @@ struct LanesGradWeight {
     add_box<A>(reading, grad, box, part, all, sums, offsets, list);
   }
 
-  struct Operands {  // an image, from the first channel of a part on
+  struct Images {  // of both operands, from the first channel of a part on
     const T *input, *grad;
-    bool last;  // of the images
+    bool last_image;
   };
 
   // Elements E are T in place, else A.
   template <class E>
   void add_box(const LanesView<const E>& read, const LanesView<const E>& grad, const Box& box, Range part,
-               const Operands& operands, A* sums, int64_t* offsets, char* list) const {
-    if (tiled) return add_tiles(read, grad, box, part, operands, sums, reinterpret_cast<GradTile<E>*>(list));
-    if constexpr (std::is_same_v<E, A>) add_rows(read, grad, box, part, operands, sums, offsets);
+               const Images& images, A* sums, int64_t* offsets, char* list) const {
+    if (tiled) return add_tiles(read, grad, box, part, images, sums, reinterpret_cast<GradTile<E>*>(list));
+    if constexpr (std::is_same_v<E, A>) add_rows(read, grad, box, part, images, sums, offsets);
   }
 
   void add_rows(const LanesView<const A>& read, const LanesView<const A>& grad, const Box& box, Range part,
-                const Operands& operands, A* sums, int64_t* offsets) const {
+                const Images& images, A* sums, int64_t* offsets) const {
     const LanesGradSteps steps = {grad.stride[2],
                                   grad.stride[1],
                                   grad.plane,
@@ -192,8 +187,8 @@ struct LanesGradWeight {
       for (int64_t y = box.begin[1]; y < box.end[1]; y += height) {
         const int64_t rows = min_of(height, box.end[1] - y);
         list_offsets(read, z, y, rows, offsets);
-        Ahead ahead = ahead_of(z, y, part, operands, ceil_div(box.size(2), pixels));
-        const NextPart of_next = ahead_of_part(z, y, part, operands, 1);
+        Ahead ahead = ahead_of(z, y, part, images, ceil_div(box.size(2), pixels));
+        const NextPart of_next = ahead_of_part(z, y, part, images, 1);
         for (int64_t j = box.begin[2]; j < box.end[2]; j += pixels) {
           const Range range = {j, min_of(j + pixels, box.end[2])};
           for (int64_t b = part.begin; b < part.end; ++b) {
@@ -215,7 +210,7 @@ struct LanesGradWeight {
 
   template <class E>
   void add_tiles(const LanesView<const E>& read, const LanesView<const E>& grad, const Box& box, Range part,
-                 const Operands& operands, A* sums, GradTile<E>* list) const {
+                 const Images& images, A* sums, GradTile<E>* list) const {
     const GradTilesOf<E>& tiles = *grad_tiles<E>(shape.axis[1], shape.axis[2]);
     const GradTileSteps steps = {grad.stride[2], grad.stride[1], read.stride[2], w.tap * L};
     for (int64_t z = box.begin[0]; z < box.end[0]; ++z) {
@@ -224,8 +219,8 @@ struct LanesGradWeight {
         if (!shape.axis[0].contains(i0)) continue;
         TileGroup<E> groups[4];
         const int64_t count = list_tiles(read, grad, box, z, i0, list, groups), runs = count > 0 ? count : 1;
-        Ahead ahead = m0 == 0 ? ahead_of(z, box.begin[1], part, operands, runs) : Ahead();
-        const NextPart of_next = m0 == 0 ? ahead_of_part(z, box.begin[1], part, operands, runs) : NextPart();
+        Ahead ahead = m0 == 0 ? ahead_of(z, box.begin[1], part, images, runs) : Ahead();
+        const NextPart of_next = m0 == 0 ? ahead_of_part(z, box.begin[1], part, images, runs) : NextPart();
         int64_t run = 0;
         for (const TileGroup<E>& g : groups) {
           for (int64_t i = 0; i < g.count; i += chain(), ++run) {
@@ -355,13 +350,13 @@ struct LanesGradWeight {
   int64_t rows_at_once() const { return tiled ? box_size[1] : rows_of_chain(); }
 
   // In place, what the rows of pixels after these touch first, be it of the next image.
-  Ahead ahead_of(int64_t z, int64_t y, Range part, const Operands& operands, int64_t runs) const {
+  Ahead ahead_of(int64_t z, int64_t y, Range part, const Images& images, int64_t runs) const {
     if (!far || !in_place) return {};
-    Operands from = operands;
+    Images from = images;
     if ((y += rows_at_once()) >= out.extent[1]) {
       y = 0;
       if (++z == out.extent[0]) {
-        if (operands.last) return {};
+        if (images.last_image) return {};
         z = 0;
         from.input += in.strides.image;
         from.grad += out.strides.image;
@@ -374,13 +369,13 @@ struct LanesGradWeight {
             {}};
   }
   // Else these rows of the next part.
-  NextPart ahead_of_part(int64_t z, int64_t y, Range part, const Operands& operands, int64_t shares) const {
+  NextPart ahead_of_part(int64_t z, int64_t y, Range part, const Images& images, int64_t shares) const {
     if (!far || in_place || part.end + part.size() > blocks.count) return {};
     const NewRows rows = new_rows(z, y, rows_at_once());
     const int64_t next = part.size() * L;  // in groups
-    return {FetchedShares<T>(operands.input + next * in.planes * in.strides.channel, in, blocks.lanes,
+    return {FetchedShares<T>(images.input + next * in.planes * in.strides.channel, in, blocks.lanes,
                              rows.plane, rows.input, 1, shares),
-            FetchedShares<T>(operands.grad + next * out.planes * out.strides.channel, out, blocks.lanes, z,
+            FetchedShares<T>(images.grad + next * out.planes * out.strides.channel, out, blocks.lanes, z,
                              rows.grad, 1, shares)};
   }
 
@@ -393,7 +388,8 @@ struct LanesGradWeight {
   PhaseAxis x[kAxes];
   bool in_place, far, tiled;
   int64_t box_size[kAxes], part_blocks = 1, tap_rows, block_weights;
-  int64_t scratch_input = 0, scratch = 0, units, splits, bytes_taken = 0;
+  int64_t scratch_input = 0, scratch = 0, units, splits;
+  ScratchLayout memory;
   A *partial, *scratches;
   int64_t* offsets;
   char* tile_list;

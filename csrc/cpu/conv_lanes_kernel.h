@@ -10,7 +10,9 @@
 #pragma once
 
 #include "conv_lanes.h"
-#include "conv_lanes_shared_tile.h"
+#include "conv_lanes_tile.h"
+#include "conv_phases.h"
+#include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -32,13 +34,10 @@ struct LanesConv {
         blocks(shape.groups),
         from(grouped_layout(p, !gradient)),
         to(grouped_layout(p, gradient)),
-        source(static_cast<const T*>(gradient ? b.output : b.input)),
-        weight(static_cast<const T*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)),
+        operands(operands_of<T>(b, gradient)),
         w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())) {
     choose_tiles();
-    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && from.last && from.planes == 1 &&
+    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && from.channels_last && from.planes == 1 &&
                to.planes == 1 && blocks.lanes == L && rows_read() <= kRowsInCache / 16;
     for (int a = 0; a < kAxes; ++a) {
       phases[a] = gradient ? min_of(shape.axis[a].stride, shape.axis[a].input) : 1;
@@ -55,19 +54,16 @@ struct LanesConv {
     }
     rows = from.planes * shape.axis[0].kernel * shape.axis[1].kernel * kTileRows;
 
-    const auto take = [&](int64_t bytes) {
-      char* at = workspace + bytes_taken;
-      bytes_taken += round_up(bytes, kAlignment);
-      return at;
-    };
-    packed = reinterpret_cast<A*>(take(blocks.count * block_weights * sizeof(A)));
-    packed_bias = reinterpret_cast<A*>(take(blocks.count * to.planes * L * sizeof(A)));
-    tap_rows = take(p.threads * rows * sizeof(TapRow<A>));
-    for (int a = 0; a < kAxes; ++a)
-      phase[a] = reinterpret_cast<PhaseAxis*>(take(phases[a] * sizeof(PhaseAxis)));
-    insides = reinterpret_cast<Range*>(take(phases[2] * shape.axis[2].kernel * sizeof(Range)));
-    scratches = reinterpret_cast<A*>(take(p.threads * scratch * sizeof(A)));
+    memory.base = workspace;
+    packed = memory.take<A>(blocks.count * block_weights);
+    packed_bias = memory.take<A>(blocks.count * to.planes * L);
+    tap_rows = memory.take<char>(p.threads * rows * int64_t(sizeof(TapRow<A>)));
+    for (int a = 0; a < kAxes; ++a) phase[a] = memory.take<PhaseAxis>(phases[a]);
+    insides = memory.take<Range>(phases[2] * shape.axis[2].kernel);
+    scratches = memory.take<A>(p.threads * scratch);
   }
+
+  int64_t workspace_bytes() const { return memory.bytes; }
 
   // The most source positions along an axis that `size` destination positions read.
   int64_t source_extent(int a, int64_t size) const {
@@ -92,7 +88,7 @@ struct LanesConv {
   bool streams() const {
     const int64_t pixel = shape.groups * int64_t(sizeof(T));
     return shape.N * to.extent[0] * to.extent[1] * to.extent[2] * pixel > kStreamedBytes &&
-           pixel % kAlignment == 0 && reinterpret_cast<uintptr_t>(destination) % kAlignment == 0;
+           pixel % kAlignment == 0 && reinterpret_cast<uintptr_t>(operands.destination) % kAlignment == 0;
   }
   int64_t box_pixels() const { return box_size[0] * box_size[1] * box_size[2]; }
   int64_t boxes(int a) const { return ceil_div(to.extent[a], box_size[a]); }
@@ -129,7 +125,7 @@ struct LanesConv {
 
   void choose_boxes(int64_t threads) {
     if (in_place) return choose_boxes_in_place(4 * threads);
-    part_blocks = from.last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
+    part_blocks = from.channels_last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
     for (int a = 0; a < kAxes; ++a) {
       while (box_size[a] > 1 &&
              (part_blocks * box_elements() > kBoxElements || (tasks() < kFewTasks && box_pixels() > 512))) {
@@ -183,8 +179,8 @@ struct LanesConv {
         insides[r * shape.axis[2].kernel + m] = positions_inside(phase[2][r], m);
     }
     parallel(blocks.count, [&](int64_t b, int) {
-      pack_lanes(weight, block_weights / L, bias, to.planes, blocks, b, packed + b * block_weights,
-                 packed_bias + b * to.planes * L);
+      pack_lanes(operands.weight, block_weights / L, operands.bias, to.planes, blocks, b,
+                 packed + b * block_weights, packed_bias + b * to.planes * L);
     });
     parallel(tasks(), [&](int64_t task, int thread) {
       const int64_t parts = blocks.parts(part_blocks);
@@ -196,8 +192,8 @@ struct LanesConv {
         box.begin[a] = range.begin;
         box.end[a] = range.end;
       }
-      const T* image = source + index * from.strides.image;
-      T* result = destination + index * to.strides.image;
+      const T* image = operands.source + index * from.strides.image;
+      T* result = operands.destination + index * to.strides.image;
       char* list = tap_rows + thread * rows * sizeof(TapRow<A>);
       if constexpr (kMayBeInPlace) {
         if (in_place) {
@@ -456,11 +452,11 @@ struct LanesConv {
   bool far, spread = false;  // spread: a gradient's phases of the last axis in one tile
   LaneBlocks<A> blocks;
   GroupedLayout from, to;
-  const T *source, *weight, *bias;
-  T* destination;
+  Operands<T> operands;
   WeightStrides w;
   int64_t phases[kAxes], box_size[kAxes];
-  int64_t part_blocks = 1, block_weights, source_scratch = 0, scratch = 0, rows, bytes_taken = 0;
+  int64_t part_blocks = 1, block_weights, source_scratch = 0, scratch = 0, rows;
+  ScratchLayout memory;
   A *packed, *packed_bias, *scratches;
   bool tiled = false;
   int64_t tile_rows = 1, row_step = 1, column_step = 1;

@@ -5,34 +5,9 @@
 #include "conv_group_tiles.h"
 #include "conv_lanes_grad_weight.h"
 #include "conv_lanes_kernel.h"
+#include "entry.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
-
-template <bool Gradient>
-int64_t lanes_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) {
-    bytes = LanesConv<Pointee<decltype(tag)>>(p, Gradient, {}, nullptr).bytes_taken;
-  });
-  return bytes;
-}
-template <bool Gradient>
-void lanes_conv(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { LanesConv<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel); });
-}
-
-inline int64_t lanes_grad_weight_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype,
-            [&](auto* tag) { bytes = LanesGradWeight<Pointee<decltype(tag)>>(p, {}, nullptr).bytes_taken; });
-  return bytes;
-}
-inline void lanes_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
-                              char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { LanesGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
-}
 
 inline const char* depthwise_refuses(const ConvProblem& p) {
   if (p.shape.C_per_group() > 1) return "takes one channel in a group";
@@ -54,19 +29,16 @@ inline const char* grouped_grad_weight_refuses(const ConvProblem& p) {
   return grouped_exclude(p);
 }
 
-constexpr ConvKernel kConvDepthwise = {"depthwise", "a lane for each channel", depthwise_refuses,
-                                       lanes_workspace<false>, lanes_conv<false>};
-constexpr ConvKernel kConvGradInputDepthwise = {"depthwise", "a lane for each channel", depthwise_refuses,
-                                                lanes_workspace<true>, lanes_conv<true>};
-constexpr ConvKernel kConvGrouped = {"grouped", "a lane for each of many narrow groups",
-                                     grouped_refuses<false>, lanes_workspace<false>, lanes_conv<false>};
-constexpr ConvKernel kConvGradInputGrouped = {"grouped", "a lane for each of many narrow groups",
-                                              grouped_refuses<true>, lanes_workspace<true>, lanes_conv<true>};
+template <bool Gradient>
+constexpr ConvKernel kConvDepthwise =
+    entry<ByType<LanesConv, Gradient>>("depthwise", "a lane for each channel", depthwise_refuses);
+template <bool Gradient>
+constexpr ConvKernel kConvGrouped = entry<ByType<LanesConv, Gradient>>(
+    "grouped", "a lane for each of many narrow groups", grouped_refuses<Gradient>);
 
-constexpr ConvKernel kConvGradWeightDepthwise = {"depthwise", "a lane for each channel", depthwise_refuses,
-                                                 lanes_grad_weight_workspace, lanes_grad_weight};
-constexpr ConvKernel kConvGradWeightGrouped = {"grouped", "a lane for each of many narrow groups",
-                                               grouped_grad_weight_refuses, lanes_grad_weight_workspace,
-                                               lanes_grad_weight};
+constexpr ConvKernel kConvGradWeightDepthwise =
+    entry<ByType<LanesGradWeight>>("depthwise", "a lane for each channel", depthwise_refuses);
+constexpr ConvKernel kConvGradWeightGrouped = entry<ByType<LanesGradWeight>>(
+    "grouped", "a lane for each of many narrow groups", grouped_grad_weight_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

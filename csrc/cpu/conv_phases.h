@@ -124,6 +124,19 @@ struct Phases {
   int64_t count[kAxes], slots[kAxes], max_taps = 1, joined_groups = 1;
 };
 
+// What a convolution in one direction reads and writes. S is the type of the elements which are multiplied.
+template <class T, class S = T>
+struct Operands {
+  const S *source, *weight;
+  const T* bias;  // or null
+  T* destination;
+};
+template <class T, class S = T>
+CNNEXT_INLINE Operands<T, S> operands_of(const ConvBuffers& b, bool gradient) {
+  return {static_cast<const S*>(gradient ? b.output : b.input), static_cast<const S*>(b.weight),
+          static_cast<const T*>(b.bias), static_cast<T*>(gradient ? b.input : b.output)};
+}
+
 // Into how many blocks to cut, from `fewest` to `most`, so that threads have done `others` times as many
 // tasks soonest. What each block prepares again takes a tenth of the whole.
 CNNEXT_INLINE int64_t blocks_for(int64_t threads, int64_t others, int64_t most, int64_t fewest = 1) {

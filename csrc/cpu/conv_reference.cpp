@@ -139,8 +139,6 @@ void grad_weight(const ConvProblem& p, const ConvBuffers& buffers, const Paralle
   });
 }
 
-int64_t no_workspace(const ConvProblem&) { return 0; }
-
 }  // namespace
 
 const ConvKernel kConvReference = {

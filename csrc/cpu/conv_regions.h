@@ -28,24 +28,28 @@ struct Region {
 struct Regions {
   Regions(const Phases& all, Layout layout) : phases(all) {
     if (layout != Layout::kChannelsLast || phases.source_channels * phases.numbers < kFewChannels ||
-        !may_be_cut())
+        8 * products_inside() >= 7 * all_products())
       return;
+    // A region costs its products, and so many more as if each tap had kRows pixels more.
+    int64_t in_parts = 0, whole = 0;
     for (int64_t n = 0; n < phases.size(); ++n) {
       const Gather g = phases.at(n);
-      for (int a = 0; a < kAxes; ++a) {
-        int64_t count = 0;
-        for (int64_t j = 0; j < g.axis[a].count; j = end_of_part(g.axis[a], j)) ++count;
-        parts[a] = max_of(parts[a], count);
-      }
-    }
-    const auto cost = [](const Gather& g) {
       const int64_t pixels = g.pixels() / g.images;
-      return pixels > 0 ? g.taps() * (pixels + kRows) : 0;
-    };
-    cut = true;
-    int64_t in_parts = 0, whole = 0;
-    for (int64_t n = 0; n < size(); ++n) in_parts += cost(at(n).g);
-    for (int64_t n = 0; n < phases.size(); ++n) whole += cost(phases.at(n));
+      whole += pixels > 0 ? g.taps() * (pixels + kRows) : 0;
+      int64_t products = 1, taps = 1;
+      for (int a = 0; a < kAxes; ++a) {
+        int64_t count = 0, products_of_axis = 0, taps_of_axis = 0;
+        for_each_part(g.axis[a], [&](Range positions, Range inside) {
+          ++count;
+          products_of_axis += positions.size() * inside.size();
+          taps_of_axis += inside.size();
+        });
+        parts[a] = max_of(parts[a], count);
+        products *= products_of_axis;
+        taps *= taps_of_axis;
+      }
+      in_parts += products + kRows * taps;
+    }
     cut = 8 * in_parts < 7 * whole;
     if (!cut) parts[0] = parts[1] = parts[2] = 1;
   }
@@ -63,17 +67,20 @@ struct Regions {
   }
 
   // For one image, source channel and destination channel.
-  int64_t products() const {
-    int64_t sum = 0;
-    for (int64_t n = 0; n < size(); ++n) {
-      const Gather g = at(n).g;
-      sum += g.taps() * g.pixels() / g.images;
-    }
-    return sum;
-  }
+  int64_t products() const { return cut ? products_inside() : all_products(); }
+
   int64_t most_pixels() const {
     int64_t most = 0;
-    for (int64_t n = 0; n < size(); ++n) most = max_of(most, at(n).g.pixels());
+    for (int64_t n = 0; n < phases.size(); ++n) {
+      const Gather g = phases.at(n);
+      int64_t pixels = g.images;
+      for (const PhaseAxis& x : g.axis) {
+        int64_t longest = cut ? 0 : x.count;
+        if (cut) for_each_part(x, [&](Range part, Range) { longest = max_of(longest, part.size()); });
+        pixels *= longest;
+      }
+      most = max_of(most, pixels);
+    }
     return most;
   }
 
@@ -84,33 +91,49 @@ struct Regions {
  private:
   static constexpr int64_t kFewChannels = 64;
 
-  // Whether few enough taps lie inside of the source.
-  bool may_be_cut() const {
-    int64_t inside = 0, all = 0;
+  int64_t all_products() const {
+    int64_t sum = 0;
     for (int64_t n = 0; n < phases.size(); ++n) {
       const Gather g = phases.at(n);
-      int64_t products = 1;
-      for (const PhaseAxis& x : g.axis) {
-        int64_t sum = 0;
-        for (int64_t m = 0; m < x.taps; ++m) sum += positions_inside(x, m).size();
-        products *= sum;
-      }
-      inside += products;
-      all += g.taps() * g.pixels() / g.images;
+      sum += g.taps() * g.pixels() / g.images;
     }
-    return 8 * inside < 7 * all;
+    return sum;
+  }
+  // Those of taps inside of the source.
+  int64_t products_inside() const {
+    int64_t sum = 0;
+    for (int64_t n = 0; n < phases.size(); ++n) {
+      int64_t products = 1;
+      const Gather g = phases.at(n);
+      for (const PhaseAxis& x : g.axis) {
+        int64_t inside = 0;
+        for (int64_t m = 0; m < x.taps; ++m) inside += positions_inside(x, m).size();
+        products *= inside;
+      }
+      sum += products;
+    }
+    return sum;
   }
 
-  // The position after those that read the same taps as j: where the next tap enters or leaves the source.
+  // The position after those that read the same taps as j: where the last of its taps leaves the source or
+  // the next one enters it. A large stride may step over the source.
   static int64_t end_of_part(const PhaseAxis& x, int64_t j) {
-    int64_t end = x.count;
-    for (int64_t m = 0; m < x.taps; ++m) {
+    const Range taps = taps_inside(x, j);
+    const int64_t leaves = taps.size() > 0 ? positions_inside(x, taps.end - 1).end : x.count;
+    for (int64_t m = taps.begin - 1; m >= 0; --m) {
       const Range inside = positions_inside(x, m);
-      if (inside.size() <= 0) continue;
-      if (inside.begin > j) end = min_of(end, inside.begin);
-      if (inside.end > j) end = min_of(end, inside.end);
+      if (inside.size() > 0) return min_of(leaves, inside.begin);
     }
-    return end;
+    return leaves;
+  }
+  // Calls visit(positions, taps that lie inside of the source) for each part.
+  template <class Visit>
+  static void for_each_part(const PhaseAxis& x, Visit&& visit) {
+    for (int64_t j = 0; j < x.count;) {
+      const int64_t end = end_of_part(x, j);
+      visit(Range{j, end}, taps_inside(x, j));
+      j = end;
+    }
   }
 
   // Narrows the axis to a part, which may be empty; returns its first tap.

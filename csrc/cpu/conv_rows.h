@@ -8,6 +8,7 @@
 // The last vector of a row overlaps the one before, and writes the same there again.
 #pragma once
 
+#include "entry.h"
 #include "packed_weights.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -25,8 +26,8 @@ struct CopiedRows {
   static constexpr int64_t L = kLanes<A>;
 
   // Of as many destination rows, up to the most, as need this many bytes.
-  CopiedRows(const Phases& phases, const void* source, int64_t bytes, int64_t most_rows)
-      : g(phases.at(0)), source(static_cast<const T*>(source)), s(phases.source) {
+  CopiedRows(const Phases& phases, const T* source, int64_t bytes, int64_t most_rows)
+      : g(phases.at(0)), source(source), s(phases.source) {
     const PhaseAxis &h = g.axis[1], &w = g.axis[2];
     planes = g.axis[0].taps * g.channels;
     pitch = round_up(w.count + (w.taps - 1) * w.offset_step / w.source_step, L);
@@ -96,10 +97,9 @@ struct ConvRows {
   ConvRows(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : phases(p, gradient),
         g(phases.at(0)),
-        copied(phases, gradient ? b.output : b.input, kRowsCopied, clamp(rows() / (4 * p.threads), 1, 8)),
-        weight(static_cast<const T*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)) {
+        operands(operands_of<T>(b, gradient)),
+        copied(phases, operands.source, kRowsCopied, clamp(rows() / (4 * p.threads), 1, 8)),
+        threads(p.threads) {
     // Where rows are few, as in one dimension, channels are cut too; each block copies the rows again.
     const int64_t tasks = g.images * phases.shape.groups * g.axis[0].count * copied.row_blocks;
     channel_block = ceil_div(phases.channels, blocks_for(p.threads, tasks, ceil_div(phases.channels, kRows)));
@@ -108,10 +108,7 @@ struct ConvRows {
     scratch = reinterpret_cast<A*>(packed.place(b, workspace));
   }
 
-  static int64_t workspace(const ConvProblem& p, bool gradient) {
-    const ConvRows self(p, gradient, {}, nullptr);
-    return self.packed.bytes() + p.threads * self.copied.size * int64_t(sizeof(A));
-  }
+  int64_t workspace_bytes() const { return packed.bytes() + threads * copied.size * int64_t(sizeof(A)); }
 
   void run(const Parallel& parallel) const {
     const auto pack = [&](int64_t group, A* to, int) { pack_weights(group, to); };
@@ -134,7 +131,7 @@ struct ConvRows {
 
   // to[channel][kRowsWeights], in the order of place_taps.
   void pack_weights(int64_t group, A* to) const {
-    const T* from = weight + group * phases.weight_group;
+    const T* from = operands.weight + group * phases.weight_group;
     const int64_t taps = g.taps();
     const bool as_in_memory = !phases.gradient && phases.weight_tap == 1;
     for (int64_t k = 0; k < phases.channels; ++k, from += phases.weight_channel, to += kRowsWeights) {
@@ -153,12 +150,14 @@ struct ConvRows {
                  const A* copy) const {
     const Strides& s = phases.destination;
     const int64_t channels = phases.channels, width = g.axis[2].count;
-    T* to = destination + image * s.image + group * channels * s.channel + j0 * g.extent[1] * width * s.pixel;
+    T* to = operands.destination + image * s.image + group * channels * s.channel +
+            j0 * g.extent[1] * width * s.pixel;
     for (int64_t tiles = ceil_div(part.size(), kRows), k = part.begin; tiles > 0; --tiles) {
       const int64_t some = ceil_div(part.end - k, tiles);
       for (int64_t j1 = rows.begin; j1 < rows.end; ++j1) {
         fill_row(some, weights + k * kRowsWeights, copy + (j1 - rows.begin) * copied.row_step,
-                 bias ? bias + group * channels + k : nullptr, to + k * s.channel + j1 * width * s.pixel);
+                 operands.bias ? operands.bias + group * channels + k : nullptr,
+                 to + k * s.channel + j1 * width * s.pixel);
       }
       k += some;
     }
@@ -228,10 +227,9 @@ struct ConvRows {
 
   Phases phases;
   Gather g;
+  Operands<T> operands;
   CopiedRows<T> copied;
-  const T *weight, *bias;
-  T* destination;
-  int64_t channel_block, channel_blocks;
+  int64_t threads, channel_block, channel_blocks;
   PackedWeights<A> packed;
   A* scratch;
 };
@@ -259,18 +257,7 @@ const char* rows_refuse(const ConvProblem& p) {
 }
 
 template <bool Gradient>
-constexpr ConvKernel kConvRows = {
-    "rows", "few channels, the source's rows copied once", rows_refuse<Gradient>,
-    [](const ConvProblem& p) {
-      int64_t bytes = 0;
-      with_type(p.dtype,
-                [&](auto* tag) { bytes = ConvRows<Pointee<decltype(tag)>>::workspace(p, Gradient); });
-      return bytes;
-    },
-    [](const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-      with_type(p.dtype, [&](auto* tag) {
-        ConvRows<Pointee<decltype(tag)>>(p, Gradient, b, workspace).run(parallel);
-      });
-    }};
+constexpr ConvKernel kConvRows = entry<ByType<ConvRows, Gradient>>(
+    "rows", "few channels, the source's rows copied once", rows_refuse<Gradient>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -10,6 +10,7 @@
 #include "amx_copy.h"
 #include "amx_output.h"
 #include "amx_weights.h"
+#include "scratch.h"
 
 #if CNNEXT_VECTOR_BYTES == 64
 
@@ -26,11 +27,8 @@ struct ConvAmx {
       : phases(p, gradient),
         threads(p.threads),
         panels(ceil_div(phases.channels, kWide)),
-        source(static_cast<const T*>(gradient ? b.output : b.input)),
-        source_end(source + p.shape.N * phases.source.image),
-        weight(static_cast<const T*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)) {
+        operands(operands_of<T>(b, gradient)),
+        source_end(operands.source + p.shape.N * phases.source.image) {
     // Few pixels are one block, if the threads can share the channels alike.
     int64_t pixels = 0;
     for (int64_t n = 0; n < phases.size(); ++n) pixels = max_of(pixels, phases.at(n).pixels());
@@ -61,29 +59,24 @@ struct ConvAmx {
     const int64_t unit = (packs_in_task ? most_slice : most_chunks) * kP * kChunkBytes / 4;
     packed = PackedWeights<float>(p, packs_in_task ? 0 : phases.total_slots() * phases.shape.groups * panels,
                                   unit);
-    scratch = packed.place(b, workspace);
-    const auto place = [&](int64_t bytes) {
-      const int64_t at = scratch_bytes;
-      scratch_bytes += round_up(bytes, 64);
-      return at;
-    };
-    copy_at = place(copy_bytes);
+    ScratchLayout memory{packed.place(b, workspace)};
+    scratch.copy = memory.take<char>(copy_bytes);
     // Two buffers of four strips, where a phase is not cut into slices; others may be.
-    sums_at = place(max_of(8, sliced ? panels_each * most_strips : 0) * kStripSums * 4);
-    panel_at = place(packs_in_task ? unit * 4 : 0);
-    columns_at = place((kP > 1 || !depth_in_parts(phases) ? phases.max_depth() : most_run) * kWide * 4);
-    numbers_at = place(max_of(phases.max_depth(), turned) * 4 + 64);
-    taps_at = place(most_taps * int64_t(2 * sizeof(Tap) + sizeof(Inside)));
-    places_at = place(most_places * 8);
-    strips_at = place(most_strips * int64_t(sizeof(Strip)));
-    rows_at = place(most_strips * kAmxRows * 8);
-    runs_at = place(Planes ? most_strips * int64_t(sizeof(PixelRuns)) : 0);
+    scratch.sums = memory.take<float>(max_of(8, sliced ? panels_each * most_strips : 0) * kStripSums);
+    scratch.panel = memory.take<float>(packs_in_task ? unit : 0);
+    const bool all_columns = kP > 1 || !depth_in_parts(phases);
+    scratch.columns = memory.take<float>((all_columns ? phases.max_depth() : most_run) * kWide);
+    scratch.numbers = memory.take<float>(max_of(phases.max_depth(), turned) + kLanes<float>);
+    scratch.taps = memory.take<char>(most_taps * int64_t(sizeof(Inside) + 2 * sizeof(Tap)));
+    scratch.places = memory.take<int64_t>(most_places);
+    scratch.strips = memory.take<Strip>(most_strips);
+    scratch.rows = memory.take<int64_t>(most_strips * kAmxRows);
+    scratch.runs = memory.take<PixelRuns>(Planes ? most_strips : 0);
+    thread_bytes = memory.bytes;
   }
 
-  static int64_t workspace(const ConvProblem& p, bool gradient) {
-    const ConvAmx self(p, gradient, {}, nullptr);
-    return self.packed.bytes() + self.threads * self.scratch_bytes;
-  }
+  int64_t workspace_bytes() const { return packed.bytes() + threads * thread_bytes; }
+  int64_t packed_bytes() const { return packed.kept_bytes(); }
 
   Plan plan_of(const Gather& g) const {
     return Plan(g, phases.source.pixel * int64_t(sizeof(T)), phases.size() * phases.shape.groups, threads,
@@ -110,9 +103,10 @@ struct ConvAmx {
     });
   }
 
+  // A thread's own of what the first one has.
   template <class Element>
-  Element* scratch_of(int thread, int64_t at) const {
-    return reinterpret_cast<Element*>(scratch + thread * scratch_bytes + at);
+  Element* of_thread(int thread, Element* of_first) const {
+    return reinterpret_cast<Element*>(reinterpret_cast<char*>(of_first) + thread * thread_bytes);
   }
 
   // Sums the pixels of strips once more where some are not finite.
@@ -142,29 +136,29 @@ struct ConvAmx {
 
   void compute(const Task& t) const {
     const Plan& plan = t.plan;
-    const auto places = scratch_of<int64_t>(t.thread, places_at);
+    const auto places = of_thread(t.thread, scratch.places);
     const int64_t count = t.place_pixels(phases.destination, places);
     if (plan.units() == 0) return fill_pixels(t, places, count);
 
-    const T* from = source + t.group * plan.g.channels * phases.source.channel;
-    const auto copy = scratch_of<char>(t.thread, copy_at);
-    const auto inside_of = scratch_of<Inside>(t.thread, taps_at);
+    const T* from = operands.source + t.group * plan.g.channels * phases.source.channel;
+    const auto copy = of_thread(t.thread, scratch.copy);
+    const auto inside_of = reinterpret_cast<Inside*>(of_thread(t.thread, scratch.taps));
     for (int64_t m = 0; m < plan.units(); ++m) inside_of[m] = t.inside(m);
     const int64_t line = plan.line(t.planes.size(), t.lines.size(), t.columns.size());
     const int64_t height = ceil_div(line, ceil_div(line, kAmxRows));
-    const auto strip = scratch_of<Strip>(t.thread, strips_at);
+    const auto strip = of_thread(t.thread, scratch.strips);
     const int64_t strips = t.find_strips(count, line, height, inside_of, strip);
-    const auto rows = scratch_of<int64_t>(t.thread, rows_at);
+    const auto rows = of_thread(t.thread, scratch.rows);
     for (int64_t s = 0; s < strips; ++s) {
       for (int64_t r = 0; r < kAmxRows; ++r)
         rows[s * kAmxRows + r] = r < height ? places[strip[s].place + r] : -1;
     }
-    const auto runs = scratch_of<PixelRuns>(t.thread, runs_at);
+    const auto runs = of_thread(t.thread, scratch.runs);
     for (int64_t s = 0; s < strips && Planes; ++s)
       runs[s] = PixelRuns(rows + s * kAmxRows, plan.g.axis[2].step);
 
     const TileRegisters registers{uint8_t(height)};
-    Output output(destination, phases.destination.channel, bias, {*this, t});
+    Output output(operands.destination, phases.destination.channel, operands.bias, {*this, t});
     Work work = {t,
                  output,
                  strip,
@@ -175,7 +169,7 @@ struct ConvAmx {
                  reinterpret_cast<Tap*>(inside_of + plan.units()),
                  copy,
                  plan.pitch(),
-                 scratch_of<float>(t.thread, sums_at),
+                 of_thread(t.thread, scratch.sums),
                  plan.slice < plan.chunks};
     if (plan.in_place) {
       const int64_t first = t.planes.begin * plan.g.axis[1].count * plan.g.axis[2].count + t.columns.begin;
@@ -225,8 +219,8 @@ struct ConvAmx {
       panel = t.panels.begin;
       slice = {slice.end, min_of(slice.end + plan.slice, plan.chunks)};
     }
-    return AmxWeights<T>{phases, weight}.ahead(plan, t.group, block(panel, kWide, phases.channels), slice,
-                                               steps);
+    return AmxWeights<T>{phases, operands.weight}.ahead(plan, t.group, block(panel, kWide, phases.channels),
+                                                        slice, steps);
   }
 
   // One, two or four strips times a panel.
@@ -268,7 +262,7 @@ struct ConvAmx {
       const Range channels = block(panel, kWide, phases.channels);
       const int64_t first = t.group * phases.channels + channels.begin;
       alignas(64) float add[kWide] = {}, zero[kWide] = {};
-      if (bias) copy_run(bias + first, add, channels.size());
+      if (operands.bias) copy_run(operands.bias + first, add, channels.size());
       Vec<float> not_finite = {};
       for (int64_t i = 0; i < count; ++i) {
         if (places[i] >= 0) put(zero, add, channels.size(), first, places[i], not_finite);
@@ -281,13 +275,13 @@ struct ConvAmx {
     return [this](int64_t unit, float* to, int thread) {
       const int64_t group = unit / panels % phases.shape.groups;
       const Plan plan = plan_of(phases.of_slot(unit / panels / phases.shape.groups));
-      pack_panel(plan, group, unit % panels, {0, plan.chunks}, to, scratch_of<float>(thread, columns_at));
+      pack_panel(plan, group, unit % panels, {0, plan.chunks}, to, of_thread(thread, scratch.columns));
     };
   }
   const float* panel_of(const Task& t, int64_t panel, Range slice) const {
     if (packs_in_task) {
-      const auto to = scratch_of<float>(t.thread, panel_at);
-      pack_panel(t.plan, t.group, panel, slice, to, scratch_of<float>(t.thread, columns_at));
+      const auto to = of_thread(t.thread, scratch.panel);
+      pack_panel(t.plan, t.group, panel, slice, to, of_thread(t.thread, scratch.columns));
       return to;
     }
     return packed.get((phases.slot(t.plan.g) * phases.shape.groups + t.group) * panels + panel, t.thread,
@@ -295,28 +289,29 @@ struct ConvAmx {
   }
   void pack_panel(const Plan& plan, int64_t group, int64_t panel, Range slice, float* to,
                   float* columns) const {
-    AmxWeights<T>{phases, weight}.pack(plan, group, block(panel, kWide, phases.channels), slice, to, columns);
+    AmxWeights<T>{phases, operands.weight}.pack(plan, group, block(panel, kWide, phases.channels), slice, to,
+                                                columns);
   }
 
   // A pixel to its place.
   void put(const float* sums, const float* add, int64_t count, int64_t channel, int64_t place,
            Vec<float>& not_finite) const {
-    if (!Planes) return put_row(sums, add, count, destination + place + channel, not_finite);
+    if (!Planes) return put_row(sums, add, count, operands.destination + place + channel, not_finite);
     for (int64_t k = 0; k < count; ++k)
-      store_one(destination + place + (channel + k) * phases.destination.channel, sums[k] + add[k]);
+      store_one(operands.destination + place + (channel + k) * phases.destination.channel, sums[k] + add[k]);
   }
 
   // Pixels whose sums are not finite, without parts. That of infinity and zero is NaN, and so would be that
   // of infinity and a number with a part that is zero.
   void sum_again(const Task& t, const StripSums& rows, const float* add) const {
     const Gather& g = t.plan.g;
-    const auto columns = scratch_of<float>(t.thread, columns_at),
-               numbers = scratch_of<float>(t.thread, numbers_at);
+    const auto columns = of_thread(t.thread, scratch.columns), numbers = of_thread(t.thread, scratch.numbers);
     const int64_t row = t.plan.columns(t.columns.size()).length;
     const int64_t line = t.plan.line(t.planes.size(), t.lines.size(), t.columns.size());
     const int64_t first = rows.channel - t.group * phases.channels;
-    const T* from = source + t.group * g.channels * phases.source.channel;
-    pack_weight_panel(phases, g, weight, t.group, {first, first + rows.channels}, {0, g.depth()}, columns);
+    const T* from = operands.source + t.group * g.channels * phases.source.channel;
+    pack_weight_panel(phases, g, operands.weight, t.group, {first, first + rows.channels}, {0, g.depth()},
+                      columns);
     for (int64_t i = 0; i < rows.end - rows.to; ++i) {
       if (rows.to[i] < 0) continue;
       alignas(64) float again[kWide], zero[kWide] = {};
@@ -344,56 +339,48 @@ struct ConvAmx {
   }
 
   AmxCopy<T> rows_of(int thread) const {
-    return {phases.source, source_end, scratch_of<T>(thread, numbers_at)};
+    return {phases.source, source_end, reinterpret_cast<T*>(of_thread(thread, scratch.numbers))};
   }
 
   static constexpr int64_t kStripSums = kAmxRows * kWide;
 
   Phases phases;
   int64_t threads, panels;
-  const T *source, *source_end, *weight, *bias;
-  T* destination;
+  Operands<T> operands;
+  const T* source_end;
   bool one = false, packs_in_task = false;
   int64_t blocks = 1, panels_each = 1, channel_blocks = 1;  // tasks of a phase and a group
   PackedWeights<float> packed;
-  char* scratch = nullptr;
-  int64_t scratch_bytes = 0;  // of a thread
-  int64_t copy_at, sums_at, panel_at, columns_at, numbers_at, taps_at, places_at, strips_at, rows_at,
-      runs_at;  // in it
+  struct Scratch {
+    char* copy;
+    float *sums, *panel, *columns, *numbers;
+    char* taps;  // an Inside for each, and two lists of Tap
+    int64_t* places;
+    Strip* strips;
+    int64_t* rows;
+    PixelRuns* runs;
+  } scratch;             // of the first thread;
+  int64_t thread_bytes;  // from one's to the next one's
 };
 
-// run(a ConvAmx's type) for the problem's.
-template <class Run>
-auto with_conv_amx(const ConvProblem& p, Run&& run) {
-  const auto by_layout = [&](auto* type) {
-    using T = Pointee<decltype(type)>;
-    return p.layout == Layout::kChannelsLast ? run(static_cast<ConvAmx<T, false>*>(nullptr))
-                                             : run(static_cast<ConvAmx<T, true>*>(nullptr));
-  };
-  return p.dtype == DType::kFloat32 ? by_layout(static_cast<float*>(nullptr))
-                                    : by_layout(static_cast<BFloat16*>(nullptr));
-}
 template <bool Gradient>
-int64_t rows_amx_workspace(const ConvProblem& p) {
-  return with_conv_amx(p, [&](auto* conv) { return Pointee<decltype(conv)>::workspace(p, Gradient); });
-}
-template <bool Gradient>
-int64_t rows_amx_packed(const ConvProblem& p) {
-  return with_conv_amx(
-      p, [&](auto* conv) { return Pointee<decltype(conv)>(p, Gradient, {}, nullptr).packed.kept_bytes(); });
-}
-template <bool Gradient>
-void rows_amx_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  with_conv_amx(p, [&](auto* conv) { Pointee<decltype(conv)>(p, Gradient, b, workspace).run(parallel); });
-}
+struct RowsAmxClasses {
+  template <class Visit>
+  static void with(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
+    const auto by_layout = [&](auto* type) {
+      using T = Pointee<decltype(type)>;
+      p.layout == Layout::kChannelsLast ? visit(ConvAmx<T, false>(p, Gradient, b, workspace))
+                                        : visit(ConvAmx<T, true>(p, Gradient, b, workspace));
+    };
+    p.dtype == DType::kFloat32 ? by_layout(static_cast<float*>(nullptr))
+                               : by_layout(static_cast<BFloat16*>(nullptr));
+  }
+};
 
 template <bool Gradient>
-constexpr ConvKernel kRowsAmx = {"rows_amx",
-                                 "rows of pixels, multiplied by AMX",
-                                 rows_amx_refuses<Gradient>,
-                                 rows_amx_workspace<Gradient>,
-                                 rows_amx_run<Gradient>,
-                                 rows_amx_packed<Gradient>};
+constexpr ConvKernel kRowsAmx =
+    entry<RowsAmxClasses<Gradient>>("rows_amx", "rows of pixels, multiplied by AMX",
+                                    rows_amx_refuses<Gradient>, packed_of<RowsAmxClasses<Gradient>>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA
 

@@ -55,10 +55,12 @@ struct RowsGradWeight {
   RowsGradWeight(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : phases(p, false),
         g(phases.at(0)),
-        copied(phases, b.input, kRowsGradCopied, max_of(kRowsPixels / g.axis[2].count, 1)),
+        copied(phases, static_cast<const T*>(b.input), kRowsGradCopied,
+               max_of(kRowsPixels / g.axis[2].count, 1)),
         w(weight_strides_of(p.weight_layout, g.channels, g.taps())),
         grad_output(static_cast<const T*>(b.output)),
-        grad_weight(static_cast<T*>(b.weight)) {
+        grad_weight(static_cast<T*>(b.weight)),
+        threads(p.threads) {
     blocks = g.images * g.axis[0].count * copied.row_blocks;
     shares = min_of(blocks, kRowsShares);
     // Where rows are few, as in one dimension, channels are cut; each block copies the rows again.
@@ -70,14 +72,12 @@ struct RowsGradWeight {
     sums = round_up(phases.channels * terms, 64);
     gradient_size = in_place() ? 0 : round_up(phases.channels * plane_size(), 64) + 64;
     scratch = reinterpret_cast<A*>(workspace);
-    partial = scratch + p.threads * (copied.size + gradient_size);
+    partial = scratch + threads * (copied.size + gradient_size);
   }
 
-  static int64_t workspace(const ConvProblem& p) {
-    const RowsGradWeight self(p, {}, nullptr);
-    const int64_t groups = p.shape.groups;
-    return (p.threads * (self.copied.size + self.gradient_size) + groups * self.shares * self.sums) *
-           sizeof(A);
+  int64_t workspace_bytes() const {
+    const int64_t partials = phases.shape.groups * shares * sums;
+    return (threads * (copied.size + gradient_size) + partials) * int64_t(sizeof(A));
   }
 
   void run(const Parallel& parallel) const {
@@ -198,6 +198,7 @@ struct RowsGradWeight {
   WeightStrides w;
   const T* grad_output;
   T* grad_weight;
+  int64_t threads;
   int64_t terms, blocks, shares;  // channels times taps; blocks of rows, and the shares of them
   int64_t channel_block, channel_blocks;
   int64_t sums, gradient_size;  // elements of a share's sums, and of a block's gradient where it is copied
@@ -211,19 +212,8 @@ inline const char* rows_grad_weight_refuses(const ConvProblem& p) {
     return "takes at most 16 output channels, or as many taps times input channels";
   return s.axis[2].output < lanes_of(p.dtype) ? "takes rows of a vector or more" : nullptr;
 }
-inline int64_t rows_grad_weight_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) { bytes = RowsGradWeight<Pointee<decltype(tag)>>::workspace(p); });
-  return bytes;
-}
-inline void rows_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
-                             char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { RowsGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
-}
 
-constexpr ConvKernel kConvGradWeightRows = {"rows", "few channels, the input's rows copied once",
-                                            rows_grad_weight_refuses, rows_grad_weight_workspace,
-                                            rows_grad_weight};
+constexpr ConvKernel kConvGradWeightRows = entry<ByType<RowsGradWeight>>(
+    "rows", "few channels, the input's rows copied once", rows_grad_weight_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -59,12 +59,7 @@ struct ThinConv {
   static constexpr int64_t kWide = kCols<A>;
 
   ThinConv(const ConvProblem& p, const ConvBuffers& b, char* workspace)
-      : phases(p, false),
-        g(phases.at(0)),
-        source(static_cast<const T*>(b.input)),
-        weight(static_cast<const T*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(b.output)) {
+      : phases(p, false), g(phases.at(0)), operands(operands_of<T>(b, false)), threads(p.threads) {
     panels = ceil_div(phases.channels, kWide);
     window = g.axis[2].taps * g.channels;
     pitch = round_up((g.axis[2].count - 1) * Step + window, kSize);
@@ -75,9 +70,8 @@ struct ThinConv {
     scratch = reinterpret_cast<Copied*>(packed.place(b, workspace));
   }
 
-  static int64_t workspace(const ConvProblem& p) {
-    const ThinConv self(p, {}, nullptr);
-    return self.packed.bytes() + p.threads * self.scratch_size * int64_t(sizeof(Copied));
+  int64_t workspace_bytes() const {
+    return packed.bytes() + threads * scratch_size * int64_t(sizeof(Copied));
   }
 
   void run(const Parallel& parallel) const {
@@ -86,7 +80,7 @@ struct ThinConv {
     const int64_t width = g.axis[2].count;
     parallel(g.pixels() / width, [&](int64_t row, int thread) {
       Copied* copy = scratch + thread * scratch_size;
-      copy_window_rows(source, phases.source, g, pixel_at(g, row * width), pitch, copy);
+      copy_window_rows(operands.source, phases.source, g, pixel_at(g, row * width), pitch, copy);
       for (int64_t panel = 0; panel < panels; ++panel) {
         const A* panel_weights = packed.get(panel, thread, pack);
         if (block(panel, kWide, phases.channels).size() == kWide) {
@@ -102,13 +96,14 @@ struct ThinConv {
   void pack_weights(int64_t panel, A* to) const {
     const Range channels = block(panel, kWide, phases.channels);
     if constexpr (!kPairs) {
-      pack_weight_panel(phases, g, weight, 0, channels, {0, g.depth()}, to);
+      pack_weight_panel(phases, g, operands.weight, 0, channels, {0, g.depth()}, to);
     } else {
       const auto bits = [&](int64_t k, int64_t row, int64_t i) {  // of element i of a row of the window
         if (i == window) return uint32_t(0);
         const int64_t tap = row * g.axis[2].taps + i / g.channels, c = i % g.channels;
         return uint32_t(
-            weight[k * phases.weight_channel + tap * phases.weight_tap + c * phases.weight_source].bits);
+            operands.weight[k * phases.weight_channel + tap * phases.weight_tap + c * phases.weight_source]
+                .bits);
       };
       fill_zero(to, depth * kWide);
       for (int64_t row = 0; row < rows; ++row) {
@@ -134,12 +129,12 @@ struct ThinConv {
   void fill_tiles(int64_t pixel, int64_t panel, const A* panel_weights, const Copied* copy) const {
     const int64_t first = panel * kWide, stride = phases.destination.pixel;
     A add[kWide];
-    if (bias) copy_run(bias + first, add, Vectors * kLanes<A>);
+    if (operands.bias) copy_run(operands.bias + first, add, Vectors * kLanes<A>);
     for (int64_t width = g.axis[2].count, j = 0; j < width; j += Rows) {
       j = min_of(j, width - Rows);
-      fill_tile<Vectors, Rows>(
-          copy + j * Step, panel_weights,
-          {destination + (pixel + j) * stride + first, stride, nullptr, bias ? add : nullptr});
+      fill_tile<Vectors, Rows>(copy + j * Step, panel_weights,
+                               {operands.destination + (pixel + j) * stride + first, stride, nullptr,
+                                operands.bias ? add : nullptr});
     }
   }
 
@@ -171,8 +166,8 @@ struct ThinConv {
 
   Phases phases;
   Gather g;
-  const T *source, *weight, *bias;
-  T* destination;
+  Operands<T> operands;
+  int64_t threads;
   int64_t panels, rows, window, pitch;  // rows of a window, elements of one, elements of a copied row
   int64_t depth;                        // products for an output
   int64_t scratch_size;
@@ -210,27 +205,20 @@ inline const char* thin_refuses(const ConvProblem& p) {
   return s.K % lanes_of(p.dtype) == 0 ? nullptr : "takes output channels that fill vectors";
 }
 
-// Calls visit(a ThinConv) for a problem; of pairs, if they are wanted.
-template <bool Pairs, class Visit>
-void with_thin(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
-  with_thin_step(p, [&](auto step) {
-    if constexpr (Pairs) {
-      if constexpr (step % 2 == 0) visit(ThinConv<BFloat16, step, Product::kPairs>(p, b, workspace));
-    } else {
-      with_type(p.dtype, [&](auto* tag) { visit(ThinConv<Pointee<decltype(tag)>, step>(p, b, workspace)); });
-    }
-  });
-}
 template <bool Pairs>
-int64_t thin_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_thin<Pairs>(p, {}, nullptr, [&](const auto& conv) { bytes = conv.workspace(p); });
-  return bytes;
-}
-template <bool Pairs>
-void thin_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  with_thin<Pairs>(p, b, workspace, [&](const auto& conv) { conv.run(parallel); });
-}
+struct ThinClasses {
+  template <class Visit>
+  static void with(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
+    with_thin_step(p, [&](auto step) {
+      if constexpr (Pairs) {
+        if constexpr (step % 2 == 0) visit(ThinConv<BFloat16, step, Product::kPairs>(p, b, workspace));
+      } else {
+        with_type(p.dtype,
+                  [&](auto* tag) { visit(ThinConv<Pointee<decltype(tag)>, step>(p, b, workspace)); });
+      }
+    });
+  }
+};
 
 inline const char* pairs_thin_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
@@ -239,9 +227,9 @@ inline const char* pairs_thin_refuses(const ConvProblem& p) {
   return thin_refuses(p);
 }
 
-constexpr ConvKernel kConvThin = {"thin", "an image's rows, read in place", thin_refuses,
-                                  thin_workspace<false>, thin_run<false>};
-constexpr ConvKernel kPairsThin = {"thin_bf16", "an image's rows, read in place by pairs of bfloat16",
-                                   pairs_thin_refuses, thin_workspace<true>, thin_run<true>};
+constexpr ConvKernel kConvThin =
+    entry<ThinClasses<false>>("thin", "an image's rows, read in place", thin_refuses);
+constexpr ConvKernel kPairsThin = entry<ThinClasses<true>>(
+    "thin_bf16", "an image's rows, read in place by pairs of bfloat16", pairs_thin_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

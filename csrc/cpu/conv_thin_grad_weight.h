@@ -40,7 +40,8 @@ struct ThinGradWeight {
         w(weight_strides_of(p.weight_layout, p.shape.C, p.shape.taps())),
         input(static_cast<const T*>(b.input)),
         grad_output(static_cast<const T*>(b.output)),
-        grad_weight(static_cast<T*>(b.weight)) {
+        grad_weight(static_cast<T*>(b.weight)),
+        threads(p.threads) {
     if (swaps_sides(p.shape)) {
       swap(g.channels, channels);
       swap(w.k, w.c);
@@ -65,13 +66,10 @@ struct ThinGradWeight {
     channel_block = ceil_div(most_cuts, blocks_for(p.threads, shares, most_cuts)) * kVectors * L;
     channel_blocks = ceil_div(channels, channel_block);
     scratch = reinterpret_cast<A*>(workspace);
-    partial = scratch + p.threads * copied;
+    partial = scratch + threads * copied;
   }
 
-  static int64_t workspace(const ConvProblem& p) {
-    const ThinGradWeight self(p, {}, nullptr);
-    return (p.threads * self.copied + self.shares * self.sums) * sizeof(A);
-  }
+  int64_t workspace_bytes() const { return (threads * copied + shares * sums) * int64_t(sizeof(A)); }
 
   void run(const Parallel& parallel) const {
     parallel(shares * channel_blocks, [&](int64_t task, int thread) {
@@ -177,6 +175,7 @@ struct ThinGradWeight {
   WeightStrides w;
   const T *input, *grad_output;
   T* grad_weight;
+  int64_t threads;
   int64_t rows, window, step;             // of a window; elements of a row of it, and from pixel to pixel
   int64_t length, runs_per_row, runs;     // pixels of a run, and how many runs there are
   int64_t block_runs, blocks, shares;     // runs of a block; blocks, and the shares of them
@@ -196,19 +195,8 @@ inline const char* thin_grad_weight_refuses(const ConvProblem& p) {
   if (s.C * s.taps() > kThinDepth && !swapped) return "takes windows of at most 512 elements";
   return (swapped ? s.C : s.K) % lanes_of(p.dtype) == 0 ? nullptr : "takes channels that fill vectors";
 }
-inline int64_t thin_grad_weight_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) { bytes = ThinGradWeight<Pointee<decltype(tag)>>::workspace(p); });
-  return bytes;
-}
-inline void thin_grad_weight(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel,
-                             char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { ThinGradWeight<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
-}
 
-constexpr ConvKernel kConvGradWeightThin = {"thin", "an image's rows and the gradient, read in place",
-                                            thin_grad_weight_refuses, thin_grad_weight_workspace,
-                                            thin_grad_weight};
+constexpr ConvKernel kConvGradWeightThin = entry<ByType<ThinGradWeight>>(
+    "thin", "an image's rows and the gradient, read in place", thin_grad_weight_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -18,14 +18,15 @@ constexpr int64_t kFewRows = min_of(8, kRows), kFewChannels = 16;
 template <class T, class Tile>
 struct Winograd : WinogradSteps<T, Tile> {
   using Steps = WinogradSteps<T, Tile>;
-  using Steps::block_tiles, Steps::tile_blocks, Steps::whole, Steps::weights_plane, Steps::scratch_weights;
+  using Steps::block_tiles, Steps::tile_blocks, Steps::shared_panels, Steps::weights_plane,
+      Steps::scratch_weights;
   using Steps::kProducts, Steps::kWeights, Steps::kWide;
-  using Steps::phases, Steps::taps, Steps::grid, Steps::depth, Steps::groups, Steps::panels, Steps::weight;
+  using Steps::phases, Steps::taps, Steps::grid, Steps::depth, Steps::groups, Steps::panels, Steps::operands;
   using typename Steps::A, typename Steps::Reader, typename Steps::Order;
 
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : Steps(p, gradient, b) {
-    this->cut_tiles(p, this->even_tiles(p.threads));
+    this->cut_tiles(p, this->even_tiles());
     // Each block of panels transforms the patches again.
     panel_blocks = blocks_for(p.threads, tile_blocks * groups, panels);
     task_panels = ceil_div(panels, panel_blocks);
@@ -64,7 +65,7 @@ struct Winograd : WinogradSteps<T, Tile> {
       ahead.destination =
           fetched_tiles(target.first, target.s, grid, TileSpace::destination(grid), tiles, Tile::H::kOutputs,
                         Tile::W::kOutputs, block(panel, kWide, phases.channels), calls);
-      const A* transformed = whole ? this->transformed(group, panel, thread, weights) : nullptr;
+      const A* transformed = shared_panels ? this->transformed(group, panel, thread, weights) : nullptr;
       multiply(group, order, panel, patch, transformed, weights, product, ahead);
       this->store_tiles(group, order, panel, product, products, target);
     }
@@ -92,12 +93,12 @@ struct Winograd : WinogradSteps<T, Tile> {
                 A* weights, A* product, Ahead& ahead) const {
     const int64_t tiles = order.tiles.size(), cols = min_of(kWide, phases.channels - panel * kWide);
     if constexpr (kProducts == kWeights) {
-      if (!whole && tiles <= kFewRows && depth.blocks_of(0).size() == 1)
+      if (!shared_panels && tiles <= kFewRows && depth.blocks_of(0).size() == 1)
         return multiply_few(group, tiles, panel, patch, weights, product, ahead);
     }
     for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk) {
-      const A* all = whole ? transformed + depth.before(chunk) * kWide : weights;
-      if (!whole) {
+      const A* all = shared_panels ? transformed + depth.before(chunk) * kWide : weights;
+      if (!shared_panels) {
         this->transform_weights(group, panel, chunk, weights + kWeights * weights_plane, weights);
         ahead.weights = fetched_chunk(group, panel, chunk + 1, fetch_calls_of(order, depth.size_of(chunk)));
       }
@@ -170,7 +171,7 @@ struct Winograd : WinogradSteps<T, Tile> {
     const Range channels = depth.channels_of(chunk);
     Gather part = taps.at(depth.blocks_of(chunk).begin);
     part.channels = channels.size();
-    return fetched_weights(phases, part, weight + channels.begin * phases.weight_source, group,
+    return fetched_weights(phases, part, operands.weight + channels.begin * phases.weight_source, group,
                            block(panel, kWide, phases.channels), {0, part.depth()}, calls);
   }
 
@@ -178,32 +179,24 @@ struct Winograd : WinogradSteps<T, Tile> {
   int64_t panel_blocks, task_panels, scratch_patches;
 };
 
-// Calls visit(convolution) for the one that takes a problem.
-template <bool Gradient, class Visit>
-void with_winograd(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
-  with_tile<Gradient>(p, [&](auto* type, auto tile) {
-    using T = Pointee<decltype(type)>;
-    using Tile = decltype(tile);
-    if (WinogradGroups<T, Tile>::takes(p, Gradient)) {
-      visit(WinogradGroups<T, Tile>(p, Gradient, b, workspace));
-    } else {
-      visit(Winograd<T, Tile>(p, Gradient, b, workspace));
-    }
-  });
-}
 template <bool Gradient>
-int64_t winograd_workspace(const ConvProblem& p) {
-  int64_t bytes = 0;
-  with_winograd<Gradient>(p, {}, nullptr, [&](const auto& conv) { bytes = conv.memory(p.threads); });
-  return bytes;
-}
-template <bool Gradient>
-void winograd_run(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel, char* workspace) {
-  with_winograd<Gradient>(p, b, workspace, [&](const auto& conv) { conv.run(parallel); });
-}
+struct WinogradClasses {
+  template <class Visit>
+  static void with(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
+    with_tile<Gradient>(p, [&](auto* type, auto tile) {
+      using T = Pointee<decltype(type)>;
+      using Tile = decltype(tile);
+      if (WinogradGroups<T, Tile>::takes(p, Gradient)) {
+        visit(WinogradGroups<T, Tile>(p, Gradient, b, workspace));
+      } else {
+        visit(Winograd<T, Tile>(p, Gradient, b, workspace));
+      }
+    });
+  }
+};
 
 template <bool Gradient>
-constexpr ConvKernel kWinograd = {"winograd", kWinogradSummary, winograd_refuses<Gradient>,
-                                  winograd_workspace<Gradient>, winograd_run<Gradient>};
+constexpr ConvKernel kWinograd =
+    entry<WinogradClasses<Gradient>>("winograd", kWinogradSummary, winograd_refuses<Gradient>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

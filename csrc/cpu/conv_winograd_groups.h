@@ -117,7 +117,8 @@ template <class T, class Tile>
 struct WinogradGroups : WinogradSteps<T, Tile> {
   using Steps = WinogradSteps<T, Tile>;
   using Steps::kProducts, Steps::kWeights, Steps::L;
-  using Steps::phases, Steps::grid, Steps::groups, Steps::block_tiles, Steps::whole, Steps::weights_plane;
+  using Steps::phases, Steps::grid, Steps::groups, Steps::block_tiles, Steps::shared_panels,
+      Steps::weights_plane;
   using typename Steps::A, typename Steps::Order, typename Steps::Reader, typename Steps::Target;
   static constexpr bool kCopies = std::is_same_v<T, A>;  // other types are read in place
 
@@ -132,7 +133,7 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
       : Steps(p, gradient, b) {
     const int64_t C = phases.channels;
     if (kCopies) copy = GroupCopy(grid, TileSpace::source(grid, this->taps.at(0)), Tile::kInputsOf, C);
-    this->cut_tiles(p, copy.images > 0 ? copy.tiles : this->even_tiles(p.threads));
+    this->cut_tiles(p, copy.images > 0 ? copy.tiles : this->even_tiles());
     tiles_at_once = ceil_div(block_tiles, ceil_div(block_tiles, kNarrowTiles));
     planes = {C, odd_lines(tiles_at_once * C)};
     scratch_patches = kProducts * planes.plane;
@@ -152,8 +153,8 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
 
   void compute(int64_t group, Range tiles, A* patches, int thread) const {
     A* own = patches + scratch_patches;  // weights
-    if (!whole) this->transform_weights(group, 0, 0, own + kWeights * weights_plane, own);
-    const A* weights = whole ? this->transformed(group, 0, thread, own) : own;
+    if (!shared_panels) this->transform_weights(group, 0, 0, own + kWeights * weights_plane, own);
+    const A* weights = shared_panels ? this->transformed(group, 0, thread, own) : own;
     Reader read = this->reader(group);
     Target target = this->target(group);
     const Target planes_of_group = target;

@@ -28,7 +28,17 @@ struct ByType {
   }
 };
 
-// Without buffers and a workspace an object only tells how large its workspace is to be.
+// The same of a single class.
+template <class Class, bool... kGradient>
+struct Only {
+  template <class Problem, class Buffers, class Visit>
+  static void with(const Problem& p, const Buffers& b, char* workspace, Visit&& visit) {
+    visit(Class(p, kGradient..., b, workspace));
+  }
+};
+
+// Without buffers and a workspace an object only tells how large its workspace is to be, and its packed
+// weight if it keeps one.
 template <class Classes, class Problem>
 int64_t workspace_of(const Problem& p) {
   int64_t bytes = 0;
@@ -37,16 +47,25 @@ int64_t workspace_of(const Problem& p) {
   return bytes;
 }
 template <class Classes, class Problem>
+int64_t packed_of(const Problem& p) {
+  int64_t bytes = 0;
+  Classes::with(p, typename BuffersOf<Problem>::Type(), nullptr,
+                [&](const auto& kernel) { bytes = kernel.packed_bytes(); });
+  return bytes;
+}
+template <class Classes, class Problem>
 void run_by(const Problem& p, const typename BuffersOf<Problem>::Type& b, const Parallel& parallel,
             char* workspace) {
   Classes::with(p, b, workspace, [&](const auto& kernel) { kernel.run(parallel); });
 }
 
-// The entry of such classes.
-template <class Classes, class Problem>
-constexpr auto entry(const char* name, const char* summary, const char* (*refuses)(const Problem&)) {
+// The entry of such classes; `packed` is packed_of<Classes>, if they may keep a packed weight. A template for
+// `refuses` (accepts_all) is taken for that of convolutions.
+template <class Classes, class Problem = ConvProblem>
+constexpr auto entry(const char* name, const char* summary, const char* (*refuses)(const Problem&),
+                     int64_t (*packed)(const Problem&) = nullptr) {
   return Kernel<Problem, typename BuffersOf<Problem>::Type, Parallel>{
-      name, summary, refuses, workspace_of<Classes, Problem>, run_by<Classes, Problem>};
+      name, summary, refuses, workspace_of<Classes, Problem>, run_by<Classes, Problem>, packed};
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

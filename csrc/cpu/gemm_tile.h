@@ -93,6 +93,15 @@ struct TileRows<S, Rows, 0> {
   }
 };
 
+template <Product P, class V>
+CNNEXT_INLINE V add_product(V sum, V x, V y) {
+  if constexpr (P == Product::kPairs) {
+    return add_pair_products(sum, x, y);
+  } else {
+    return sum + x * y;
+  }
+}
+
 // One step of the depth: the products of an element of each row with whole vectors of columns.
 template <Product P, class Source, class B, int Rows, int Vectors>
 CNNEXT_INLINE void add_products(Vec<Acc<B>> (&sum)[Rows][Vectors], const Source& a, const B* b) {
@@ -104,13 +113,7 @@ CNNEXT_INLINE void add_products(Vec<Acc<B>> (&sum)[Rows][Vectors], const Source&
   for (int r = 0; r < Rows; ++r) {
     const Vec<A> x = broadcast(a[r]);
 #pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) {
-      if constexpr (P == Product::kPairs) {
-        sum[r][v] = add_pair_products(sum[r][v], x, y[v]);
-      } else {
-        sum[r][v] += x * y[v];
-      }
-    }
+    for (int v = 0; v < Vectors; ++v) sum[r][v] = add_product<P>(sum[r][v], x, y[v]);
   }
 }
 

@@ -10,12 +10,19 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 const Kernels& grouped() {
-  static const ConvKernel conv[] = {kConvDepthwise, kPairsGroupTiles<false>, kConvGroupTiles, kConvGrouped};
-  static const ConvKernel conv_grad_input[] = {kConvGradInputDepthwise, kPairsGroupTiles<true>,
-                                               kConvGradInputGroupTiles, kConvGradInputGrouped};
+  static const ConvKernel conv[] = {kConvDepthwise<false>, kPairsGroupTiles<false>, kConvGroupTiles<false>,
+                                    kConvGrouped<false>};
+  static const ConvKernel conv_grad_input[] = {kConvDepthwise<true>, kPairsGroupTiles<true>,
+                                               kConvGroupTiles<true>, kConvGrouped<true>};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kPairsGradWeightGroupTiles,
                                                 kConvGradWeightGroupTiles, kConvGradWeightGrouped};
-  static const Kernels table = {nullptr, list(conv), list(conv_grad_input), list(conv_grad_weight)};
+  static const Kernels table = [] {
+    Kernels all = {};
+    all.conv = list(conv);
+    all.conv_grad_input = list(conv_grad_input);
+    all.conv_grad_weight = list(conv_grad_weight);
+    return all;
+  }();
   return table;
 }
 

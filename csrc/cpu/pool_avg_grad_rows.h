@@ -159,25 +159,12 @@ struct AvgPoolGradRows {
   int64_t local_bytes = 0;
 };
 
-CNNEXT_INLINE int64_t avg_grad_rows_workspace(const PoolProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) {
-    bytes = AvgPoolGradRows<Pointee<decltype(tag)>>(p, {}, nullptr).workspace_bytes();
-  });
-  return bytes;
-}
-CNNEXT_INLINE void run_avg_grad_rows(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
-                                     char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { AvgPoolGradRows<Pointee<decltype(tag)>>(p, b, workspace).run(parallel); });
+CNNEXT_INLINE const char* avg_grad_rows_refuses(const PoolProblem& p) {
+  if (const char* reason = layout_refuses<Layout::kChannelsFirst>(p)) return reason;
+  return readers_refuse(p.shape, p.shape.adaptive[2] ? kAxes : kAxes - 1);
 }
 
-CNNEXT_INLINE const char* refuses_avg_grad_rows(const PoolProblem& p) {
-  if (const char* reason = needs_channels_first(p)) return reason;
-  return refuses_readers(p.shape, p.shape.adaptive[2] ? kAxes : kAxes - 1);
-}
-
-constexpr PoolKernel kAvgPoolGradRows = {"rows", kRowsSummary, refuses_avg_grad_rows, avg_grad_rows_workspace,
-                                         run_avg_grad_rows};
+constexpr PoolKernel kAvgPoolGradRows =
+    entry<ByType<AvgPoolGradRows>>("rows", kRowsSummary, avg_grad_rows_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -4,12 +4,11 @@
 // for accuracy. A task is a block of channels of some rows of the result.
 #pragma once
 
+#include "entry.h"
 #include "pool_row.h"
 #include "pool_tables.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
-
-enum class PoolMode { kMax, kMaxOffsets, kAverage };
 
 // What forward and backward share: the result is [images, rows, width, C], cut into tasks.
 struct ChannelsLastTasks {
@@ -67,7 +66,9 @@ struct PoolChannelsLast {
     rows = scratch.take<Row>(p.threads * most_rows);
   }
 
-  static constexpr bool kStoresOffsets = mode == PoolMode::kMaxOffsets;
+  static constexpr bool kGradient = false, kStoresOffsets = mode == PoolMode::kMaxOffsets;
+
+  int64_t workspace_bytes() const { return scratch.bytes; }
 
   void prepare() const {
     for (int a = 0; a < kAxes; ++a) axis[a].fill(shape, a);
@@ -144,11 +145,7 @@ struct PoolChannelsLast {
         const int64_t to = at + c + v * L;
         pool.put(pool.output + to, value[v], kPart ? count : L);
         if constexpr (mode == PoolMode::kMaxOffsets) {
-          if (pool.problem.wide_offsets()) {
-            store_offsets_part<A>(static_cast<int32_t*>(pool.offsets) + to, offset[v], kPart ? count : L);
-          } else {
-            store_offsets_part<A>(static_cast<uint8_t*>(pool.offsets) + to, offset[v], kPart ? count : L);
-          }
+          store_offsets<A>(pool.problem, pool.offsets, to, offset[v], kPart ? count : L);
         }
       }
     }
@@ -205,35 +202,13 @@ struct PoolChannelsLast {
   Row* rows;
 };
 
-CNNEXT_INLINE const char* needs_channels_last(const PoolProblem& p) {
-  return p.layout == Layout::kChannelsLast ? nullptr : "channels first";
-}
-
-template <PoolMode mode>
-void run_channels_last(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
-                       char* workspace) {
-  with_type(p.dtype, [&](auto* tag) {
-    PoolChannelsLast<Pointee<decltype(tag)>, mode>(p, b, workspace).run(parallel);
-  });
-}
-
-template <PoolMode mode>
-int64_t channels_last_workspace(const PoolProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) {
-    bytes = PoolChannelsLast<Pointee<decltype(tag)>, mode>(p, {}, nullptr).scratch.bytes;
-  });
-  return bytes;
-}
 constexpr const char* kChannelsLastSummary = "vectors over the channels";
-constexpr PoolKernel kMaxPoolChannelsLast = {"channels_last", kChannelsLastSummary, needs_channels_last,
-                                             channels_last_workspace<PoolMode::kMax>,
-                                             run_channels_last<PoolMode::kMax>};
-constexpr PoolKernel kMaxPoolOffsetsChannelsLast = {
-    "channels_last", kChannelsLastSummary, needs_channels_last,
-    channels_last_workspace<PoolMode::kMaxOffsets>, run_channels_last<PoolMode::kMaxOffsets>};
-constexpr PoolKernel kAvgPoolChannelsLast = {"channels_last", kChannelsLastSummary, needs_channels_last,
-                                             channels_last_workspace<PoolMode::kAverage>,
-                                             run_channels_last<PoolMode::kAverage>};
+constexpr PoolKernel kMaxPoolChannelsLast = entry<ByType<InMode<PoolChannelsLast, PoolMode::kMax>::Of>>(
+    "channels_last", kChannelsLastSummary, layout_refuses<Layout::kChannelsLast>);
+constexpr PoolKernel kMaxPoolOffsetsChannelsLast =
+    entry<ByType<InMode<PoolChannelsLast, PoolMode::kMaxOffsets>::Of>>("channels_last", kChannelsLastSummary,
+                                                                       layout_refuses<Layout::kChannelsLast>);
+constexpr PoolKernel kAvgPoolChannelsLast = entry<ByType<InMode<PoolChannelsLast, PoolMode::kAverage>::Of>>(
+    "channels_last", kChannelsLastSummary, layout_refuses<Layout::kChannelsLast>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -46,7 +46,9 @@ struct PoolGradChannelsLast {
     carried = scratch.take<A>(p.threads * most_carried);
   }
 
-  static constexpr bool kStoresOffsets = false;
+  static constexpr bool kGradient = true, kStoresOffsets = false;
+
+  int64_t workspace_bytes() const { return scratch.bytes; }
 
   void prepare() const {
     for (int a = 0; a < kAxes; ++a) {
@@ -266,57 +268,45 @@ struct PoolGradChannelsLast {
   A* carried;
 };
 
-template <bool kAverage, class Run>
-void with_grad_channels_last(const PoolProblem& p, const PoolBuffers& b, char* workspace, const Run& run) {
-  with_type(p.dtype, [&](auto* tag) {
-    using T = Pointee<decltype(tag)>;
-    if constexpr (kAverage) {
-      run(PoolGradChannelsLast<T, void>(p, b, workspace));
-    } else if (p.wide_offsets()) {
-      run(PoolGradChannelsLast<T, int32_t>(p, b, workspace));
-    } else if (!with_row_windows(p, [&](auto windows) {
-                 run(PoolGradChannelsLast<T, uint8_t, decltype(windows)>(p, b, workspace));
-               })) {
-      run(PoolGradChannelsLast<T, uint8_t>(p, b, workspace));
-    }
-  });
-}
-template <bool kAverage>
-void run_grad_channels_last(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
-                            char* workspace) {
-  with_grad_channels_last<kAverage>(p, b, workspace, [&](const auto& kernel) { kernel.run(parallel); });
-}
+template <class T>
+using AvgPoolGradChannelsLast = PoolGradChannelsLast<T, void>;
 
-template <bool kAverage>
-int64_t grad_channels_last_workspace(const PoolProblem& p) {
-  int64_t bytes = 0;
-  with_grad_channels_last<kAverage>(p, {}, nullptr,
-                                    [&](const auto& kernel) { bytes = kernel.scratch.bytes; });
-  return bytes;
-}
+struct MaxPoolGradChannelsLastClasses {
+  template <class Visit>
+  static void with(const PoolProblem& p, const PoolBuffers& b, char* workspace, Visit&& visit) {
+    with_type(p.dtype, [&](auto* type) {
+      using T = Pointee<decltype(type)>;
+      const bool known = with_row_windows(p, [&](auto windows) {
+        visit(PoolGradChannelsLast<T, uint8_t, decltype(windows)>(p, b, workspace));
+      });
+      if (known) return;
+      with_offset_type(
+          p, [&](auto* tag) { visit(PoolGradChannelsLast<T, Pointee<decltype(tag)>>(p, b, workspace)); });
+    });
+  }
+};
 
 // Gathering compares an output for each input under its window: with large, dense windows scattering does
 // less.
-CNNEXT_INLINE const char* refuses_max_grad_channels_last(const PoolProblem& p) {
+CNNEXT_INLINE const char* max_grad_channels_last_refuses(const PoolProblem& p) {
   constexpr bool kMasks = CNNEXT_VECTOR_BYTES == 64, kWide = CNNEXT_VECTOR_BYTES > 16;
-  if (p.layout != Layout::kChannelsLast) return "channels first";
+  if (const char* reason = layout_refuses<Layout::kChannelsLast>(p)) return reason;
   const int64_t most = with_row_windows(p, [](auto) {}) ? (kMasks ? 32 : 16)
                        : kWide                          ? kLanes<float> / 2 + 8
                                                         : 1;
   int64_t readers = 1;
   for (int a = 0; a < kAxes; ++a) readers *= p.shape.windows_over_input(a);
-  return readers > most ? "many windows over an input" : nullptr;
+  return readers > most ? "takes few windows over an input" : nullptr;
 }
 
-constexpr PoolKernel kMaxPoolGradChannelsLast = {
-    "channels_last", kChannelsLastSummary, refuses_max_grad_channels_last,
-    grad_channels_last_workspace<false>, run_grad_channels_last<false>};
-CNNEXT_INLINE const char* refuses_avg_grad_channels_last(const PoolProblem& p) {
-  const char* reason = needs_channels_last(p);
-  return reason ? reason : refuses_readers(p.shape, kAxes);
+CNNEXT_INLINE const char* avg_grad_channels_last_refuses(const PoolProblem& p) {
+  const char* reason = layout_refuses<Layout::kChannelsLast>(p);
+  return reason ? reason : readers_refuse(p.shape, kAxes);
 }
-constexpr PoolKernel kAvgPoolGradChannelsLast = {
-    "channels_last", kChannelsLastSummary, refuses_avg_grad_channels_last, grad_channels_last_workspace<true>,
-    run_grad_channels_last<true>};
+
+constexpr PoolKernel kMaxPoolGradChannelsLast = entry<MaxPoolGradChannelsLastClasses>(
+    "channels_last", kChannelsLastSummary, max_grad_channels_last_refuses);
+constexpr PoolKernel kAvgPoolGradChannelsLast = entry<ByType<AvgPoolGradChannelsLast>>(
+    "channels_last", kChannelsLastSummary, avg_grad_channels_last_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -58,8 +58,8 @@ CNNEXT_INLINE int64_t tile_lanes(const PoolShape& shape, int64_t element_size) {
   return max_of(1, min_of(kMostVectors, min_of(fit, share) / L)) * L;
 }
 
-// Pool is a kernel of channels last for elements of type Acc<T>, forward or (kGrad) of the gradient.
-template <class T, class Pool, bool kGrad>
+// Pool is a kernel of channels last for elements of type Acc<T>.
+template <class T, class Pool>
 struct PoolLanes {
   using A = Acc<T>;
 
@@ -79,18 +79,18 @@ struct PoolLanes {
     local_bytes = scratch.bytes;
   }
 
-  int64_t workspace_bytes() const { return pool.scratch.bytes + problem.threads * local_bytes; }
+  int64_t workspace_bytes() const { return pool.workspace_bytes() + problem.threads * local_bytes; }
 
-  void run(const Parallel& parallel) {
+  void run(const Parallel& parallel) const {
     pool.prepare();
     parallel(ceil_div(planes, lanes), [&](int64_t task, int thread) {
-      ScratchLayout scratch{pool.scratch.base + pool.scratch.bytes + thread * local_bytes};
+      ScratchLayout scratch{pool.scratch.base + pool.workspace_bytes() + thread * local_bytes};
       const Tiles tiles = local(scratch);
       const int64_t first = task * lanes, count = min_of(lanes, planes - first);
       T *input = static_cast<T*>(buffers.input), *output = static_cast<T*>(buffers.output);
       Pool on_tile = pool;
       on_tile.set_buffers({tiles.input, tiles.output, tiles.offsets});
-      if constexpr (kGrad) {
+      if constexpr (Pool::kGradient) {
         planes_to_tile<T>(output + first * output_pixels, output_pixels, count,
                           output + planes * output_pixels, tiles.output, lanes);
       } else {
@@ -98,12 +98,15 @@ struct PoolLanes {
                           tiles.input, lanes);
       }
       on_tile.all_rows(thread);
-      if constexpr (kGrad) {
+      if constexpr (Pool::kGradient) {
         tile_to_planes<T>(tiles.input, lanes, input + first * input_pixels, input_pixels, count);
       } else {
         tile_to_planes<T>(tiles.output, lanes, output + first * output_pixels, output_pixels, count);
-        if (offset_bytes == 1) store_offsets(static_cast<uint8_t*>(tiles.offsets), first, count);
-        if (offset_bytes == 4) store_offsets(static_cast<int32_t*>(tiles.offsets), first, count);
+        if constexpr (Pool::kStoresOffsets) {
+          with_offset_type(problem, [&](auto* tag) {
+            offsets_to_planes(static_cast<decltype(tag)>(tiles.offsets), first, count);
+          });
+        }
       }
     });
   }
@@ -127,7 +130,7 @@ struct PoolLanes {
   }
 
   template <class O>
-  void store_offsets(const O* tile, int64_t first, int64_t count) const {
+  void offsets_to_planes(const O* tile, int64_t first, int64_t count) const {
     O* to = static_cast<O*>(buffers.offsets) + first * output_pixels;
     for (int64_t c = 0; c < count; ++c) {
       for (int64_t p = 0; p < output_pixels; ++p) *to++ = tile[p * lanes + c];
@@ -140,56 +143,42 @@ struct PoolLanes {
   Pool pool;
 };
 
-CNNEXT_INLINE const char* refuses_lanes(const PoolProblem& p) {
+CNNEXT_INLINE const char* lanes_refuses(const PoolProblem& p) {
   const int64_t most_bytes = p.shape.axis[0].input > 1 ? 1 << 20 : 1 << 19;
-  if (p.layout != Layout::kChannelsFirst) return "channels last";
+  if (const char* reason = layout_refuses<Layout::kChannelsFirst>(p)) return reason;
   const bool one_row = p.shape.axis[0].input * p.shape.axis[1].input == 1 && !p.shape.adaptive[2];
   if (one_row && p.shape.axis[2].output >= 4 * kLanes<float> && p.shape.axis[2].stride <= 2)
-    return "long rows";
-  return largest_plane(p.shape) * CNNEXT_VECTOR_BYTES > most_bytes ? "large planes" : nullptr;
+    return "takes planes of several rows, or of a short one";
+  return largest_plane(p.shape) * CNNEXT_VECTOR_BYTES > most_bytes ? "takes planes that fit the cache"
+                                                                   : nullptr;
 }
 
-template <class Pool, class Run>
-void with_lanes(const PoolProblem& p, const PoolBuffers& b, char* workspace, const Run& run) {
-  with_type(p.dtype, [&](auto* tag) {
-    using T = Pointee<decltype(tag)>;
-    PoolLanes<T, typename Pool::template In<Acc<T>>, Pool::kGrad> kernel(p, b, workspace);
-    run(kernel);
-  });
-}
-template <class Pool>
-int64_t lanes_workspace(const PoolProblem& p) {
-  int64_t bytes = 0;
-  with_lanes<Pool>(p, {}, nullptr, [&](auto& kernel) { bytes = kernel.workspace_bytes(); });
-  return bytes;
-}
-template <class Pool>
-void run_lanes(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
-  with_lanes<Pool>(p, b, workspace, [&](auto& kernel) { kernel.run(parallel); });
+// Pool<A> is such a kernel for elements of type A.
+template <template <class> class Pool>
+struct InLanes {
+  template <class Visit>
+  static void with(const PoolProblem& p, const PoolBuffers& b, char* workspace, Visit&& visit) {
+    with_type(p.dtype, [&](auto* tag) {
+      using T = Pointee<decltype(tag)>;
+      visit(PoolLanes<T, Pool<Acc<T>>>(p, b, workspace));
+    });
+  }
+};
+
+CNNEXT_INLINE const char* avg_grad_lanes_refuses(const PoolProblem& p) {
+  const char* reason = lanes_refuses(p);
+  return reason ? reason : readers_refuse(p.shape, kAxes);
 }
 
-template <PoolMode mode>
-struct ForwardInLanes {
-  template <class A>
-  using In = PoolChannelsLast<A, mode>;
-  static constexpr bool kGrad = false;
-};
-struct AvgGradInLanes {
-  template <class A>
-  using In = PoolGradChannelsLast<A, void>;
-  static constexpr bool kGrad = true;
-};
-template <class Pool>
-const char* refuses_lanes_of(const PoolProblem& p) {
-  const char* reason = refuses_lanes(p);
-  return reason || !Pool::kGrad ? reason : refuses_readers(p.shape, kAxes);
-}
-template <class Pool>
-constexpr PoolKernel kPoolLanes = {"lanes", "vectors over planes", refuses_lanes_of<Pool>,
-                                   lanes_workspace<Pool>, run_lanes<Pool>};
-constexpr PoolKernel kMaxPoolLanes = kPoolLanes<ForwardInLanes<PoolMode::kMax>>;
-constexpr PoolKernel kMaxPoolOffsetsLanes = kPoolLanes<ForwardInLanes<PoolMode::kMaxOffsets>>;
-constexpr PoolKernel kAvgPoolLanes = kPoolLanes<ForwardInLanes<PoolMode::kAverage>>;
-constexpr PoolKernel kAvgPoolGradLanes = kPoolLanes<AvgGradInLanes>;
+constexpr const char* kLanesSummary = "vectors over planes";
+constexpr PoolKernel kMaxPoolLanes =
+    entry<InLanes<InMode<PoolChannelsLast, PoolMode::kMax>::Of>>("lanes", kLanesSummary, lanes_refuses);
+constexpr PoolKernel kMaxPoolOffsetsLanes =
+    entry<InLanes<InMode<PoolChannelsLast, PoolMode::kMaxOffsets>::Of>>("lanes", kLanesSummary,
+                                                                        lanes_refuses);
+constexpr PoolKernel kAvgPoolLanes =
+    entry<InLanes<InMode<PoolChannelsLast, PoolMode::kAverage>::Of>>("lanes", kLanesSummary, lanes_refuses);
+constexpr PoolKernel kAvgPoolGradLanes =
+    entry<InLanes<AvgPoolGradChannelsLast>>("lanes", kLanesSummary, avg_grad_lanes_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

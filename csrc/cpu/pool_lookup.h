@@ -2,7 +2,8 @@
 // them.
 #pragma once
 
-#include "pool_plane.h"
+#include "entry.h"
+#include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -51,77 +52,95 @@ struct OffsetTable {
   ScratchLayout scratch;
 };
 
-// body(element of the output, its image and channel, input pixel) for each output, in tasks of rows.
-template <class O, class Body>
-void each_offset(const PoolProblem& p, const O* offsets, const Parallel& parallel, char* workspace,
-                 bool only_inside, Body body) {
-  const PoolShape& shape = p.shape;
-  const OffsetTable<O> table(shape, workspace);
-  table.fill(only_inside);
-  const bool last = p.layout == Layout::kChannelsLast;
-  const int64_t C = shape.C, O_ = shape.axis[0].output, P = shape.axis[1].output, Q = shape.axis[2].output;
-  const int64_t inner = last ? C : 1, outer = last ? 1 : C;
-  const int64_t rows = shape.N * outer * O_ * P, per_task = max_of(1, (1 << 14) / max_of(1, Q * inner));
-  parallel(ceil_div(rows, per_task), [&](int64_t task, int) {
-    for (int64_t row = task * per_task; row < min_of(rows, (task + 1) * per_task); ++row) {
-      const int64_t window = table.window(row / P % O_, row % P), block = row / P / O_;
-      for (int64_t q = 0; q < Q; ++q) {
-        const int64_t at = (row * Q + q) * inner, origin = window + table.origin[2][q];
-        for (int64_t c = 0; c < inner; ++c) {
-          body(at + c, block / outer, block % outer + c, origin + table.offset_delta(offsets[at + c]));
+// What the two operators share.
+template <class O>
+struct OffsetLookup {
+  OffsetLookup(const PoolProblem& p, const PoolBuffers& b, char* workspace)
+      : problem(p), buffers(b), table(p.shape, workspace) {}
+
+  int64_t workspace_bytes() const { return table.scratch.bytes; }
+
+  // body(element of the output, its image and channel, input pixel) for each output, in tasks of rows.
+  template <class Body>
+  void each_offset(const Parallel& parallel, bool only_inside, Body body) const {
+    const PoolShape& shape = problem.shape;
+    const auto* offsets = static_cast<const O*>(buffers.offsets);
+    table.fill(only_inside);
+    const bool channels_last = problem.layout == Layout::kChannelsLast;
+    const int64_t C = shape.C, O_ = shape.axis[0].output, P = shape.axis[1].output, Q = shape.axis[2].output;
+    const int64_t inner = channels_last ? C : 1, outer = channels_last ? 1 : C;
+    const int64_t rows = shape.N * outer * O_ * P, per_task = max_of(1, (1 << 14) / max_of(1, Q * inner));
+    parallel(ceil_div(rows, per_task), [&](int64_t task, int) {
+      for (int64_t row = task * per_task; row < min_of(rows, (task + 1) * per_task); ++row) {
+        const int64_t window = table.window(row / P % O_, row % P), block = row / P / O_;
+        for (int64_t q = 0; q < Q; ++q) {
+          const int64_t at = (row * Q + q) * inner, origin = window + table.origin[2][q];
+          for (int64_t c = 0; c < inner; ++c) {
+            body(at + c, block / outer, block % outer + c, origin + table.offset_delta(offsets[at + c]));
+          }
         }
       }
-    }
-  });
-}
-
-template <class Run>
-void with_offset_type(const PoolProblem& p, Run&& run) {
-  if (p.wide_offsets()) {
-    run(static_cast<int32_t*>(nullptr));
-  } else {
-    run(static_cast<uint8_t*>(nullptr));
-  }
-}
-
-CNNEXT_INLINE int64_t lookup_workspace(const PoolProblem& p) {
-  int64_t bytes = 0;
-  with_offset_type(
-      p, [&](auto* tag) { bytes = OffsetTable<Pointee<decltype(tag)>>(p.shape, nullptr).scratch.bytes; });
-  return bytes;
-}
-
-CNNEXT_INLINE void run_indices(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
-                               char* workspace) {
-  with_offset_type(p, [&](auto* tag) {
-    each_offset(p, static_cast<decltype(tag)>(b.offsets), parallel, workspace, false,
-                [&](int64_t at, int64_t, int64_t, int64_t pixel) { b.indices[at] = pixel; });
-  });
-}
-
-CNNEXT_INLINE void run_select(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
-                              char* workspace) {
-  const Strides strides = strides_of(p.layout, p.shape.C, p.shape.input_pixels());
-  const auto pixels = static_cast<uint64_t>(p.shape.input_pixels());
-  with_type(p.dtype, [&](auto* type) {
-    const auto* input = static_cast<decltype(type)>(b.input);
-    auto* output = static_cast<decltype(type)>(b.output);
-    with_offset_type(p, [&](auto* tag) {
-      each_offset(p, static_cast<decltype(tag)>(b.offsets), parallel, workspace, true,
-                  [&](int64_t at, int64_t n, int64_t c, int64_t pixel) {
-                    output[at] = static_cast<uint64_t>(pixel) < pixels
-                                     ? input[n * strides.image + c * strides.channel + pixel * strides.pixel]
-                                     : Pointee<decltype(type)>{};
-                  });
     });
-  });
-}
+  }
 
-CNNEXT_INLINE const char* accepts_every_pool(const PoolProblem&) { return nullptr; }
+  const PoolProblem& problem;
+  const PoolBuffers& buffers;
+  OffsetTable<O> table;
+};
 
-constexpr PoolKernel kMaxPoolIndices = {"lookup", "offsets to indices", accepts_every_pool, lookup_workspace,
-                                        run_indices};
-constexpr PoolKernel kMaxPoolSelect = {"lookup", "values at the offsets", accepts_every_pool,
-                                       lookup_workspace, run_select};
+template <class O>
+struct MaxPoolIndices : OffsetLookup<O> {
+  using OffsetLookup<O>::OffsetLookup;
+
+  void run(const Parallel& parallel) const {
+    int64_t* const indices = this->buffers.indices;
+    this->each_offset(parallel, false,
+                      [&](int64_t at, int64_t, int64_t, int64_t pixel) { indices[at] = pixel; });
+  }
+};
+
+template <class T, class O>
+struct MaxPoolSelect : OffsetLookup<O> {
+  using OffsetLookup<O>::OffsetLookup;
+
+  void run(const Parallel& parallel) const {
+    const PoolShape& shape = this->problem.shape;
+    const Strides strides = strides_of(this->problem.layout, shape.C, shape.input_pixels());
+    const auto pixels = static_cast<uint64_t>(shape.input_pixels());
+    const auto* input = static_cast<const T*>(this->buffers.input);
+    auto* output = static_cast<T*>(this->buffers.output);
+    this->each_offset(parallel, true, [&](int64_t at, int64_t n, int64_t c, int64_t pixel) {
+      output[at] = static_cast<uint64_t>(pixel) < pixels
+                       ? input[n * strides.image + c * strides.channel + pixel * strides.pixel]
+                       : T{};
+    });
+  }
+};
+
+// Classes for each type of the offsets,
+template <template <class> class Class>
+struct ByOffset {
+  template <class Visit>
+  static void with(const PoolProblem& p, const PoolBuffers& b, char* workspace, Visit&& visit) {
+    with_offset_type(p, [&](auto* tag) { visit(Class<Pointee<decltype(tag)>>(p, b, workspace)); });
+  }
+};
+// and for each element type too.
+template <template <class, class> class Class>
+struct ByTypeAndOffset {
+  template <class Visit>
+  static void with(const PoolProblem& p, const PoolBuffers& b, char* workspace, Visit&& visit) {
+    with_type(p.dtype, [&](auto* type) {
+      with_offset_type(p, [&](auto* tag) {
+        visit(Class<Pointee<decltype(type)>, Pointee<decltype(tag)>>(p, b, workspace));
+      });
+    });
+  }
+};
+
+constexpr PoolKernel kMaxPoolIndices =
+    entry<ByOffset<MaxPoolIndices>>("lookup", "offsets to indices", accepts_all<PoolProblem>);
+constexpr PoolKernel kMaxPoolSelect =
+    entry<ByTypeAndOffset<MaxPoolSelect>>("lookup", "values at the offsets", accepts_all<PoolProblem>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

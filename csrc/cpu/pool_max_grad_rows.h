@@ -11,7 +11,9 @@
 // are missing, the run is a copy with zeros in their place.
 #pragma once
 
+#include "entry.h"
 #include "pool_row.h"
+#include "pool_tables.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -51,7 +53,8 @@ struct MaxPoolGradRows {
   };
 
   MaxPoolGradRows(const PoolProblem& p, const PoolBuffers& b, char* workspace)
-      : input(p.shape.axis[2].input),
+      : threads(p.threads),
+        input(p.shape.axis[2].input),
         input_height(p.shape.axis[1].input),
         width(ceil_div(input, kStride)),
         height(ceil_div(input_height, kRows)),
@@ -83,7 +86,7 @@ struct MaxPoolGradRows {
     });
   }
 
-  int64_t local_bytes;
+  int64_t workspace_bytes() const { return threads * local_bytes; }
 
  private:
   static constexpr int64_t kOutputs = 1 << 9;  // of a run: what is kept of it stays in the innermost cache
@@ -218,6 +221,7 @@ struct MaxPoolGradRows {
     }
   }
 
+  int threads;
   int64_t input, input_height;  // extents
   int64_t width, height;        // of the outputs, those included that are missing
   int64_t outputs, outputs_height;
@@ -225,8 +229,9 @@ struct MaxPoolGradRows {
   const T* grad_output;
   const uint8_t* offsets;
   T* grad_input;
-  bool streamed;     // stores pass the caches
-  int64_t run_rows;  // rows of outputs that are worked on at once, less where streams run beside
+  bool streamed;        // stores pass the caches
+  int64_t run_rows;     // rows of outputs that are worked on at once, less where streams run beside
+  int64_t local_bytes;  // of a thread's memory
   char* workspace;
   typename OffsetMatch<A>::Key keys[Rows::kTaps * Columns::kTaps];
 };
@@ -252,36 +257,30 @@ bool with_fixed_windows(const PoolShape& shape, const Run& run) {
          is(FixedWindow<3, 1, 1>()) || is(FixedWindow<5, 1, 2>());
 }
 
-CNNEXT_INLINE const char* refuses_max_grad_rows(const PoolProblem& p) {
+CNNEXT_INLINE const char* max_grad_rows_refuses(const PoolProblem& p) {
   constexpr int64_t kShort = 32;
-  if (p.layout != Layout::kChannelsFirst) return "channels last";
+  if (const char* reason = layout_refuses<Layout::kChannelsFirst>(p)) return reason;
   bool copies = false;
   const bool fits = with_fixed_windows(p.shape, [&](auto rows, auto columns) {
     copies = rows.missing(p.shape.axis[1]) + columns.missing(p.shape.axis[2]) > 0;
   });
-  if (!fits) return "unusual windows";
-  return copies && p.shape.axis[2].output < kShort ? "windows missing at the ends of short rows" : nullptr;
+  if (!fits) return "takes windows of usual sizes";
+  return copies && p.shape.axis[2].output < kShort ? "takes short rows only where no window is missing"
+                                                   : nullptr;
 }
 
-template <class Run>
-void with_max_grad_rows(const PoolProblem& p, const PoolBuffers& b, char* workspace, const Run& run) {
-  with_type(p.dtype, [&](auto* tag) {
-    with_fixed_windows(p.shape, [&](auto rows, auto columns) {
-      run(MaxPoolGradRows<Pointee<decltype(tag)>, decltype(rows), decltype(columns)>(p, b, workspace));
+struct MaxPoolGradRowsClasses {
+  template <class Visit>
+  static void with(const PoolProblem& p, const PoolBuffers& b, char* workspace, Visit&& visit) {
+    with_type(p.dtype, [&](auto* tag) {
+      with_fixed_windows(p.shape, [&](auto rows, auto columns) {
+        visit(MaxPoolGradRows<Pointee<decltype(tag)>, decltype(rows), decltype(columns)>(p, b, workspace));
+      });
     });
-  });
-}
-CNNEXT_INLINE int64_t max_grad_rows_workspace(const PoolProblem& p) {
-  int64_t bytes = 0;
-  with_max_grad_rows(p, {}, nullptr, [&](const auto& kernel) { bytes = p.threads * kernel.local_bytes; });
-  return bytes;
-}
-CNNEXT_INLINE void run_max_grad_rows(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
-                                     char* workspace) {
-  with_max_grad_rows(p, b, workspace, [&](const auto& kernel) { kernel.run(parallel); });
-}
+  }
+};
 
-constexpr PoolKernel kMaxPoolGradRows = {"rows", "column taps in turn, vectors along the rows",
-                                         refuses_max_grad_rows, max_grad_rows_workspace, run_max_grad_rows};
+constexpr PoolKernel kMaxPoolGradRows = entry<MaxPoolGradRowsClasses>(
+    "rows", "column taps in turn, vectors along the rows", max_grad_rows_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

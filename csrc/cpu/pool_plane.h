@@ -2,16 +2,18 @@
 // elements, vectors along it. Forward of maximum and average, and the gradient of the average.
 #pragma once
 
-#include "pool_rows.h"
+#include "entry.h"
+#include "pool_tables.h"
+#include "pool_vec.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-CNNEXT_INLINE const char* refuses_plane(const PoolProblem& p) {
-  if (p.layout != Layout::kChannelsFirst) return "channels last";
+CNNEXT_INLINE const char* plane_refuses(const PoolProblem& p) {
+  if (const char* reason = layout_refuses<Layout::kChannelsFirst>(p)) return reason;
   for (int a = 0; a < kAxes; ++a) {
     const Window& w = p.shape.axis[a];
-    if (w.output != 1 || p.shape.span(a, 0).count != w.input) return "more than one window";
-    if (w.dilation != 1 && w.input != 1) return "dilation";
+    if (w.output != 1 || p.shape.span(a, 0).count != w.input) return "takes one window over the whole plane";
+    if (w.dilation != 1 && w.input != 1) return "takes windows without dilation";
   }
   return nullptr;
 }
@@ -21,7 +23,7 @@ struct PoolPlane {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
 
-  PoolPlane(const PoolProblem& p, const PoolBuffers& b)
+  PoolPlane(const PoolProblem& p, const PoolBuffers& b, char*)
       : problem(p),
         shape(p.shape),
         planes(p.shape.N * p.shape.C),
@@ -34,6 +36,8 @@ struct PoolPlane {
                                                             shape.counted_taps(1, 0, problem.count_padding) *
                                                             shape.counted_taps(2, 0, problem.count_padding));
   }
+
+  int64_t workspace_bytes() const { return 0; }
 
   template <class Body>
   void each_plane(const Parallel& parallel, Body body) const {
@@ -48,7 +52,7 @@ struct PoolPlane {
     return available >= L ? load(from) : load_part(from, available);
   }
 
-  void forward(const Parallel& parallel) const {
+  void run(const Parallel& parallel) const {
     each_plane(parallel, [&](int64_t plane, int64_t) {
       const T* from = input + plane * pixels;
       const int64_t available = (planes - plane) * pixels;
@@ -120,19 +124,10 @@ struct PoolPlane {
       const int64_t z = at / w.input / h.input + shape.span(0, 0).tap,
                     y = at / w.input % h.input + shape.span(1, 0).tap;
       const int64_t tap = (z * h.kernel + y) * w.kernel + at % w.input + shape.span(2, 0).tap;
-      if (problem.wide_offsets()) {
-        static_cast<int32_t*>(offsets)[plane] = static_cast<int32_t>(tap);
-      } else {
-        static_cast<uint8_t*>(offsets)[plane] = static_cast<uint8_t>(tap);
-      }
+      with_offset_type(problem, [&](auto* tag) {
+        static_cast<decltype(tag)>(offsets)[plane] = static_cast<Pointee<decltype(tag)>>(tap);
+      });
     }
-  }
-
-  void grad(const Parallel& parallel) const {
-    each_plane(parallel, [&](int64_t plane, int64_t room) {
-      const Vec<A> value = broadcast<A>(load_one(output + plane) / divisor);
-      for (int64_t i = 0; i < pixels; i += L) store_part(input + plane * pixels + i, value, room - i);
-    });
   }
 
   const PoolProblem& problem;
@@ -143,25 +138,28 @@ struct PoolPlane {
   A divisor;
 };
 
-template <PoolMode mode>
-void run_plane(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char*) {
-  with_type(p.dtype, [&](auto* tag) { PoolPlane<Pointee<decltype(tag)>, mode>(p, b).forward(parallel); });
-}
-CNNEXT_INLINE void run_grad_plane(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
-                                  char*) {
-  with_type(p.dtype,
-            [&](auto* tag) { PoolPlane<Pointee<decltype(tag)>, PoolMode::kAverage>(p, b).grad(parallel); });
-}
-CNNEXT_INLINE int64_t no_pool_workspace(const PoolProblem&) { return 0; }
+template <class T>
+struct AvgPoolGradPlane : PoolPlane<T, PoolMode::kAverage> {
+  using Forward = PoolPlane<T, PoolMode::kAverage>;
+  using Forward::divisor, Forward::input, Forward::L, Forward::output, Forward::pixels;
+  using Forward::Forward;
+
+  void run(const Parallel& parallel) const {
+    this->each_plane(parallel, [&](int64_t plane, int64_t room) {
+      const Vec<Acc<T>> value = broadcast<Acc<T>>(load_one(output + plane) / divisor);
+      for (int64_t i = 0; i < pixels; i += L) store_part(input + plane * pixels + i, value, room - i);
+    });
+  }
+};
 
 constexpr const char* kPlaneSummary = "one window over the plane, vectors along it";
-constexpr PoolKernel kMaxPoolPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace,
-                                      run_plane<PoolMode::kMax>};
-constexpr PoolKernel kMaxPoolOffsetsPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace,
-                                             run_plane<PoolMode::kMaxOffsets>};
-constexpr PoolKernel kAvgPoolPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace,
-                                      run_plane<PoolMode::kAverage>};
-constexpr PoolKernel kAvgPoolGradPlane = {"plane", kPlaneSummary, refuses_plane, no_pool_workspace,
-                                          run_grad_plane};
+constexpr PoolKernel kMaxPoolPlane =
+    entry<ByType<InMode<PoolPlane, PoolMode::kMax>::Of>>("plane", kPlaneSummary, plane_refuses);
+constexpr PoolKernel kMaxPoolOffsetsPlane =
+    entry<ByType<InMode<PoolPlane, PoolMode::kMaxOffsets>::Of>>("plane", kPlaneSummary, plane_refuses);
+constexpr PoolKernel kAvgPoolPlane =
+    entry<ByType<InMode<PoolPlane, PoolMode::kAverage>::Of>>("plane", kPlaneSummary, plane_refuses);
+constexpr PoolKernel kAvgPoolGradPlane =
+    entry<ByType<AvgPoolGradPlane>>("plane", kPlaneSummary, plane_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

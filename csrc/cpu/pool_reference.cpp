@@ -72,15 +72,17 @@ struct Plane {
 };
 
 void store_offset(const PoolProblem& p, void* offsets, int64_t plane, int64_t pixel, int64_t tap) {
-  if (p.wide_offsets()) {
-    Plane<int32_t>(offsets, p, p.shape.output_pixels(), plane)[pixel] = static_cast<int32_t>(tap);
-  } else {
-    Plane<uint8_t>(offsets, p, p.shape.output_pixels(), plane)[pixel] = static_cast<uint8_t>(tap);
-  }
+  with_offset_type(p, [&](auto* tag) {
+    using O = Pointee<decltype(tag)>;
+    Plane<O>(offsets, p, p.shape.output_pixels(), plane)[pixel] = static_cast<O>(tap);
+  });
 }
 int64_t load_offset(const PoolProblem& p, void* offsets, int64_t plane, int64_t pixel) {
-  return p.wide_offsets() ? Plane<int32_t>(offsets, p, p.shape.output_pixels(), plane)[pixel]
-                          : Plane<uint8_t>(offsets, p, p.shape.output_pixels(), plane)[pixel];
+  int64_t tap = 0;
+  with_offset_type(p, [&](auto* tag) {
+    tap = Plane<Pointee<decltype(tag)>>(offsets, p, p.shape.output_pixels(), plane)[pixel];
+  });
+  return tap;
 }
 
 int64_t divisor(const PoolProblem& p, int64_t o, int64_t h, int64_t q) {
@@ -217,20 +219,18 @@ void unpool_grad(const PoolProblem& problem, const PoolBuffers& b, const Paralle
   });
 }
 
-const char* accepts(const PoolProblem&) { return nullptr; }
-int64_t no_workspace(const PoolProblem&) { return 0; }
-
 }  // namespace
 
-const PoolKernel kMaxPoolReference = {"reference", "by definition", accepts, no_workspace, max_pool<false>};
-const PoolKernel kMaxPoolOffsetsReference = {"reference", "by definition", accepts, no_workspace,
+const PoolKernel kMaxPoolReference = {"reference", "by definition", accepts_all, no_workspace,
+                                      max_pool<false>};
+const PoolKernel kMaxPoolOffsetsReference = {"reference", "by definition", accepts_all, no_workspace,
                                              max_pool<true>};
-const PoolKernel kMaxPoolGradReference = {"reference", "by definition", accepts, sums_workspace,
+const PoolKernel kMaxPoolGradReference = {"reference", "by definition", accepts_all, sums_workspace,
                                           max_pool_grad};
-const PoolKernel kAvgPoolReference = {"reference", "by definition", accepts, no_workspace, avg_pool};
-const PoolKernel kAvgPoolGradReference = {"reference", "by definition", accepts, sums_workspace,
+const PoolKernel kAvgPoolReference = {"reference", "by definition", accepts_all, no_workspace, avg_pool};
+const PoolKernel kAvgPoolGradReference = {"reference", "by definition", accepts_all, sums_workspace,
                                           avg_pool_grad};
-const PoolKernel kMaxUnpool = {"planes", "plane after plane", accepts, no_workspace, unpool};
-const PoolKernel kMaxUnpoolGrad = {"planes", "plane after plane", accepts, no_workspace, unpool_grad};
+const PoolKernel kMaxUnpool = {"planes", "plane after plane", accepts_all, no_workspace, unpool};
+const PoolKernel kMaxUnpoolGrad = {"planes", "plane after plane", accepts_all, no_workspace, unpool_grad};
 
 }  // namespace cnnext::cpu

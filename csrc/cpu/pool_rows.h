@@ -6,8 +6,9 @@
 // rows, over planes too.
 #pragma once
 
-#include "pool_channels_last.h"
+#include "entry.h"
 #include "pool_row.h"
+#include "pool_tables.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -205,12 +206,7 @@ struct PoolRows {
           value = stay ? value : next;
           offset = stay ? offset : next_offset;
         }
-        const int64_t at = row.number * w.output + q;
-        if (problem.wide_offsets()) {
-          store_offsets_part<A>(static_cast<int32_t*>(offsets) + at, offset, room - q);
-        } else {
-          store_offsets_part<A>(static_cast<uint8_t*>(offsets) + at, offset, room - q);
-        }
+        store_offsets<A>(problem, offsets, row.number * w.output + q, offset, room - q);
       }
       store_part(output + row.number * w.output + q, value, room - q);
     }
@@ -282,31 +278,12 @@ struct PoolRows {
   int64_t local_bytes = 0;
 };
 
-CNNEXT_INLINE const char* needs_channels_first(const PoolProblem& p) {
-  return p.layout == Layout::kChannelsFirst ? nullptr : "channels last";
-}
-
-template <PoolMode mode>
-int64_t rows_workspace(const PoolProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) {
-    bytes = PoolRows<Pointee<decltype(tag)>, mode>(p, {}, nullptr).workspace_bytes();
-  });
-  return bytes;
-}
-template <PoolMode mode>
-void run_rows(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { PoolRows<Pointee<decltype(tag)>, mode>(p, b, workspace).run(parallel); });
-}
-
 constexpr const char* kRowsSummary = "separable, vectors along the rows";
-constexpr PoolKernel kMaxPoolRows = {"rows", kRowsSummary, needs_channels_first,
-                                     rows_workspace<PoolMode::kMax>, run_rows<PoolMode::kMax>};
-constexpr PoolKernel kMaxPoolOffsetsRows = {"rows", kRowsSummary, needs_channels_first,
-                                            rows_workspace<PoolMode::kMaxOffsets>,
-                                            run_rows<PoolMode::kMaxOffsets>};
-constexpr PoolKernel kAvgPoolRows = {"rows", kRowsSummary, needs_channels_first,
-                                     rows_workspace<PoolMode::kAverage>, run_rows<PoolMode::kAverage>};
+constexpr PoolKernel kMaxPoolRows = entry<ByType<InMode<PoolRows, PoolMode::kMax>::Of>>(
+    "rows", kRowsSummary, layout_refuses<Layout::kChannelsFirst>);
+constexpr PoolKernel kMaxPoolOffsetsRows = entry<ByType<InMode<PoolRows, PoolMode::kMaxOffsets>::Of>>(
+    "rows", kRowsSummary, layout_refuses<Layout::kChannelsFirst>);
+constexpr PoolKernel kAvgPoolRows = entry<ByType<InMode<PoolRows, PoolMode::kAverage>::Of>>(
+    "rows", kRowsSummary, layout_refuses<Layout::kChannelsFirst>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "pool_lookup.h"
+#include "pool_vec.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -72,10 +73,10 @@ struct MaxPoolGradScatter {
   MaxPoolGradScatter(const PoolProblem& p, const PoolBuffers& b, char* workspace)
       : problem(p),
         shape(p.shape),
-        last(p.layout == Layout::kChannelsLast),
+        channels_last(p.layout == Layout::kChannelsLast),
         pixels(shape.input_pixels()),
-        width(last ? min_of(round_up(shape.C, L), vectors_of_tile() * L)
-                   : min_of(shape.N * shape.C, kScatterPlanes)),
+        width(channels_last ? min_of(round_up(shape.C, L), vectors_of_tile() * L)
+                            : min_of(shape.N * shape.C, kScatterPlanes)),
         windows(shape.output_pixels()),
         buffers(b),
         table(shape, workspace) {
@@ -93,15 +94,15 @@ struct MaxPoolGradScatter {
       const int64_t at = i < windows ? table.window(i / Q / P, i / Q % P) + table.origin[2][i % Q] : kNowhere;
       origin[i] = static_cast<Offset<A>>(at > pixels ? -2 * kFar : at);
     }
-    const int64_t images = last ? shape.N : 1;  // channels first, all planes are one image
-    const int64_t channels = last ? shape.C : shape.N * shape.C;
+    const int64_t images = channels_last ? shape.N : 1;  // channels first, all planes are one image
+    const int64_t channels = channels_last ? shape.C : shape.N * shape.C;
     const int64_t blocks = ceil_div(channels, width), parts = images * blocks;
     const int64_t per_task = max_of(1, (1 << 14) / max_of(1, (pixels + windows) * width));
     parallel(ceil_div(parts, per_task), [&](int64_t task, int thread) {
       A* scratch = reinterpret_cast<A*>(shared.base + shared.bytes + thread * sums_bytes);
       for (int64_t part = task * per_task; part < min_of(parts, (task + 1) * per_task); ++part) {
         const int64_t c = part % blocks * width, count = min_of(width, channels - c);
-        last ? channels_of_image(part / blocks, c, count, scratch) : planes_from(c, count, scratch);
+        channels_last ? channels_of_image(part / blocks, c, count, scratch) : planes_from(c, count, scratch);
       }
     });
   }
@@ -201,7 +202,7 @@ struct MaxPoolGradScatter {
 
   const PoolProblem& problem;
   const PoolShape& shape;
-  bool last;
+  bool channels_last;
   int64_t pixels;
   int64_t width;  // planes, or channels of a tile
   int64_t windows, sums_bytes;
@@ -211,29 +212,11 @@ struct MaxPoolGradScatter {
   Offset<A>* origin;  // [windows + L], input of tap 0
 };
 
-CNNEXT_INLINE const char* refuses_scatter(const PoolProblem& p) {
-  return p.shape.input_pixels() < 1 << 27 ? nullptr : "huge planes";
+CNNEXT_INLINE const char* scatter_refuses(const PoolProblem& p) {
+  return p.shape.input_pixels() < 1 << 27 ? nullptr : "takes planes of fewer than 2^27 pixels";
 }
 
-template <class Run>
-void with_max_grad_scatter(const PoolProblem& p, const PoolBuffers& b, char* workspace, Run&& run) {
-  with_type(p.dtype, [&](auto* type) {
-    with_offset_type(p, [&](auto* tag) {
-      run(MaxPoolGradScatter<Pointee<decltype(type)>, Pointee<decltype(tag)>>(p, b, workspace));
-    });
-  });
-}
-CNNEXT_INLINE int64_t max_grad_scatter_workspace(const PoolProblem& p) {
-  int64_t bytes = 0;
-  with_max_grad_scatter(p, {}, nullptr, [&](const auto& kernel) { bytes = kernel.workspace_bytes(); });
-  return bytes;
-}
-CNNEXT_INLINE void run_max_grad_scatter(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel,
-                                        char* workspace) {
-  with_max_grad_scatter(p, b, workspace, [&](const auto& kernel) { kernel.run(parallel); });
-}
-
-constexpr PoolKernel kMaxPoolGradScatter = {"scatter", "window after window", refuses_scatter,
-                                            max_grad_scatter_workspace, run_max_grad_scatter};
+constexpr PoolKernel kMaxPoolGradScatter =
+    entry<ByTypeAndOffset<MaxPoolGradScatter>>("scatter", "window after window", scatter_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -12,7 +12,7 @@ template <class T, PoolMode mode>
 struct PoolSeparable {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
-  static constexpr bool kStoresOffsets = mode == PoolMode::kMaxOffsets;
+  static constexpr bool kGradient = false, kStoresOffsets = mode == PoolMode::kMaxOffsets;
   static constexpr int kVectors = 4;
 
   PoolSeparable(const PoolProblem& p, const PoolBuffers& b, char* workspace)
@@ -27,6 +27,8 @@ struct PoolSeparable {
     values = scratch.take<A>(p.threads * reduced);
     taps = kStoresOffsets ? scratch.take<Offset<A>>(p.threads * reduced) : nullptr;
   }
+
+  int64_t workspace_bytes() const { return scratch.bytes; }
 
   void prepare() const {
     for (int a = 0; a < kAxes; ++a) axis[a].fill(shape, a);
@@ -131,13 +133,7 @@ struct PoolSeparable {
         for (int v = 0; v < V; ++v) {
           store_part(output + at + v * L, best.value[v], kPart ? count : L);
           if constexpr (kStoresOffsets) {
-            if (problem.wide_offsets()) {
-              store_offsets_part<A>(static_cast<int32_t*>(offsets) + at + v * L, best.tap[v],
-                                    kPart ? count : L);
-            } else {
-              store_offsets_part<A>(static_cast<uint8_t*>(offsets) + at + v * L, best.tap[v],
-                                    kPart ? count : L);
-            }
+            store_offsets<A>(problem, offsets, at + v * L, best.tap[v], kPart ? count : L);
           }
         }
       }
@@ -157,55 +153,36 @@ struct PoolSeparable {
   Offset<A>* taps;
 };
 
-CNNEXT_INLINE const char* refuses_separable(const PoolProblem& p) {
+CNNEXT_INLINE const char* separable_refuses(const PoolProblem& p) {
   constexpr int64_t kMostBytes = 1 << 20;
   const Window &d = p.shape.axis[0], &h = p.shape.axis[1], &w = p.shape.axis[2];
   const int64_t input_rows = d.input * h.input, rows = d.output * h.output,
                 rows_read = rows * d.kernel * h.kernel;
-  if (rows_read * w.kernel < 2 * (input_rows * w.kernel + rows_read)) return "small windows";
-  return input_rows * w.output * 4 * CNNEXT_VECTOR_BYTES > kMostBytes ? "large planes" : nullptr;
+  if (rows_read * w.kernel < 2 * (input_rows * w.kernel + rows_read)) return "takes large windows";
+  return input_rows * w.output * 4 * CNNEXT_VECTOR_BYTES > kMostBytes ? "takes planes that fit the cache"
+                                                                      : nullptr;
 }
-CNNEXT_INLINE const char* refuses_separable_channels_last(const PoolProblem& p) {
-  const char* reason = needs_channels_last(p);
-  return reason ? reason : refuses_separable(p);
+CNNEXT_INLINE const char* separable_channels_last_refuses(const PoolProblem& p) {
+  const char* reason = layout_refuses<Layout::kChannelsLast>(p);
+  return reason ? reason : separable_refuses(p);
 }
-CNNEXT_INLINE const char* refuses_separable_lanes(const PoolProblem& p) {
-  const char* reason = refuses_lanes(p);
-  return reason ? reason : refuses_separable(p);
-}
-
-template <PoolMode mode>
-struct SeparableInLanes {
-  template <class A>
-  using In = PoolSeparable<A, mode>;
-  static constexpr bool kGrad = false;
-};
-
-template <PoolMode mode>
-int64_t separable_workspace(const PoolProblem& p) {
-  int64_t bytes = 0;
-  with_type(p.dtype, [&](auto* tag) {
-    bytes = PoolSeparable<Pointee<decltype(tag)>, mode>(p, {}, nullptr).scratch.bytes;
-  });
-  return bytes;
-}
-template <PoolMode mode>
-void run_separable(const PoolProblem& p, const PoolBuffers& b, const Parallel& parallel, char* workspace) {
-  with_type(p.dtype,
-            [&](auto* tag) { PoolSeparable<Pointee<decltype(tag)>, mode>(p, b, workspace).run(parallel); });
+CNNEXT_INLINE const char* separable_lanes_refuses(const PoolProblem& p) {
+  const char* reason = lanes_refuses(p);
+  return reason ? reason : separable_refuses(p);
 }
 
-template <PoolMode mode>
-constexpr PoolKernel kPoolSeparable = {"separable", "rows, then across them, vectors over the channels",
-                                       refuses_separable_channels_last, separable_workspace<mode>,
-                                       run_separable<mode>};
-template <PoolMode mode>
-constexpr PoolKernel kPoolSeparableLanes = {"separable_lanes", "rows, then across them, vectors over planes",
-                                            refuses_separable_lanes, lanes_workspace<SeparableInLanes<mode>>,
-                                            run_lanes<SeparableInLanes<mode>>};
-constexpr PoolKernel kMaxPoolSeparable = kPoolSeparable<PoolMode::kMax>;
-constexpr PoolKernel kMaxPoolOffsetsSeparable = kPoolSeparable<PoolMode::kMaxOffsets>;
-constexpr PoolKernel kMaxPoolSeparableLanes = kPoolSeparableLanes<PoolMode::kMax>;
-constexpr PoolKernel kMaxPoolOffsetsSeparableLanes = kPoolSeparableLanes<PoolMode::kMaxOffsets>;
+constexpr const char* kSeparableSummary = "rows, then across them, vectors over the channels";
+constexpr PoolKernel kMaxPoolSeparable = entry<ByType<InMode<PoolSeparable, PoolMode::kMax>::Of>>(
+    "separable", kSeparableSummary, separable_channels_last_refuses);
+constexpr PoolKernel kMaxPoolOffsetsSeparable =
+    entry<ByType<InMode<PoolSeparable, PoolMode::kMaxOffsets>::Of>>("separable", kSeparableSummary,
+                                                                    separable_channels_last_refuses);
+
+constexpr const char* kSeparableLanesSummary = "rows, then across them, vectors over planes";
+constexpr PoolKernel kMaxPoolSeparableLanes = entry<InLanes<InMode<PoolSeparable, PoolMode::kMax>::Of>>(
+    "separable_lanes", kSeparableLanesSummary, separable_lanes_refuses);
+constexpr PoolKernel kMaxPoolOffsetsSeparableLanes =
+    entry<InLanes<InMode<PoolSeparable, PoolMode::kMaxOffsets>::Of>>(
+        "separable_lanes", kSeparableLanesSummary, separable_lanes_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -1,9 +1,19 @@
-// Windows and their inverse, tabulated for each axis.
+// What kernels of pooling share: their modes, why some refuse, and windows and their inverse, tabulated for
+// each axis.
 #pragma once
 
 #include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
+
+enum class PoolMode { kMax, kMaxOffsets, kAverage };
+
+// The classes of one mode, of a template for all modes.
+template <template <class, PoolMode> class Class, PoolMode mode>
+struct InMode {
+  template <class T>
+  using Of = Class<T, mode>;
+};
 
 // An output whose window reaches over some input, and the tap that reads it.
 struct Reader {
@@ -42,9 +52,16 @@ struct AxisTable {
   }
 };
 
+// Why a kernel of one layout refuses a problem, or null.
+template <Layout taken>
+const char* layout_refuses(const PoolProblem& p) {
+  if (p.layout == taken) return nullptr;
+  return taken == Layout::kChannelsLast ? "takes channels last" : "takes channels first";
+}
+
 // Why a kernel does without the readers along the first `axes` axes, or null: of wide windows close to each
 // other they are too many.
-inline const char* refuses_readers(const PoolShape& shape, int axes) {
+inline const char* readers_refuse(const PoolShape& shape, int axes) {
   constexpr double kMostBytes = 64 << 20;
   double readers = 0;
   for (int a = 0; a < axes; ++a) readers += double(shape.axis[a].output) * double(shape.axis[a].kernel);

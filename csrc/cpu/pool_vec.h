@@ -1,5 +1,5 @@
 // What pooling adds to the vector type: the lanes that hold a window offset, their storage as bytes, shuffles
-// of strided rows, partial stores, and reductions over the lanes.
+// of strided rows, and reductions over the lanes.
 #pragma once
 
 #include "stream.h"
@@ -140,38 +140,7 @@ struct OffsetMatch<float> {  // bytes are compared as they are
 };
 #endif
 
-// The first `count` lanes only, of memory that ends there. They are rare: the end of a tensor or very few
-// channels.
-template <class T>
-CNNEXT_INLINE Vec<Acc<T>> load_part(const T* p, int64_t count) {
-  if (count >= kLanes<Acc<T>>) return load(p);
-  T part[kLanes<Acc<T>>] = {};
-  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
-  return load(part);
-}
-// Fewer elements than a vector has.
-template <class T>
-CNNEXT_INLINE void copy_few(T* to, const T* from, int64_t count) {
-#pragma GCC unroll 4
-  for (int64_t n = kLanes<Acc<T>> / 2; n > 0; n /= 2) {
-    if (!(count & n)) continue;
-    __builtin_memcpy(to, from, n * sizeof(T));
-    to += n;
-    from += n;
-  }
-}
-template <class T>
-CNNEXT_INLINE void store_part(T* p, Vec<Acc<T>> v, int64_t count) {
-  if (count >= kLanes<Acc<T>>) return store(p, v);
-#if CNNEXT_VECTOR_BYTES == 64
-  if constexpr (std::is_same_v<T, float>) {
-    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
-  }
-#endif
-  T part[kLanes<Acc<T>>];
-  store(part, v);
-  copy_few(p, part, count);
-}
+// The first `count` lanes only, as load_part and store_part do.
 template <class A, class O>
 CNNEXT_INLINE OffsetVec<A> load_offsets_part(const O* p, int64_t count) {
   if (count >= kLanes<A>) return widen_offsets(p, A{});
@@ -189,6 +158,16 @@ template <class A, class O>
 CNNEXT_INLINE void store_offsets_part(O* p, OffsetVec<A> v, int64_t count) {
   if (count >= kLanes<A>) return narrow_offsets(p, v);
   for (int64_t i = 0; i < count; ++i) p[i] = static_cast<O>(v[i]);
+}
+// The same, of offsets as the problem stores them, from element `at` on.
+template <class A>
+CNNEXT_INLINE void store_offsets(const PoolProblem& p, void* offsets, int64_t at, OffsetVec<A> v,
+                                 int64_t count) {
+  if (p.wide_offsets()) {
+    store_offsets_part<A>(static_cast<int32_t*>(offsets) + at, v, count);
+  } else {
+    store_offsets_part<A>(static_cast<uint8_t*>(offsets) + at, v, count);
+  }
 }
 
 // Lanes of the pair (a, b), 2 L lanes long, chosen by number.

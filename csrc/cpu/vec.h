@@ -1,11 +1,15 @@
 // The vector type that kernels are written against. Included once in each instruction set's file, which
-// defines CNNEXT_ISA (a namespace) and CNNEXT_VECTOR_BYTES. Built on the compilers' vector extension: no
-// intrinsics.
+// defines CNNEXT_ISA (a namespace) and CNNEXT_VECTOR_BYTES. Built on the compilers' vector extension: but for
+// a store under a mask, no intrinsics.
 #pragma once
 
 #include "kernel.h"
 
 #include <utility>
+
+#if CNNEXT_VECTOR_BYTES == 64
+#include <immintrin.h>
+#endif
 
 #define CNNEXT_INLINE static inline __attribute__((always_inline))
 
@@ -190,6 +194,45 @@ CNNEXT_INLINE Vec<float> load(BFloat16Pairs p) {
 }
 CNNEXT_INLINE float load_one(BFloat16Pairs p) {
   return bit_cast<float>(uint32_t(p.first->bits) | uint32_t(p.first[p.distance].bits) << 16);
+}
+
+// The first `count` lanes only, of memory that ends there; loaded, the others are zero. They are rare: the
+// end of a tensor or very few channels.
+template <class T>
+CNNEXT_INLINE Vec<Acc<T>> load_part(const T* p, int64_t count) {
+  if (count >= kLanes<Acc<T>>) return load(p);
+  T part[kLanes<Acc<T>>] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
+  return load(part);
+}
+CNNEXT_INLINE Vec<float> load_part(BFloat16Pairs p, int64_t count) {
+  if (count >= kLanes<float>) return load(p);
+  Vec<float> v = {};
+  for (int64_t i = 0; i < count; ++i) v[i] = load_one(p + i);
+  return v;
+}
+// Fewer elements than a vector has.
+template <class T>
+CNNEXT_INLINE void copy_few(T* to, const T* from, int64_t count) {
+#pragma GCC unroll 4
+  for (int64_t n = kLanes<Acc<T>> / 2; n > 0; n /= 2) {
+    if (!(count & n)) continue;
+    __builtin_memcpy(to, from, n * sizeof(T));
+    to += n;
+    from += n;
+  }
+}
+template <class T>
+CNNEXT_INLINE void store_part(T* p, Vec<Acc<T>> v, int64_t count) {
+  if (count >= kLanes<Acc<T>>) return store(p, v);
+#if CNNEXT_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float>) {
+    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+  }
+#endif
+  T part[kLanes<Acc<T>>];
+  store(part, v);
+  copy_few(p, part, count);
 }
 
 #if CNNEXT_VECTOR_BYTES == 64

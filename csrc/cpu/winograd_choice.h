@@ -162,8 +162,8 @@ const char* winograd_refuses(const ConvProblem& p) {
   const double time = direct_time<Gradient>(p);
   double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products * time;
   // Beside AMX transforms take longer than is counted; in channels first and without a stride so does AMX.
-  const bool amx = p.dtype == DType::kFloat32 && has_amx(), last = p.layout == Layout::kChannelsLast;
-  if (amx && (strided || (last && time < 1))) direct *= strided ? 0.75 : Gradient ? 0.92 : 0.78;
+  const bool amx = p.dtype == DType::kFloat32 && has_amx(), channels_last = p.layout == Layout::kChannelsLast;
+  if (amx && (strided || (channels_last && time < 1))) direct *= strided ? 0.75 : Gradient ? 0.92 : 0.78;
   // Where taps are neighbours in memory, strided sums take long to pack them, each phase of a gradient all of
   // them; AMX packs them as it multiplies.
   if (strided && phases.weight_tap == 1) {

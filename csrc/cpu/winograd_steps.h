@@ -19,21 +19,21 @@ struct WinogradDepth {
   WinogradDepth(int64_t tap_blocks, int64_t source_channels)
       : blocks(tap_blocks),
         channels(source_channels),
-        whole(blocks * channels <= kChunk),
-        per_block(whole ? 1 : ceil_div(channels, kChunk)) {}
+        one_chunk(blocks * channels <= kChunk),
+        per_block(one_chunk ? 1 : ceil_div(channels, kChunk)) {}
   int64_t total() const { return blocks * channels; }
-  int64_t chunks() const { return whole ? 1 : blocks * per_block; }
+  int64_t chunks() const { return one_chunk ? 1 : blocks * per_block; }
   Range blocks_of(int64_t chunk) const {
-    return whole ? Range{0, blocks} : Range{chunk / per_block, chunk / per_block + 1};
+    return one_chunk ? Range{0, blocks} : Range{chunk / per_block, chunk / per_block + 1};
   }
   Range channels_of(int64_t chunk) const {
-    return whole ? Range{0, channels} : block(chunk % per_block, kChunk, channels);
+    return one_chunk ? Range{0, channels} : block(chunk % per_block, kChunk, channels);
   }
   int64_t size_of(int64_t chunk) const { return blocks_of(chunk).size() * channels_of(chunk).size(); }
   int64_t before(int64_t chunk) const { return blocks_of(chunk).begin * channels + channels_of(chunk).begin; }
 
   int64_t blocks, channels;
-  bool whole;
+  bool one_chunk;
   int64_t per_block;
 };
 
@@ -66,15 +66,13 @@ struct WinogradSteps {
         panels(ceil_div(phases.channels, kWide)),
         kept(grid.size() > 2 * most_tiles_of<Tile>(depth.total(), false) &&
              groups * panels * kWeights * depth.total() * kWide * int64_t(sizeof(A)) <= kKeptBytes),
-        source(static_cast<const T*>(gradient ? b.output : b.input)),
-        weight(static_cast<const T*>(b.weight)),
-        bias(static_cast<const T*>(b.bias)),
-        destination(static_cast<T*>(gradient ? b.input : b.output)) {}
+        operands(operands_of<T>(b, gradient)),
+        threads(p.threads) {}
 
   // Tiles of a block. Blocks are alike, and where there are several, as many for each thread; but where each
   // transforms the weights again, for many threads panels are shared out instead. A single block is cut where
   // there are few panels for the threads.
-  int64_t even_tiles(int64_t threads) const {
+  int64_t even_tiles() const {
     const int64_t blocks = ceil_div(grid.size(), most_tiles_of<Tile>(depth.total(), kept));
     const int64_t most = max_of(blocks, grid.size() / (kRows / 2));  // of tiles enough for products
     const int64_t even = round_up(blocks, threads), others = groups * panels;
@@ -88,23 +86,23 @@ struct WinogradSteps {
   void cut_tiles(const ConvProblem& p, int64_t tiles) {
     block_tiles = tiles;
     tile_blocks = ceil_div(grid.size(), tiles);
-    whole = kept && tile_blocks > 2;
-    weights_plane = odd_lines((whole ? depth.total() : kChunk) * kWide);
-    weights = PackedWeights<A>(p, whole ? groups * panels : 0, kWeights * weights_plane);
-    scratch_weights = kRaw + (whole ? 0 : kWeights * weights_plane);
+    shared_panels = kept && tile_blocks > 2;
+    weights_plane = odd_lines((shared_panels ? depth.total() : kChunk) * kWide);
+    weights = PackedWeights<A>(p, shared_panels ? groups * panels : 0, kWeights * weights_plane);
+    scratch_weights = kRaw + (shared_panels ? 0 : kWeights * weights_plane);
   }
   void set_memory(const ConvBuffers& b, char* workspace, int64_t of_thread) {
     scratch = reinterpret_cast<A*>(weights.place(b, workspace));
     scratch_size = round_up(of_thread, 64) + 64;
   }
-  int64_t memory(int64_t threads) const { return weights.bytes() + threads * scratch_size * sizeof(A); }
+  int64_t workspace_bytes() const { return weights.bytes() + threads * scratch_size * int64_t(sizeof(A)); }
 
   Reader reader(int64_t group) const {
     return {grid, TileSpace::source(grid, taps.at(0)),
-            source + group * phases.source_channels * phases.source.channel, phases.source};
+            operands.source + group * phases.source_channels * phases.source.channel, phases.source};
   }
   Target target(int64_t group) const {
-    return {destination + group * phases.channels * phases.destination.channel, phases.destination};
+    return {operands.destination + group * phases.channels * phases.destination.channel, phases.destination};
   }
 
   // All chunks of a panel; `raw` is scratch memory of kRaw elements.
@@ -134,7 +132,7 @@ struct WinogradSteps {
     fill_zero(zeros, fewer ? channels.size() * kWide : 0);
     Gather part = taps.at(index);
     part.channels = channels.size();
-    pack_weight_panel(phases, part, weight + channels.begin * phases.weight_source, group,
+    pack_weight_panel(phases, part, operands.weight + channels.begin * phases.weight_source, group,
                       block(panel, kWide, phases.channels), {0, part.depth()}, raw);
     PackedTaps packed;  // a block at the end of the kernel may have fewer
     const int64_t height = part.axis[1].taps, width = part.axis[2].taps, size = channels.size() * kWide;
@@ -179,7 +177,8 @@ struct WinogradSteps {
     const TileSpace space = TileSpace::destination(grid);
     const Strides& s = target.s;
     A add[kWide] = {};
-    if (bias) copy_run(bias + group * phases.channels + channels.begin, add, channels.size());
+    if (operands.bias)
+      copy_run(operands.bias + group * phases.channels + channels.begin, add, channels.size());
     TileGrid::Tile tile = grid.at(order.tiles.begin);
     for (int64_t t = 0; t < order.tiles.size(); ++t, grid.advance(tile)) {
       const TileSpace::Box box = space.box(tile, H::kOutputs, W::kOutputs);
@@ -198,19 +197,19 @@ struct WinogradSteps {
           for (int i = 0; i < H::kOutputs; ++i) {
 #pragma GCC unroll 8
             for (int j = 0; j < W::kOutputs; ++j) {
-              if (box.has(i, j)) store_some(out + i * row + j * column, y[i * kRow + j], count);
+              if (box.has(i, j)) store_part(out + i * row + j * column, y[i * kRow + j], count);
             }
           }
           continue;
         }
         for (int64_t n = 0; n < kPadded; n += L) transpose<A>(y + n);  // y[n + channel][pixel - n]
-        const bool whole = box.whole && column == 1;
+        const bool whole_rows = box.inside && column == 1;
         for (int64_t lane = 0; lane < count; ++lane) {
           T* channel = out + lane * s.channel;
           for (int i = 0; i < H::kOutputs; ++i, channel += row) {
             const int n = i * kRow;
             const auto values = reinterpret_cast<const A*>(y + n / L * L + lane) + n % L;
-            if (std::is_same_v<T, A> && kRow <= L && whole) {
+            if (std::is_same_v<T, A> && kRow <= L && whole_rows) {
               __builtin_memcpy(channel, values, W::kOutputs * sizeof(A));
               continue;
             }
@@ -231,10 +230,9 @@ struct WinogradSteps {
   WinogradDepth depth;
   int64_t groups, panels;
   bool kept;  // the weights, transformed: they fit the cache, and there are many tiles
-  const T *source, *weight, *bias;
-  T* destination;
-  int64_t block_tiles, tile_blocks;
-  bool whole;  // weights are transformed a panel at a time, and used by many tasks
+  Operands<T> operands;
+  int64_t threads, block_tiles, tile_blocks;
+  bool shared_panels;  // weights are transformed a panel at a time, and used by many tasks
   PackedWeights<A> weights;
   int64_t weights_plane, scratch_weights, scratch_size;  // in elements
   A* scratch;

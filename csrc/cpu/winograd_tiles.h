@@ -69,7 +69,7 @@ struct TileGrid {
       residues[a] = axis.source_step == 1 && size_of[a] > 1 ? axis.offset_step : 1;
       const int64_t outputs = ceil_div(axis.count, residues[a]);
       tiles[a] = ceil_div(outputs, size_of[a]);
-      whole[a] = max_of(0, tiles[a] - (tiles[a] * size_of[a] - outputs));
+      full_tiles[a] = max_of(0, tiles[a] - (tiles[a] * size_of[a] - outputs));
     }
   }
   int64_t per_image() const {
@@ -79,7 +79,7 @@ struct TileGrid {
   int64_t products_per_image() const {
     int64_t count = 1;
     for (int a = 0; a < kAxes; ++a)
-      count *= residues[a] * (tiles[a] * products[a] - (tiles[a] - whole[a]) * lasts[a]);
+      count *= residues[a] * (tiles[a] * products[a] - (tiles[a] - full_tiles[a]) * lasts[a]);
     return count;
   }
 
@@ -114,14 +114,16 @@ struct TileGrid {
   }
 
   // The first output of a tile, of those of its residue.
-  int64_t output(int a, int64_t number) const { return number * size_of[a] - max_of(0, number - whole[a]); }
+  int64_t output(int a, int64_t number) const {
+    return number * size_of[a] - max_of(0, number - full_tiles[a]);
+  }
 
   Gather g;
   int64_t size_of[kAxes], products[kAxes];  // of a tile: outputs, `residues` apart, and products
   int64_t lasts[kAxes];                     // products that a short tile does not have
   int64_t source_step[kAxes];               // between the source's pixels that a tile reads
   int64_t residues[kAxes], tiles[kAxes];
-  int64_t whole[kAxes];  // tiles in front of the short ones
+  int64_t full_tiles[kAxes];  // in front of the short ones
 
  private:
   void place(Tile& tile) const {
@@ -132,7 +134,7 @@ struct TileGrid {
 // What tiles read or write: a volume, and where pixel (i, j) of a tile's box lies in it.
 struct TileSpace {
   int64_t extent[kAxes], first_step[kAxes], offset[kAxes], step[kAxes];
-  int64_t whole[kAxes];  // tiles in front of those whose last output is another's
+  int64_t full_tiles[kAxes];  // in front of those whose last output is another's
   int64_t pixels_of_output[kAxes];
 
   static TileSpace destination(const TileGrid& grid) {
@@ -143,7 +145,7 @@ struct TileSpace {
       space.first_step[a] = axis.step;
       space.offset[a] = axis.start;
       space.step[a] = grid.residues[a];
-      space.whole[a] = grid.whole[a];
+      space.full_tiles[a] = grid.full_tiles[a];
       space.pixels_of_output[a] = axis.step;
     }
     return space;
@@ -157,7 +159,7 @@ struct TileSpace {
       space.first_step[a] = axis.source_step;
       space.offset[a] = axis.offset;
       space.step[a] = grid.residues[a] * grid.source_step[a];
-      space.whole[a] = grid.tiles[a];
+      space.full_tiles[a] = grid.tiles[a];
       space.pixels_of_output[a] = 1;
     }
     return space;
@@ -191,7 +193,7 @@ struct TileSpace {
   struct Box {
     int64_t first, row, column;
     Range rows, columns;  // inside
-    bool whole;
+    bool inside;
 
     bool has(int64_t i, int64_t j) const {
       return i >= rows.begin && i < rows.end && j >= columns.begin && j < columns.end;
@@ -206,12 +208,12 @@ struct TileSpace {
              inside(tile, 2, width),
              false};
     if (d < 0 || d >= extent[0]) b.rows = {0, 0};
-    b.whole = b.rows.size() == height && b.columns.size() == width;
+    b.inside = b.rows.size() == height && b.columns.size() == width;
     return b;
   }
   // Pixels at its end that are another tile's.
   int64_t cut(const TileGrid::Tile& tile, int a) const {
-    return tile.number[a] >= whole[a] ? pixels_of_output[a] : 0;
+    return tile.number[a] >= full_tiles[a] ? pixels_of_output[a] : 0;
   }
   Range inside(const TileGrid::Tile& tile, int a, int64_t size) const {
     Range range = {0, size - cut(tile, a)};
@@ -222,7 +224,7 @@ struct TileSpace {
 };
 
 // Where the tiles of a block lie in the planes of their products, of which short tiles have none at the last
-// point of an axis: first those short along the width, then whole ones, short along the height, along both.
+// point of an axis: first those short along the width, then full ones, short along the height, along both.
 // The tiles that have a product are then neighbours.
 template <class WinogradTile>
 class TileOrder {
@@ -233,7 +235,7 @@ class TileOrder {
     int64_t next[kKinds + 1] = {};
     TileGrid::Tile tile = grid.at(tiles.begin);
     for (int64_t t = 0; t < tiles.size(); ++t, grid.advance(tile)) {
-      kind[t] = kKindOf[tile.number[1] >= grid.whole[1]][tile.number[2] >= grid.whole[2]];
+      kind[t] = kKindOf[tile.number[1] >= grid.full_tiles[1]][tile.number[2] >= grid.full_tiles[2]];
       ++next[kind[t] + 1];
     }
     for (int k = 0; k < kKinds; ++k) next[k + 1] += next[k];
@@ -296,11 +298,11 @@ FetchedRows fetched_tiles(const T* from, Strides s, const TileGrid& grid, const 
   }
   const int64_t above = first.image * extent[0] * extent[1];  // rows of other images
   const int64_t count = min_of(rows.end - above, extent[0] * extent[1]) - (rows.begin - above);
-  const bool whole = columns.size() == extent[2];  // rows, which follow each other
+  const bool whole_rows = columns.size() == extent[2];  // which follow each other
   return {from + first.image * s.image + channels.begin * s.channel + (rows.begin - above) * extent[2] +
               columns.begin,
-          whole ? count * extent[2] : columns.size(),
-          {whole ? 1 : count, extent[2]},
+          whole_rows ? count * extent[2] : columns.size(),
+          {whole_rows ? 1 : count, extent[2]},
           {channels.size(), s.channel},
           calls};
 }
@@ -349,14 +351,14 @@ struct TileReader {
             __builtin_prefetch(ahead.first + i * ahead.row + j * ahead.column + c);
         }
         const int64_t count = min_of(L, channels.end - c);
-        if (box.whole && count == L) {
+        if (box.inside && count == L) {
           visit(t, c, BoxPixels<T>{pixels.first + c, pixels.row, pixels.column});
           continue;
         }
         Vec<A> d[Height * Width] = {};
         for (int64_t i = box.rows.begin; i < box.rows.end; ++i) {
           for (int64_t j = box.columns.begin; j < box.columns.end; ++j)
-            d[i * Width + j] = load_some(pixels.first + i * pixels.row + j * pixels.column + c, count);
+            d[i * Width + j] = load_part(pixels.first + i * pixels.row + j * pixels.column + c, count);
         }
         visit(t, c, BoxPixels<A>{reinterpret_cast<const A*>(d), Width * L, L});
       }
@@ -391,7 +393,7 @@ struct TileReader {
         }
         for (int64_t at = end; at-- > t;) {
           Vec<A>* first = strip + column(at);
-          if (tile.number[2] + at - t >= space.whole[2]) {  // the last column was the next tile's
+          if (tile.number[2] + at - t >= space.full_tiles[2]) {  // the last column was the next tile's
             for (int i = 0; i < Height; ++i) first[i * width + Width - 1] = Vec<A>{};
           }
           visit(at, c, BoxPixels<A>{reinterpret_cast<const A*>(first), width * L, L});

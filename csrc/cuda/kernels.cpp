@@ -13,11 +13,6 @@
 namespace cnnext::cuda {
 namespace {
 
-template <class Problem>
-int64_t no_workspace(const Problem&) {
-  return 0;
-}
-
 // Positions along an axis are numbered in 32 bits, those in the padding and one step further too.
 constexpr int64_t kMostAxis = int64_t{1} << 30;
 template <class Shape>
@@ -149,17 +144,16 @@ const char* const kGather = "each element gathered by one thread";
                   accurate_workspace, run##_gemm_3xtf32_sm80)
 
 const ConvKernel kConv[] = {
-    {"depthwise", kDepthwise, depthwise_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_depthwise)},
+    {"depthwise", kDepthwise, depthwise_refuses, no_workspace, CNNEXT_RUN(run_conv_depthwise)},
     CNNEXT_GEMM_TF32_SM90(run_conv, packed_input_bytes, rounded_forward),
     CNNEXT_GEMMS(run_conv, packed_forward, packed_forward, packed_forward),
-    {"direct", kDirect, direct_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_direct)},
+    {"direct", kDirect, direct_refuses, no_workspace, CNNEXT_RUN(run_conv_direct)},
 };
 const ConvKernel kConvGradInput[] = {
-    {"depthwise", kDepthwise, depthwise_refuses, no_workspace<ConvProblem>,
-     CNNEXT_RUN(run_conv_grad_input_depthwise)},
+    {"depthwise", kDepthwise, depthwise_refuses, no_workspace, CNNEXT_RUN(run_conv_grad_input_depthwise)},
     CNNEXT_GEMM_TF32_SM90(run_conv_grad_input, packed_output_bytes, rounded_grad_input),
     CNNEXT_GEMMS(run_conv_grad_input, packed_grad_input, packed_grad_input, packed_grad_input),
-    {"direct", kDirect, direct_refuses, no_workspace<ConvProblem>, CNNEXT_RUN(run_conv_grad_input_direct)},
+    {"direct", kDirect, direct_refuses, no_workspace, CNNEXT_RUN(run_conv_grad_input_direct)},
 };
 const ConvKernel kConvGradWeight[] = {
     {"depthwise", "one channel in a group: one pass, parts added in order", grad_weight_depthwise_refuses,
@@ -172,11 +166,11 @@ const ConvKernel kConvGradWeight[] = {
 const ConvKernel kConvGradBias[] = {
     {"sum", "parts added in order", grad_bias_refuses, grad_bias_workspace, CNNEXT_RUN(run_conv_grad_bias)},
 };
-#define CNNEXT_GATHER(launcher)                                                        \
-  {                                                                                    \
-    {                                                                                  \
-      "gather", kGather, pool_refuses, no_workspace<PoolProblem>, CNNEXT_RUN(launcher) \
-    }                                                                                  \
+#define CNNEXT_GATHER(launcher)                                           \
+  {                                                                       \
+    {                                                                     \
+      "gather", kGather, pool_refuses, no_workspace, CNNEXT_RUN(launcher) \
+    }                                                                     \
   }
 const PoolKernel kMaxPool[] = CNNEXT_GATHER(run_max_pool);
 const PoolKernel kMaxPoolWithOffsets[] = CNNEXT_GATHER(run_max_pool_with_offsets);
@@ -186,34 +180,38 @@ const PoolKernel kMaxPoolSelect[] = CNNEXT_GATHER(run_max_pool_select);
 const PoolKernel kAvgPool[] = CNNEXT_GATHER(run_avg_pool);
 const PoolKernel kAvgPoolGradInput[] = CNNEXT_GATHER(run_avg_pool_grad_input);
 const PoolKernel kMaxUnpoolGradInput[] = {
-    {"gather", kGather, unpool_refuses, no_workspace<PoolProblem>, CNNEXT_RUN(run_max_unpool_grad_input)},
+    {"gather", kGather, unpool_refuses, no_workspace, CNNEXT_RUN(run_max_unpool_grad_input)},
 };
 const PoolKernel kMaxUnpool[] = {
     {"planes", "a block for each plane", unpool_refuses, unpool_workspace, CNNEXT_RUN(run_max_unpool)},
 };
 
 template <class Kernel, int kCount>
-KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
+constexpr KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
   return {kernels, kCount};
 }
 
 }  // namespace
 
 const Kernels& kernels() {
-  static const Kernels table = {"cuda",
-                                list(kConv),
-                                list(kConvGradInput),
-                                list(kConvGradWeight),
-                                list(kConvGradBias),
-                                list(kMaxPool),
-                                list(kMaxPoolWithOffsets),
-                                list(kMaxPoolIndices),
-                                list(kMaxPoolGradInput),
-                                list(kMaxPoolSelect),
-                                list(kAvgPool),
-                                list(kAvgPoolGradInput),
-                                list(kMaxUnpool),
-                                list(kMaxUnpoolGradInput)};
+  static const Kernels table = [] {
+    Kernels all = {};
+    all.capability = "cuda";
+    all.conv = list(kConv);
+    all.conv_grad_input = list(kConvGradInput);
+    all.conv_grad_weight = list(kConvGradWeight);
+    all.conv_grad_bias = list(kConvGradBias);
+    all.max_pool = list(kMaxPool);
+    all.max_pool_with_offsets = list(kMaxPoolWithOffsets);
+    all.max_pool_indices = list(kMaxPoolIndices);
+    all.max_pool_grad_input = list(kMaxPoolGradInput);
+    all.max_pool_select = list(kMaxPoolSelect);
+    all.avg_pool = list(kAvgPool);
+    all.avg_pool_grad_input = list(kAvgPoolGradInput);
+    all.max_unpool = list(kMaxUnpool);
+    all.max_unpool_grad_input = list(kMaxUnpoolGradInput);
+    return all;
+  }();
   return table;
 }
 

@@ -77,16 +77,6 @@ void with_window(const PoolProblem& p, Run&& run) {
   run(Square<0, 0>());
 }
 
-// Calls run with a tag of the offsets' type.
-template <class Run>
-void with_offsets(const PoolProblem& p, Run&& run) {
-  if (p.wide_offsets()) {
-    run(static_cast<int32_t*>(nullptr));
-  } else {
-    run(static_cast<uint8_t*>(nullptr));
-  }
-}
-
 // Calls run with a tag of an unsigned type of the elements' size, for kernels that only move them.
 template <class Run>
 void with_size(DType dtype, Run&& run) {
@@ -243,7 +233,7 @@ void run_avg_pool_grad_input(const PoolProblem& p, const PoolBuffers& b, const S
 void run_max_pool_select(const PoolProblem& p, const PoolBuffers& b, const Stream& stream, char*) {
   with_size(p.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
-    with_offsets(p, [&](auto* offset) {
+    with_offset_type(p, [&](auto* offset) {
       using Offset = Pointee<decltype(offset)>;
       for_each_batch(p, 1, 1, Over::kOutput, kPoolThreads, [&](const PoolArguments& a, Grid grid) {
         launch(max_pool_select<T, Offset>, grid, kPoolThreads, 0, stream, a, as_const<T>(b.input),
@@ -254,7 +244,7 @@ void run_max_pool_select(const PoolProblem& p, const PoolBuffers& b, const Strea
 }
 
 void run_max_pool_indices(const PoolProblem& p, const PoolBuffers& b, const Stream& stream, char*) {
-  with_offsets(p, [&](auto* offset) {
+  with_offset_type(p, [&](auto* offset) {
     using Offset = Pointee<decltype(offset)>;
     for_each_batch(p, 1, 1, Over::kOutput, kPoolThreads, [&](const PoolArguments& a, Grid grid) {
       launch(max_pool_indices<Offset>, grid, kPoolThreads, 0, stream, a, as_const<Offset>(b.offsets),

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymIntArrayRef.h>
+#include <c10/util/SmallVector.h>
 
 #include <initializer_list>
 #include <optional>
@@ -12,6 +14,21 @@
 #include "../cuda/kernel.h"
 
 namespace cnnext::ops {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using SymInts = c10::SymIntArrayRef;
+
+// Of numbers (Int = int64_t) or symbols (c10::SymInt).
+template <class Int>
+using Sizes = c10::SmallVector<Int, kAxes + 2>;  // of a tensor
+template <class Int>
+using PerAxis = c10::SmallVector<Int, kAxes>;
+
+// A list of one number holds for all axes; any other is returned as it is.
+template <class Int>
+PerAxis<Int> per_axis(c10::ArrayRef<Int> list, size_t dims) {
+  return list.size() == 1 ? PerAxis<Int>(dims, list[0]) : PerAxis<Int>(list.begin(), list.end());
+}
 
 // The CPU kernels for the instruction set that torch uses (ATEN_CPU_CAPABILITY overrides it, as it does for
 // torch).
@@ -26,26 +43,42 @@ std::optional<DType> element_type(at::ScalarType type);
 // dimensions; one spatial dimension has none in torch and is always channels first.
 Layout layout_of(const at::Tensor& tensor);
 at::MemoryFormat memory_format(Layout layout, int64_t dim);
+// Channels last where that is asked for, and there is such a layout.
+inline Layout last_if(bool channels_last, int64_t dim) {
+  return channels_last && dim > 3 ? Layout::kChannelsLast : Layout::kChannelsFirst;
+}
 
 // Kernels can be forced by name, for tests; an empty name chooses again by the problem's shape.
 void force_kernel(const std::string& op, const std::string& name, bool cuda);
-const std::string* forced_kernel(const char* op, bool cuda);
+std::optional<std::string> forced_kernel(const char* op, bool cuda);
 
 // Whether Winograd's algorithm may be chosen.
 bool winograd_enabled();
 void set_winograd(bool enabled);
 
+// Each candidate and why it refuses, where all of them do.
+template <class Kernel, class Problem>
+std::string refusals(const KernelList<Kernel>& candidates, const Problem& problem) {
+  std::string all;
+  for (const Kernel& kernel : candidates) {
+    if (!all.empty()) all += "; ";
+    all += std::string(kernel.name) + ": " + kernel.refuses(problem);
+  }
+  return all;
+}
+
 // The first candidate that accepts the problem, or the forced one (an error if that one refuses).
 template <class Kernel, class Problem>
 const Kernel& choose_kernel(const char* op, const KernelList<Kernel>& candidates, const Problem& problem) {
-  const std::string* forced = forced_kernel(op, problem.arch > 0);
+  const std::optional<std::string> forced = forced_kernel(op, problem.arch > 0);
   for (const Kernel& kernel : candidates) {
     if (forced && *forced != kernel.name) continue;
     const char* reason = kernel.refuses(problem);
     if (!reason) return kernel;
     TORCH_CHECK(!forced, op, ": the forced kernel '", kernel.name, "' does not take this problem: ", reason);
   }
-  TORCH_CHECK(false, op, ": no kernel '", forced ? *forced : std::string("for this problem"), "'");
+  TORCH_CHECK(!forced, op, ": there is no kernel '", *forced, "', which was forced");
+  TORCH_CHECK(false, op, ": no kernel takes this problem (", refusals(candidates, problem), ")");
 }
 
 // Why an operator must be left to ATen, or null. C++ autograd Functions can not be passed by functorch

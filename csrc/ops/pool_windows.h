@@ -4,6 +4,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/StringUtil.h>
 #include <torch/library.h>
 
 #include <limits>
@@ -30,8 +31,8 @@ template <class Int>
 c10::ArrayRef<Int> sizes(const at::Tensor& t) {
   return sizes(t, Int(0));
 }
-inline c10::SymIntArrayRef symbols(at::IntArrayRef list) { return c10::fromIntArrayRefSlow(list); }
-inline c10::SymIntArrayRef symbols(c10::SymIntArrayRef list) { return list; }
+inline SymInts symbols(at::IntArrayRef list) { return c10::fromIntArrayRefSlow(list); }
+inline SymInts symbols(SymInts list) { return list; }
 
 template <class Int>
 at::Tensor new_tensor(c10::ArrayRef<Int> size, const at::TensorOptions& options, Layout layout) {
@@ -42,9 +43,6 @@ at::Tensor new_tensor(c10::ArrayRef<Int> size, const at::TensorOptions& options,
     return at::empty_symint(size, options, format);
   }
 }
-
-template <class Int>
-using Sizes = c10::SmallVector<Int, kAxes + 2>;
 
 // Windows over an input [N, C, axes], for numbers and symbols.
 template <class Int>
@@ -92,17 +90,25 @@ struct Pool {
                 " do not fit together");
     Sizes<Int> size = {result[0], result[1]};
     size.append(input_size.begin(), input_size.end());
-    if (kernel_.empty()) return Pool(size, result.slice(2)).checked(op, result);
-    const Pool exact(size, kernel_, stride_, padding_, dilation_, false);
-    return Ints(exact.output).equals(result)
-               ? exact
-               : Pool(size, kernel_, stride_, padding_, dilation_, true).checked(op, result);
+    const auto makes_result = [&](const Pool& pool) { return Ints(pool.output).equals(result); };
+    if (kernel_.empty()) {
+      const Pool adaptive(size, result.slice(2));
+      TORCH_CHECK(makes_result(adaptive), op, ": adaptive windows over an input of size ", Ints(size),
+                  " do not make a tensor of size ", result);
+      return adaptive;
+    }
+    for (const bool ceil_mode : {false, true}) {
+      const Pool pool(size, kernel_, stride_, padding_, dilation_, ceil_mode);
+      if (makes_result(pool)) return pool;
+    }
+    TORCH_CHECK(false, op, ": ", windows(kernel_, stride_, padding_, dilation_), " over an input of size ",
+                Ints(size), " do not make a tensor of size ", result);
   }
 
-  Pool checked(const char* op, Ints result) const {
-    TORCH_CHECK(Ints(output).equals(result), op, ": windows over an input of size ", Ints(input),
-                " do not make a tensor of size ", result);
-    return *this;
+  // For messages.
+  static std::string windows(Ints kernel_, Ints stride_, Ints padding_, Ints dilation_) {
+    return c10::str("windows of kernel_size ", kernel_, ", stride ", stride_.empty() ? kernel_ : stride_,
+                    ", padding ", padding_, ", dilation ", dilation_);
   }
 
   bool valid() const { return !output.empty(); }
@@ -137,7 +143,7 @@ struct Pool {
   }
 
   Sizes<Int> input, output;
-  c10::SmallVector<Int, kAxes> kernel, stride, padding, dilation;  // adaptive: the kernel bounds the windows
+  PerAxis<Int> kernel, stride, padding, dilation;  // adaptive: the kernel bounds the windows
 
  private:
   std::optional<int64_t> known_taps() const {
@@ -151,7 +157,7 @@ struct Pool {
     }
     return true;
   }
-  static bool expand(Ints values, size_t dims, int64_t smallest, c10::SmallVector<Int, kAxes>& all) {
+  static bool expand(Ints values, size_t dims, int64_t smallest, PerAxis<Int>& all) {
     if (values.size() != dims && values.size() != 1) return false;
     for (size_t i = 0; i < dims; ++i) {
       all.push_back(values[values.size() == 1 ? 0 : i]);
@@ -188,10 +194,6 @@ void launch(const char* op, const Select& list_of, const PoolProblem& problem, c
 inline at::Tensor laid_out(const at::Tensor& t, Layout layout) {
   return t.contiguous(memory_format(layout, t.dim()));
 }
-inline Layout last_if(bool channels_last, int64_t dim) {
-  return channels_last && dim > 3 ? Layout::kChannelsLast : Layout::kChannelsFirst;
-}
-inline void* data(const at::Tensor& t) { return const_cast<void*>(t.const_data_ptr()); }
 
 inline const char* refused(const at::Tensor& input, bool valid) {
   const char* reason = left_to_aten({&input});

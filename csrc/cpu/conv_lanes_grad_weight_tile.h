@@ -3,7 +3,7 @@
 // of the input is loaded once for all products that it is part of. The padding is left out.
 #pragma once
 
-#include "conv_lanes_shared_tile.h"
+#include "conv_lanes_tile.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 

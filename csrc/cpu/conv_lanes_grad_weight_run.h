@@ -5,7 +5,7 @@
 // short, for accuracy, and independent, for speed. Taps in the padding are left out.
 #pragma once
 
-#include "conv_gather.h"
+#include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 

@@ -1,0 +1,91 @@
+// The innermost sums of convolution with a lane for each group: a run of destination pixels in registers,
+//   sum[pixel][plane] = bias[plane] + sum over rows of taps and taps of source[pixel + tap] *
+//   weight[plane][tap]
+//
+// Each product is one load of a source vector, shared by a few planes: loads keep up with the multipliers
+// where a run is long, so taps take no registers and there may be any number. Taps in the padding are left
+// out.
+#pragma once
+
+#include "range.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+constexpr int kRunPixels = CNNEXT_VECTOR_BYTES == 64 ? 14 : 10;  // with one plane
+constexpr int kRunPlanes = CNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
+constexpr int kPlanePixels = 6;                               // with kRunPlanes
+constexpr int kTileRows = CNNEXT_VECTOR_BYTES == 64 ? 2 : 1;  // of conv_lanes_tile.h
+
+template <class T>
+struct TapRow {  // of taps that are a constant distance apart
+  const T* source;
+  const Acc<T>* weight[kTileRows];  // for each row of a tile; null where it does not read this source row
+};
+
+struct RunSteps {  // in elements, from one to the next
+  int64_t source_pixel, source_tap, weight_tap, weight_plane, to_pixel, to_plane;
+};
+
+template <class A>
+struct LanesRun {
+  const TapRow<A>* rows;
+  int64_t row_count;
+  int64_t source_at, weight_at;  // of the first pixel and tap, from the rows' pointers
+  const Range* inside;           // for each tap, the pixels for which it lies inside of the source,
+  int64_t taps, first;           // counted from another pixel than the run's first
+  const A* bias;
+  A* to;
+};
+
+template <class A, int Pixels, int Planes>
+void lanes_run(const LanesRun<A>& run, const RunSteps& steps) {
+  constexpr int64_t L = kLanes<A>;
+  const RunSteps s = steps;
+  Vec<A> sum[Pixels][Planes];
+#pragma GCC unroll 14
+  for (int j = 0; j < Pixels; ++j) {
+#pragma GCC unroll 4
+    for (int k = 0; k < Planes; ++k) sum[j][k] = load(run.bias + k * L);
+  }
+  for (int64_t row = 0; row < run.row_count; ++row) {
+    const A* x = run.rows[row].source + run.source_at;
+    const A* w = run.rows[row].weight[0] + run.weight_at;
+    for (int64_t tap = 0; tap < run.taps; ++tap, x += s.source_tap, w += s.weight_tap) {
+      Vec<A> factor[Planes];
+#pragma GCC unroll 4
+      for (int k = 0; k < Planes; ++k) factor[k] = load(w + k * s.weight_plane);
+      const int64_t begin = run.inside[tap].begin - run.first, end = run.inside[tap].end - run.first;
+      if (begin <= 0 && end >= Pixels) {
+#pragma GCC unroll 14
+        for (int j = 0; j < Pixels; ++j) {
+          const Vec<A> value = load(x + j * s.source_pixel);
+#pragma GCC unroll 4
+          for (int k = 0; k < Planes; ++k) sum[j][k] += value * factor[k];
+        }
+      } else {
+#pragma GCC unroll 14
+        for (int j = 0; j < Pixels; ++j) {
+          if (j < begin || j >= end) continue;
+          const Vec<A> value = load(x + j * s.source_pixel);
+#pragma GCC unroll 4
+          for (int k = 0; k < Planes; ++k) sum[j][k] += value * factor[k];
+        }
+      }
+    }
+  }
+#pragma GCC unroll 14
+  for (int j = 0; j < Pixels; ++j) {
+#pragma GCC unroll 4
+    for (int k = 0; k < Planes; ++k) store(run.to + j * s.to_pixel + k * s.to_plane, sum[j][k]);
+  }
+}
+
+// The run of a number of pixels, in [1, Most].
+template <class A, int Planes, int... Number>
+CNNEXT_INLINE auto lanes_run_of(int64_t pixels, std::integer_sequence<int, Number...>) {
+  static constexpr void (*runs[])(const LanesRun<A>&,
+                                  const RunSteps&) = {&lanes_run<A, Number + 1, Planes>...};
+  return runs[pixels - 1];
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
