@@ -117,10 +117,9 @@ INVALID: list[tuple[str, tuple[Any, ...]]] = [
 @pytest.mark.parametrize("case", range(len(INVALID)), ids=lambda i: f"{INVALID[i][0]}-{i}")
 def test_invalid_sizes_are_refused(case: int) -> None:
     name, arguments = INVALID[case]
-    words = f"^{name}: expected|^{name}: input of size"
-    with pytest.raises(RuntimeError, match=words):
+    with pytest.raises(RuntimeError, match=f"^{name}: expected "):
         getattr(ops, name)(*arguments)
-    with pytest.raises((RuntimeError, IndexError), match=f"{words}|^Dimension "):
+    with pytest.raises((RuntimeError, IndexError), match=f"^{name}: expected |^Dimension "):
         getattr(ops, name)(*(each.to("meta") if isinstance(each, Tensor) else each for each in arguments))
 
 
