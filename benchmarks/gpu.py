@@ -33,7 +33,7 @@ import cnnext
 import cnnext.models
 from cnnext import backends, functional
 from cnnext.bench.environment import facts
-from cnnext.bench.layer_bench import Tensors, in_layout, kernel_name, our_call, torch_call, weight_fan_in
+from cnnext.bench.layer_bench import Tensors, in_layout, kernel_name, our_call, torch_call
 from cnnext.bench.layers import LAYOUTS, Layer
 from cnnext.bench.suites import SUITES, suite
 
@@ -117,19 +117,6 @@ def layers_of(name: str, batch: int) -> list[Layer]:
     return list(dict.fromkeys(use.layer for use in uses if use.layer.is_conv != (name == "pooling")))
 
 
-def operands(layer: Layer, dtype: torch.dtype) -> Tensors:
-    """Random ones, made on the GPU."""
-
-    def random(size: tuple[int, ...]) -> Tensor:
-        return torch.randn(size, device=DEVICE)
-
-    weight = bias = None
-    if layer.is_conv:
-        weight = random(layer.weight) / max(1, weight_fan_in(layer)) ** 0.5
-        bias = random((layer.output()[1],)) if layer.bias else None
-    return Tensors(random(layer.input), weight, bias, random(layer.output())).to(dtype, "nchw", DEVICE)
-
-
 def difference(ours: Tensor, theirs: Tensor) -> float:
     """Relative, in the L2 norm."""
     scale = float(theirs.float().norm())
@@ -139,7 +126,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 def measure_layer(clock: Clock, layer: Layer, name: str, layouts: list[str]) -> Iterator[dict[str, Any]]:
     """One row for each layout and direction. Pooling's forward pass is that of training."""
     mode = MODES[name]
-    plain = operands(layer, mode.dtype)
+    plain = Tensors.random(layer, device=DEVICE).to(mode.dtype, "nchw", DEVICE)
     if not layer.is_conv:
         plain.input.requires_grad_()
     for layout in layouts:

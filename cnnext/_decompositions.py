@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._arguments import per_axis
+
 _ops = torch.ops.cnnext
 IN_ATEN: dict[Any, Callable[..., Any]] = {}
 
@@ -22,14 +24,10 @@ def _decomposes(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return register
 
 
-def _per_axis(values: Any, dims: int) -> list[Any]:
-    return list(values) * (dims if len(values) == 1 else 1)
-
-
 def _pool(name: str, input: Tensor, *args: Any) -> Any:
     """torch's function for input's number of dimensions. Sizes are lists, and none stands for the default."""
     dims = input.dim() - 2
-    sizes = [(_per_axis(arg, dims) or None) if isinstance(arg, (tuple, list)) else arg for arg in args]
+    sizes = [(per_axis(arg, dims) or None) if isinstance(arg, (tuple, list)) else arg for arg in args]
     return getattr(F, f"{name}{dims}d")(input, *sizes)
 
 
@@ -44,7 +42,7 @@ def _conv(
     groups: int = 1,
 ) -> Tensor:
     dims = weight.dim() - 2
-    geometry = [_per_axis(each, dims) for each in (stride, padding, dilation)]
+    geometry = [per_axis(each, dims) for each in (stride, padding, dilation)]
     return torch.ops.aten.convolution(input, weight, bias, *geometry, False, [0] * dims, groups)
 
 
@@ -60,7 +58,7 @@ def _conv_grad_input(
     groups: int = 1,
 ) -> Tensor:
     dims = weight.dim() - 2
-    geometry = [_per_axis(each, dims) for each in (stride, padding, dilation)]
+    geometry = [per_axis(each, dims) for each in (stride, padding, dilation)]
     axes = zip(input_size, grad_output.shape[2:], weight.shape[2:], *geometry, strict=True)
     extra = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, out, k, s, p, d in axes]
     return torch.ops.aten.convolution(grad_output, weight, bias, *geometry, True, extra, groups)
@@ -78,7 +76,7 @@ def _conv_transpose(
     dilation: Any = (1,),
 ) -> Tensor:
     dims = weight.dim() - 2
-    strides, pads, extra, dilations = (_per_axis(each, dims) for each in (stride, padding, output_padding, dilation))
+    strides, pads, extra, dilations = (per_axis(each, dims) for each in (stride, padding, output_padding, dilation))
     return torch.ops.aten.convolution(input, weight, bias, strides, pads, dilations, True, extra, groups)
 
 
@@ -97,7 +95,7 @@ def _conv_grad_weight(
     weight = input.new_empty([grad_output.shape[1], input.shape[1] // groups, *kernel_size])
     if channels_last and dims > 1:
         weight = weight.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
-    geometry = [_per_axis(each, dims) for each in (stride, padding, dilation)]
+    geometry = [per_axis(each, dims) for each in (stride, padding, dilation)]
     rest = (False, [0] * dims, groups, [False, True, False])
     return torch.ops.aten.convolution_backward(grad_output, input, weight, None, *geometry, *rest)[1]
 

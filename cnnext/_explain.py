@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from . import _C, backends
+from ._arguments import per_axis
 from ._decompositions import IN_ATEN
 from ._override import override
 
@@ -150,10 +151,6 @@ def _numbers(values: list[int]) -> str:
     return "x".join(map(str, values[:1] if len(set(values)) == 1 else values))
 
 
-def _per_axis(values: Any, dims: int) -> list[int]:
-    return [int(v) for v in values] * (dims if len(values) == 1 else 1)
-
-
 def _direction(name: str, op: str, flops: int, traffic: int, choice: dict[str, Any]) -> Direction:
     refused = {c["name"]: c["reason"] for c in choice["candidates"] if not c["supported"]}
     chosen = (choice["kernel"] or "none", choice["reason"], refused)
@@ -165,7 +162,7 @@ def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor, arch
     transposed = op == "conv_grad_input"
     source = args["grad_output"] if transposed else args["input"]
     dims = weight.dim() - 2
-    stride, padding, dilation = (_per_axis(args[key], dims) for key in ("stride", "padding", "dilation"))
+    stride, padding, dilation = (per_axis(args[key], dims) for key in ("stride", "padding", "dilation"))
     groups = int(args["groups"])
     # In the terms of the convolution, which a transposed one is the gradient of.
     small, large = (source, result) if transposed else (result, source)
@@ -197,12 +194,12 @@ def _explain_pool(name: str, op: str, args: dict[str, Any], results: list[Tensor
     size, out_size = [int(n) for n in source.shape], [int(n) for n in output.shape]
     axes = range(2, 2 + dims)
     kernel = (
-        [math.ceil(size[a] / max(out_size[a], 1)) for a in axes] if adaptive else _per_axis(args["kernel_size"], dims)
+        [math.ceil(size[a] / max(out_size[a], 1)) for a in axes] if adaptive else per_axis(args["kernel_size"], dims)
     )
     ones, zeros = [1] * dims, [0] * dims
-    stride = kernel if adaptive or not args["stride"] else _per_axis(args["stride"], dims)
-    padding = zeros if adaptive else _per_axis(args["padding"], dims)
-    dilation = _per_axis(args.get("dilation", [1]), dims) if not adaptive else ones
+    stride = kernel if adaptive or not args["stride"] else per_axis(args["stride"], dims)
+    padding = zeros if adaptive else per_axis(args["padding"], dims)
+    dilation = per_axis(args.get("dilation", [1]), dims) if not adaptive else ones
     operations = math.prod(out_size) * math.prod(kernel)
     last = _channels_last(source)
     directions = []

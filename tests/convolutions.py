@@ -11,13 +11,12 @@ from math import prod
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from kernels import Ints, forced, layout
 from torch import Tensor
 
 from cnnext import backends
 
 OPS = ("conv", "conv_grad_input", "conv_grad_weight", "conv_grad_bias")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # one spatial axis has no such format
 # Instructions that not every processor has, by the end of the names of kernels that use them; whether this one does.
 # Beside AMX products of pairs of bfloat16 by vectors gain nothing.
 AMX = backends.cpu_capability() == "avx512" and torch.cpu._init_amx()
@@ -38,19 +37,6 @@ KERNELS = [
     if all(has or not kernel.endswith(suffix) for suffix, has in INSTRUCTIONS.items())
 ]
 INEXACT = ("winograd",)  # kernels that compute with other numbers than the products of the definition
-
-Ints = int | Sequence[int]
-
-
-def layout(tensor: Tensor, last: bool) -> Tensor:
-    """The tensor in the memory format channels_last or contiguous."""
-    return tensor.contiguous(
-        memory_format=LAST.get(tensor.dim(), torch.contiguous_format) if last else torch.contiguous_format
-    )
-
-
-def is_last(tensor: Tensor) -> bool:
-    return tensor.dim() in LAST and tensor.is_contiguous(memory_format=LAST[tensor.dim()])
 
 
 @dataclass(frozen=True)
@@ -192,15 +178,12 @@ def unwritten_is_nan() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def forced(op: str, kernel: str, conv: Conv, t: Operands, weight_last: bool = False) -> Tensor | None:
+def by_kernel(
+    op: str, kernel: str, conv: Conv, t: Operands, weight_last: bool = False, device: str = "cpu"
+) -> Tensor | None:
     """The operator's result by one kernel, or None if it does not take the problem. What it does not write is NaN."""
-    with unwritten_is_nan(), backends.force_kernel(op, kernel):
-        try:
-            return by_cnnext(op, conv, t, weight_last)
-        except RuntimeError as error:
-            if "does not take this problem" not in str(error):
-                raise
-            return None
+    with unwritten_is_nan():
+        return forced(op, kernel, lambda: by_cnnext(op, conv, t, weight_last), device)
 
 
 def check_exact(
@@ -214,7 +197,7 @@ def check_exact(
     for op, kernel in KERNELS:
         if kernel == "reference" and conv.products > 300_000:
             continue
-        result = forced(op, kernel, conv, given, weight_last)
+        result = by_kernel(op, kernel, conv, given, weight_last)
         if result is None:
             continue
         where = f"{op} by {kernel}: {conv}, {dtype}, last={last}, weight_last={weight_last}"

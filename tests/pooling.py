@@ -10,21 +10,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume
 from hypothesis import strategies as st
+from kernels import Ints
 from torch import Tensor
-
-from cnnext import backends
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-Ints = int | Sequence[int]
-
-
-def layout(tensor: Tensor, last: bool) -> Tensor:
-    """The tensor in the memory format channels_last or contiguous."""
-    return tensor.contiguous(
-        memory_format=LAST.get(tensor.dim(), torch.contiguous_format) if last else torch.contiguous_format
-    )
 
 
 @dataclass(frozen=True)
@@ -176,14 +163,3 @@ def pools(draw: st.DrawFn) -> Pool:
     assume(dims < 3 or all(n >= k for n, k in zip(size[2:], kernel, strict=True)))  # torch's own condition
     by = draw(st.sampled_from([None, None, 4, -2])) if dims > 1 else None
     return avg_pool(size, kernel, stride, padding, ceil, draw(st.booleans()), by)
-
-
-def forced(op: str, kernel: str, run: Any) -> Any:
-    """run() with the kernel forced, or None where it does not take the problem."""
-    with backends.force_kernel(op, kernel):
-        try:
-            return run()
-        except RuntimeError as error:
-            if "does not take this problem" not in str(error):
-                raise
-            return None

@@ -227,7 +227,7 @@ def test_wrong_result_stops_before_timing(monkeypatch, tmp_path, capsys):
 
 def test_nan_and_wrong_shape_are_mismatches():
     found = {"torch nchw": {"max": 0.0, "relative": 0.0}, "cnnext nchw": {"max": 0.0, "relative": float("nan")}}
-    with pytest.raises(layer_bench.Mismatch):
+    with pytest.raises(layer_bench.Mismatch, match="x: cnnext nchw differs from float64 by nan"):
         layer_bench.check(found, "x", torch.float32, 0.1)
     with pytest.raises(layer_bench.Mismatch, match="size"):
         layer_bench.errors(torch.ones(2), torch.ones(3, dtype=torch.float64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import platform
 import re
@@ -135,6 +136,12 @@ def test_library_that_was_not_built(monkeypatch: pytest.MonkeyPatch, missing: st
         _load.load()
 
 
+def test_stub_names_what_the_library_has() -> None:
+    stub = ast.parse((Path(cnnext.__file__).parent / "_C.pyi").read_text())
+    functions = [node.name for node in stub.body if isinstance(node, ast.FunctionDef)]
+    assert sorted(functions) == sorted(name for name in vars(cnnext._C) if not name.startswith("_"))
+
+
 # setup.py and the build backend, on a copy of the project whose library is one empty module: compiles in a second
 
 
@@ -193,6 +200,9 @@ def test_wheel_holds_the_package_and_no_sources(project: Path) -> None:
 @pytest.mark.usefixtures("can_build")
 def test_sdist_holds_the_sources_and_nothing_built(project: Path) -> None:
     (project / "cnnext/_build_info.py").write_text("")
+    (project / "benchmarks/results").mkdir(parents=True)
+    for name in ("layers.py", "results/README.md", "results/2026-11-28_dense_n1.json"):
+        (project / "benchmarks" / name).write_text("")
     result = build(project, "build_sdist")
     assert result.returncode == 0, result.stderr
     (sdist,) = (project / "dist").glob("*.tar.gz")
@@ -200,6 +210,8 @@ def test_sdist_holds_the_sources_and_nothing_built(project: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"csrc/ops/library.cpp", "setup.py", "_build_backend/backend.py", "cnnext/py.typed", "LICENSE"} <= names
     assert not any(name.endswith((".so", "_build_info.py")) for name in names)
+    measured = {name for name in names if name.startswith("benchmarks/") and "." in name}
+    assert measured == {"benchmarks/layers.py", "benchmarks/results/README.md"}
 
 
 @pytest.mark.usefixtures("can_build")

@@ -9,22 +9,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from convolutions import (
-    DTYPES,
     INEXACT,
     KERNELS,
     OPS,
     Conv,
     Operands,
     by_cnnext,
+    by_kernel,
     by_torch,
-    forced,
     integers,
-    is_last,
-    layout,
     normals,
     problem,
     takes_bfloat16_only,
 )
+from kernels import DTYPES, bits, is_last, layout
 from torch import Tensor
 
 from cnnext import _C, backends
@@ -55,8 +53,7 @@ def same_integers(result: Tensor, expected: Tensor) -> bool:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return a.dtype == b.dtype and torch.equal(a.view(integer), b.view(integer))
+    return a.dtype == b.dtype and torch.equal(bits(a), bits(b))
 
 
 @pytest.mark.parametrize("conv", WITH_FORMAT, ids=str)
@@ -158,7 +155,8 @@ def test_guard_zones(conv: Conv, dtype: torch.dtype) -> None:
         before = {name: storage.clone() for name, (_, storage) in pairs.items()}
         inside = Operands(**{name: tensor for name, (tensor, _) in pairs.items()})
         for op, kernel in KERNELS:
-            expected, result = (forced(op, kernel, conv, each, weight_last) for each in (t, inside))
+            expected, result = (by_kernel(op, kernel, conv, each, weight_last) for each in (t, inside))
+            assert (result is None) == (expected is None)
             if expected is not None:
                 assert not result.isnan().any()
                 assert same_bits(result, expected), f"{op} by {kernel}"
@@ -208,7 +206,7 @@ def test_not_finite(value: float, name: str, last: bool) -> None:
         for op, kernel in KERNELS:
             if kernel in INEXACT or (op == "conv_grad_input" and name == "weight"):
                 continue
-            result = forced(op, kernel, conv, given)
+            result = by_kernel(op, kernel, conv, given)
             if result is not None:
                 assert torch.equal(result.isnan(), expected[op].isnan()), f"{op} by {kernel}"
                 assert torch.equal(result.double().nan_to_num(), expected[op].float().double().nan_to_num())
@@ -234,7 +232,7 @@ def test_padding_is_no_value(kernel: str) -> None:
     t.input[0, 1, 0, 4] = float("nan")
     dtype = torch.bfloat16 if takes_bfloat16_only(kernel) else torch.float32 if kernel == "rows_amx" else torch.float64
     last = kernel != "rows"
-    result = forced("conv", kernel, conv, t.to(dtype, last, last))
+    result = by_kernel("conv", kernel, conv, t.to(dtype, last, last))
     assert torch.equal(result.isnan(), by_torch(conv, t)["conv"].isnan())
     assert 0 < result.isnan().sum() < result.numel() / 2
 
@@ -268,7 +266,7 @@ def test_amx_sums_integers_of_float32_exactly(conv: Conv, last: bool) -> None:
     expected = by_torch(conv, t)
     taken = 0
     for op, kernel in AMX_KERNELS.items():
-        result = forced(op, kernel, conv, t.to(torch.float32, last, last))
+        result = by_kernel(op, kernel, conv, t.to(torch.float32, last, last))
         if result is not None:
             taken += 1
             assert torch.equal(result, expected[op].float()), op
@@ -288,7 +286,7 @@ def test_amx_takes_every_bit_of_float32(one_hot: str, last: bool) -> None:
         images.copy_(torch.eye(128, 400))  # pixel i has channel i alone
         expected = torch.nn.functional.pad(channels, (0, 272)).view(1, 256, 20, 20)
     t.bias = None
-    result = forced("conv", "rows_amx", AMX_PROBLEM, t.to(torch.float32, last, last))
+    result = by_kernel("conv", "rows_amx", AMX_PROBLEM, t.to(torch.float32, last, last))
     assert result is not None
     assert torch.equal(result, expected)
 
@@ -300,13 +298,13 @@ def test_amx_takes_every_bit_of_float32_for_the_weight(last: bool) -> None:
     pixels = t.grad_output.flatten(2)
     pixels.zero_()
     pixels[0, :, 37:293] = torch.eye(256)  # output channel k has pixel k + 37 alone
-    result = forced("conv_grad_weight", "gemm_amx", AMX_PROBLEM, t.to(torch.float32, last, last))
+    result = by_kernel("conv_grad_weight", "gemm_amx", AMX_PROBLEM, t.to(torch.float32, last, last))
     assert result is not None
     assert torch.equal(result.flatten(1), t.input.flatten(2)[0, :, 37:293].t())
     pixels.copy_(torch.randn(1, 256, 400))
     t.input.zero_()
     t.input.flatten(2)[0, :, 101:229] = torch.eye(128)
-    result = forced("conv_grad_weight", "gemm_amx", AMX_PROBLEM, t.to(torch.float32, last, last))
+    result = by_kernel("conv_grad_weight", "gemm_amx", AMX_PROBLEM, t.to(torch.float32, last, last))
     assert result is not None
     assert torch.equal(result.flatten(1), pixels[0, :, 101:229])
 
@@ -322,7 +320,7 @@ def test_amx_sums_what_is_not_finite(op: str, number: float, factor: int, last: 
     factors = {"input": t.input, "weight": t.weight, "grad_output": t.grad_output}
     del factors[{"conv": "grad_output", "conv_grad_input": "input", "conv_grad_weight": "weight"}[op]]
     list(factors.values())[factor].flatten()[1234] = number
-    result = forced(op, AMX_KERNELS[op], AMX_PROBLEM, t.to(torch.float32, last, last))
+    result = by_kernel(op, AMX_KERNELS[op], AMX_PROBLEM, t.to(torch.float32, last, last))
     assert result is not None
     expected = by_torch(AMX_PROBLEM, t)[op].float()  # of float64
     assert 0 < (expected.abs() > 3e38).sum() + expected.isnan().sum() < expected.numel() / 2

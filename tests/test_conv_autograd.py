@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from convolutions import Conv, by_torch, convolutions, examples, integers, layout, normals, problem
+from convolutions import Conv, by_torch, convolutions, examples, integers, normals, problem
 from hypothesis import given
 from hypothesis import strategies as st
+from kernels import layout
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -242,7 +243,9 @@ def test_changing_a_kept_tensor_is_an_error(changed: str) -> None:
 
 def test_changing_the_output_is_fine() -> None:
     x, w, b, output = leaves_and_output()
-    torch.autograd.grad(output.mul_(2).relu_().sum(), (x, w, b))
+    gradients = torch.autograd.grad(output.mul_(2).relu_().sum(), (x, w, b))
+    torchs = torch.convolution(x, w, b, *CONV.parameters[:3], False, [0] * CONV.dims, CONV.groups)
+    torch.testing.assert_close(gradients, torch.autograd.grad((2 * torchs).relu().sum(), (x, w, b)))
 
 
 def test_penalty_on_a_gradient() -> None:

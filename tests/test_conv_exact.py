@@ -8,20 +8,20 @@ from dataclasses import replace
 import pytest
 import torch
 from convolutions import (
-    DTYPES,
     KERNELS,
     Conv,
+    by_kernel,
     by_torch,
     check_exact,
     convolutions,
     examples,
-    forced,
     integers,
     problem,
     takes_bfloat16_only,
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from kernels import DTYPES
 
 pytestmark = pytest.mark.usefixtures("no_fallback", "one_thread")
 
@@ -328,7 +328,7 @@ def test_the_table_reaches_every_kernel(op: str, kernel: str, last: bool) -> Non
     if not last and kernel.startswith("thin"):
         pytest.skip("takes channels last")
     dtype = torch.bfloat16 if takes_bfloat16_only(kernel) else torch.float32
-    taken = (forced(op, kernel, conv, integers(conv).to(dtype, last, last)) is not None for conv in CASES[1:])
+    taken = (by_kernel(op, kernel, conv, integers(conv).to(dtype, last, last)) is not None for conv in CASES[1:])
     assert any(taken)
 
 
@@ -340,7 +340,7 @@ def test_depthwise_results_beyond_the_caches(channels: int, dilation: int) -> No
     t = integers(conv)
     expected = by_torch(conv, t)
     for op in ("conv", "conv_grad_input", "conv_grad_weight"):
-        result = forced(op, "depthwise", conv, t.to(torch.float32, True, True), True)
+        result = by_kernel(op, "depthwise", conv, t.to(torch.float32, True, True), True)
         assert result is not None
         assert torch.equal(result, expected[op].float())
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from convolutions import DTYPES, by_cnnext, normals, problem
+from convolutions import by_cnnext, normals, problem
+from kernels import DTYPES
 from torch import Tensor
 
 from cnnext import backends
@@ -116,9 +117,9 @@ INVALID: list[tuple[str, tuple[Any, ...]]] = [
 @pytest.mark.parametrize("case", range(len(INVALID)), ids=lambda i: f"{INVALID[i][0]}-{i}")
 def test_invalid_sizes_are_refused(case: int) -> None:
     name, arguments = INVALID[case]
-    with pytest.raises((RuntimeError, IndexError)):
+    with pytest.raises(RuntimeError, match=f"^{name}: expected "):
         getattr(ops, name)(*arguments)
-    with pytest.raises((RuntimeError, IndexError)):
+    with pytest.raises((RuntimeError, IndexError), match=f"^{name}: expected |^Dimension "):
         getattr(ops, name)(*(each.to("meta") if isinstance(each, Tensor) else each for each in arguments))
 
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import capped
-from convolutions import DTYPES, OPS, Conv, Operands, by_cnnext, by_torch, integers, is_last, normals, problem
-from pooling import TABLE, Pool, layout
+from convolutions import OPS, Conv, Operands, by_cnnext, by_kernel, by_torch, integers, normals, problem
+from kernels import DTYPES, is_last, layout
+from pooling import TABLE, Pool
 from test_conv_exact import CASES
 from torch import Tensor
 
@@ -69,18 +70,10 @@ def tf32(allowed: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def forced(op: str, kernel: str, conv: Conv, t: Operands, weight_last: bool) -> Tensor | None:
-    """The operator's result by one kernel, or None if it does not take the problem. What it does not write is NaN."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        with backends.force_kernel(op, kernel, device="cuda"), tf32("_tf32" in kernel):
-            return by_cnnext(op, conv, t, weight_last)
-    except RuntimeError as error:
-        if "does not take this problem" not in str(error):
-            raise
-        return None
-    finally:
-        torch.use_deterministic_algorithms(False)
+def by_gpu(op: str, kernel: str, conv: Conv, t: Operands, weight_last: bool) -> Tensor | None:
+    """The operator's result by one kernel of the GPU, or None if it does not take the problem."""
+    with tf32("_tf32" in kernel):
+        return by_kernel(op, kernel, conv, t, weight_last, device="cuda")
 
 
 LARGE = [
@@ -109,7 +102,7 @@ def test_convolution(conv: Conv) -> None:
         given = on_gpu(operands.to(dtype, last, weight_last))
         for op in OPS:
             for kernel in backends.kernels(op, device="cuda"):
-                result = forced(op, kernel, conv, given, weight_last)
+                result = by_gpu(op, kernel, conv, given, weight_last)
                 if result is None:
                     continue
                 where = f"{op} by {kernel}: {conv}, {dtype}, last={last}, weight_last={weight_last}"
@@ -137,7 +130,7 @@ def test_views(conv: Conv) -> None:
         assert given.input.data_ptr() % 16 == dtype.itemsize
         for op in OPS:
             for kernel in backends.kernels(op, device="cuda"):
-                result = forced(op, kernel, conv, given, last)
+                result = by_gpu(op, kernel, conv, given, last)
                 assert result is None or torch.equal(result.cpu(), expected[op].to(dtype)), (op, kernel, dtype, last)
         x = given.input.detach().requires_grad_()
         for pool in (F.max_pool2d, F.avg_pool2d):
@@ -158,7 +151,7 @@ def test_infinities() -> None:
         given = on_gpu(operands.to(torch.float32, last, last))
         taken = set()
         for kernel in backends.kernels("conv", device="cuda"):
-            result = forced("conv", kernel, conv, given, last)
+            result = by_gpu("conv", kernel, conv, given, last)
             if result is not None:
                 taken.add(kernel)
                 torch.testing.assert_close(result.cpu(), expected, rtol=1e-3, atol=0, equal_nan=True)

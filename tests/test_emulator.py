@@ -10,10 +10,11 @@ import mmap
 import pytest
 import torch
 import torch.nn.functional as F
-from convolutions import DTYPES, OPS, Conv, Operands, by_torch, integers, normals, problem
+from convolutions import OPS, Conv, Operands, by_torch, integers, normals, problem
 from emulation import Emulator, Refused, build
+from kernels import DTYPES, layout
 from pooling import TABLE as POOLS
-from pooling import Pool, layout
+from pooling import Pool
 from test_conv_exact import CASES
 from torch import Tensor
 

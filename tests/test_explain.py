@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 import torch.nn.utils.prune as prune
 from calls import CALLS, Call
+from kernels import forced, layout
 from torch.profiler import profile
 
 import cnnext
@@ -123,10 +124,7 @@ def test_empty_tensors(function: Callable[..., Any], args: Any, reason: str | No
 
 def half_of_the_channels(*shape: int) -> torch.Tensor:
     """Channels last by its strides, but not contiguous."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return (
-        torch.randn(*shape).repeat(1, 2, *[1] * (len(shape) - 2)).to(memory_format=formats[len(shape)])[:, : shape[1]]
-    )
+    return layout(torch.randn(*shape).repeat(1, 2, *[1] * (len(shape) - 2)), True)[:, : shape[1]]
 
 
 @pytest.mark.parametrize(
@@ -158,22 +156,15 @@ def test_kernels_that_run(function: Callable[..., Any], tensors: list[torch.Tens
         torch.autograd.grad(output, tensors, torch.ones_like(output))
 
     [layer] = cnnext.explain(function, *tensors, *args).layers
+    assert layer.directions
     for each in layer.directions:
         assert each.kernel == first_that_runs(each.op.removeprefix("adaptive_"), run)
 
 
 def first_that_runs(op: str, run: Callable[[], Any]) -> str | None:
     """The first kernel that takes the problem, which is the one that runs where none is forced."""
-    for kernel in cnnext.backends.kernels(op):
-        with cnnext.backends.force_kernel(op, kernel):
-            try:
-                run()
-            except RuntimeError as error:
-                if "does not take this problem" not in str(error):
-                    raise
-            else:
-                return kernel
-    return None
+    taking = (kernel for kernel in cnnext.backends.kernels(op) if forced(op, kernel, lambda: [run()]))
+    return next(taking, None)
 
 
 @pytest.mark.parametrize("trains", [False, True])

@@ -70,7 +70,7 @@ def test_self_test_covers_every_operator_dimension_layout_and_type(monkeypatch: 
 def test_kernels_are_listed_in_order_and_end_in_the_reference() -> None:
     kernels = _info.collect()["kernels"]
     assert {"conv", "conv_grad_input", "conv_grad_weight"} <= kernels.keys()
-    assert all(kernels[name][-1] == "reference" for name in ("conv", "conv_grad_input", "conv_grad_weight"))
+    assert all(names[-1] == "reference" for names in kernels.values() if len(names) > 1)
 
 
 @pytest.mark.skipif(not X86, reason="x86-64 only")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -99,19 +99,10 @@ def test_off_by_environment():
 
 
 def test_threads_share_the_pool():
-    expected, wrong = run(), []
-
-    def work() -> None:
-        for _ in range(20):
-            if not torch.equal(run(), expected):
-                wrong.append(threading.get_ident())
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    expected = run()
+    with ThreadPoolExecutor(4) as workers:
+        same = workers.map(lambda _: torch.equal(run(), expected), range(80))
+    assert list(same) == [True] * 80
 
 
 def test_torchs_tensors_come_from_the_pool_too():

@@ -7,7 +7,8 @@ import torch
 from convolutions import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from pooling import DTYPES, TABLE, Pool, adaptive, avg_pool, forced, layout, max_pool, pools
+from kernels import DTYPES, forced, layout
+from pooling import TABLE, Pool, adaptive, avg_pool, max_pool, pools
 from torch import Tensor
 
 from cnnext import backends
@@ -59,6 +60,23 @@ def test_table(pool: Pool) -> None:
     for dtype in DTYPES:
         for last in (False, True)[: 1 + (pool.dims > 1)]:
             check(pool, dtype, last)
+
+
+LISTS = ("max_pool", "max_pool_with_offsets", "max_pool_grad_input", "avg_pool", "avg_pool_grad_input")
+
+
+@pytest.mark.parametrize(("op", "kernel"), [(op, kernel) for op in LISTS for kernel in backends.kernels(op)])
+def test_the_table_reaches_every_kernel(op: str, kernel: str) -> None:
+    def taken(pool: Pool, last: bool) -> bool:
+        x = integers(pool, torch.float32, last).requires_grad_(op not in ("max_pool", "avg_pool"))
+
+        def run() -> Tensor:
+            output = pool.by_cnnext(x)
+            return torch.autograd.grad(output.sum(), x)[0] if x.requires_grad else output
+
+        return forced(op, kernel, run) is not None
+
+    assert any(taken(pool, last) for pool in TABLE if pool.is_max == op.startswith("max") for last in (False, True))
 
 
 SQUARES = [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1), (5, 1, 2), (9, 1, 4)]

@@ -7,13 +7,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from convolutions import DTYPES, KERNELS, OPS, Conv, Operands, by_cnnext, forced, normals, problem
+from convolutions import KERNELS, OPS, Conv, Operands, by_cnnext, by_kernel, normals, problem
+from kernels import DTYPES, bits
 from torch import Tensor
 
 from cnnext import _C, backends, explain, functional
@@ -39,10 +42,6 @@ CASES = [
 ]
 
 
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
-
-
 def results(conv: Conv, operands: dict[tuple[torch.dtype, bool], Operands]) -> dict[tuple[object, ...], Tensor]:
     """The bits of everything that any kernel computes, also of the default choice."""
     found = {}
@@ -50,7 +49,7 @@ def results(conv: Conv, operands: dict[tuple[torch.dtype, bool], Operands]) -> d
         for op, kernel in KERNELS:
             if kernel == "reference" and conv.products > 500_000:
                 continue
-            result = forced(op, kernel, conv, t, last)
+            result = by_kernel(op, kernel, conv, t, last)
             if result is not None:
                 found[op, kernel, dtype, last] = bits(result)
         for op in OPS:
@@ -65,7 +64,9 @@ def test_same_bits_for_any_number_of_threads(conv: Conv) -> None:
     expected = results(conv, operands)
     for threads in (1, 2, 3, 5, 16):
         torch.set_num_threads(threads)
-        for key, result in results(conv, operands).items():
+        found = results(conv, operands)
+        assert found.keys() == expected.keys()
+        for key, result in found.items():
             assert torch.equal(result, expected[key]), (threads, *key)
 
 
@@ -82,13 +83,14 @@ def test_same_bits_alone_and_in_a_batch(conv: Conv, threads: int) -> None:
                 continue
 
             def run(of: Conv, given: Operands, op: str = op, kernel: str = kernel) -> Tensor | None:
-                return by_cnnext(op, of, given) if kernel == "default" else forced(op, kernel, of, given)
+                return by_cnnext(op, of, given) if kernel == "default" else by_kernel(op, kernel, of, given)
 
             batch = run(conv, t)
             for image in (0, 3):
                 part = slice(image, image + 1)
                 alone = run(single, replace(t, input=t.input[part], grad_output=t.grad_output[part]))
-                if batch is not None and alone is not None:
+                assert (alone is None) == (batch is None), (op, kernel, dtype)
+                if batch is not None:
                     assert torch.equal(bits(alone), bits(batch[part])), (op, kernel, dtype, image)
 
 
@@ -175,18 +177,25 @@ def test_threads_work(threads: int) -> None:
 SWITCHES = {name: each for name, each in vars(backends).items() if isinstance(each, backends._Switch)}
 
 
+def overlap(first: AbstractContextManager[None], second: AbstractContextManager[None]) -> Iterator[None]:
+    """Each block in a thread of its own; they end in the order in which they began. Yields inside of both, and inside
+    of the second."""
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        one.submit(first.__enter__).result()
+        other.submit(second.__enter__).result()
+        yield
+        one.submit(first.__exit__, None, None, None).result()
+        yield
+        other.submit(second.__exit__, None, None, None).result()
+
+
 @pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize("inner", [False, True])
 def test_blocks_of_several_threads_may_overlap(name: str, inner: bool) -> None:
     switch = SWITCHES[name]
     before = switch.enabled
-    first, second = switch(not before), switch(inner)
-    first.__enter__()
-    second.__enter__()
-    assert switch.enabled is inner
-    first.__exit__(None, None, None)
-    assert switch.enabled is inner  # of the block that has not ended
-    second.__exit__(None, None, None)
+    seen = [switch.enabled for _ in overlap(switch(not before), switch(inner))]
+    assert seen == [inner, inner]  # of the block that began last, and of the one that has not ended
     assert switch.enabled is before
     assert backends.enabled is True
 
@@ -196,12 +205,8 @@ def test_forced_kernels_of_several_threads_may_overlap() -> None:
         return explain(functional.conv2d, torch.ones(1, 3, 8, 8), torch.ones(4, 3, 3, 3)).layers[0].directions[0].kernel
 
     usual = kernel()
-    first, second = backends.force_kernel("conv", "reference"), backends.force_kernel("conv", "gemm")
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert kernel() == "gemm"
-    second.__exit__(None, None, None)
+    blocks = [backends.force_kernel("conv", name) for name in ("reference", "gemm")]
+    assert [kernel() for _ in overlap(*blocks)] == ["gemm", "gemm"]
     assert kernel() == usual
     with backends.force_kernel("conv", "reference"):
         assert kernel() == "reference"

@@ -11,6 +11,7 @@ import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from calls import BY_NAME, Call
+from kernels import layout
 from torch import Tensor
 
 import cnnext
@@ -60,9 +61,7 @@ def test_jacobian_and_hessian(name: str) -> None:
 def test_batched_gradients_in_channels_last(name: str) -> None:
     """A gradient of a batch of them has no memory format."""
     call = BY_NAME[name]
-    last = torch.channels_last_3d if name == "conv3d" else torch.channels_last
-    tensors = [t.detach().to(memory_format=last) if t.dim() > 3 else t.detach() for t in call.tensors()]
-    tensors = [t.requires_grad_() for t in tensors]
+    tensors = [layout(t.detach(), True).requires_grad_() for t in call.tensors()]
     ours, torchs = call.run(functional, tensors), call.run(F, tensors)
     grads = torch.randn(3, *ours.shape, dtype=ours.dtype)
     found = [torch.autograd.grad(output, tensors, grads, is_grads_batched=True) for output in (ours, torchs)]

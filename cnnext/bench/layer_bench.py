@@ -54,18 +54,18 @@ class Tensors:
     grad_output: Tensor
 
     @staticmethod
-    def random(layer: Layer, seed: int = 0) -> Tensors:
-        generator = torch.Generator().manual_seed(seed)
+    def random(layer: Layer, device: torch.device = _CPU) -> Tensors:
+        """The same random numbers every time, made on the device."""
+        generator = torch.Generator(device).manual_seed(0)
+
+        def random(size: tuple[int, ...]) -> Tensor:
+            return torch.randn(size, generator=generator, device=device)
+
         weight = bias = None
         if layer.is_conv:
-            weight = torch.randn(layer.weight, generator=generator) / max(1, weight_fan_in(layer)) ** 0.5
-            bias = torch.randn(layer.output()[1], generator=generator) if layer.bias else None
-        return Tensors(
-            torch.randn(layer.input, generator=generator),
-            weight,
-            bias,
-            torch.randn(layer.output(), generator=generator),
-        )
+            weight = random(layer.weight) / max(1, weight_fan_in(layer)) ** 0.5
+            bias = random(layer.output()[1:2]) if layer.bias else None
+        return Tensors(random(layer.input), weight, bias, random(layer.output()))
 
     def to(self, dtype: torch.dtype, layout: str, device: torch.device) -> Tensors:
         def convert(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from . import layers
 from .layer_bench import Mismatch, check, epsilon, errors, in_layout
 from .layer_bench import compare as compare_backends
 from .photo import photograph
-from .timing import Machine, interleave, peak_memory
+from .timing import Machine, Steps, interleave, peak_memory
 
 _AUXILIARY = ("googlenet", "inception_v3")  # with heads for training only
 _CALIBRATION_CROPS = 4
@@ -250,14 +250,10 @@ def compare(
     del reference
 
     functions: dict[str, Callable[[], object]] = {key: step for key, step in steps.items() if key not in wrong}
-    timing = interleave(functions, min_time, repeats, machine.device)
-    while True:
-        try:
-            done = next(timing)
-        except StopIteration as stop:
-            timings = stop.value
-            break
+    rounds = Steps(interleave(functions, min_time, repeats, machine.device))
+    for done in rounds:
         yield f"timing, {len(functions)} backends in turns", done
+    timings = rounds.result
     backends = {
         key: {**timings[key].as_json(), "error": {name: errors_of[key] for name, errors_of in found.items()}}
         for key in functions

@@ -26,7 +26,7 @@ from cnnext.backends import uncounted_fallbacks
 
 from . import environment, layer_bench, network, tables
 from .layers import LAYOUTS, collect
-from .timing import Machine, peak_memory
+from .timing import Machine, Steps, peak_memory
 
 _SAME = 1e-2  # relative difference of two runs of one model, as kernels that sum in any order may have
 
@@ -245,7 +245,7 @@ def profile(
     unknown = [layout for layout in layouts if layout not in LAYOUTS]
     if unknown or not layouts:
         raise ValueError(f"layouts are {' and '.join(LAYOUTS)}, not {', '.join(map(repr, unknown)) or 'none'}")
-    steps = _measure(model, inputs, backward, layouts, name or type(model).__name__, min_time)
+    steps = Steps(_measure(model, inputs, backward, layouts, name or type(model).__name__, min_time))
     progress = Progress(
         TextColumn("profile"),
         BarColumn(bar_width=24),
@@ -257,13 +257,9 @@ def profile(
     )
     with progress, uncounted_fallbacks():
         task = progress.add_task("", total=1.0)
-        while True:
-            try:
-                text, done = next(steps)
-            except StopIteration as stop:
-                found = Profile(stop.value)
-                break
+        for text, done in steps:
             progress.update(task, description=text, completed=done)
+    found = Profile(steps.result)
     if found.disturbed:
         warnings.warn(found._disturbance(), stacklevel=2)
     return found
@@ -370,12 +366,10 @@ def _check_repeatable(output: Callable[[str], Tensor]) -> None:
 
 
 def _within(
-    steps: Generator[tuple[str, float], None, Any], what: str, begin: float, end: float
+    generator: Generator[tuple[str, float], None, Any], what: str, begin: float, end: float
 ) -> Generator[tuple[str, float], None, Any]:
     """Runs a part of the work, which takes progress from one fraction to another."""
-    while True:
-        try:
-            text, done = next(steps)
-        except StopIteration as stop:
-            return stop.value
+    steps = Steps(generator)
+    for text, done in steps:
         yield f"{what}: {text}", begin + (end - begin) * done
+    return steps.result

@@ -16,7 +16,7 @@ import torch
 
 from . import environment, layer_bench, network
 from .layers import Layer, LayerUse
-from .timing import Machine
+from .timing import Machine, Steps
 
 Event = dict[str, Any]
 
@@ -110,7 +110,7 @@ def _run_here(sections: list[Section]) -> Iterator[Event]:
 
 
 def _network(section: Section, machine: Machine) -> Iterator[Event]:
-    steps = network.measure(
+    measuring = network.measure(
         section.model,
         section.mode,
         section.batch,
@@ -123,13 +123,10 @@ def _network(section: Section, machine: Machine) -> Iterator[Event]:
         section.torch_memory,
         section.packed_weights,
     )
-    while True:
-        try:
-            text, done = next(steps)
-        except StopIteration as stop:
-            result = stop.value
-            break
+    steps = Steps(measuring)
+    for text, done in steps:
         yield {"event": "progress", "text": text, "done": done}
+    result = steps.result
     result["memory_from"] = "each backend in a fresh process"
     for name, backend in result["backends"].items():
         yield {"event": "progress", "text": f"peak memory, {name}", "done": 1.0}

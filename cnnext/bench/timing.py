@@ -11,9 +11,9 @@ import gc
 import resource
 import statistics
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -23,6 +23,9 @@ _MOST_ROUNDS = 200
 _LEAST_WATCHED = 0.1  # seconds; that a measurement of milliseconds was interrupted once tells no rate
 _CPU = torch.device("cpu")
 _LONG_CALL = 0.3  # seconds; in such a call a first one's extra work is little, and one is warm-up enough
+
+_Step = TypeVar("_Step")
+_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -107,13 +110,24 @@ def interleave(
     return timings
 
 
-def finish(steps: Generator[float, None, dict[str, Timing]]) -> dict[str, Timing]:
-    """Runs :func:`interleave` to its end without looking at its progress."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
+class Steps(Generic[_Step, _Result]):
+    """A generator to loop over; once it has ended, ``result`` is what it returned."""
+
+    result: _Result
+
+    def __init__(self, generator: Generator[_Step, None, _Result]) -> None:
+        self._generator = generator
+
+    def __iter__(self) -> Iterator[_Step]:
+        self.result = yield from self._generator
+
+
+def finish(generator: Generator[Any, None, _Result]) -> _Result:
+    """Runs a generator such as :func:`interleave` to its end without looking at its progress."""
+    steps = Steps(generator)
+    for _ in steps:
+        pass
+    return steps.result
 
 
 def _block(function: Callable[[], object], calls: int, device: torch.device) -> float:
