@@ -136,7 +136,7 @@ struct KernelList {
 
 inline const char* accepts_all(const ConvProblem&) { return nullptr; }
 
-// The kernels of one device or instruction set.
+// The kernels of one device or instruction set. A new operator is a member and a line of for_each_list.
 template <class Context>
 struct KernelTable {
   using Conv = KernelList<Kernel<ConvProblem, ConvBuffers, Context>>;
@@ -145,6 +145,24 @@ struct KernelTable {
   Conv conv, conv_grad_input, conv_grad_weight, conv_grad_bias;
   Pool max_pool, max_pool_with_offsets, max_pool_indices, max_pool_grad_input, max_pool_select;
   Pool avg_pool, avg_pool_grad_input, max_unpool, max_unpool_grad_input;
+
+  // Calls visit(name, the member that is its list) for each operator.
+  template <class Visit>
+  static void for_each_list(Visit&& visit) {
+    visit("conv", &KernelTable::conv);
+    visit("conv_grad_input", &KernelTable::conv_grad_input);
+    visit("conv_grad_weight", &KernelTable::conv_grad_weight);
+    visit("conv_grad_bias", &KernelTable::conv_grad_bias);
+    visit("max_pool", &KernelTable::max_pool);
+    visit("max_pool_with_offsets", &KernelTable::max_pool_with_offsets);
+    visit("max_pool_indices", &KernelTable::max_pool_indices);
+    visit("max_pool_grad_input", &KernelTable::max_pool_grad_input);
+    visit("max_pool_select", &KernelTable::max_pool_select);
+    visit("avg_pool", &KernelTable::avg_pool);
+    visit("avg_pool_grad_input", &KernelTable::avg_pool_grad_input);
+    visit("max_unpool", &KernelTable::max_unpool);
+    visit("max_unpool_grad_input", &KernelTable::max_unpool_grad_input);
+  }
 };
 
 }  // namespace cnnext

@@ -19,7 +19,12 @@ const Kernels& dense() {
   static const ConvKernel conv_grad_input[] = {kWinograd<true>,    CNNEXT_AMX(kRowsAmx<true>) kConvRows<true>,
                                                kConvCol2Im<true>,  kPairsGemm<true>,
                                                kConvGradInputGemm, kConvGradInputReference};
-  static const Kernels table = {nullptr, list(conv), list(conv_grad_input)};
+  static const Kernels table = [] {
+    Kernels all = {};
+    all.conv = list(conv);
+    all.conv_grad_input = list(conv_grad_input);
+    return all;
+  }();
   return table;
 }
 

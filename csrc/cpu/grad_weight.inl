@@ -19,7 +19,12 @@ const Kernels& grad_weight() {
                                                 kConvGradWeightGemm,
                                                 kConvGradWeightReference};
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
-  static const Kernels table = {nullptr, {}, {}, list(conv_grad_weight), list(conv_grad_bias)};
+  static const Kernels table = [] {
+    Kernels all = {};
+    all.conv_grad_weight = list(conv_grad_weight);
+    all.conv_grad_bias = list(conv_grad_bias);
+    return all;
+  }();
   return table;
 }
 

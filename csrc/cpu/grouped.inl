@@ -15,7 +15,13 @@ const Kernels& grouped() {
                                                kConvGradInputGroupTiles, kConvGradInputGrouped};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kPairsGradWeightGroupTiles,
                                                 kConvGradWeightGroupTiles, kConvGradWeightGrouped};
-  static const Kernels table = {nullptr, list(conv), list(conv_grad_input), list(conv_grad_weight)};
+  static const Kernels table = [] {
+    Kernels all = {};
+    all.conv = list(conv);
+    all.conv_grad_input = list(conv_grad_input);
+    all.conv_grad_weight = list(conv_grad_weight);
+    return all;
+  }();
   return table;
 }
 

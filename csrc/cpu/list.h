@@ -14,7 +14,7 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 template <class Kernel, int kCount>
-CNNEXT_INLINE KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
+CNNEXT_INLINE constexpr KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
   return {kernels, kCount};
 }
 

@@ -34,20 +34,19 @@ const Kernels& pool() {
                                                    kAvgPoolGradReference};
   static const PoolKernel max_unpool[] = {kMaxUnpool};
   static const PoolKernel max_unpool_grad_input[] = {kMaxUnpoolGrad};
-  static const Kernels table = {nullptr,
-                                {},
-                                {},
-                                {},
-                                {},
-                                list(max_pool),
-                                list(max_pool_with_offsets),
-                                list(max_pool_indices),
-                                list(max_pool_grad_input),
-                                list(max_pool_select),
-                                list(avg_pool),
-                                list(avg_pool_grad_input),
-                                list(max_unpool),
-                                list(max_unpool_grad_input)};
+  static const Kernels table = [] {
+    Kernels all = {};
+    all.max_pool = list(max_pool);
+    all.max_pool_with_offsets = list(max_pool_with_offsets);
+    all.max_pool_indices = list(max_pool_indices);
+    all.max_pool_grad_input = list(max_pool_grad_input);
+    all.max_pool_select = list(max_pool_select);
+    all.avg_pool = list(avg_pool);
+    all.avg_pool_grad_input = list(avg_pool_grad_input);
+    all.max_unpool = list(max_unpool);
+    all.max_unpool_grad_input = list(max_unpool_grad_input);
+    return all;
+  }();
   return table;
 }
 

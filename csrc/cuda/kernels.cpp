@@ -193,27 +193,31 @@ const PoolKernel kMaxUnpool[] = {
 };
 
 template <class Kernel, int kCount>
-KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
+constexpr KernelList<Kernel> list(const Kernel (&kernels)[kCount]) {
   return {kernels, kCount};
 }
 
 }  // namespace
 
 const Kernels& kernels() {
-  static const Kernels table = {"cuda",
-                                list(kConv),
-                                list(kConvGradInput),
-                                list(kConvGradWeight),
-                                list(kConvGradBias),
-                                list(kMaxPool),
-                                list(kMaxPoolWithOffsets),
-                                list(kMaxPoolIndices),
-                                list(kMaxPoolGradInput),
-                                list(kMaxPoolSelect),
-                                list(kAvgPool),
-                                list(kAvgPoolGradInput),
-                                list(kMaxUnpool),
-                                list(kMaxUnpoolGradInput)};
+  static const Kernels table = [] {
+    Kernels all = {};
+    all.capability = "cuda";
+    all.conv = list(kConv);
+    all.conv_grad_input = list(kConvGradInput);
+    all.conv_grad_weight = list(kConvGradWeight);
+    all.conv_grad_bias = list(kConvGradBias);
+    all.max_pool = list(kMaxPool);
+    all.max_pool_with_offsets = list(kMaxPoolWithOffsets);
+    all.max_pool_indices = list(kMaxPoolIndices);
+    all.max_pool_grad_input = list(kMaxPoolGradInput);
+    all.max_pool_select = list(kMaxPoolSelect);
+    all.avg_pool = list(kAvgPool);
+    all.avg_pool_grad_input = list(kAvgPoolGradInput);
+    all.max_unpool = list(kMaxUnpool);
+    all.max_unpool_grad_input = list(kMaxUnpoolGradInput);
+    return all;
+  }();
   return table;
 }
 

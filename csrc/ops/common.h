@@ -35,6 +35,17 @@ const std::string* forced_kernel(const char* op, bool cuda);
 bool winograd_enabled();
 void set_winograd(bool enabled);
 
+// Each candidate and why it refuses, where all of them do.
+template <class Kernel, class Problem>
+std::string refusals(const KernelList<Kernel>& candidates, const Problem& problem) {
+  std::string all;
+  for (const Kernel& kernel : candidates) {
+    if (!all.empty()) all += "; ";
+    all += std::string(kernel.name) + ": " + kernel.refuses(problem);
+  }
+  return all;
+}
+
 // The first candidate that accepts the problem, or the forced one (an error if that one refuses).
 template <class Kernel, class Problem>
 const Kernel& choose_kernel(const char* op, const KernelList<Kernel>& candidates, const Problem& problem) {
@@ -45,7 +56,8 @@ const Kernel& choose_kernel(const char* op, const KernelList<Kernel>& candidates
     if (!reason) return kernel;
     TORCH_CHECK(!forced, op, ": the forced kernel '", kernel.name, "' does not take this problem: ", reason);
   }
-  TORCH_CHECK(false, op, ": no kernel '", forced ? *forced : std::string("for this problem"), "'");
+  TORCH_CHECK(!forced, op, ": there is no kernel '", *forced, "', which was forced");
+  TORCH_CHECK(false, op, ": no kernel takes this problem (", refusals(candidates, problem), ")");
 }
 
 // Why an operator must be left to ATen, or null. C++ autograd Functions can not be passed by functorch

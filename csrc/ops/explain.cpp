@@ -4,26 +4,10 @@
 #include "pool.h"
 #include "python.h"
 
+#include <c10/util/StringUtil.h>
+
 namespace cnnext::ops {
 namespace {
-
-// Calls visit(name, list) for each operator.
-template <class Table, class Visit>
-void for_each_list(const Table& k, Visit&& visit) {
-  visit("conv", k.conv);
-  visit("conv_grad_input", k.conv_grad_input);
-  visit("conv_grad_weight", k.conv_grad_weight);
-  visit("conv_grad_bias", k.conv_grad_bias);
-  visit("max_pool", k.max_pool);
-  visit("max_pool_with_offsets", k.max_pool_with_offsets);
-  visit("max_pool_indices", k.max_pool_indices);
-  visit("max_pool_grad_input", k.max_pool_grad_input);
-  visit("max_pool_select", k.max_pool_select);
-  visit("avg_pool", k.avg_pool);
-  visit("avg_pool_grad_input", k.avg_pool_grad_input);
-  visit("max_unpool", k.max_unpool);
-  visit("max_unpool_grad_input", k.max_unpool_grad_input);
-}
 
 // Calls visit(table) with the kernels of the CPU or, for an architecture, of GPUs.
 template <class Visit>
@@ -36,10 +20,12 @@ template <class Problem>
 Choice explain(const std::string& op, Problem problem, int arch) {
   if (arch > 0) set_gpu(problem, arch);
   std::optional<Choice> choice;
+  std::vector<const char*> others;
   with_table(arch > 0, [&](const auto& table) {
-    for_each_list(table, [&](const char* name, const auto& list) {
+    table.for_each_list([&](const char* name, auto member) {
+      const auto& list = table.*member;
       if constexpr (std::is_invocable_v<decltype(list.begin()->refuses), const Problem&>) {
-        if (op != name) return;
+        if (op != name) return others.push_back(name);
         const auto& chosen = choose_kernel(name, list, problem);
         choice = {chosen.name, table.capability, {}, chosen.workspace(problem)};
         for (const auto& kernel : list) {
@@ -49,7 +35,7 @@ Choice explain(const std::string& op, Problem problem, int arch) {
       }
     });
   });
-  TORCH_CHECK_VALUE(choice, "explain: there is no such operator with kernels: '", op, "'");
+  TORCH_CHECK_VALUE(choice, "explain: expected one of ", c10::Join(", ", others), ", but got '", op, "'");
   return *choice;
 }
 
@@ -57,13 +43,14 @@ Choice explain(const std::string& op, Problem problem, int arch) {
 
 std::vector<std::string> candidates(const std::string& op, bool cuda) {
   std::vector<std::string> names;
+  std::vector<const char*> others;
   with_table(cuda, [&](const auto& table) {
-    for_each_list(table, [&](const char* name, const auto& list) {
-      if (op != name) return;
-      for (const auto& kernel : list) names.push_back(kernel.name);
+    table.for_each_list([&](const char* name, auto member) {
+      if (op != name) return others.push_back(name);
+      for (const auto& kernel : table.*member) names.push_back(kernel.name);
     });
   });
-  TORCH_CHECK_VALUE(!names.empty(), "there is no operator '", op, "' with kernels");
+  TORCH_CHECK_VALUE(!names.empty(), "there is no operator '", op, "'; there are ", c10::Join(", ", others));
   return names;
 }
 
