@@ -91,6 +91,10 @@ def test_fallback_to_aten_is_recorded() -> None:
         torch.func.vmap(lambda x: functional.conv_transpose2d(x, weight))(torch.randn(3, 1, 2, 4, 4))
     with fwAD.dual_level():
         functional.conv1d(fwAD.make_dual(torch.randn(1, 2, 5), torch.randn(1, 2, 5)), torch.randn(2, 2, 3))
+        x = fwAD.make_dual(torch.randn(1, 2, 4, 4), torch.randn(1, 2, 4, 4))
+        functional.adaptive_max_pool2d(x, 2)
+        functional.adaptive_max_pool2d_with_indices(x, 2)
     reasons = cnnext.fallbacks()
-    assert len(reasons) == 3
-    assert {key.partition(":")[0] for key in reasons} == {"avg_pool", "conv", "conv_transpose"}
+    maxima = ("adaptive_max_pool", "adaptive_max_pool_with_indices")
+    assert len(reasons) == 5
+    assert {key.partition(":")[0] for key in reasons} == {"avg_pool", "conv", "conv_transpose", *maxima}

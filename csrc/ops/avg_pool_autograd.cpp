@@ -1,6 +1,7 @@
 // Derivatives of average pooling. Averages are linear: forward and gradient are each other's derivative, and
 // nothing but sizes is kept.
-#include "pool_autograd.h"
+#include "autograd.h"
+#include "pool.h"
 
 namespace cnnext::ops {
 namespace {
@@ -11,7 +12,7 @@ struct AvgPoolFunction : public Function<AvgPoolFunction> {
                             OptionalSymInt divisor_override) {
     at::AutoDispatchBelowADInplaceOrView below;
     const c10::SymInt flags[] = {ceil_mode, count_include_pad, divisor_override.value_or(0), is_last(input)};
-    const Saved saved(ctx, {spatial(input), kernel_size, stride, padding, SymInts(flags)});
+    save_lists(ctx, {spatial(input), kernel_size, stride, padding, SymInts(flags)});
     return avg_pool(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -33,7 +34,7 @@ struct AvgPoolGradInputFunction : public Function<AvgPoolGradInputFunction> {
                             bool count_include_pad, OptionalSymInt divisor_override, bool channels_last) {
     at::AutoDispatchBelowADInplaceOrView below;
     const c10::SymInt flags[] = {ceil_mode, count_include_pad, divisor_override.value_or(0)};
-    const Saved saved(ctx, {kernel_size, stride, padding, SymInts(flags)});
+    save_lists(ctx, {kernel_size, stride, padding, SymInts(flags)});
     return avg_pool_grad_input(grad_output, input_size, kernel_size, stride, padding, ceil_mode,
                                count_include_pad, divisor_override, channels_last);
   }
@@ -53,7 +54,7 @@ struct AdaptiveAvgPoolFunction : public Function<AdaptiveAvgPoolFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, SymInts output_size) {
     at::AutoDispatchBelowADInplaceOrView below;
     const c10::SymInt last = is_last(input);
-    const Saved saved(ctx, {spatial(input), SymInts(last)});
+    save_lists(ctx, {spatial(input), SymInts(last)});
     return adaptive_avg_pool(input, output_size);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -70,7 +71,7 @@ struct AdaptiveAvgPoolGradInputFunction : public Function<AdaptiveAvgPoolGradInp
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& grad_output, SymInts input_size,
                             bool channels_last) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const Saved saved(ctx, {spatial(grad_output)});
+    save_lists(ctx, {spatial(grad_output)});
     return adaptive_avg_pool_grad_input(grad_output, input_size, channels_last);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymIntArrayRef.h>
+#include <c10/util/SmallVector.h>
 
 #include <initializer_list>
 #include <optional>
@@ -12,6 +14,21 @@
 #include "../cuda/kernel.h"
 
 namespace cnnext::ops {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using SymInts = c10::SymIntArrayRef;
+
+// Of numbers (Int = int64_t) or symbols (c10::SymInt).
+template <class Int>
+using Sizes = c10::SmallVector<Int, kAxes + 2>;  // of a tensor
+template <class Int>
+using PerAxis = c10::SmallVector<Int, kAxes>;
+
+// A list of one number holds for all axes; any other is returned as it is.
+template <class Int>
+PerAxis<Int> per_axis(c10::ArrayRef<Int> list, size_t dims) {
+  return list.size() == 1 ? PerAxis<Int>(dims, list[0]) : PerAxis<Int>(list.begin(), list.end());
+}
 
 // The CPU kernels for the instruction set that torch uses (ATEN_CPU_CAPABILITY overrides it, as it does for
 // torch).

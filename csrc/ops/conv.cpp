@@ -10,7 +10,8 @@
 namespace cnnext::ops {
 namespace {
 
-// What convolution and its gradients for the input and the weight have in common, for numbers (Int = int64_t) and symbols (c10::SymInt).
+// What convolution and its gradients for the input and the weight have in common, for numbers (Int = int64_t)
+// and symbols (c10::SymInt).
 template <class Int>
 struct Conv {
   using Ints = c10::ArrayRef<Int>;
@@ -29,7 +30,7 @@ struct Conv {
     if (dims < 1 || dims > kAxes || weight.size() < 3 || input.size() != dims + 2) return;
     if (!takes(stride_, 1) || !takes(padding_, 0) || !takes(dilation_, 1) || groups < 1) return;
     if (weight[1] * groups != input[1] || weight[0] % groups != 0) return;
-    c10::SmallVector<Int, kAxes + 2> size = {input[0], weight[0]};
+    Sizes<Int> size = {input[0], weight[0]};
     for (size_t i = 0; i < dims; ++i) {
       stride.push_back(stride_[stride_.size() == 1 ? 0 : i]);
       padding.push_back(padding_[padding_.size() == 1 ? 0 : i]);
@@ -45,8 +46,8 @@ struct Conv {
 
   Ints input, weight;
   Int groups;
-  c10::SmallVector<Int, kAxes> stride, padding, dilation;
-  c10::SmallVector<Int, kAxes + 2> output;
+  PerAxis<Int> stride, padding, dilation;
+  Sizes<Int> output;
 };
 
 ConvShape shape_of(const Conv<int64_t>& c) {
@@ -100,8 +101,8 @@ OptionalTensor contiguous(const OptionalTensor& bias) {
 
 // Sizes of the third operand, given two.
 template <class Int>
-c10::SmallVector<Int, kAxes + 2> sizes(const Int& first, const Int& second, c10::ArrayRef<Int> spatial) {
-  c10::SmallVector<Int, kAxes + 2> all = {first, second};
+Sizes<Int> sizes(const Int& first, const Int& second, c10::ArrayRef<Int> spatial) {
+  Sizes<Int> all = {first, second};
   all.append(spatial.begin(), spatial.end());
   return all;
 }
@@ -216,8 +217,7 @@ at::Tensor conv_grad_bias_kernel(const at::Tensor& grad_output) {
 
 // Sizes and formats alone, also symbolic.
 at::Tensor conv_meta(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                     c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                     c10::SymInt groups) {
+                     SymInts stride, SymInts padding, SymInts dilation, c10::SymInt groups) {
   const Conv<c10::SymInt> c(input.sym_sizes(), weight.sym_sizes(), stride, padding, dilation, groups);
   if (!c.valid() || !has_bias(bias, weight.sym_size(0)) ||
       left_to_aten({&input, &weight, bias ? &*bias : &weight})) {
@@ -227,9 +227,8 @@ at::Tensor conv_meta(const at::Tensor& input, const at::Tensor& weight, const Op
 }
 
 at::Tensor conv_grad_input_meta(const at::Tensor& grad_output, const at::Tensor& weight,
-                                const OptionalTensor& bias, c10::SymIntArrayRef input_size,
-                                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                                c10::SymIntArrayRef dilation, c10::SymInt groups) {
+                                const OptionalTensor& bias, SymInts input_size, SymInts stride,
+                                SymInts padding, SymInts dilation, c10::SymInt groups) {
   const auto input = sizes<c10::SymInt>(grad_output.sym_size(0), weight.sym_size(1) * groups, input_size);
   const Conv<c10::SymInt> c(input, weight.sym_sizes(), stride, padding, dilation, groups);
   check_grad_output("conv_grad_input", c, grad_output.sym_sizes());
@@ -239,10 +238,9 @@ at::Tensor conv_grad_input_meta(const at::Tensor& grad_output, const at::Tensor&
                           memory_format(either_last(grad_output, weight), weight.dim()));
 }
 
-at::Tensor conv_grad_weight_meta(const at::Tensor& grad_output, const at::Tensor& input,
-                                 c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
-                                 c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                                 c10::SymInt groups, bool channels_last) {
+at::Tensor conv_grad_weight_meta(const at::Tensor& grad_output, const at::Tensor& input, SymInts kernel_size,
+                                 SymInts stride, SymInts padding, SymInts dilation, c10::SymInt groups,
+                                 bool channels_last) {
   TORCH_CHECK(groups > 0, "conv_grad_weight: expected positive groups, but got ", groups);
   const auto weight = sizes<c10::SymInt>(grad_output.sym_size(1), input.sym_size(1) / groups, kernel_size);
   const Conv<c10::SymInt> c(input.sym_sizes(), weight, stride, padding, dilation, groups);

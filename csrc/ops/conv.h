@@ -5,27 +5,21 @@
 
 namespace cnnext::ops {
 
-using OptionalTensor = std::optional<at::Tensor>;
-
-at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                c10::SymInt groups);
+at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias, SymInts stride,
+                SymInts padding, SymInts dilation, c10::SymInt groups);
 
 // input_size: spatial extents of the result. Also transposed convolution, then with a bias.
 at::Tensor conv_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
-                           const OptionalTensor& bias, c10::SymIntArrayRef input_size,
-                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                           c10::SymIntArrayRef dilation, c10::SymInt groups);
+                           const OptionalTensor& bias, SymInts input_size, SymInts stride, SymInts padding,
+                           SymInts dilation, c10::SymInt groups);
 
 // Composed of conv_grad_input; itself no call through the dispatcher.
 at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                          c10::SymIntArrayRef output_padding, c10::SymInt groups,
-                          c10::SymIntArrayRef dilation);
+                          SymInts stride, SymInts padding, SymInts output_padding, c10::SymInt groups,
+                          SymInts dilation);
 
-at::Tensor conv_grad_weight(const at::Tensor& grad_output, const at::Tensor& input,
-                            c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
-                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
+at::Tensor conv_grad_weight(const at::Tensor& grad_output, const at::Tensor& input, SymInts kernel_size,
+                            SymInts stride, SymInts padding, SymInts dilation, c10::SymInt groups,
                             bool channels_last);
 
 at::Tensor conv_grad_bias(const at::Tensor& grad_output);
@@ -40,16 +34,14 @@ ConvProblem conv_problem(at::IntArrayRef input, at::IntArrayRef weight, at::IntA
 // null.
 namespace aten {
 at::Tensor conv(const char* reason, const at::Tensor& input, const at::Tensor& weight,
-                const OptionalTensor& bias, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                c10::SymIntArrayRef dilation, c10::SymInt groups);
+                const OptionalTensor& bias, SymInts stride, SymInts padding, SymInts dilation,
+                c10::SymInt groups);
 at::Tensor conv_grad_input(const char* reason, const at::Tensor& grad_output, const at::Tensor& weight,
-                           const OptionalTensor& bias, c10::SymIntArrayRef input_size,
-                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                           c10::SymIntArrayRef dilation, c10::SymInt groups);
+                           const OptionalTensor& bias, SymInts input_size, SymInts stride, SymInts padding,
+                           SymInts dilation, c10::SymInt groups);
 at::Tensor conv_grad_weight(const char* reason, const at::Tensor& grad_output, const at::Tensor& input,
-                            c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
-                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
-                            bool channels_last);
+                            SymInts kernel_size, SymInts stride, SymInts padding, SymInts dilation,
+                            c10::SymInt groups, bool channels_last);
 at::Tensor conv_grad_bias(const char* reason, const at::Tensor& grad_output);
 }  // namespace aten
 

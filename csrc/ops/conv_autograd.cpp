@@ -1,74 +1,34 @@
 // Derivatives of convolution. It and its gradients for the input and the weight close under differentiation:
 // the derivatives of each are the other two, so that gradients of any order run on our kernels.
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
-
 #include <algorithm>
 
+#include "autograd.h"
 #include "conv.h"
 #include "packed_weights.h"
 
 namespace cnnext::ops {
-
-#define CNNEXT_OP(name)                                               \
-  static const auto op = c10::Dispatcher::singleton()                 \
-                             .findSchemaOrThrow("cnnext::" #name, "") \
-                             .typed<std::remove_pointer_t<decltype(&name)>>()
-
-at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                c10::SymInt groups) {
-  CNNEXT_OP(conv);
-  return op.call(input, weight, bias, stride, padding, dilation, groups);
-}
-at::Tensor conv_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
-                           const OptionalTensor& bias, c10::SymIntArrayRef input_size,
-                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                           c10::SymIntArrayRef dilation, c10::SymInt groups) {
-  CNNEXT_OP(conv_grad_input);
-  return op.call(grad_output, weight, bias, input_size, stride, padding, dilation, groups);
-}
-at::Tensor conv_grad_weight(const at::Tensor& grad_output, const at::Tensor& input,
-                            c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
-                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
-                            bool channels_last) {
-  CNNEXT_OP(conv_grad_weight);
-  return op.call(grad_output, input, kernel_size, stride, padding, dilation, groups, channels_last);
-}
-at::Tensor conv_grad_bias(const at::Tensor& grad_output) {
-  CNNEXT_OP(conv_grad_bias);
-  return op.call(grad_output);
-}
-
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::variable_list;
-
-// The parameters of a convolution, kept between forward and backward in one list.
+// The parameters of a convolution, as they are kept between forward and backward.
 struct Parameters {
-  c10::SymIntArrayRef stride, padding, dilation;
+  SymInts stride, padding, dilation;
   c10::SymInt groups;
   c10::SymInt channels_last;  // 1 where the gradient of the output shall be laid out so
 
   void save(AutogradContext* ctx) const {
-    c10::SmallVector<c10::SymInt, 16> all = {groups, channels_last, int64_t(stride.size()),
-                                             int64_t(padding.size())};
-    for (const auto& list : {stride, padding, dilation}) all.append(list.begin(), list.end());
-    ctx->saved_data["parameters"] = c10::SymIntArrayRef(all);
+    const c10::SymInt numbers[] = {groups, channels_last};
+    save_lists(ctx, {stride, padding, dilation, SymInts(numbers)});
   }
 };
 
 struct SavedParameters : Parameters {
-  explicit SavedParameters(AutogradContext* ctx) : all(ctx->saved_data["parameters"].toSymIntVector()) {
-    groups = all[0];
-    channels_last = all[1];
-    const c10::SymIntArrayRef lists = c10::SymIntArrayRef(all).slice(4);
-    const int64_t strides = all[2].expect_int(), paddings = all[3].expect_int();
-    stride = lists.slice(0, strides);
-    padding = lists.slice(strides, paddings);
-    dilation = lists.slice(strides + paddings);
+  explicit SavedParameters(AutogradContext* ctx) : saved(ctx) {
+    stride = saved.next();
+    padding = saved.next();
+    dilation = saved.next();
+    const SymInts numbers = saved.next();
+    groups = numbers[0];
+    channels_last = numbers[1];
   }
   at::Tensor laid_out(const at::Tensor& grad) const {
     // One of a batch (torch.autograd.grad with is_grads_batched) has no memory format.
@@ -76,12 +36,8 @@ struct SavedParameters : Parameters {
     const bool last = channels_last.expect_int() == 1;
     return grad.contiguous(memory_format(last ? Layout::kChannelsLast : Layout::kChannelsFirst, grad.dim()));
   }
-  std::vector<c10::SymInt> all;
+  Saved saved;
 };
-
-bool is_last(const at::Tensor& t) { return layout_of(t) == Layout::kChannelsLast; }
-c10::SymIntArrayRef spatial(const at::Tensor& t) { return t.sym_sizes().slice(2); }
-bool wants_grad(const at::Tensor& t) { return t.defined() && t.requires_grad(); }
 
 // A Function numbers its inputs without the optional tensors that are absent, and number 2 may be none.
 void save_bias(AutogradContext* ctx, const OptionalTensor& bias) {
@@ -100,7 +56,8 @@ struct InGraph : public Function<InGraph> {
 };
 variable_list in_graph(variable_list gradients, const variable_list& operands) {
   if (!at::GradMode::is_enabled()) return gradients;
-  const auto operand = std::find_if(operands.begin(), operands.end(), wants_grad);
+  const auto operand = std::find_if(operands.begin(), operands.end(),
+                                    [](const at::Tensor& operand) { return wants_grad(operand); });
   if (operand == operands.end()) return gradients;
   for (at::Tensor& gradient : gradients) {
     if (gradient.defined() && !gradient.requires_grad()) gradient = InGraph::apply(gradient, *operand);
@@ -142,16 +99,16 @@ struct ConvFunction : public Function<ConvFunction> {
 
 struct ConvGradInputFunction : public Function<ConvGradInputFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& grad_output, const at::Tensor& weight,
-                            const OptionalTensor& bias, c10::SymIntArrayRef input_size, Parameters p) {
+                            const OptionalTensor& bias, SymInts input_size, Parameters p) {
     at::AutoDispatchBelowADInplaceOrView below;
     const Differentiating differentiating;
-    at::Tensor input =
+    at::Tensor grad_input =
         conv_grad_input(grad_output, weight, bias, input_size, p.stride, p.padding, p.dilation, p.groups);
-    p.channels_last = is_last(input);
+    p.channels_last = is_last(grad_input);
     p.save(ctx);
     ctx->save_for_backward({grad_output, weight});
     save_bias(ctx, bias);
-    return input;
+    return grad_input;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     if (!grads[0].defined()) return {{}, {}, {}, {}, {}};
@@ -173,7 +130,7 @@ struct ConvGradInputFunction : public Function<ConvGradInputFunction> {
 
 struct ConvGradWeightFunction : public Function<ConvGradWeightFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& grad_output, const at::Tensor& input,
-                            c10::SymIntArrayRef kernel_size, Parameters p) {
+                            SymInts kernel_size, Parameters p) {
     at::AutoDispatchBelowADInplaceOrView below;
     p.save(ctx);
     ctx->save_for_backward({grad_output, input});
@@ -211,14 +168,8 @@ struct ConvGradBiasFunction : public Function<ConvGradBiasFunction> {
   }
 };
 
-// A C++ autograd Function only where it is needed: nothing is saved where no gradient is.
-bool differentiates(const at::Tensor& a, const at::Tensor& b, const OptionalTensor& c = {}) {
-  return at::GradMode::is_enabled() && (wants_grad(a) || wants_grad(b) || (c && wants_grad(*c)));
-}
-
 at::Tensor conv_autograd(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                         c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                         c10::SymIntArrayRef dilation, c10::SymInt groups) {
+                         SymInts stride, SymInts padding, SymInts dilation, c10::SymInt groups) {
   const char* reason = left_to_aten({&input, &weight, bias ? &*bias : &weight});
   // torch's result has no channels then, and only its own gradients take that.
   if (!reason && weight.dim() > 1 && weight.sym_size(1) == 0) reason = "empty tensor";
@@ -233,9 +184,8 @@ at::Tensor conv_autograd(const at::Tensor& input, const at::Tensor& weight, cons
 }
 
 at::Tensor conv_grad_input_autograd(const at::Tensor& grad_output, const at::Tensor& weight,
-                                    const OptionalTensor& bias, c10::SymIntArrayRef input_size,
-                                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                                    c10::SymIntArrayRef dilation, c10::SymInt groups) {
+                                    const OptionalTensor& bias, SymInts input_size, SymInts stride,
+                                    SymInts padding, SymInts dilation, c10::SymInt groups) {
   if (const char* reason = left_to_aten({&grad_output, &weight, bias ? &*bias : &weight})) {
     return aten::conv_grad_input(reason, grad_output, weight, bias, input_size, stride, padding, dilation,
                                  groups);
@@ -249,8 +199,7 @@ at::Tensor conv_grad_input_autograd(const at::Tensor& grad_output, const at::Ten
 }
 
 at::Tensor conv_grad_weight_autograd(const at::Tensor& grad_output, const at::Tensor& input,
-                                     c10::SymIntArrayRef kernel_size, c10::SymIntArrayRef stride,
-                                     c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                                     SymInts kernel_size, SymInts stride, SymInts padding, SymInts dilation,
                                      c10::SymInt groups, bool channels_last) {
   if (const char* reason = left_to_aten({&grad_output, &input})) {
     return aten::conv_grad_weight(reason, grad_output, input, kernel_size, stride, padding, dilation, groups,
@@ -266,7 +215,7 @@ at::Tensor conv_grad_weight_autograd(const at::Tensor& grad_output, const at::Te
 
 at::Tensor conv_grad_bias_autograd(const at::Tensor& grad_output) {
   if (const char* reason = left_to_aten({&grad_output})) return aten::conv_grad_bias(reason, grad_output);
-  if (differentiates(grad_output, {})) return ConvGradBiasFunction::apply(grad_output);
+  if (differentiates(grad_output)) return ConvGradBiasFunction::apply(grad_output);
   at::AutoDispatchBelowADInplaceOrView below;
   return conv_grad_bias(grad_output);
 }

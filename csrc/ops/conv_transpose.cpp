@@ -11,15 +11,9 @@
 namespace cnnext::ops {
 namespace {
 
-using SymInts = c10::SmallVector<c10::SymInt, kAxes>;
-
-SymInts per_axis(c10::SymIntArrayRef values, size_t dims) {
-  return values.size() == 1 ? SymInts(dims, values[0]) : SymInts(values.begin(), values.end());
-}
-
 at::Tensor by_torch(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                    c10::SymIntArrayRef output_padding, c10::SymInt groups, c10::SymIntArrayRef dilation) {
+                    SymInts stride, SymInts padding, SymInts output_padding, c10::SymInt groups,
+                    SymInts dilation) {
   switch (weight.dim()) {
     case 3:
       return at::conv_transpose1d_symint(input, weight, bias, stride, padding, output_padding, groups,
@@ -34,9 +28,8 @@ at::Tensor by_torch(const at::Tensor& input, const at::Tensor& weight, const Opt
 }
 
 at::Tensor by_torch_under_vmap(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                               c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                               c10::SymIntArrayRef output_padding, c10::SymInt groups,
-                               c10::SymIntArrayRef dilation) {
+                               SymInts stride, SymInts padding, SymInts output_padding, c10::SymInt groups,
+                               SymInts dilation) {
   record_fallback("conv_transpose", "vmap");
   return by_torch(input, weight, bias, stride, padding, output_padding, std::move(groups), dilation);
 }
@@ -44,13 +37,12 @@ at::Tensor by_torch_under_vmap(const at::Tensor& input, const at::Tensor& weight
 }  // namespace
 
 at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                          c10::SymIntArrayRef output_padding, c10::SymInt groups,
-                          c10::SymIntArrayRef dilation) {
+                          SymInts stride, SymInts padding, SymInts output_padding, c10::SymInt groups,
+                          SymInts dilation) {
   const size_t dims = std::max<int64_t>(weight.dim() - 2, 0);
-  const SymInts s = per_axis(stride, dims), p = per_axis(padding, dims), d = per_axis(dilation, dims),
-                extra = per_axis(output_padding, dims);
-  SymInts size, zeros;
+  const PerAxis<c10::SymInt> s = per_axis(stride, dims), p = per_axis(padding, dims),
+                             d = per_axis(dilation, dims), extra = per_axis(output_padding, dims);
+  PerAxis<c10::SymInt> size, zeros;
   const auto valid = [&] {
     if (dims < 1 || dims > kAxes || input.dim() != weight.dim()) return false;
     if (s.size() != dims || p.size() != dims || d.size() != dims || extra.size() != dims) return false;

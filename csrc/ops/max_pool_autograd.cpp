@@ -1,6 +1,7 @@
 // Derivatives of max pooling. max_pool_grad_input and max_pool_select are each other's transposes:
 // derivatives of any order run on our kernels.
-#include "pool_autograd.h"
+#include "autograd.h"
+#include "pool.h"
 
 namespace cnnext::ops {
 namespace {
@@ -18,7 +19,7 @@ struct MaxPoolFunction : public Function<MaxPoolFunction> {
                  : max_pool_with_offsets(input, kernel_size, stride, padding, dilation, ceil_mode);
     if (adaptive) stride = {};
     const c10::SymInt last = is_last(input);
-    const Saved saved(ctx, {spatial(input), kernel_size, stride, padding, dilation, SymInts(last)});
+    save_lists(ctx, {spatial(input), kernel_size, stride, padding, dilation, SymInts(last)});
     ctx->save_for_backward({offsets});
     if (indices) *indices = max_pool_indices(offsets, spatial(input), kernel_size, stride, padding, dilation);
     return output;
@@ -40,7 +41,7 @@ struct MaxPoolGradInputFunction : public Function<MaxPoolGradInputFunction> {
                             SymInts input_size, SymInts kernel_size, SymInts stride, SymInts padding,
                             SymInts dilation, bool channels_last) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const Saved saved(ctx, {kernel_size, stride, padding, dilation});
+    save_lists(ctx, {kernel_size, stride, padding, dilation});
     ctx->save_for_backward({offsets});
     return max_pool_grad_input(grad_output, offsets, input_size, kernel_size, stride, padding, dilation,
                                channels_last);
@@ -61,7 +62,7 @@ struct MaxPoolSelectFunction : public Function<MaxPoolSelectFunction> {
                             SymInts kernel_size, SymInts stride, SymInts padding, SymInts dilation) {
     at::AutoDispatchBelowADInplaceOrView below;
     const c10::SymInt last = is_last(input);
-    const Saved saved(ctx, {spatial(input), kernel_size, stride, padding, dilation, SymInts(last)});
+    save_lists(ctx, {spatial(input), kernel_size, stride, padding, dilation, SymInts(last)});
     ctx->save_for_backward({offsets});
     return max_pool_select(input, offsets, kernel_size, stride, padding, dilation);
   }

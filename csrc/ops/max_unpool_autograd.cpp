@@ -1,5 +1,6 @@
 // Derivatives of unpooling: it and its gradient are each other's transposes.
-#include "pool_autograd.h"
+#include "autograd.h"
+#include "pool.h"
 
 namespace cnnext::ops {
 namespace {

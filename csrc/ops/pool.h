@@ -8,7 +8,6 @@
 
 namespace cnnext::ops {
 
-using SymInts = c10::SymIntArrayRef;
 using TensorPair = std::tuple<at::Tensor, at::Tensor>;
 using OptionalSymInt = std::optional<c10::SymInt>;
 

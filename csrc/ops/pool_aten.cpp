@@ -25,12 +25,13 @@
 #include <ATen/ops/max_unpool3d.h>
 #include <torch/library.h>
 
+#include "dispatch.h"
 #include "pool.h"
 
 namespace cnnext::ops::aten {
 namespace {
 
-using Numbers = std::vector<int64_t>;
+using Numbers = PerAxis<int64_t>;
 
 // Most of ATen's pooling takes no symbols: sizes become fixed there.
 Numbers numbers(SymInts list) {
@@ -39,14 +40,7 @@ Numbers numbers(SymInts list) {
   return all;
 }
 Numbers expanded(SymInts list, size_t dims, int64_t otherwise) {
-  const Numbers all = numbers(list);
-  return all.size() > 1 ? all : Numbers(dims, all.empty() ? otherwise : all[0]);
-}
-
-template <class Result>
-Result recorded(const char* op, const char* reason, Result result) {
-  if (reason) record_fallback(op, reason);
-  return result;
+  return list.empty() ? Numbers(dims, otherwise) : per_axis<int64_t>(numbers(list), dims);
 }
 
 // Calls the function for the number of spatial dimensions.
@@ -67,7 +61,7 @@ auto by_dims(const char* op, const at::Tensor& input, const F1& f1, const F2& f2
 
 // Adds each gradient to the input that its index names.
 at::Tensor spread(const at::Tensor& grad_output, const at::Tensor& indices, SymInts input_size) {
-  c10::SmallVector<c10::SymInt, kAxes + 2> size = {grad_output.sym_size(0), grad_output.sym_size(1)};
+  Sizes<c10::SymInt> size = {grad_output.sym_size(0), grad_output.sym_size(1)};
   c10::SymInt pixels = 1;
   for (const c10::SymInt& each : input_size) pixels = pixels * each;
   const at::Tensor zeros = grad_output.new_zeros_symint({size[0], size[1], pixels});
@@ -98,17 +92,25 @@ TensorPair max_pool_with_indices(const char* reason, const at::Tensor& input, Sy
                       [&] { return at::max_pool3d_with_indices(input, k, s, p, d, ceil_mode); }));
 }
 
-TensorPair adaptive_max_pool_with_indices(const char* reason, const at::Tensor& input, SymInts output_size) {
+namespace {
+
+TensorPair adaptive_max(const char* op, const char* reason, const at::Tensor& input, SymInts output_size) {
   const Numbers o = expanded(output_size, input.dim() - 2, 0);
-  return recorded("adaptive_max_pool", reason,
+  return recorded(op, reason,
                   by_dims(
-                      "adaptive_max_pool", input, [&] { return at::adaptive_max_pool1d(input, o); },
+                      op, input, [&] { return at::adaptive_max_pool1d(input, o); },
                       [&] { return at::adaptive_max_pool2d(input, o); },
                       [&] { return at::adaptive_max_pool3d(input, o); }));
 }
 
+}  // namespace
+
 at::Tensor adaptive_max_pool(const char* reason, const at::Tensor& input, SymInts output_size) {
-  return std::get<0>(adaptive_max_pool_with_indices(reason, input, output_size));
+  return std::get<0>(adaptive_max("adaptive_max_pool", reason, input, output_size));
+}
+
+TensorPair adaptive_max_pool_with_indices(const char* reason, const at::Tensor& input, SymInts output_size) {
+  return adaptive_max("adaptive_max_pool_with_indices", reason, input, output_size);
 }
 
 at::Tensor max_pool_indices(const char* reason, const at::Tensor& offsets, SymInts input_size,
@@ -120,6 +122,11 @@ at::Tensor max_pool_indices(const char* reason, const at::Tensor& offsets, SymIn
   const Numbers k = expanded(kernel_size, dims, 1),
                 s = expanded(stride.empty() ? kernel_size : stride, dims, 1);
   const Numbers p = expanded(padding, dims, 0), d = expanded(dilation, dims, 1), in = numbers(input_size);
+  for (const Numbers& each : {k, s, p, d}) {
+    TORCH_CHECK(each.size() == dims, "max_pool_indices: expected windows of 1 or ", dims,
+                " numbers, but got kernel_size ", kernel_size, ", stride ", stride, ", padding ", padding,
+                ", dilation ", dilation);
+  }
   int64_t step = 1;
   for (size_t i = dims; i-- > 0;) {  // the last axis is the fastest, of taps and of pixels
     const int64_t out = offsets.sym_size(i + 2).guard_int(__FILE__, __LINE__);
@@ -183,7 +190,7 @@ namespace {
 
 // An empty tensor of the forward input's size, which is all that ATen's gradients read of it.
 at::Tensor input_like(const at::Tensor& grad_output, SymInts input_size, bool channels_last) {
-  c10::SmallVector<c10::SymInt, kAxes + 2> size = {grad_output.sym_size(0), grad_output.sym_size(1)};
+  Sizes<c10::SymInt> size = {grad_output.sym_size(0), grad_output.sym_size(1)};
   size.append(input_size.begin(), input_size.end());
   const auto layout = channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst;
   return grad_output.new_empty_symint(size).contiguous(memory_format(layout, grad_output.dim()));
@@ -258,18 +265,6 @@ at::Tensor max_unpool_grad_input(const char* reason, const at::Tensor& grad_outp
   return recorded("max_unpool_grad_input", reason,
                   grad_output.flatten(2).gather(2, indices.flatten(2)).view_as(indices));
 }
-
-namespace {
-
-// The operator's own signature, under vmap.
-template <auto Op>
-struct Batched;
-template <class Result, class... Args, Result (*Op)(const char*, Args...)>
-struct Batched<Op> {
-  static Result run(Args... args) { return Op("vmap", args...); }
-};
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(cnnext, FuncTorchBatched, m) {
   m.impl("max_pool", Batched<&max_pool>::run);

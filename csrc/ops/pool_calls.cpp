@@ -1,14 +1,8 @@
 // The pooling operators as C++ calls: through the dispatcher.
-#include <torch/library.h>
-
+#include "dispatch.h"
 #include "pool.h"
 
 namespace cnnext::ops {
-
-#define CNNEXT_OP(name)                                               \
-  static const auto op = c10::Dispatcher::singleton()                 \
-                             .findSchemaOrThrow("cnnext::" #name, "") \
-                             .typed<std::remove_pointer_t<decltype(&name)>>()
 
 at::Tensor max_pool(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
                     SymInts dilation, bool ceil_mode) {

@@ -30,8 +30,8 @@ template <class Int>
 c10::ArrayRef<Int> sizes(const at::Tensor& t) {
   return sizes(t, Int(0));
 }
-inline c10::SymIntArrayRef symbols(at::IntArrayRef list) { return c10::fromIntArrayRefSlow(list); }
-inline c10::SymIntArrayRef symbols(c10::SymIntArrayRef list) { return list; }
+inline SymInts symbols(at::IntArrayRef list) { return c10::fromIntArrayRefSlow(list); }
+inline SymInts symbols(SymInts list) { return list; }
 
 template <class Int>
 at::Tensor new_tensor(c10::ArrayRef<Int> size, const at::TensorOptions& options, Layout layout) {
@@ -42,9 +42,6 @@ at::Tensor new_tensor(c10::ArrayRef<Int> size, const at::TensorOptions& options,
     return at::empty_symint(size, options, format);
   }
 }
-
-template <class Int>
-using Sizes = c10::SmallVector<Int, kAxes + 2>;
 
 // Windows over an input [N, C, axes], for numbers and symbols.
 template <class Int>
@@ -137,7 +134,7 @@ struct Pool {
   }
 
   Sizes<Int> input, output;
-  c10::SmallVector<Int, kAxes> kernel, stride, padding, dilation;  // adaptive: the kernel bounds the windows
+  PerAxis<Int> kernel, stride, padding, dilation;  // adaptive: the kernel bounds the windows
 
  private:
   std::optional<int64_t> known_taps() const {
@@ -151,7 +148,7 @@ struct Pool {
     }
     return true;
   }
-  static bool expand(Ints values, size_t dims, int64_t smallest, c10::SmallVector<Int, kAxes>& all) {
+  static bool expand(Ints values, size_t dims, int64_t smallest, PerAxis<Int>& all) {
     if (values.size() != dims && values.size() != 1) return false;
     for (size_t i = 0; i < dims; ++i) {
       all.push_back(values[values.size() == 1 ? 0 : i]);
