@@ -1,7 +1,7 @@
 // Convolution and its gradients: schemas, checks, allocation, choice of the kernel. cnnext::conv and friends.
 #include "conv.h"
 #include "device.h"
-#include "packed_weights.h"
+#include "weight_cache.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -81,7 +81,8 @@ void launch(const char* op, const Select& list_of, ConvProblem problem, const at
                                pointer(output)};
   problem.keeps_weight = keeps_weight;
   if (keeps_weight)
-    return run_with_packed(choose_kernel(op, list_of(cpu_kernels()), problem), problem, buffers, weight);
+    return run_with_cached_weight(choose_kernel(op, list_of(cpu_kernels()), problem), problem, buffers,
+                                  weight);
   run_kernel(op, list_of, problem, buffers, output);
 }
 
@@ -137,7 +138,7 @@ at::Tensor conv_kernel(const at::Tensor& input, const at::Tensor& weight, const 
   const at::Tensor dense_weight = weight.contiguous(weight.suggest_memory_format());
   launch("conv", CNNEXT_LIST(conv), problem_of(c, input.scalar_type(), layout, layout_of(weight)),
          input.contiguous(format), dense_weight, contiguous(bias), output,
-         keeps_packed(weight) && dense_weight.is_same(weight));
+         caches_weight(weight) && dense_weight.is_same(weight));
   return output;
 }
 
@@ -164,7 +165,7 @@ at::Tensor conv_grad_input_kernel(const at::Tensor& grad_output, const at::Tenso
   launch("conv_grad_input", CNNEXT_LIST(conv_grad_input),
          problem_of(c, weight.scalar_type(), layout, layout_of(weight)), input, dense_weight,
          contiguous(bias), grad_output.contiguous(format),
-         keeps_packed(weight) && dense_weight.is_same(weight));
+         caches_weight(weight) && dense_weight.is_same(weight));
   return input;
 }
 

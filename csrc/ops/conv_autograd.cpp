@@ -4,7 +4,7 @@
 
 #include "autograd.h"
 #include "conv.h"
-#include "packed_weights.h"
+#include "weight_cache.h"
 
 namespace cnnext::ops {
 namespace {

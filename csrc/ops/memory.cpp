@@ -26,7 +26,7 @@ constexpr size_t kLine = 64;                // bytes
 // blocks would be given back and asked for again with every step.
 int64_t most_held(int64_t peak) { return peak + peak / 8 + (int64_t{8} << 20); }
 
-class Pool final : public c10::Allocator {
+class MemoryPool final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes < kSmall) {
@@ -50,12 +50,12 @@ class Pool final : public c10::Allocator {
     default_copy_data(to, from, bytes);
   }
 
-  static Pool& instance() {
-    static Pool* pool = [] {
+  static MemoryPool& instance() {
+    static MemoryPool* pool = [] {
       // A child that another thread's call was under way for would never get the lock.
       pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
                      [] { instance().mutex_.unlock(); });
-      return new Pool;  // outlives every tensor
+      return new MemoryPool;  // outlives every tensor
     }();
     return *pool;
   }
@@ -149,15 +149,16 @@ class Pool final : public c10::Allocator {
 
 at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options, at::MemoryFormat format) {
   const size_t bytes = c10::multiply_integers(size) * options.dtype().itemsize();
-  if (bytes < kSmall || !options.device().is_cpu() || !Pool::instance().enabled())
+  if (bytes < kSmall || !options.device().is_cpu() || !MemoryPool::instance().enabled())
     return at::empty(size, options, format);
-  return at::detail::empty_generic(size, &Pool::instance(), c10::DispatchKeySet(c10::DispatchKey::CPU),
+  return at::detail::empty_generic(size, &MemoryPool::instance(), c10::DispatchKeySet(c10::DispatchKey::CPU),
                                    c10::typeMetaToScalarType(options.dtype()), format);
 }
 
 c10::DataPtr workspace(int64_t bytes) {
   if (bytes == 0) return {};
-  if (size_t(bytes) >= kSmall && Pool::instance().enabled()) return Pool::instance().allocate_scratch(bytes);
+  if (size_t(bytes) >= kSmall && MemoryPool::instance().enabled())
+    return MemoryPool::instance().allocate_scratch(bytes);
   c10::DataPtr memory = c10::GetCPUAllocator()->allocate(bytes);
   // As torch does with new tensors, so that tests see what is read before it is written: these are NaN.
   const at::Context& context = at::globalContext();
@@ -166,11 +167,11 @@ c10::DataPtr workspace(int64_t bytes) {
   return memory;
 }
 
-void empty_cache() { Pool::instance().clear(); }
-std::map<std::string, int64_t> memory_stats() { return Pool::instance().stats(); }
-bool memory_pool_enabled() { return Pool::instance().enabled(); }
-void set_memory_pool(bool enabled) { Pool::instance().set_enabled(enabled); }
-bool torch_memory_pooled() { return Pool::instance().torch_pooled(); }
-void set_torch_memory_pooled(bool pooled) { Pool::instance().set_torch_pooled(pooled); }
+void empty_cache() { MemoryPool::instance().clear(); }
+std::map<std::string, int64_t> memory_stats() { return MemoryPool::instance().stats(); }
+bool memory_pool_enabled() { return MemoryPool::instance().enabled(); }
+void set_memory_pool(bool enabled) { MemoryPool::instance().set_enabled(enabled); }
+bool torch_memory_pooled() { return MemoryPool::instance().torch_pooled(); }
+void set_torch_memory_pooled(bool pooled) { MemoryPool::instance().set_torch_pooled(pooled); }
 
 }  // namespace cnnext::ops

@@ -26,7 +26,7 @@ void set_memory_pool(bool enabled);
 bool torch_memory_pooled();
 void set_torch_memory_pooled(bool pooled);
 
-// The cache of packed_weights.h.
+// The cache of weight_cache.h.
 bool packed_weights_enabled();
 void set_packed_weights(bool enabled);
 int64_t packed_weight_bytes();

@@ -24,12 +24,12 @@ class Differentiating {
   bool before_;
 };
 
-// Whether a call would keep the weight.
-bool keeps_packed(const at::Tensor& weight);
+// Whether a call would keep what a kernel packs of the weight.
+bool caches_weight(const at::Tensor& weight);
 
 // Runs a kernel that was chosen for a weight that is kept: with what an earlier call has packed, or for the
 // next to find.
-void run_with_packed(const cpu::ConvKernel& kernel, ConvProblem problem, ConvBuffers buffers,
-                     const at::Tensor& weight);
+void run_with_cached_weight(const cpu::ConvKernel& kernel, ConvProblem problem, ConvBuffers buffers,
+                            const at::Tensor& weight);
 
 }  // namespace cnnext::ops

@@ -1,4 +1,4 @@
-#include "packed_weights.h"
+#include "weight_cache.h"
 
 #include <pthread.h>
 
@@ -44,7 +44,7 @@ struct Packed {
   uint64_t used;  // when, in calls
 };
 
-class PackedWeights {
+class WeightCache {
  public:
   // What the kernel has made of the weight for this problem, or an undefined tensor.
   at::Tensor find(const at::Tensor& weight, const cpu::ConvKernel& kernel, const ConvProblem& problem) {
@@ -102,12 +102,12 @@ class PackedWeights {
 std::atomic<bool> enabled{false};
 thread_local bool differentiating = false;
 
-PackedWeights& kept() {
-  static PackedWeights* all = [] {
+WeightCache& cache() {
+  static WeightCache* all = [] {
     // As the memory pool's, whose lock is taken while this one is held: it must be the later to take.
     memory_pool_enabled();
-    pthread_atfork([] { kept().lock(); }, [] { kept().unlock(); }, [] { kept().unlock(); });
-    return new PackedWeights;  // outlives every tensor
+    pthread_atfork([] { cache().lock(); }, [] { cache().unlock(); }, [] { cache().unlock(); });
+    return new WeightCache;  // outlives every tensor
   }();
   return *all;
 }
@@ -117,34 +117,34 @@ PackedWeights& kept() {
 Differentiating::Differentiating() : before_(differentiating) { differentiating = true; }
 Differentiating::~Differentiating() { differentiating = before_; }
 
-bool keeps_packed(const at::Tensor& weight) {
+bool caches_weight(const at::Tensor& weight) {
   // Inference tensors have no version.
   if (!enabled || !weight.is_cpu() || weight.is_inference()) return false;
   return !(differentiating && weight.requires_grad());
 }
 
-void run_with_packed(const cpu::ConvKernel& kernel, ConvProblem problem, ConvBuffers buffers,
-                     const at::Tensor& weight) {
+void run_with_cached_weight(const cpu::ConvKernel& kernel, ConvProblem problem, ConvBuffers buffers,
+                            const at::Tensor& weight) {
   const int64_t bytes = kernel.packed ? kernel.packed(problem) : 0;
   problem.keeps_weight = bytes > 0;
   at::Tensor packed;
   if (problem.keeps_weight) {
-    packed = kept().find(weight, kernel, problem);
+    packed = cache().find(weight, kernel, problem);
     buffers.is_packed = packed.defined();
     if (!buffers.is_packed) packed = empty({bytes}, at::kByte);
     buffers.packed = packed.mutable_data_ptr();
   }
   const at::DataPtr scratch = workspace(kernel.workspace(problem));
   kernel.run(problem, buffers, cpu_parallel(problem.threads), static_cast<char*>(scratch.get()));
-  if (problem.keeps_weight && !buffers.is_packed) kept().add(weight, kernel, problem, packed);
+  if (problem.keeps_weight && !buffers.is_packed) cache().add(weight, kernel, problem, packed);
 }
 
 bool packed_weights_enabled() { return enabled; }
 void set_packed_weights(bool value) {
   enabled = value;
-  if (!value) kept().clear();
+  if (!value) cache().clear();
 }
-int64_t packed_weight_bytes() { return kept().bytes(); }
-void drop_packed_weights() { kept().clear(); }
+int64_t packed_weight_bytes() { return cache().bytes(); }
+void drop_packed_weights() { cache().clear(); }
 
 }  // namespace cnnext::ops
