@@ -120,3 +120,33 @@ def test_invalid_sizes_are_refused(case: int) -> None:
         getattr(ops, name)(*arguments)
     with pytest.raises((RuntimeError, IndexError)):
         getattr(ops, name)(*(each.to("meta") if isinstance(each, Tensor) else each for each in arguments))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "cause"),
+    [
+        ("conv_grad_input", (Y, W, None, [8], [1], [0], [1], 2), "input and weight of as many dimensions, 3 to 5"),
+        ("conv_grad_input", (Y, W, None, [8, 8], [0], [0], [1], 2), "a stride of 1 or more .* stride [0, 0]"),
+        ("conv_grad_input", (Y, W, None, [8, 8], [1, 1, 1], [0], [1], 2), "a stride of 1 .* stride [1, 1, 1]"),
+        ("conv_grad_input", (Y, W, None, [8, 8], [1], [-1], [1], 2), "a padding of 0 or more .* padding [-1, -1]"),
+        ("conv_grad_input", (Y, W, None, [8, 8], [1], [0], [0], 2), "a dilation of 1 or more .* dilation [0, 0]"),
+        ("conv_grad_input", (Y, W, None, [8, 8], [1], [0], [1], -2), "1 group or more .* groups -2"),
+        ("conv_grad_input", (Y, W, None, [8, 8], [1], [0], [1], 4), "output channels that the groups divide"),
+        ("conv_grad_input", (Y, W, None, [2, 8], [1], [0], [1], 2), "a kernel that fits into the padded input"),
+        ("conv_grad_input", (Y, W, None, [8, 9], [1], [0], [1], 2), "grad_output of size [2, 6, 6, 7]"),
+        ("conv_grad_weight", (Y, X, [3, 3], [1], [0], [1], 3), "input of as many channels as weight has in all groups"),
+        ("conv_grad_weight", (Y, X, [0, 3], [1], [0], [1], 2), "a kernel of 1 or more along each axis"),
+    ],
+)
+def test_refusals_name_their_cause(name: str, arguments: tuple[Any, ...], cause: str) -> None:
+    message = f"{name}: expected {cause}".replace("[", r"\[")
+    for device in ("cpu", "meta"):
+        with pytest.raises(RuntimeError, match=message):
+            getattr(ops, name)(*(each.to(device) if isinstance(each, Tensor) else each for each in arguments))
+
+
+def test_lists_of_other_lengths_are_refused_under_vmap() -> None:
+    with pytest.raises(RuntimeError, match=r"conv_grad_input: expected a stride of 1 or 2 numbers, .* \[1, 1, 1\]"):
+        torch.func.vmap(lambda y: ops.conv_grad_input(y, W, None, [8, 8], [1, 1, 1], [0], [1], 2))(Y[None])
+    with pytest.raises(RuntimeError, match=r"conv_grad_weight: expected a padding of 1 or 2 numbers, but got \[\]"):
+        torch.func.vmap(lambda y: ops.conv_grad_weight(y, X, [3, 3], [1], [], [1], 2))(Y[None])

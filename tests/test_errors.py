@@ -262,3 +262,8 @@ def test_unknown_kernel(name: str) -> None:
     message = f"{name} has no kernel 'fastest' for device 'cpu'; there are .*reference$"
     with pytest.raises(ValueError, match=message), cnnext.backends.force_kernel(name, "fastest"):
         pass
+
+
+def test_unknown_operator() -> None:
+    with pytest.raises(ValueError, match=r"there is no operator 'conv2d'; there are conv, .*, max_unpool_grad_input"):
+        cnnext.backends.kernels("conv2d")

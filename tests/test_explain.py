@@ -419,3 +419,18 @@ def test_profiler_shows_operators() -> None:
     names = {event.key for event in p.key_averages()}
     assert {"cnnext::conv", "cnnext::conv_grad_input", "cnnext::conv_grad_weight"} <= names
     assert any(name.startswith("cnnext::max_pool") for name in names)
+
+
+def test_problems_that_no_operator_has() -> None:
+    size, one, none = ([1, 3, 8, 8], [4, 3, 3, 3]), [1, 1], [0, 0]
+    for op, sizes, stride, dtype, cause in (
+        ("conv", size, one, torch.int64, "conv: there are no kernels for Long"),
+        ("conv", ([0, 3, 8, 8], size[1]), one, torch.float32, "conv: expected input and weight that are not empty"),
+        ("conv", size, none, torch.float32, r"conv: expected a stride of 1 or more .* stride \[0, 0\]"),
+        ("max_pool", size, one, torch.float32, "expected one of conv, conv_grad_input, .*, but got 'max_pool'"),
+    ):
+        with pytest.raises(ValueError, match=cause):
+            cnnext._C.explain_conv(op, *sizes, stride, none, one, 1, dtype, False)
+    window = ([3, 3], [2, 2], [0, 0], [1, 1])
+    with pytest.raises(RuntimeError, match=r"max_pool: windows of kernel_size \[3, 3\], stride \[2, 2\], padding .*"):
+        cnnext._C.explain_pool("max_pool", [1, 3, 9, 9], [1, 3, 5, 5], *window, torch.float32, False)

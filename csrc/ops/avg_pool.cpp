@@ -79,8 +79,9 @@ at::Tensor avg_pool_grad_input_kernel(const at::Tensor& grad_output, Ints input_
                                       Ints stride, Ints padding, bool ceil_mode, bool count_include_pad,
                                       std::optional<Int> divisor_override, bool channels_last) {
   const Int one = 1;
-  TORCH_CHECK(!kernel_size.empty() && (!divisor_override || *divisor_override != 0),
-              "avg_pool_grad_input: expected a kernel_size and a divisor other than zero");
+  TORCH_CHECK(!kernel_size.empty(), "avg_pool_grad_input: expected a kernel_size, but got an empty one");
+  TORCH_CHECK(!divisor_override || *divisor_override != 0,
+              "avg_pool_grad_input: expected a divisor_override other than zero, but got 0");
   const auto pool = Pool<Int>::of_result("avg_pool_grad_input", sizes<Int>(grad_output), input_size,
                                          kernel_size, stride, padding, Ints(one));
   return run_avg_grad(pool, grad_output, channels_last, {count_include_pad, number(only(divisor_override))});

@@ -3,8 +3,11 @@
 #include "device.h"
 #include "weight_cache.h"
 
+#include <algorithm>
+
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/StringUtil.h>
 #include <torch/library.h>
 
 namespace cnnext::ops {
@@ -16,38 +19,59 @@ template <class Int>
 struct Conv {
   using Ints = c10::ArrayRef<Int>;
 
-  // Sizes of input and weight with all parameters. Sets `output`, or leaves it empty where they do not fit
-  // together.
+  // Sizes of input and weight with all parameters. Sets `output`, or `misfit` where they do not fit together.
   Conv(Ints input_, Ints weight_, Ints stride_, Ints padding_, Ints dilation_, Int groups_)
       : input(input_), weight(weight_), groups(groups_) {
-    const size_t dims = weight.size() - 2;
-    const auto takes = [&](Ints values, int64_t smallest) {
-      for (const Int& value : values) {
-        if (value < smallest) return false;
-      }
-      return values.size() == dims || values.size() == 1;
-    };
-    if (dims < 1 || dims > kAxes || weight.size() < 3 || input.size() != dims + 2) return;
-    if (!takes(stride_, 1) || !takes(padding_, 0) || !takes(dilation_, 1) || groups < 1) return;
-    if (weight[1] * groups != input[1] || weight[0] % groups != 0) return;
-    Sizes<Int> size = {input[0], weight[0]};
+    const size_t dims = std::max<size_t>(weight.size(), 3) - 2;
+    stride = per_axis(stride_, dims);
+    padding = per_axis(padding_, dims);
+    dilation = per_axis(dilation_, dims);
+    misfit = find_misfit(dims);
+    if (misfit) return;
+    output = {input[0], weight[0]};
     for (size_t i = 0; i < dims; ++i) {
-      stride.push_back(stride_[stride_.size() == 1 ? 0 : i]);
-      padding.push_back(padding_[padding_.size() == 1 ? 0 : i]);
-      dilation.push_back(dilation_[dilation_.size() == 1 ? 0 : i]);
-      const Int& kernel = weight[i + 2];
-      if (kernel < 1 || input[i + 2] + padding[i] * 2 < dilation[i] * (kernel - 1) + 1) return;
-      size.push_back(window_output<Int>(input[i + 2], kernel, stride[i], padding[i], dilation[i]));
+      output.push_back(window_output<Int>(input[i + 2], weight[i + 2], stride[i], padding[i], dilation[i]));
     }
-    output = std::move(size);
   }
 
-  bool valid() const { return !output.empty(); }
+  bool valid() const { return !misfit; }
+  // For messages.
+  std::string arguments() const {
+    return c10::str("input of size ", input, ", weight of size ", weight, ", stride ", Ints(stride),
+                    ", padding ", Ints(padding), ", dilation ", Ints(dilation), ", groups ", groups);
+  }
 
   Ints input, weight;
   Int groups;
   PerAxis<Int> stride, padding, dilation;
   Sizes<Int> output;
+  const char* misfit = nullptr;  // what was expected
+
+ private:
+  const char* find_misfit(size_t dims) const {
+    if (weight.size() != dims + 2 || dims > kAxes || input.size() != dims + 2)
+      return "expected input and weight of as many dimensions, 3 to 5";
+    if (!are_per_axis(stride, dims, 1)) return "expected a stride of 1 or more for each axis";
+    if (!are_per_axis(padding, dims, 0)) return "expected a padding of 0 or more for each axis";
+    if (!are_per_axis(dilation, dims, 1)) return "expected a dilation of 1 or more for each axis";
+    if (groups < 1) return "expected 1 group or more";
+    if (weight[1] * groups != input[1])
+      return "expected input of as many channels as weight has in all groups";
+    if (weight[0] % groups != 0) return "expected output channels that the groups divide";
+    for (size_t i = 0; i < dims; ++i) {
+      const Int& kernel = weight[i + 2];
+      if (kernel < 1) return "expected a kernel of 1 or more along each axis";
+      if (input[i + 2] + padding[i] * 2 < dilation[i] * (kernel - 1) + 1)
+        return "expected a kernel that fits into the padded input";
+    }
+    return nullptr;
+  }
+  static bool are_per_axis(Ints values, size_t dims, int64_t smallest) {
+    for (const Int& value : values) {
+      if (value < smallest) return false;
+    }
+    return values.size() == dims;
+  }
 };
 
 ConvShape shape_of(const Conv<int64_t>& c) {
@@ -69,21 +93,32 @@ Layout either_last(const at::Tensor& a, const at::Tensor& b) {
   return layout_of(a) == last ? last : layout_of(b);
 }
 
-template <class Select>
-void launch(const char* op, const Select& list_of, ConvProblem problem, const at::Tensor& input,
-            const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& output,
-            bool keeps_weight = false) {
-  for (const at::Tensor* each : {&input, &weight, &output}) {
-    problem.aligned = problem.aligned && reinterpret_cast<uintptr_t>(each->const_data_ptr()) % 16 == 0;
+// The tensors of a call, each gradient in the place of what it is the gradient of, as in ConvBuffers;
+// undefined where the operator has none.
+struct ConvTensors {
+  at::Tensor input, weight, bias, output;
+
+  ConvBuffers buffers() const {
+    ConvBuffers b;
+    b.input = data(input);
+    b.weight = data(weight);
+    b.bias = data(bias);
+    b.output = data(output);
+    return b;
   }
-  const auto pointer = [](const at::Tensor& t) { return const_cast<void*>(t.const_data_ptr()); };
-  const ConvBuffers buffers = {pointer(input), pointer(weight), bias ? pointer(*bias) : nullptr,
-                               pointer(output)};
-  problem.keeps_weight = keeps_weight;
-  if (keeps_weight)
-    return run_with_cached_weight(choose_kernel(op, list_of(cpu_kernels()), problem), problem, buffers,
-                                  weight);
-  run_kernel(op, list_of, problem, buffers, output);
+};
+
+template <class Select>
+void launch(const char* op, const Select& list_of, ConvProblem problem, const ConvTensors& tensors) {
+  const ConvBuffers buffers = tensors.buffers();
+  for (const void* each : {buffers.input, buffers.weight, buffers.output}) {
+    problem.aligned = problem.aligned && reinterpret_cast<uintptr_t>(each) % 16 == 0;
+  }
+  if (problem.keeps_weight) {
+    const auto& kernel = choose_kernel(op, list_of(cpu_kernels()), problem);
+    return run_with_cached_weight(kernel, problem, buffers, tensors.weight);
+  }
+  run_kernel(op, list_of, problem, buffers, tensors.output);
 }
 
 // Waking a thread takes longer than so many products.
@@ -96,8 +131,8 @@ ConvProblem problem_of(const Conv<int64_t>& c, at::ScalarType type, Layout layou
   return {shape, *element_type(type), layout, weight_layout, threads, winograd_enabled()};
 }
 
-OptionalTensor contiguous(const OptionalTensor& bias) {
-  return bias && bias->defined() ? OptionalTensor(bias->contiguous()) : std::nullopt;
+at::Tensor contiguous(const OptionalTensor& bias) {
+  return bias && bias->defined() ? bias->contiguous() : at::Tensor();
 }
 
 // Sizes of the third operand, given two.
@@ -110,13 +145,13 @@ Sizes<Int> sizes(const Int& first, const Int& second, c10::ArrayRef<Int> spatial
 
 template <class Int>
 void check_grad_output(const char* op, const Conv<Int>& c, c10::ArrayRef<Int> grad_output) {
-  TORCH_CHECK(c.valid(), op, ": input of size ", c.input, " and weight of size ", c.weight, " with ",
-              c.groups, " groups do not fit these parameters");
+  TORCH_CHECK(c.valid(), op, ": ", c.misfit, ", but got ", c.arguments());
   TORCH_CHECK(grad_output.equals(c.output), op, ": expected grad_output of size ",
               c10::ArrayRef<Int>(c.output), ", but got ", grad_output);
 }
 
-bool has_bias(const OptionalTensor& bias, const c10::SymInt& channels) {
+// Also where there is no bias.
+bool bias_fits(const OptionalTensor& bias, const c10::SymInt& channels) {
   return !bias || !bias->defined() || (bias->dim() == 1 && bias->sym_size(0) == channels);
 }
 
@@ -126,7 +161,7 @@ at::Tensor conv_kernel(const at::Tensor& input, const at::Tensor& weight, const 
   const char* reason = left_to_aten({&input, &weight, bias ? &*bias : &weight});
   const Conv<int64_t> c(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
   if (!reason && (input.numel() == 0 || weight.numel() == 0)) reason = "empty tensor";
-  if (!reason && !(c.valid() && has_bias(bias, weight.size(0))))
+  if (!reason && !(c.valid() && bias_fits(bias, weight.size(0))))
     reason = "invalid";  // torch raises its own error
   if (reason) {
     return aten::conv(reason, input, weight, bias, c10::fromIntArrayRefSlow(stride),
@@ -134,12 +169,15 @@ at::Tensor conv_kernel(const at::Tensor& input, const at::Tensor& weight, const 
   }
   const Layout layout = either_last(input, weight);
   const auto format = memory_format(layout, input.dim());
-  const at::Tensor output = empty(c.output, input.options(), format);
-  const at::Tensor dense_weight = weight.contiguous(weight.suggest_memory_format());
-  launch("conv", CNNEXT_LIST(conv), problem_of(c, input.scalar_type(), layout, layout_of(weight)),
-         input.contiguous(format), dense_weight, contiguous(bias), output,
-         caches_weight(weight) && dense_weight.is_same(weight));
-  return output;
+  ConvTensors t;
+  t.output = empty(c.output, input.options(), format);
+  t.input = input.contiguous(format);
+  t.weight = weight.contiguous(weight.suggest_memory_format());
+  t.bias = contiguous(bias);
+  ConvProblem problem = problem_of(c, input.scalar_type(), layout, layout_of(weight));
+  problem.keeps_weight = caches_weight(weight) && t.weight.is_same(weight);
+  launch("conv", CNNEXT_LIST(conv), problem, t);
+  return t.output;
 }
 
 at::Tensor conv_grad_input_kernel(const at::Tensor& grad_output, const at::Tensor& weight,
@@ -156,17 +194,20 @@ at::Tensor conv_grad_input_kernel(const at::Tensor& grad_output, const at::Tenso
   const auto input_sizes = sizes<int64_t>(grad_output.size(0), weight.size(1) * groups, input_size);
   const Conv<int64_t> c(input_sizes, weight.sizes(), stride, padding, dilation, groups);
   check_grad_output("conv_grad_input", c, grad_output.sizes());
-  TORCH_CHECK(has_bias(bias, input_sizes[1]), "conv_grad_input: expected bias of size [", input_sizes[1],
+  TORCH_CHECK(bias_fits(bias, input_sizes[1]), "conv_grad_input: expected bias of size [", input_sizes[1],
               "], but got ", bias->sizes());
   const Layout layout = either_last(grad_output, weight);
   const auto format = memory_format(layout, weight.dim());
-  const at::Tensor input = empty(input_sizes, grad_output.options(), format);
-  const at::Tensor dense_weight = weight.contiguous(weight.suggest_memory_format());
-  launch("conv_grad_input", CNNEXT_LIST(conv_grad_input),
-         problem_of(c, weight.scalar_type(), layout, layout_of(weight)), input, dense_weight,
-         contiguous(bias), grad_output.contiguous(format),
-         caches_weight(weight) && dense_weight.is_same(weight));
-  return input;
+  const at::Tensor grad_input = empty(input_sizes, grad_output.options(), format);
+  ConvTensors t;
+  t.input = grad_input;
+  t.weight = weight.contiguous(weight.suggest_memory_format());
+  t.bias = contiguous(bias);
+  t.output = grad_output.contiguous(format);
+  ConvProblem problem = problem_of(c, weight.scalar_type(), layout, layout_of(weight));
+  problem.keeps_weight = caches_weight(weight) && t.weight.is_same(weight);
+  launch("conv_grad_input", CNNEXT_LIST(conv_grad_input), problem, t);
+  return grad_input;
 }
 
 at::Tensor conv_grad_weight_kernel(const at::Tensor& grad_output, const at::Tensor& input,
@@ -188,11 +229,15 @@ at::Tensor conv_grad_weight_kernel(const at::Tensor& grad_output, const at::Tens
   const auto format = memory_format(layout, input.dim());
   const Layout weight_layout =
       channels_last && input.dim() > 3 ? Layout::kChannelsLast : Layout::kChannelsFirst;
-  const at::Tensor weight = empty(weight_sizes, input.options(), memory_format(weight_layout, input.dim()));
+  const at::Tensor grad_weight =
+      empty(weight_sizes, input.options(), memory_format(weight_layout, input.dim()));
+  ConvTensors t;
+  t.input = input.contiguous(format);
+  t.weight = grad_weight;
+  t.output = grad_output.contiguous(format);
   launch("conv_grad_weight", CNNEXT_LIST(conv_grad_weight),
-         problem_of(c, input.scalar_type(), layout, weight_layout), input.contiguous(format), weight,
-         std::nullopt, grad_output.contiguous(format));
-  return weight;
+         problem_of(c, input.scalar_type(), layout, weight_layout), t);
+  return grad_weight;
 }
 
 at::Tensor conv_grad_bias_kernel(const at::Tensor& grad_output) {
@@ -210,17 +255,19 @@ at::Tensor conv_grad_bias_kernel(const at::Tensor& grad_output) {
   problem.dtype = *element_type(grad_output.scalar_type());
   problem.layout = layout_of(grad_output);
   problem.threads = at::get_num_threads();
-  const at::Tensor bias = empty({problem.shape.K}, grad_output.options());
-  launch("conv_grad_bias", CNNEXT_LIST(conv_grad_bias), problem, bias, bias, bias,
-         grad_output.contiguous(memory_format(problem.layout, grad_output.dim())));
-  return bias;
+  const at::Tensor grad_bias = empty({problem.shape.K}, grad_output.options());
+  ConvTensors t;
+  t.bias = grad_bias;
+  t.output = grad_output.contiguous(memory_format(problem.layout, grad_output.dim()));
+  launch("conv_grad_bias", CNNEXT_LIST(conv_grad_bias), problem, t);
+  return grad_bias;
 }
 
 // Sizes and formats alone, also symbolic.
 at::Tensor conv_meta(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                      SymInts stride, SymInts padding, SymInts dilation, c10::SymInt groups) {
   const Conv<c10::SymInt> c(input.sym_sizes(), weight.sym_sizes(), stride, padding, dilation, groups);
-  if (!c.valid() || !has_bias(bias, weight.sym_size(0)) ||
+  if (!c.valid() || !bias_fits(bias, weight.sym_size(0)) ||
       left_to_aten({&input, &weight, bias ? &*bias : &weight})) {
     return aten::conv(nullptr, input, weight, bias, stride, padding, dilation, groups);
   }
@@ -230,12 +277,13 @@ at::Tensor conv_meta(const at::Tensor& input, const at::Tensor& weight, const Op
 at::Tensor conv_grad_input_meta(const at::Tensor& grad_output, const at::Tensor& weight,
                                 const OptionalTensor& bias, SymInts input_size, SymInts stride,
                                 SymInts padding, SymInts dilation, c10::SymInt groups) {
-  const auto input = sizes<c10::SymInt>(grad_output.sym_size(0), weight.sym_size(1) * groups, input_size);
-  const Conv<c10::SymInt> c(input, weight.sym_sizes(), stride, padding, dilation, groups);
+  const auto input_sizes =
+      sizes<c10::SymInt>(grad_output.sym_size(0), weight.sym_size(1) * groups, input_size);
+  const Conv<c10::SymInt> c(input_sizes, weight.sym_sizes(), stride, padding, dilation, groups);
   check_grad_output("conv_grad_input", c, grad_output.sym_sizes());
-  TORCH_CHECK(has_bias(bias, input[1]), "conv_grad_input: expected bias of size [", input[1], "], but got ",
-              bias->sym_sizes());
-  return at::empty_symint(input, grad_output.options(),
+  TORCH_CHECK(bias_fits(bias, input_sizes[1]), "conv_grad_input: expected bias of size [", input_sizes[1],
+              "], but got ", bias->sym_sizes());
+  return at::empty_symint(input_sizes, grad_output.options(),
                           memory_format(either_last(grad_output, weight), weight.dim()));
 }
 
@@ -243,11 +291,12 @@ at::Tensor conv_grad_weight_meta(const at::Tensor& grad_output, const at::Tensor
                                  SymInts stride, SymInts padding, SymInts dilation, c10::SymInt groups,
                                  bool channels_last) {
   TORCH_CHECK(groups > 0, "conv_grad_weight: expected positive groups, but got ", groups);
-  const auto weight = sizes<c10::SymInt>(grad_output.sym_size(1), input.sym_size(1) / groups, kernel_size);
-  const Conv<c10::SymInt> c(input.sym_sizes(), weight, stride, padding, dilation, groups);
+  const auto weight_sizes =
+      sizes<c10::SymInt>(grad_output.sym_size(1), input.sym_size(1) / groups, kernel_size);
+  const Conv<c10::SymInt> c(input.sym_sizes(), weight_sizes, stride, padding, dilation, groups);
   check_grad_output("conv_grad_weight", c, grad_output.sym_sizes());
   const auto layout = channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst;
-  return at::empty_symint(weight, input.options(), memory_format(layout, input.dim()));
+  return at::empty_symint(weight_sizes, input.options(), memory_format(layout, input.dim()));
 }
 
 at::Tensor conv_grad_bias_meta(const at::Tensor& grad_output) {
@@ -256,13 +305,14 @@ at::Tensor conv_grad_bias_meta(const at::Tensor& grad_output) {
 
 }  // namespace
 
-ConvProblem conv_problem(at::IntArrayRef input, at::IntArrayRef weight, at::IntArrayRef stride,
-                         at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                         at::ScalarType type, Layout layout, Layout weight_layout) {
+ConvProblem conv_problem(const std::string& op, at::IntArrayRef input, at::IntArrayRef weight,
+                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                         int64_t groups, at::ScalarType type, Layout layout, Layout weight_layout) {
   const Conv<int64_t> c(input, weight, stride, padding, dilation, groups);
+  TORCH_CHECK_VALUE(c.valid(), op, ": ", c.misfit, ", but got ", c.arguments());
   const bool empty = c10::multiply_integers(input) == 0 || c10::multiply_integers(weight) == 0;
-  TORCH_CHECK_VALUE(c.valid() && !empty && element_type(type), "input of size ", input,
-                    " and weight of size ", weight, " do not fit these parameters");
+  TORCH_CHECK_VALUE(!empty, op, ": expected input and weight that are not empty, but got ", c.arguments());
+  TORCH_CHECK_VALUE(element_type(type), op, ": there are no kernels for ", type);
   return problem_of(c, type, layout, weight_layout);
 }
 

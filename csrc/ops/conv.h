@@ -24,11 +24,11 @@ at::Tensor conv_grad_weight(const at::Tensor& grad_output, const at::Tensor& inp
 
 at::Tensor conv_grad_bias(const at::Tensor& grad_output);
 
-// The problem as the kernels see it; sizes of the forward convolution. An error where they do not fit
-// together.
-ConvProblem conv_problem(at::IntArrayRef input, at::IntArrayRef weight, at::IntArrayRef stride,
-                         at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                         at::ScalarType type, Layout layout, Layout weight_layout);
+// The problem of an operator as the kernels see it; sizes of the forward convolution. An error where there is
+// none.
+ConvProblem conv_problem(const std::string& op, at::IntArrayRef input, at::IntArrayRef weight,
+                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                         int64_t groups, at::ScalarType type, Layout layout, Layout weight_layout);
 
 // The same by ATen, for what is not ours; differentiable in every mode. The reason is recorded, unless it is
 // null.

@@ -9,6 +9,11 @@ namespace cnnext::ops {
 // Selects a list of candidates: from a table, whatever its device.
 #define CNNEXT_LIST(op) [](const auto& table) -> const auto& { return table.op; }
 
+// The tensor's memory for a kernel, also to write; null if it is undefined.
+inline void* data(const at::Tensor& t) {
+  return t.defined() ? const_cast<void*>(t.const_data_ptr()) : nullptr;
+}
+
 // What makes a GPU's problem of a problem: its architecture, 10 * major + minor, and torch's setting of TF32.
 void set_gpu(ConvProblem& problem, int arch);
 void set_gpu(PoolProblem& problem, int arch);

@@ -60,7 +60,7 @@ Choice explain_conv(const std::string& op, const std::vector<int64_t>& input,
                     c10::ScalarType type, bool channels_last, bool weight_channels_last, bool keeps_weight,
                     int arch) {
   const auto layout = [](bool last) { return last ? Layout::kChannelsLast : Layout::kChannelsFirst; };
-  ConvProblem problem = conv_problem(input, weight, stride, padding, dilation, groups, type,
+  ConvProblem problem = conv_problem(op, input, weight, stride, padding, dilation, groups, type,
                                      layout(channels_last), layout(weight_channels_last));
   problem.keeps_weight = keeps_weight;
   return explain(op, problem, arch);
@@ -79,7 +79,7 @@ Choice explain_pool(const std::string& op, const std::vector<int64_t>& input,
     name.replace(name.size() - suffix.size(), suffix.size(), "_with_offsets");
   }
   const PoolProblem problem =
-      pool_problem(input, output, adaptive ? at::IntArrayRef() : at::IntArrayRef(kernel_size), stride,
+      pool_problem(op, input, output, adaptive ? at::IntArrayRef() : at::IntArrayRef(kernel_size), stride,
                    padding, dilation, type, channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst);
   return explain(name, problem, arch);
 }

@@ -18,9 +18,7 @@ at::Tensor run_max(const Pool<Int>& pool, const at::Tensor& input) {
 
 template <class Int>
 TensorPair run_max_with_offsets(const char* op, const Pool<Int>& pool, const at::Tensor& input) {
-  TORCH_CHECK(pool.valid() && element_type(input.scalar_type()), op,
-              ": these windows do not fit an input of size ", input.sym_sizes(), " and type ",
-              input.scalar_type());
+  TORCH_CHECK(element_type(input.scalar_type()), op, ": not implemented for ", input.scalar_type());
   const Layout layout = layout_of(input);
   const at::Tensor output = new_tensor<Int>(pool.output, input.options(), layout);
   const at::Tensor offsets = new_tensor<Int>(pool.output, input.options().dtype(pool.offset_type()), layout);
@@ -89,6 +87,8 @@ TensorPair max_pool_with_offsets_kernel(const at::Tensor& input, Ints kernel_siz
   if (!pool.valid()) {
     aten::max_pool(nullptr, input, symbols(kernel_size), symbols(stride), symbols(padding), symbols(dilation),
                    ceil_mode);
+    TORCH_CHECK(false, "max_pool_with_offsets: ", Pool<Int>::windows(kernel_size, stride, padding, dilation),
+                " do not fit an input of size ", input.sym_sizes());
   }
   return run_max_with_offsets<Int>("max_pool_with_offsets", pool, input);
 }
@@ -117,7 +117,11 @@ template <class Int, class Ints = c10::ArrayRef<Int>>
 TensorPair adaptive_max_pool_with_offsets_kernel(const at::Tensor& input, Ints output_size) {
   check_input("adaptive_max_pool_with_offsets", input);
   const Pool<Int> pool(sizes<Int>(input), output_size);
-  if (!pool.valid()) aten::adaptive_max_pool(nullptr, input, symbols(output_size));
+  if (!pool.valid()) {
+    aten::adaptive_max_pool(nullptr, input, symbols(output_size));
+    TORCH_CHECK(false, "adaptive_max_pool_with_offsets: an output_size of ", output_size,
+                " does not fit an input of size ", input.sym_sizes());
+  }
   return run_max_with_offsets<Int>("adaptive_max_pool_with_offsets", pool, input);
 }
 

@@ -52,13 +52,17 @@ template <class Int>
 at::Tensor max_unpool_grad_input_kernel(const at::Tensor& grad_output, const at::Tensor& indices,
                                         bool channels_last) {
   check_input("max_unpool_grad_input", indices);
-  bool fits = grad_output.dim() == indices.dim() && grad_output.device() == indices.device() &&
+  TORCH_CHECK(element_type(grad_output.scalar_type()), "max_unpool_grad_input: not implemented for ",
+              grad_output.scalar_type());
+  TORCH_CHECK(grad_output.device() == indices.device(),
+              "max_unpool_grad_input: expected all tensors on one device, but got ", grad_output.device(),
+              " and ", indices.device());
+  bool fits = grad_output.dim() == indices.dim() &&
               sizes<Int>(grad_output).slice(0, 2).equals(sizes<Int>(indices).slice(0, 2));
   for (int64_t i = 2; fits && i < indices.dim(); ++i)  // no index is valid in an empty plane
     fits = sizes<Int>(grad_output)[i] > 0 || sizes<Int>(indices)[i] == 0;
-  TORCH_CHECK(fits && indices.scalar_type() == at::kLong && element_type(grad_output.scalar_type()),
-              "max_unpool_grad_input: grad_output of size ", grad_output.sym_sizes(), " and type ",
-              grad_output.scalar_type(), " does not fit indices of size ", indices.sym_sizes(), " and type ",
+  TORCH_CHECK(fits && indices.scalar_type() == at::kLong, "max_unpool_grad_input: grad_output of size ",
+              grad_output.sym_sizes(), " does not fit indices of size ", indices.sym_sizes(), " and type ",
               indices.scalar_type());
   const Layout layout = last_if(channels_last, indices.dim());
   const at::Tensor grad_input = new_tensor<Int>(sizes<Int>(indices), grad_output.options(), layout);

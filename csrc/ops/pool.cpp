@@ -8,12 +8,12 @@ bool pool_fits(const at::Tensor& input, SymInts kernel_size, SymInts stride, Sym
   return Pool<c10::SymInt>(input.sym_sizes(), kernel_size, stride, padding, dilation, ceil_mode).valid();
 }
 
-PoolProblem pool_problem(at::IntArrayRef input, at::IntArrayRef output, at::IntArrayRef kernel_size,
-                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                         at::ScalarType type, Layout layout) {
-  TORCH_CHECK_VALUE(element_type(type), "no pooling kernels for ", type);
-  const auto pool = Pool<int64_t>::of_result("explain_pool", output, input.slice(2), kernel_size, stride,
-                                             padding, dilation);
+PoolProblem pool_problem(const std::string& op, at::IntArrayRef input, at::IntArrayRef output,
+                         at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+                         at::IntArrayRef dilation, at::ScalarType type, Layout layout) {
+  TORCH_CHECK_VALUE(element_type(type), op, ": there are no kernels for ", type);
+  const auto pool =
+      Pool<int64_t>::of_result(op.c_str(), output, input.slice(2), kernel_size, stride, padding, dilation);
   return problem_of(pool, type, layout);
 }
 

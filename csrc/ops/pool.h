@@ -51,10 +51,10 @@ at::Tensor max_unpool_grad_input(const at::Tensor& grad_output, const at::Tensor
 bool pool_fits(const at::Tensor& input, SymInts kernel_size, SymInts stride, SymInts padding,
                SymInts dilation, bool ceil_mode);
 
-// The problem as the kernels see it. An error where the sizes do not fit together.
-PoolProblem pool_problem(at::IntArrayRef input, at::IntArrayRef output, at::IntArrayRef kernel_size,
-                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                         at::ScalarType type, Layout layout);
+// The problem of an operator as the kernels see it. An error where there is none.
+PoolProblem pool_problem(const std::string& op, at::IntArrayRef input, at::IntArrayRef output,
+                         at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+                         at::IntArrayRef dilation, at::ScalarType type, Layout layout);
 
 // The same by ATen, for what is not ours; differentiable in every mode. The reason is recorded, unless it is
 // null.

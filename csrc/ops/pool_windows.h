@@ -4,6 +4,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/StringUtil.h>
 #include <torch/library.h>
 
 #include <limits>
@@ -89,17 +90,25 @@ struct Pool {
                 " do not fit together");
     Sizes<Int> size = {result[0], result[1]};
     size.append(input_size.begin(), input_size.end());
-    if (kernel_.empty()) return Pool(size, result.slice(2)).checked(op, result);
-    const Pool exact(size, kernel_, stride_, padding_, dilation_, false);
-    return Ints(exact.output).equals(result)
-               ? exact
-               : Pool(size, kernel_, stride_, padding_, dilation_, true).checked(op, result);
+    const auto makes_result = [&](const Pool& pool) { return Ints(pool.output).equals(result); };
+    if (kernel_.empty()) {
+      const Pool adaptive(size, result.slice(2));
+      TORCH_CHECK(makes_result(adaptive), op, ": adaptive windows over an input of size ", Ints(size),
+                  " do not make a tensor of size ", result);
+      return adaptive;
+    }
+    for (const bool ceil_mode : {false, true}) {
+      const Pool pool(size, kernel_, stride_, padding_, dilation_, ceil_mode);
+      if (makes_result(pool)) return pool;
+    }
+    TORCH_CHECK(false, op, ": ", windows(kernel_, stride_, padding_, dilation_), " over an input of size ",
+                Ints(size), " do not make a tensor of size ", result);
   }
 
-  Pool checked(const char* op, Ints result) const {
-    TORCH_CHECK(Ints(output).equals(result), op, ": windows over an input of size ", Ints(input),
-                " do not make a tensor of size ", result);
-    return *this;
+  // For messages.
+  static std::string windows(Ints kernel_, Ints stride_, Ints padding_, Ints dilation_) {
+    return c10::str("windows of kernel_size ", kernel_, ", stride ", stride_.empty() ? kernel_ : stride_,
+                    ", padding ", padding_, ", dilation ", dilation_);
   }
 
   bool valid() const { return !output.empty(); }
@@ -188,7 +197,6 @@ inline at::Tensor laid_out(const at::Tensor& t, Layout layout) {
 inline Layout last_if(bool channels_last, int64_t dim) {
   return channels_last && dim > 3 ? Layout::kChannelsLast : Layout::kChannelsFirst;
 }
-inline void* data(const at::Tensor& t) { return const_cast<void*>(t.const_data_ptr()); }
 
 inline const char* refused(const at::Tensor& input, bool valid) {
   const char* reason = left_to_aten({&input});
