@@ -107,11 +107,12 @@ void force_kernel(const std::string& op, const std::string& name, bool cuda) {
   any_forced = !forced[0].empty() || !forced[1].empty();
 }
 
-const std::string* forced_kernel(const char* op, bool cuda) {
-  if (!any_forced) return nullptr;
+std::optional<std::string> forced_kernel(const char* op, bool cuda) {
+  if (!any_forced) return std::nullopt;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto entry = forced[cuda].find(op);
-  return entry == forced[cuda].end() ? nullptr : &entry->second;
+  if (entry == forced[cuda].end()) return std::nullopt;
+  return entry->second;
 }
 
 namespace {

@@ -43,10 +43,14 @@ std::optional<DType> element_type(at::ScalarType type);
 // dimensions; one spatial dimension has none in torch and is always channels first.
 Layout layout_of(const at::Tensor& tensor);
 at::MemoryFormat memory_format(Layout layout, int64_t dim);
+// Channels last where that is asked for, and there is such a layout.
+inline Layout last_if(bool channels_last, int64_t dim) {
+  return channels_last && dim > 3 ? Layout::kChannelsLast : Layout::kChannelsFirst;
+}
 
 // Kernels can be forced by name, for tests; an empty name chooses again by the problem's shape.
 void force_kernel(const std::string& op, const std::string& name, bool cuda);
-const std::string* forced_kernel(const char* op, bool cuda);
+std::optional<std::string> forced_kernel(const char* op, bool cuda);
 
 // Whether Winograd's algorithm may be chosen.
 bool winograd_enabled();
@@ -66,7 +70,7 @@ std::string refusals(const KernelList<Kernel>& candidates, const Problem& proble
 // The first candidate that accepts the problem, or the forced one (an error if that one refuses).
 template <class Kernel, class Problem>
 const Kernel& choose_kernel(const char* op, const KernelList<Kernel>& candidates, const Problem& problem) {
-  const std::string* forced = forced_kernel(op, problem.arch > 0);
+  const std::optional<std::string> forced = forced_kernel(op, problem.arch > 0);
   for (const Kernel& kernel : candidates) {
     if (forced && *forced != kernel.name) continue;
     const char* reason = kernel.refuses(problem);

@@ -227,8 +227,7 @@ at::Tensor conv_grad_weight_kernel(const at::Tensor& grad_output, const at::Tens
   check_grad_output("conv_grad_weight", c, grad_output.sizes());
   const Layout layout = either_last(grad_output, input);
   const auto format = memory_format(layout, input.dim());
-  const Layout weight_layout =
-      channels_last && input.dim() > 3 ? Layout::kChannelsLast : Layout::kChannelsFirst;
+  const Layout weight_layout = last_if(channels_last, input.dim());
   const at::Tensor grad_weight =
       empty(weight_sizes, input.options(), memory_format(weight_layout, input.dim()));
   ConvTensors t;
@@ -295,7 +294,7 @@ at::Tensor conv_grad_weight_meta(const at::Tensor& grad_output, const at::Tensor
       sizes<c10::SymInt>(grad_output.sym_size(1), input.sym_size(1) / groups, kernel_size);
   const Conv<c10::SymInt> c(input.sym_sizes(), weight_sizes, stride, padding, dilation, groups);
   check_grad_output("conv_grad_weight", c, grad_output.sym_sizes());
-  const auto layout = channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst;
+  const Layout layout = last_if(channels_last, input.dim());
   return at::empty_symint(weight_sizes, input.options(), memory_format(layout, input.dim()));
 }
 

@@ -68,7 +68,7 @@ at::Tensor conv_grad_weight(const char* reason, const at::Tensor& grad_output, c
   const size_t dims = kernel_size.size();
   Sizes<c10::SymInt> size = {grad_output.sym_size(1), input.sym_size(1) / groups};
   size.append(kernel_size.begin(), kernel_size.end());
-  const auto layout = channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst;
+  const Layout layout = last_if(channels_last, int64_t(dims) + 2);
   const at::Tensor weight =  // only its size and format are read
       input.new_empty_symint(size).contiguous(memory_format(layout, int64_t(dims) + 2));
   const char* op = "conv_grad_weight";

@@ -33,8 +33,8 @@ struct SavedParameters : Parameters {
   at::Tensor laid_out(const at::Tensor& grad) const {
     // One of a batch (torch.autograd.grad with is_grads_batched) has no memory format.
     if (grad.key_set().has(c10::DispatchKey::Batched)) return grad;
-    const bool last = channels_last.expect_int() == 1;
-    return grad.contiguous(memory_format(last ? Layout::kChannelsLast : Layout::kChannelsFirst, grad.dim()));
+    const Layout layout = last_if(channels_last.expect_int() == 1, grad.dim());
+    return grad.contiguous(memory_format(layout, grad.dim()));
   }
   Saved saved;
 };

@@ -192,7 +192,7 @@ namespace {
 at::Tensor input_like(const at::Tensor& grad_output, SymInts input_size, bool channels_last) {
   Sizes<c10::SymInt> size = {grad_output.sym_size(0), grad_output.sym_size(1)};
   size.append(input_size.begin(), input_size.end());
-  const auto layout = channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst;
+  const Layout layout = last_if(channels_last, grad_output.dim());
   return grad_output.new_empty_symint(size).contiguous(memory_format(layout, grad_output.dim()));
 }
 

@@ -194,9 +194,6 @@ void launch(const char* op, const Select& list_of, const PoolProblem& problem, c
 inline at::Tensor laid_out(const at::Tensor& t, Layout layout) {
   return t.contiguous(memory_format(layout, t.dim()));
 }
-inline Layout last_if(bool channels_last, int64_t dim) {
-  return channels_last && dim > 3 ? Layout::kChannelsLast : Layout::kChannelsFirst;
-}
 
 inline const char* refused(const at::Tensor& input, bool valid) {
   const char* reason = left_to_aten({&input});
