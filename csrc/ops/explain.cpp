@@ -36,8 +36,7 @@ Choice explain(const std::string& op, Problem problem, int arch) {
     });
   });
   TORCH_CHECK_VALUE(choice, "explain: expected one of ", c10::Join(", ", others), ", but got '", op, "'");
-  there are ", c10::Join(", ", others));
-      return *choice;
+  return *choice;
 }
 
 }  // namespace
