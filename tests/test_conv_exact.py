@@ -60,6 +60,9 @@ CASES = [
     problem((2, 3, 32, 48), (40, 3, 16, 16), stride=16),
     problem((2, 64, 90), (16, 64, 5), padding=40, dilation=20),
     problem((1, 64, 9, 20), (24, 64, 3, 4), padding=(8, 15), dilation=(6, 7)),
+    problem((1, 64, 300), (16, 64, 90), padding=30),
+    # Residues of the stride that no tap reads, in rows of many pixels.
+    problem((1, 64, 32, 64), (64, 64, 5, 1), stride=(1, 2), padding=(10, 0), dilation=(5, 31)),
     # Pixels cross blocks of 108, 112 and 256 and are split; several images in a block.
     *(problem((1, 3, 1, pixels), (5, 3, 1, 1)) for pixels in (107, 108, 109, 111, 112, 113, 255, 256, 257)),
     problem((5, 3, 9, 7), (4, 3, 3, 3), padding=1),
@@ -73,6 +76,7 @@ CASES = [
     problem((2, 3, 11, 13), (4, 3, 2, 2), stride=3),
     problem((2, 3, 12, 14), (4, 3, 2, 3), stride=(5, 4), padding=1),
     problem((1, 3, 2, 2), (4, 3, 1, 1), stride=7),
+    problem((1, 64, 9, 30), (64, 16, 3, 3), stride=(1, 10**6), padding=1, groups=4),
     problem((1, 8, 9, 9), (8, 8, 3, 3), stride=2, padding=1),
     problem((1, 8, 8, 8), (8, 8, 3, 3), stride=2, padding=1),
     problem((1, 3, 30, 30), (16, 3, 7, 7), stride=2, padding=3),

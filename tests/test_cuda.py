@@ -78,6 +78,8 @@ def by_gpu(op: str, kernel: str, conv: Conv, t: Operands, weight_last: bool) -> 
 
 LARGE = [
     problem((8, 64, 28, 28), (128, 64, 3, 3), padding=1),
+    problem((8, 64, 56, 56), (128, 64, 3, 3), padding=1),  # tiles of 128 x 128 on 132 multiprocessors
+    problem((8, 128, 56, 56), (128, 128, 3, 3), padding=1),
     problem((4, 256, 14, 14), (264, 256, 1, 1)),
     problem((8, 128, 28, 27), (136, 128, 3, 3), stride=2, padding=1),
     problem((8, 3, 64, 64), (64, 3, 7, 7), stride=2, padding=3),

@@ -54,6 +54,18 @@ def test_wide_windows_take_little_memory(
     torch.testing.assert_close(ours.double(), exact.double(), rtol=1e-4, atol=1e-7)
 
 
+def test_memory_does_not_grow_with_the_stride() -> None:
+    x = torch.randn(1, 1, 128, 128)
+    pool = cnnext.nn.MaxPool2d(2, stride=10**6)
+    assert torch.equal(pool(x), F.max_pool2d(x, 2, 10**6))
+    conv = torch.nn.Conv2d(128, 128, 3, stride=(1, 10**6), padding=1, groups=4)
+    for layer, input in ((pool, x), (conv, torch.randn(1, 128, 9, 64))):
+        for each in cnnext.explain(layer, input.to(memory_format=torch.channels_last)).layers[0].directions:
+            assert each.workspace_bytes < 8 << 20
+        for each in cnnext.explain(layer, input).layers[0].directions:
+            assert each.workspace_bytes < 8 << 20
+
+
 def test_a_gradients_work_does_not_grow_with_the_stride() -> None:
     # The phases of a stride of 10 million, tried one by one against each other, would take days.
     x = torch.randn(1, 2, 600, 600, requires_grad=True)

@@ -24,8 +24,9 @@ const Kernels& pool() {
                                                      kMaxPoolOffsetsLanes,     kMaxPoolOffsetsRows,
                                                      kMaxPoolOffsetsReference};
   static const PoolKernel max_pool_indices[] = {kMaxPoolIndices};
-  static const PoolKernel max_pool_grad_input[] = {kMaxPoolGradChannelsLast, kMaxPoolGradRows,
-                                                   kMaxPoolGradScatter, kMaxPoolGradReference};
+  static const PoolKernel max_pool_grad_input[] = {kMaxPoolGradChannelsLast, kMaxPoolGradPlane,
+                                                   kMaxPoolGradRows, kMaxPoolGradScatter,
+                                                   kMaxPoolGradReference};
   static const PoolKernel max_pool_select[] = {kMaxPoolSelect};
   static const PoolKernel avg_pool[] = {kAvgPoolChannelsLast, kAvgPoolPlane, kAvgPoolLanes, kAvgPoolRows,
                                         kAvgPoolReference};

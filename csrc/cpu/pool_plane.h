@@ -1,5 +1,5 @@
 // Pooling in channels first where one window covers the whole plane (global pooling): the plane is one run of
-// elements, vectors along it. Forward of maximum and average, and the gradient of the average.
+// elements, vectors along it. Maximum and average, and their gradients.
 #pragma once
 
 #include "entry.h"
@@ -152,11 +152,40 @@ struct AvgPoolGradPlane : PoolPlane<T, PoolMode::kAverage> {
   }
 };
 
+// Zeros, but for the pixel where a plane's maximum was. Offsets that name no pixel add nothing.
+template <class T>
+struct MaxPoolGradPlane : PoolPlane<T, PoolMode::kMaxOffsets> {
+  using Forward = PoolPlane<T, PoolMode::kMaxOffsets>;
+  using Forward::Forward;
+  using Forward::input, Forward::L, Forward::output, Forward::pixels, Forward::shape;
+
+  void run(const Parallel& parallel) const {
+    with_offset_type(this->problem, [&](auto* tag) {
+      const auto* offsets = static_cast<decltype(tag)>(this->offsets);
+      this->each_plane(parallel, [&](int64_t plane, int64_t room) {
+        T* to = input + plane * pixels;
+        for (int64_t i = 0; i < pixels; i += L) store_part(to + i, Vec<Acc<T>>{}, room - i);
+        const int64_t pixel = pixel_of(offsets[plane]);
+        if (uint64_t(pixel) < uint64_t(pixels)) to[pixel] = output[plane];
+      });
+    });
+  }
+
+  int64_t pixel_of(int64_t tap) const {
+    const Window &h = shape.axis[1], &w = shape.axis[2];
+    const int64_t z = tap / w.kernel / h.kernel - shape.span(0, 0).tap,
+                  y = tap / w.kernel % h.kernel - shape.span(1, 0).tap;
+    return (z * h.input + y) * w.input + tap % w.kernel - shape.span(2, 0).tap;
+  }
+};
+
 constexpr const char* kPlaneSummary = "one window over the plane, vectors along it";
 constexpr PoolKernel kMaxPoolPlane =
     entry<ByType<InMode<PoolPlane, PoolMode::kMax>::Of>>("plane", kPlaneSummary, plane_refuses);
 constexpr PoolKernel kMaxPoolOffsetsPlane =
     entry<ByType<InMode<PoolPlane, PoolMode::kMaxOffsets>::Of>>("plane", kPlaneSummary, plane_refuses);
+constexpr PoolKernel kMaxPoolGradPlane =
+    entry<ByType<MaxPoolGradPlane>>("plane", kPlaneSummary, plane_refuses);
 constexpr PoolKernel kAvgPoolPlane =
     entry<ByType<InMode<PoolPlane, PoolMode::kAverage>::Of>>("plane", kPlaneSummary, plane_refuses);
 constexpr PoolKernel kAvgPoolGradPlane =

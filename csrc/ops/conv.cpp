@@ -239,9 +239,13 @@ at::Tensor conv_grad_weight_kernel(const at::Tensor& grad_output, const at::Tens
   return grad_weight;
 }
 
-at::Tensor conv_grad_bias_kernel(const at::Tensor& grad_output) {
+void check_dimensions(const at::Tensor& grad_output) {
   TORCH_CHECK(grad_output.dim() >= 3 && grad_output.dim() <= 5,
               "conv_grad_bias: expected grad_output of 3 to 5 dimensions, but got ", grad_output.dim());
+}
+
+at::Tensor conv_grad_bias_kernel(const at::Tensor& grad_output) {
+  check_dimensions(grad_output);
   const char* reason = left_to_aten({&grad_output});
   if (!reason && grad_output.numel() == 0) reason = "empty tensor";
   if (reason) {
@@ -299,6 +303,7 @@ at::Tensor conv_grad_weight_meta(const at::Tensor& grad_output, const at::Tensor
 }
 
 at::Tensor conv_grad_bias_meta(const at::Tensor& grad_output) {
+  check_dimensions(grad_output);
   return at::empty_symint({grad_output.sym_size(1)}, grad_output.options());
 }
 

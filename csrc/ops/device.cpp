@@ -4,6 +4,7 @@
 
 #if defined(CNNEXT_WITH_CUDA)
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -38,7 +39,11 @@ int OnGpu::arch() const {
 }
 cuda::Stream OnGpu::stream() const { return {c10::cuda::getCurrentCUDAStream().stream()}; }
 at::DataPtr OnGpu::workspace(int64_t bytes) const {
-  return bytes == 0 ? at::DataPtr() : c10::cuda::CUDACachingAllocator::get()->allocate(bytes);
+  if (bytes == 0) return {};
+  at::DataPtr memory = c10::cuda::CUDACachingAllocator::get()->allocate(bytes);
+  if (fills_workspaces())
+    C10_CUDA_CHECK(cudaMemsetAsync(memory.get(), 0xff, bytes, c10::cuda::getCurrentCUDAStream()));
+  return memory;
 }
 
 #else

@@ -160,11 +160,13 @@ c10::DataPtr workspace(int64_t bytes) {
   if (size_t(bytes) >= kSmall && MemoryPool::instance().enabled())
     return MemoryPool::instance().allocate_scratch(bytes);
   c10::DataPtr memory = c10::GetCPUAllocator()->allocate(bytes);
-  // As torch does with new tensors, so that tests see what is read before it is written: these are NaN.
-  const at::Context& context = at::globalContext();
-  if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory())
-    std::memset(memory.get(), 0xff, size_t(bytes));
+  if (fills_workspaces()) std::memset(memory.get(), 0xff, size_t(bytes));
   return memory;
+}
+
+bool fills_workspaces() {
+  const at::Context& context = at::globalContext();
+  return context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory();
 }
 
 void empty_cache() { MemoryPool::instance().clear(); }

@@ -16,5 +16,8 @@ at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options,
 
 // Scratch memory of a kernel, aligned to kAlignment.
 c10::DataPtr workspace(int64_t bytes);
+// Whether fresh workspaces are NaN, as new tensors are then in torch: what is read before it is written
+// shows.
+bool fills_workspaces();
 
 }  // namespace cnnext::ops
