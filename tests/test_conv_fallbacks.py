@@ -119,7 +119,7 @@ def test_invalid_sizes_are_refused(case: int) -> None:
     name, arguments = INVALID[case]
     with pytest.raises(RuntimeError, match=f"^{name}: expected "):
         getattr(ops, name)(*arguments)
-    with pytest.raises((RuntimeError, IndexError), match=f"^{name}: expected |^Dimension "):
+    with pytest.raises(RuntimeError, match=f"^{name}: expected "):
         getattr(ops, name)(*(each.to("meta") if isinstance(each, Tensor) else each for each in arguments))
 
 
@@ -131,7 +131,7 @@ def test_invalid_sizes_are_refused(case: int) -> None:
         ("conv_grad_input", (Y, W, None, [8, 8], [1, 1, 1], [0], [1], 2), "a stride of 1 .* stride [1, 1, 1]"),
         ("conv_grad_input", (Y, W, None, [8, 8], [1], [-1], [1], 2), "a padding of 0 or more .* padding [-1, -1]"),
         ("conv_grad_input", (Y, W, None, [8, 8], [1], [0], [0], 2), "a dilation of 1 or more .* dilation [0, 0]"),
-        ("conv_grad_input", (Y, W, None, [8, 8], [1], [0], [1], -2), "1 group or more .* groups -2"),
+        ("conv_grad_input", (Y, W, None, [8, 8], [1], [0], [1], -2), "1 group or more, .* groups -2"),
         ("conv_grad_input", (Y, W, None, [8, 8], [1], [0], [1], 4), "output channels that the groups divide"),
         ("conv_grad_input", (Y, W, None, [2, 8], [1], [0], [1], 2), "a kernel that fits into the padded input"),
         ("conv_grad_input", (Y, W, None, [8, 9], [1], [0], [1], 2), "grad_output of size [2, 6, 6, 7]"),
