@@ -19,6 +19,18 @@ constexpr int64_t kGradTiles = 64;                   // tiles transformed at a t
 constexpr int64_t kFewTiles = 32;       // up to which their products are not kept for all channels
 constexpr int64_t kWinogradTasks = 16;  // splits are made until there are this many tasks
 
+// Of filters of three or four taps, one behind the other, the vector from element kFirst on. Lanes of g[tap]
+// are filters.
+template <class A, int kTaps, int kFirst, int... Lane>
+CNNEXT_INLINE Vec<A> interleave_taps(const Vec<A>* g, std::integer_sequence<int, Lane...>) {
+  constexpr int L = kLanes<A>;
+  const Vec<A> lower =
+      __builtin_shufflevector(g[0], g[1], ((kFirst + Lane) % kTaps % 2 * L + (kFirst + Lane) / kTaps)...);
+  const Vec<A> upper = __builtin_shufflevector(
+      g[2], g[kTaps - 1], ((kFirst + Lane) % kTaps % 2 * L + (kFirst + Lane) / kTaps)...);
+  return __builtin_shufflevector(lower, upper, ((kFirst + Lane) % kTaps < 2 ? Lane : L + Lane)...);
+}
+
 template <class T, class Tile>
 struct GradWeightWinograd {
   using A = Acc<T>;
@@ -226,19 +238,34 @@ struct GradWeightWinograd {
     }
   }
 
-  // Filters of `count` input channels whose taps are neighbours in memory: each overwrites the end of the one
-  // before.
+  // Filters of `count` input channels whose taps are neighbours in memory. Many taps are transposed, and each
+  // filter overwrites the end of the one before.
   template <class At>
   void store_filters(int64_t count, At&& at, T* to) const {
     for (int64_t j = 0; j < count; j += L, to += kTaps * L) {
       const int64_t filters = min_of(L, count - j);
       Vec<A> g[max_of(L, kTaps)] = {};
       for (int tap = 0; tap < kTaps; ++tap) g[tap] = load(at(j) + tap * block_plane);
+      if constexpr (kTaps == 3 || kTaps == 4) {
+        store_interleaved(g, kTaps * filters, to, std::make_integer_sequence<int, kTaps>());
+        continue;
+      }
       transpose<A>(g);
       int64_t n = 0;
       for (; kTaps * (filters - n) >= L; ++n) store(to + kTaps * n, g[n]);
       for (; n < filters; ++n) store_part(to + kTaps * n, g[n], kTaps * (filters - n));
     }
+  }
+
+  template <int... Number>
+  static void store_interleaved(const Vec<A>* g, int64_t elements, T* to,
+                                std::integer_sequence<int, Number...>) {
+    const auto store_vector = [&](auto number, int64_t count) {
+      constexpr int kFirst = decltype(number)::value * int(L);
+      const Vec<A> v = interleave_taps<A, kTaps, kFirst>(g, std::make_integer_sequence<int, int(L)>());
+      if (count > 0) store_part(to + kFirst, v, count);
+    };
+    (store_vector(std::integral_constant<int, Number>(), elements - Number * L), ...);
   }
 
   Phases phases;

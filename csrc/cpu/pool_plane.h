@@ -2,6 +2,7 @@
 // elements, vectors along it. Maximum and average, and their gradients.
 #pragma once
 
+#include "copy.h"
 #include "entry.h"
 #include "pool_tables.h"
 #include "pool_vec.h"
@@ -40,11 +41,15 @@ struct PoolPlane {
   int64_t workspace_bytes() const { return 0; }
 
   template <class Body>
-  void each_plane(const Parallel& parallel, Body body) const {
+  void some_planes(const Parallel& parallel, Body body) const {
     const int64_t per_task = max_of(1, (1 << 15) / pixels);
-    parallel(ceil_div(planes, per_task), [&](int64_t task, int) {
-      const int64_t end = min_of(planes, (task + 1) * per_task);
-      for (int64_t plane = task * per_task; plane < end; ++plane) body(plane, (end - plane) * pixels);
+    parallel(ceil_div(planes, per_task),
+             [&](int64_t task, int) { body(task * per_task, min_of(planes, (task + 1) * per_task)); });
+  }
+  template <class Body>
+  void each_plane(const Parallel& parallel, Body body) const {
+    some_planes(parallel, [&](int64_t begin, int64_t end) {
+      for (int64_t plane = begin; plane < end; ++plane) body(plane, (end - plane) * pixels);
     });
   }
 
@@ -157,16 +162,19 @@ template <class T>
 struct MaxPoolGradPlane : PoolPlane<T, PoolMode::kMaxOffsets> {
   using Forward = PoolPlane<T, PoolMode::kMaxOffsets>;
   using Forward::Forward;
-  using Forward::input, Forward::L, Forward::output, Forward::pixels, Forward::shape;
+  using Forward::input, Forward::output, Forward::pixels, Forward::shape;
 
   void run(const Parallel& parallel) const {
+    bool same = true;  // taps and pixels have the same numbers
+    for (const Window& x : shape.axis) same &= x.kernel == x.input;
     with_offset_type(this->problem, [&](auto* tag) {
       const auto* offsets = static_cast<decltype(tag)>(this->offsets);
-      this->each_plane(parallel, [&](int64_t plane, int64_t room) {
-        T* to = input + plane * pixels;
-        for (int64_t i = 0; i < pixels; i += L) store_part(to + i, Vec<Acc<T>>{}, room - i);
-        const int64_t pixel = pixel_of(offsets[plane]);
-        if (uint64_t(pixel) < uint64_t(pixels)) to[pixel] = output[plane];
+      this->some_planes(parallel, [&](int64_t begin, int64_t end) {
+        fill_zero(input + begin * pixels, (end - begin) * pixels);
+        for (int64_t plane = begin; plane < end; ++plane) {
+          const int64_t pixel = same ? int64_t(offsets[plane]) : pixel_of(offsets[plane]);
+          if (uint64_t(pixel) < uint64_t(pixels)) input[plane * pixels + pixel] = output[plane];
+        }
       });
     });
   }
