@@ -11,7 +11,7 @@
 // the boxes are cut: blocks of source pixels begin at fixed places.
 #pragma once
 
-#include "conv_gemm_pairs.h"
+#include "conv_gemm_bf16.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 

@@ -10,7 +10,7 @@
 // the pixels (conv_splits.h). Many threads get smaller blocks, for which more is packed in all.
 #pragma once
 
-#include "conv_gemm_pairs.h"
+#include "conv_gemm_bf16.h"
 #include "conv_splits.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -398,7 +398,7 @@ inline const char* pairs_grad_weight_refuses(const ConvProblem& p) {
   return p.layout == Layout::kChannelsLast ? nullptr : turning_refuses(p, p.shape.N);
 }
 
-constexpr ConvKernel kPairsGradWeightGemm = entry<PairsGradWeightClasses>(
+constexpr ConvKernel kConvGradWeightGemmBf16 = entry<PairsGradWeightClasses>(
     "gemm_bf16", "blocked implicit matrix product over pairs of pixels in bfloat16",
     pairs_grad_weight_refuses);
 

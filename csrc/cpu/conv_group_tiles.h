@@ -340,7 +340,7 @@ const char* pairs_group_tiles_refuses(const ConvProblem& p) {
 }
 
 template <bool Gradient>
-constexpr ConvKernel kPairsGroupTiles = entry<Only<PairsGroupTiles, Gradient>>(
+constexpr ConvKernel kConvGroupTilesBf16 = entry<Only<PairsGroupTiles, Gradient>>(
     "group_tiles_bf16", "a tile of pixels for each group, by products of pairs of bfloat16",
     pairs_group_tiles_refuses<Gradient>);
 

@@ -3,7 +3,7 @@
 
 #include "conv_grad_weight_winograd.h"
 #include "conv_group_tiles.h"
-#include "conv_lanes_grad_weight.h"
+#include "conv_grad_weight_lanes.h"
 #include "conv_lanes_kernel.h"
 #include "entry.h"
 

@@ -378,7 +378,7 @@ struct RowsAmxClasses {
 };
 
 template <bool Gradient>
-constexpr ConvKernel kRowsAmx =
+constexpr ConvKernel kConvRowsAmx =
     entry<RowsAmxClasses<Gradient>>("rows_amx", "rows of pixels, multiplied by AMX",
                                     rows_amx_refuses<Gradient>, packed_of<RowsAmxClasses<Gradient>>);
 

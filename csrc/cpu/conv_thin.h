@@ -7,7 +7,7 @@
 // overlap the one before, and writes the same there again.
 #pragma once
 
-#include "conv_gemm_pairs.h"
+#include "conv_gemm_bf16.h"
 #include "packed_weights.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -229,7 +229,7 @@ inline const char* pairs_thin_refuses(const ConvProblem& p) {
 
 constexpr ConvKernel kConvThin =
     entry<ThinClasses<false>>("thin", "an image's rows, read in place", thin_refuses);
-constexpr ConvKernel kPairsThin = entry<ThinClasses<true>>(
+constexpr ConvKernel kConvThinBf16 = entry<ThinClasses<true>>(
     "thin_bf16", "an image's rows, read in place by pairs of bfloat16", pairs_thin_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

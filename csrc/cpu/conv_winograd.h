@@ -232,7 +232,7 @@ struct WinogradClasses {
 };
 
 template <bool Gradient>
-constexpr ConvKernel kWinograd =
+constexpr ConvKernel kConvWinograd =
     entry<WinogradClasses<Gradient>>("winograd", kWinogradSummary, winograd_refuses<Gradient>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

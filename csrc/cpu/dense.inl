@@ -2,7 +2,7 @@
 #include "vec.h"
 
 #include "conv_col2im.h"
-#include "conv_gemm_pairs.h"
+#include "conv_gemm_bf16.h"
 #include "conv_rows.h"
 #include "conv_rows_amx.h"
 #include "conv_thin.h"
@@ -12,13 +12,18 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 const Kernels& dense() {
-  static const ConvKernel conv[] = {kWinograd<false>,   CNNEXT_AMX(kRowsAmx<false>) kPairsThin,
-                                    kConvThin,          kConvRows<false>,
-                                    kConvCol2Im<false>, kPairsGemm<false>,
-                                    kConvGemm,          kConvReference};
-  static const ConvKernel conv_grad_input[] = {kWinograd<true>,    CNNEXT_AMX(kRowsAmx<true>) kConvRows<true>,
-                                               kConvCol2Im<true>,  kPairsGemm<true>,
-                                               kConvGradInputGemm, kConvGradInputReference};
+  static const ConvKernel conv[] = {kConvWinograd<false>,
+                                    CNNEXT_AMX(kConvRowsAmx<false>) kConvThinBf16,
+                                    kConvThin,
+                                    kConvRows<false>,
+                                    kConvCol2Im<false>,
+                                    kConvGemmBf16<false>,
+                                    kConvGemm,
+                                    kConvReference};
+  static const ConvKernel conv_grad_input[] = {
+      kConvWinograd<true>, CNNEXT_AMX(kConvRowsAmx<true>) kConvRows<true>,
+      kConvCol2Im<true>,   kConvGemmBf16<true>,
+      kConvGradInputGemm,  kConvGradInputReference};
   static const Kernels table = [] {
     Kernels all = {};
     all.conv = list(conv);

@@ -4,8 +4,8 @@
 #include "conv_grad_weight_gemm.h"
 #include "conv_grad_weight_winograd.h"
 #include "conv_grad_weight_amx.h"
-#include "conv_rows_grad_weight.h"
-#include "conv_thin_grad_weight.h"
+#include "conv_grad_weight_rows.h"
+#include "conv_grad_weight_thin.h"
 #include "conv_grad_bias.h"
 #include "list.h"
 
@@ -14,7 +14,7 @@ namespace cnnext::cpu::CNNEXT_ISA {
 const Kernels& grad_weight() {
   static const ConvKernel conv_grad_weight[] = {CNNEXT_AMX(kConvGradWeightAmx) kConvGradWeightWinograd,
                                                 kConvGradWeightRows,
-                                                kPairsGradWeightGemm,
+                                                kConvGradWeightGemmBf16,
                                                 kConvGradWeightThin,
                                                 kConvGradWeightGemm,
                                                 kConvGradWeightReference};

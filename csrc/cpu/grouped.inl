@@ -3,18 +3,18 @@
 #include "vec.h"
 
 #include "conv_group_tiles.h"
-#include "conv_group_tiles_grad_weight.h"
+#include "conv_grad_weight_group_tiles.h"
 #include "conv_lanes_list.h"
 #include "list.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
 const Kernels& grouped() {
-  static const ConvKernel conv[] = {kConvDepthwise<false>, kPairsGroupTiles<false>, kConvGroupTiles<false>,
+  static const ConvKernel conv[] = {kConvDepthwise<false>, kConvGroupTilesBf16<false>, kConvGroupTiles<false>,
                                     kConvGrouped<false>};
-  static const ConvKernel conv_grad_input[] = {kConvDepthwise<true>, kPairsGroupTiles<true>,
+  static const ConvKernel conv_grad_input[] = {kConvDepthwise<true>, kConvGroupTilesBf16<true>,
                                                kConvGroupTiles<true>, kConvGrouped<true>};
-  static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kPairsGradWeightGroupTiles,
+  static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kConvGradWeightGroupTilesBf16,
                                                 kConvGradWeightGroupTiles, kConvGradWeightGrouped};
   static const Kernels table = [] {
     Kernels all = {};

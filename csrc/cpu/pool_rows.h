@@ -65,9 +65,9 @@ struct PoolRows {
   Local local(ScratchLayout& scratch) const {
     const bool adaptive = shape.adaptive[2];
     Local l;
-    l.phases =
-        adaptive ? PhasedRow<T>(1, 0, w.input, w.input)
-                 : PhasedRow<T>(stride, w.padding, w.input, pitch + (w.kernel - 1) * w.dilation / stride);
+    l.phases = adaptive
+                   ? PhasedRow<T>(1, 0, w.input, w.input)
+                   : PhasedRow<T>(stride, w.padding, w.input, pitch + (w.kernel - 1) * w.dilation / stride);
     l.phases.data = scratch.take<A>(l.phases.elements());
     const int64_t depths = shape.window_extent(0);
     l.ring = RowRing(depths, depths == 1 ? shape.window_extent(1) : shape.axis[1].input);
@@ -268,7 +268,7 @@ struct PoolRows {
   const PoolShape& shape;
   const Window& w;
   int64_t stride;  // of the windows; of a single one no more than there are elements
-  int64_t pitch;  // of a reduced row, in elements
+  int64_t pitch;   // of a reduced row, in elements
   const T* input;
   T* output;
   void* offsets;

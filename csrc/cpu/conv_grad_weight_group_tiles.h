@@ -240,7 +240,7 @@ inline const char* pairs_group_tiles_grad_weight_refuses(const ConvProblem& p) {
   return reason ? reason : group_tiles_grad_weight_exclude(p);
 }
 
-constexpr ConvKernel kPairsGradWeightGroupTiles = entry<Only<PairsGroupTilesGradWeight>>(
+constexpr ConvKernel kConvGradWeightGroupTilesBf16 = entry<Only<PairsGroupTilesGradWeight>>(
     "group_tiles_bf16", "a tile of channels for each group, by products of pairs of pixels in bfloat16",
     pairs_group_tiles_grad_weight_refuses);
 

@@ -7,8 +7,8 @@
 // (conv_splits.h).
 #pragma once
 
-#include "conv_lanes_grad_weight_run.h"
-#include "conv_lanes_grad_weight_tile.h"
+#include "conv_grad_weight_lanes_run.h"
+#include "conv_grad_weight_lanes_tile.h"
 #include "conv_lanes_kernel.h"
 #include "conv_splits.h"
 #include "scratch.h"

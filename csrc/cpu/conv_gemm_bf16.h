@@ -49,7 +49,7 @@ template <bool Gradient>
 using PairsGemmClasses = MayTurn<Only<PairsGemm, Gradient>, kOpOf<Gradient>, true, turns_for_pairs>;
 
 template <bool Gradient>
-constexpr ConvKernel kPairsGemm =
+constexpr ConvKernel kConvGemmBf16 =
     entry<PairsGemmClasses<Gradient>>("gemm_bf16", "blocked implicit matrix product of pairs of bfloat16",
                                       pairs_refuse<Gradient>, packed_of<PairsGemmClasses<Gradient>>);
 
