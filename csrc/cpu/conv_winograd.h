@@ -4,8 +4,9 @@
 //
 // The destination is cut into tiles. A task is a block of tiles times a range of channels. It transforms the
 // tiles' patches for all source channels once (V, private to the thread), then for each panel of kCols
-// channels sums a small matrix product for each element of a patch and transforms them back. Narrow groups
-// have a driver of their own (conv_winograd_groups.h).
+// channels sums a small matrix product for each element of a patch and transforms them back. Where source
+// channels are the more, it goes through them a chunk at a time instead, for all panels, whose sums wait.
+// Narrow groups have a driver of their own (conv_winograd_groups.h).
 #pragma once
 
 #include "conv_winograd_groups.h"
@@ -73,6 +74,7 @@ struct Winograd : WinogradSteps<T, Tile> {
       this->store_tiles(group, order, panel, product, products, target);
     }
   }
+
   void compute_by_chunks(int64_t group, Range tiles, Range part, A* patch) const {
     A* weights = patch + scratch_patches;
     A* product = weights + scratch_weights;
