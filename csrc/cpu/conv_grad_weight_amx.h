@@ -77,7 +77,7 @@ class GradWeightAmx {
     };
     parallel(blocks * splits, [&](int64_t task, int thread) {
       const int64_t b = task / splits;
-      float* sums = splits > 1 ? partial + task * sums_size : of_thread(thread, scratch.sums);
+      float* sums = splits > 1 ? partial + task * sums_size : of_thread(thread, scratch.sums, thread_bytes);
       const Range all = block(task % splits, ceil_div(pixels, splits), pixels);
       const TileRegisters registers{kAmxRows};
       for (Range part = {all.begin, 0}; part.begin < all.end; part.begin = part.end) {
@@ -123,12 +123,6 @@ class GradWeightAmx {
   Range cols_of(int64_t b) const { return block(b / row_blocks % col_blocks, col_block, cols); }
   int64_t group_of(int64_t b) const { return b / row_blocks / col_blocks; }
 
-  // A thread's own of what the first one has.
-  template <class Element>
-  Element* of_thread(int thread, Element* of_first) const {
-    return reinterpret_cast<Element*>(reinterpret_cast<char*>(of_first) + thread * thread_bytes);
-  }
-
   struct Nothing {
     void operator()() const {}
   };
@@ -136,8 +130,9 @@ class GradWeightAmx {
   // sums[panel][row][kWide] = or += over at most kPixels pixels.
   void add_pixels(int64_t b, Range some, int thread, float* sums, bool add) const {
     const Range k = rows_of(b), columns = cols_of(b);
-    const auto turned = of_thread(thread, scratch.turned);
-    const auto panels = of_thread(thread, scratch.panels), gathered = of_thread(thread, scratch.gathered);
+    const auto turned = of_thread(thread, scratch.turned, thread_bytes);
+    const auto panels = of_thread(thread, scratch.panels, thread_bytes),
+               gathered = of_thread(thread, scratch.gathered, thread_bytes);
     const T* from = grad_output + (group_of(b) * rows + k.begin) * out.channel;
     if (planes) {
       pack_rows(from, some, k.size(), reinterpret_cast<T*>(gathered), turned);

@@ -103,12 +103,6 @@ struct ConvAmx {
     });
   }
 
-  // A thread's own of what the first one has.
-  template <class Element>
-  Element* of_thread(int thread, Element* of_first) const {
-    return reinterpret_cast<Element*>(reinterpret_cast<char*>(of_first) + thread * thread_bytes);
-  }
-
   // Sums the pixels of strips once more where some are not finite.
   struct SumAgain {
     const ConvAmx& conv;
@@ -136,24 +130,24 @@ struct ConvAmx {
 
   void compute(const Task& t) const {
     const Plan& plan = t.plan;
-    const auto places = of_thread(t.thread, scratch.places);
+    const auto places = of_thread(t.thread, scratch.places, thread_bytes);
     const int64_t count = t.place_pixels(phases.destination, places);
     if (plan.units() == 0) return fill_pixels(t, places, count);
 
     const T* from = operands.source + t.group * plan.g.channels * phases.source.channel;
-    const auto copy = of_thread(t.thread, scratch.copy);
-    const auto inside_of = reinterpret_cast<Inside*>(of_thread(t.thread, scratch.taps));
+    const auto copy = of_thread(t.thread, scratch.copy, thread_bytes);
+    const auto inside_of = reinterpret_cast<Inside*>(of_thread(t.thread, scratch.taps, thread_bytes));
     for (int64_t m = 0; m < plan.units(); ++m) inside_of[m] = t.inside(m);
     const int64_t line = plan.line(t.planes.size(), t.lines.size(), t.columns.size());
     const int64_t height = ceil_div(line, ceil_div(line, kAmxRows));
-    const auto strip = of_thread(t.thread, scratch.strips);
+    const auto strip = of_thread(t.thread, scratch.strips, thread_bytes);
     const int64_t strips = t.find_strips(count, line, height, inside_of, strip);
-    const auto rows = of_thread(t.thread, scratch.rows);
+    const auto rows = of_thread(t.thread, scratch.rows, thread_bytes);
     for (int64_t s = 0; s < strips; ++s) {
       for (int64_t r = 0; r < kAmxRows; ++r)
         rows[s * kAmxRows + r] = r < height ? places[strip[s].place + r] : -1;
     }
-    const auto runs = of_thread(t.thread, scratch.runs);
+    const auto runs = of_thread(t.thread, scratch.runs, thread_bytes);
     for (int64_t s = 0; s < strips && Planes; ++s)
       runs[s] = PixelRuns(rows + s * kAmxRows, plan.g.axis[2].step);
 
@@ -169,7 +163,7 @@ struct ConvAmx {
                  reinterpret_cast<Tap*>(inside_of + plan.units()),
                  copy,
                  plan.pitch(),
-                 of_thread(t.thread, scratch.sums),
+                 of_thread(t.thread, scratch.sums, thread_bytes),
                  plan.slice < plan.chunks};
     if (plan.in_place) {
       const int64_t first = t.planes.begin * plan.g.axis[1].count * plan.g.axis[2].count + t.columns.begin;
@@ -275,13 +269,14 @@ struct ConvAmx {
     return [this](int64_t unit, float* to, int thread) {
       const int64_t group = unit / panels % phases.shape.groups;
       const Plan plan = plan_of(phases.of_slot(unit / panels / phases.shape.groups));
-      pack_panel(plan, group, unit % panels, {0, plan.chunks}, to, of_thread(thread, scratch.columns));
+      pack_panel(plan, group, unit % panels, {0, plan.chunks}, to,
+                 of_thread(thread, scratch.columns, thread_bytes));
     };
   }
   const float* panel_of(const Task& t, int64_t panel, Range slice) const {
     if (packs_in_task) {
-      const auto to = of_thread(t.thread, scratch.panel);
-      pack_panel(t.plan, t.group, panel, slice, to, of_thread(t.thread, scratch.columns));
+      const auto to = of_thread(t.thread, scratch.panel, thread_bytes);
+      pack_panel(t.plan, t.group, panel, slice, to, of_thread(t.thread, scratch.columns, thread_bytes));
       return to;
     }
     return packed.get((phases.slot(t.plan.g) * phases.shape.groups + t.group) * panels + panel, t.thread,
@@ -305,7 +300,8 @@ struct ConvAmx {
   // of infinity and a number with a part that is zero.
   void sum_again(const Task& t, const StripSums& rows, const float* add) const {
     const Gather& g = t.plan.g;
-    const auto columns = of_thread(t.thread, scratch.columns), numbers = of_thread(t.thread, scratch.numbers);
+    const auto columns = of_thread(t.thread, scratch.columns, thread_bytes),
+               numbers = of_thread(t.thread, scratch.numbers, thread_bytes);
     const int64_t row = t.plan.columns(t.columns.size()).length;
     const int64_t line = t.plan.line(t.planes.size(), t.lines.size(), t.columns.size());
     const int64_t first = rows.channel - t.group * phases.channels;
@@ -339,7 +335,8 @@ struct ConvAmx {
   }
 
   AmxCopy<T> rows_of(int thread) const {
-    return {phases.source, source_end, reinterpret_cast<T*>(of_thread(thread, scratch.numbers))};
+    return {phases.source, source_end,
+            reinterpret_cast<T*>(of_thread(thread, scratch.numbers, thread_bytes))};
   }
 
   static constexpr int64_t kStripSums = kAmxRows * kWide;
