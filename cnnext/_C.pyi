@@ -50,6 +50,19 @@ def conv(
     dilation: Sizes,
     groups: int,
 ) -> torch.Tensor | None: ...
+def fused_conv(
+    dims: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sizes,
+    padding: Sizes | str,
+    dilation: Sizes,
+    groups: int,
+    residual: Any,
+    activation: str,
+    negative_slope: float,
+) -> torch.Tensor | None: ...
 def conv_transpose(
     dims: int,
     input: Any,

@@ -17,6 +17,7 @@ from . import backends, functional, nn  # noqa: E402
 from ._convert import conversion_report, convert, revert  # noqa: E402
 from ._decompositions import decompositions  # noqa: E402
 from ._explain import explain  # noqa: E402
+from ._fuse import fuse  # noqa: E402
 from ._override import override  # noqa: E402
 from .backends import empty_cache, fallbacks, memory_stats, reset_fallbacks  # noqa: E402
 
@@ -35,6 +36,7 @@ __all__ = [  # without profile, so that `import *` needs no package of an extra
     "explain",
     "fallbacks",
     "functional",
+    "fuse",
     "memory_stats",
     "models",
     "nn",

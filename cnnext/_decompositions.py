@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._arguments import per_axis
+from .functional import activate
 
 _ops = torch.ops.cnnext
 IN_ATEN: dict[Any, Callable[..., Any]] = {}
@@ -44,6 +45,23 @@ def _conv(
     dims = weight.dim() - 2
     geometry = [per_axis(each, dims) for each in (stride, padding, dilation)]
     return torch.ops.aten.convolution(input, weight, bias, *geometry, False, [0] * dims, groups)
+
+
+@_decomposes("fused_conv")
+def _fused_conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    stride: Any = (1,),
+    padding: Any = (0,),
+    dilation: Any = (1,),
+    groups: int = 1,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+) -> Tensor:
+    output = _conv(input, weight, bias, stride, padding, dilation, groups)
+    return activate(activation, negative_slope, output if residual is None else output + residual)
 
 
 @_decomposes("conv_grad_input")

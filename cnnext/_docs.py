@@ -26,6 +26,23 @@ _TEXTS = {
         "conv{dims}d(torch.ones(1, 3, {eights}), torch.ones(4, 3, {threes}), padding=1)",
         "[1, 4, {eights}]",
     ),
+    "fused_conv": (
+        """
+    Without a gradient the addition and the activation are computed as the convolution stores its results; in float32
+    and float64 results are bitwise those of one step after the other. On GPUs, and where a gradient is wanted, these
+    are taken.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: those of `conv{dims}d`
+        residual: [N, K, {output}], or what can be added to that
+        activation: "none", "relu", "relu6" or "leaky_relu"
+        negative_slope: of "leaky_relu"
+
+    Returns:
+        [N, K, {output}], channels last if input or weight is""",
+        "fused_conv{dims}d(torch.ones(1, 3, {eights}), torch.ones(4, 3, {threes}), padding=1, activation='relu')",
+        "[1, 4, {eights}]",
+    ),
     "conv_transpose": (
         """
     Args:
@@ -122,11 +139,19 @@ _TEXTS = {
     ),
 }
 
-_FORM = """Drop-in for `torch.nn.functional.{name}`.
+_DROP_IN = ("Drop-in for `torch.nn.functional.{name}`.", "What torch's function raises for the same call.")
+_OTHERS = {
+    "fused_conv": (
+        "activation(convolution + residual), for inference; `cnnext.fuse` makes a model of it.",
+        "What the convolution and the addition raise; a ValueError for another activation.",
+    )
+}
+
+_FORM = """{head}
 {body}
 
     Raises:
-        What torch's function raises for the same call.
+        {raises}
 
     Example:
         >>> from cnnext import functional as F
@@ -143,9 +168,10 @@ def document(function: _Callable, name: str) -> _Callable:
     words |= {word: ", ".join([n] * int(dims)) for word, n in [("twos", "2"), ("threes", "3"), ("fours", "4")]}
     words |= {word: ", ".join([n] * int(dims)) for word, n in [("eights", "8"), ("sixteens", "16")]}
     call = call.replace("(", "_with_indices(", 1) if pair else call
-    fill = {"body": body, "call": call, "shape": shape}
-    fill = {key: text.format(dims=dims, **words) for key, text in fill.items()}
-    function.__doc__ = _FORM.format(name=name, pick="[0]" if pair else "", **fill)
+    head, raises = _OTHERS.get(family, _DROP_IN)
+    fill = {"head": head, "body": body, "raises": raises, "call": call, "shape": shape}
+    fill = {key: text.format(name=name, dims=dims, **words) for key, text in fill.items()}
+    function.__doc__ = _FORM.format(pick="[0]" if pair else "", **fill)
     function.__name__ = function.__qualname__ = name
     function.__module__ = "cnnext.functional"
     return function

@@ -159,6 +159,8 @@ def _direction(name: str, op: str, flops: int, traffic: int, choice: dict[str, A
 
 def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor, arch: int, grads: bool) -> Layer:
     weight = args["weight"]
+    residual, activation = args.get("residual"), args.get("activation", "none")
+    op = op.removeprefix("fused_")
     transposed = op == "conv_grad_input"
     source = args["grad_output"] if transposed else args["input"]
     dims = weight.dim() - 2
@@ -167,7 +169,7 @@ def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor, arch
     # In the terms of the convolution, which a transposed one is the gradient of.
     small, large = (source, result) if transposed else (result, source)
     flops = 2 * math.prod(small.shape) * math.prod(weight.shape[1:])
-    traffic = _bytes(source, weight, result)
+    traffic = _bytes(source, weight, result, residual)
     names = {"conv": "forward", "conv_grad_input": "grad_input", "conv_grad_weight": "grad_weight"}
     if transposed:
         names |= {"conv": "grad_input", "conv_grad_input": "forward"}
@@ -184,6 +186,7 @@ def _explain_conv(name: str, op: str, args: dict[str, Any], result: Tensor, arch
     kernel = f"{_terms(_KERNEL[dims], weight.shape[2:])} stride {_numbers(stride)} padding {_numbers(padding)}"
     shape = f"{_terms('NC' + _SPATIAL[dims], source.shape)} → {_terms('K' + _OUTPUT[dims], result.shape[1:])}, {kernel}"
     shape += f" dilation {_numbers(dilation)}" * any(d > 1 for d in dilation) + f" groups {groups}" * (groups > 1)
+    shape += " + residual" * (residual is not None) + f", {activation}" * (activation != "none")
     return _layer(name, "conv_transpose" if transposed else "conv", shape, source, last, directions)
 
 

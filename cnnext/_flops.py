@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 _ops = torch.ops.cnnext
 
 
-@register_flop_formula(_ops.conv)
+@register_flop_formula([_ops.conv, _ops.fused_conv])
 def _conv(input: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     return 2 * prod(out_shape) * prod(weight[1:])
 

@@ -73,6 +73,51 @@ def _make_conv(dims: int) -> _Function:
     return document(conv, f"conv{dims}d")
 
 
+def activate(activation: str, negative_slope: float, y: Tensor) -> Tensor:
+    match activation:
+        case "none":
+            return y
+        case "relu":
+            return F.relu(y)
+        case "relu6":
+            return F.relu6(y)
+        case "leaky_relu":
+            return F.leaky_relu(y, negative_slope)
+    raise ValueError(f"expected the activation none, relu, relu6 or leaky_relu, but got {activation!r}")
+
+
+def _make_fused_conv(dims: int, conv: _Function) -> _Function:
+    def fused_conv(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        residual: Tensor | None = None,
+        activation: str = "none",
+        negative_slope: float = 0.01,
+    ) -> Tensor:
+        args = (input, weight, bias, stride, padding, dilation, groups, residual, activation, negative_slope)
+        if has_torch_function_variadic(input, weight, bias, residual):
+            return handle_torch_function(fused_conv, (input, weight, bias, residual), *args)
+        negative_slope = float(negative_slope)
+        if not is_compiling() and backends.enabled:
+            output = _C.fused_conv(dims, *args[:-1], negative_slope)
+            if output is not None:
+                return output
+        sizes = [integers(stride), integers(None if isinstance(padding, str) else padding), integers(dilation)]
+        group, tensors = integer(groups), [each for each in args[1:] if isinstance(each, Tensor)]
+        typed = group is not None and all(each is not None for each in sizes)
+        if typed and input.dim() == dims + 2 and weight.dim() == dims + 2 and are_ours(dims, input, *tensors):
+            return _ops.fused_conv.default(input, weight, bias, residual, *sizes, group, activation, negative_slope)
+        output = conv(*args[:7])
+        return activate(activation, negative_slope, output if residual is None else output + residual)
+
+    return document(fused_conv, f"fused_conv{dims}d")
+
+
 def _make_conv_transpose(dims: int) -> _Function:
     def conv_transpose(
         input: Tensor,
@@ -322,6 +367,9 @@ def _make_lp_pool(dims: int, avg_pool: _Function, max_pool: _Function) -> _Funct
 
 
 conv1d, conv2d, conv3d = _make_conv(1), _make_conv(2), _make_conv(3)
+fused_conv1d, fused_conv2d, fused_conv3d = (
+    _make_fused_conv(dims, conv) for dims, conv in ((1, conv1d), (2, conv2d), (3, conv3d))
+)
 conv_transpose1d, conv_transpose2d, conv_transpose3d = (_make_conv_transpose(dims) for dims in (1, 2, 3))
 max_pool1d, max_pool1d_with_indices = _make_max_pool(1)
 max_pool2d, max_pool2d_with_indices = _make_max_pool(2)
@@ -337,7 +385,7 @@ lp_pool2d = _make_lp_pool(2, avg_pool2d, max_pool2d)
 lp_pool3d = _make_lp_pool(3, avg_pool3d, max_pool3d)
 
 _FUNCTIONS = [name for name in globals() if ("pool" in name or name.startswith("conv")) and not name.startswith("_")]
-__all__ = all_names(F, _FUNCTIONS)
+__all__ = all_names(F, [*_FUNCTIONS, *(name for name in globals() if name.startswith("fused_conv"))])
 
 
 def __dir__() -> list[str]:

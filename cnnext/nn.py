@@ -35,12 +35,12 @@ def __getattr__(name: str) -> Any:
 class _Conv:
     _function: ClassVar[Callable[..., Tensor]]
 
-    def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *epilogue: Any) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups, *epilogue)
 
 
 class _ConvTranspose:
@@ -121,6 +121,50 @@ class Conv3d(_Conv, nn.Conv3d):
     """Drop-in for `torch.nn.Conv3d`: [N, C, D, H, W] to [N, K, O, P, Q]. See `cnnext.functional.conv3d`."""
 
     _function = staticmethod(F.conv3d)
+
+
+class _FusedConv:
+    _function: ClassVar[Callable[..., Tensor]]
+    activation: str = "none"
+    negative_slope: float = 0.01
+
+    def __init__(self, *args: Any, activation: str = "none", negative_slope: float = 0.01, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation, self.negative_slope = activation, negative_slope
+
+    def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._conv_forward(input, self.weight, self.bias, residual, self.activation, self.negative_slope)
+
+    def extra_repr(self: Any) -> str:
+        slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
+        return f"{super().extra_repr()}, activation={self.activation!r}{slope}"  # type: ignore[misc]
+
+
+class FusedConv1d(_FusedConv, Conv1d):
+    """Conv1d whose `forward(input, residual=None)` is activation(convolution + residual). See FusedConv2d."""
+
+    _function = staticmethod(F.fused_conv1d)
+
+
+class FusedConv2d(_FusedConv, Conv2d):
+    """Conv2d whose `forward(input, residual=None)` is activation(convolution + residual), for inference.
+
+    Arguments are Conv2d's, and `activation` ("none", "relu", "relu6" or "leaky_relu") and `negative_slope` of the
+    last. See `cnnext.functional.fused_conv2d`; `cnnext.fuse` puts these layers into a model.
+
+    Example:
+        >>> from cnnext import nn
+        >>> nn.FusedConv2d(3, 8, 3, padding=1, activation="relu")(torch.ones(1, 3, 32, 32)).shape
+        torch.Size([1, 8, 32, 32])
+    """
+
+    _function = staticmethod(F.fused_conv2d)
+
+
+class FusedConv3d(_FusedConv, Conv3d):
+    """Conv3d whose `forward(input, residual=None)` is activation(convolution + residual). See FusedConv2d."""
+
+    _function = staticmethod(F.fused_conv3d)
 
 
 class LazyConv1d(_Conv, nn.LazyConv1d):  # type: ignore[misc]
@@ -290,9 +334,10 @@ class LPPool3d(_LPPool, nn.LPPool3d):
 _LAYERS = [
     name
     for name, each in list(globals().items())
-    if isinstance(each, type) and issubclass(each, torch.nn.Module) and not name.startswith("_")
+    if isinstance(each, type) and issubclass(each, torch.nn.Module) and hasattr(nn, name)
 ]
-__all__ = all_names(nn, _LAYERS)
+_FUSED = [FusedConv1d, FusedConv2d, FusedConv3d]
+__all__ = all_names(nn, [*_LAYERS, *(each.__name__ for each in _FUSED)])
 
 
 def __dir__() -> list[str]:

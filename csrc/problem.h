@@ -57,13 +57,24 @@ struct ConvProblem {
   }
 };
 
-// forward: input, weight, bias -> output. grad_input: output, weight, bias -> input.
+// What is done to each result of a forward convolution before it is stored: activation(result + residual).
+enum class Activation { kNone, kRelu, kRelu6, kLeakyRelu };
+struct Epilogue {
+  const void* residual = nullptr;  // laid out as the output, or null
+  Activation activation = Activation::kNone;
+  double negative_slope = 0;  // of kLeakyRelu
+
+  constexpr bool any() const { return residual || activation != Activation::kNone; }
+};
+
+// forward: input, weight, bias, epilogue -> output. grad_input: output, weight, bias -> input.
 // grad_weight: output, input -> weight. grad_bias: output -> bias. bias may be null where it is read.
 struct ConvBuffers {
   void* input = nullptr;
   void* weight = nullptr;
   void* bias = nullptr;
   void* output = nullptr;
+  Epilogue epilogue;
   void* packed = nullptr;  // if the problem keeps it, memory for the packed weight, and whether it is there
   bool is_packed = false;
 };

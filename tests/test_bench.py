@@ -317,6 +317,19 @@ def test_network_and_its_layers(tmp_path, capsys):
     assert max(map(len, printed.splitlines())) <= 100
 
 
+def test_fused_networks(tmp_path, capsys):
+    options = ["--model", "resnet18", "--only", "networks", "--repeats", 1, "--threads", 1, "--fuse"]
+    status, document = run(tmp_path, *options)
+    (result,) = document["networks"]
+    assert (status, result["mode"], result["fused"], result["fallbacks"]) == (0, "infer", True, {})
+    assert "batch norms folded by torch.fx and by cnnext.fuse" in " ".join(capsys.readouterr().out.split())
+    model = network.prepared_model("resnet18", 64, training=False)
+    for library, activated in (("torch", 0), ("cnnext", 17)):
+        fused = list(network.converted(model, library, "nchw", None, fuse=True).modules())
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in fused)
+        assert sum(isinstance(module, cnnext.nn.FusedConv2d) for module in fused) == activated
+
+
 def test_wrong_network_stops_before_timing(monkeypatch, tmp_path):
     class Wrong(nn.MaxPool2d):
         def forward(self, x):

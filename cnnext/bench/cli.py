@@ -29,7 +29,7 @@ examples:
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEFAULT_MODELS = ("resnet50", "googlenet")
 DEFAULT_BATCH = {"infer": 1, "train": 4}
-_OF_MODELS = ("model", "batch", "mode", "only", "image_size", "torch_memory", "packed_weights")
+_OF_MODELS = ("model", "batch", "mode", "only", "image_size", "torch_memory", "packed_weights", "fuse")
 _OF_CONV = ("weight", "bias", "stride", "padding", "dilation", "groups")
 _OF_POOL = ("kernel", "stride", "padding", "ceil_mode")
 _OF_LAYERS = (*_OF_CONV, "output_padding", *_OF_POOL, "no_count_include_pad", "output_size")
@@ -98,6 +98,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--packed-weights",
         action="store_true",
         help="networks with our layers keep packed weights from step to step (cnnext.backends.packed_weights)",
+    )
+    how.add_argument(
+        "--fuse",
+        action="store_true",
+        help="inference by models with folded batch norms: torch's by torch.fx.experimental.optimization.fuse, ours by "
+        "cnnext.fuse",
     )
     how.add_argument("--quick", action="store_true", help="a few seconds: small images, few rounds, rough figures")
     how.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
@@ -199,7 +205,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
 
     _refuse(args, _OF_LAYERS, "a run of models")
     if args.only:
-        others = ["direction"] if args.only == "networks" else ["torch_memory", "packed_weights"]
+        others = ["direction"] if args.only == "networks" else ["torch_memory", "packed_weights", "fuse"]
         _refuse(args, others, f"--only {args.only}")
     names = list(dict.fromkeys(args.model or DEFAULT_MODELS))
     # as a whole, those that take the photograph and are trained by cross-entropy
@@ -213,7 +219,9 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
             raise ValueError(f"no model is named {name!r}; there are {', '.join(known_names)}")
         if name in suites.SUITES:
             _refuse(args, ["image_size"], f"the suite {name}")
-    modes = ("infer", "train") if args.mode in (None, "both") else (args.mode,)
+    if args.fuse and args.mode in ("train", "both"):
+        raise ValueError(f"--fuse is for inference and takes no --mode {args.mode}")
+    modes = ("infer",) if args.fuse else ("infer", "train") if args.mode in (None, "both") else (args.mode,)
     batch_of = {mode: args.batch or (2 if args.quick and mode == "train" else DEFAULT_BATCH[mode]) for mode in modes}
     networks, layer_sections = [], []
     for name in names:
@@ -230,6 +238,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
                     image_size=size_of(name),
                     torch_memory=args.torch_memory,
                     packed_weights=args.packed_weights,
+                    fuse=args.fuse,
                 )
             )
     every_direction = tuple(dict.fromkeys(layers.CONV_DIRECTIONS + layers.POOL_DIRECTIONS))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 import torch
+import torch.fx.experimental.optimization
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -76,12 +77,14 @@ class Runnable(Protocol):
         """What is compared, by name."""
 
 
-def converted(model: nn.Module, library: str, layout: str, dtype: torch.dtype | None) -> nn.Module:
+def converted(model: nn.Module, library: str, layout: str, dtype: torch.dtype | None, fuse: bool = False) -> nn.Module:
     """A copy of a model with the layers of ``torch`` or ``cnnext``, its weights in a layout and an element type; None
-    keeps their own."""
+    keeps their own. Fused, if wanted, by what each library has for that."""
     model = copy.deepcopy(model).to(dtype=dtype)
     for parameter in model.parameters():
         parameter.data = in_layout(parameter.data, layout)
+    if fuse:
+        return cnnext.fuse(model) if library == "cnnext" else torch.fx.experimental.optimization.fuse(model)
     return cnnext.convert(model) if library == "cnnext" else model
 
 
@@ -146,9 +149,10 @@ def _step(
     images: Tensor,
     labels: Tensor | None,
     torch_memory: bool,
+    fuse: bool,
 ) -> Step:
     images = in_layout(images.to(dtype), layout)
-    return Step(converted(model, library, layout, dtype), images, labels, torch_memory and library == "cnnext")
+    return Step(converted(model, library, layout, dtype, fuse), images, labels, torch_memory and library == "cnnext")
 
 
 def replaced(model: nn.Module) -> dict[str, int]:
@@ -177,6 +181,7 @@ def step_memory(
     size: int = 224,
     torch_memory: bool = False,
     packed_weights: bool = False,
+    fuse: bool = False,
 ) -> int | None:
     """Bytes that two steps of one backend need at their peak on top of the model and the images.
 
@@ -188,7 +193,7 @@ def step_memory(
 
     def step(images: Tensor) -> Step:
         labels = _labels(len(images)) if training else None
-        return _step(model, library, layout, dtype, images, labels, torch_memory)
+        return _step(model, library, layout, dtype, images, labels, torch_memory, fuse)
 
     small = 64 if models.SPECS[name].size == 224 else size
     step(torch.randn(2, 3, small, small))()  # pages in the libraries' code
@@ -279,11 +284,12 @@ def measure(
     size: int = 224,
     torch_memory: bool = False,
     packed_weights: bool = False,
+    fuse: bool = False,
 ) -> Generator[tuple[str, float], None, dict[str, Any]]:
     """Checks and times one network in one mode (``infer`` or ``train``), ours with settings of ``backends`` if wanted.
 
     Yields what is being done and the fraction done; returns the result. A training step is forward,
-    cross-entropy, backward and an SGD step on identical copies of the model.
+    cross-entropy, backward and an SGD step on identical copies of the model. Fused models are for inference.
 
     Raises:
         Mismatch: outputs or gradients of ours are wrong, or a layer is still torch's. Nothing has been timed then.
@@ -296,7 +302,7 @@ def measure(
     counts = replaced(cnnext.convert(copy.deepcopy(model)))
 
     def make(library: str, layout: str, exact: torch.dtype | None) -> Step:
-        return _step(model, library, layout, exact or dtype, images, labels, torch_memory)
+        return _step(model, library, layout, exact or dtype, images, labels, torch_memory, fuse)
 
     with cnnext.backends.packed_weights(packed_weights):
         result = yield from compare(f"{name} {mode}", make, dtype, layouts, machine, min_time, repeats)
@@ -309,6 +315,7 @@ def measure(
         "input": f"3x{size}x{size}",
         "torch_memory": torch_memory,
         "packed_weights": packed_weights,
+        "fused": fuse,
         "replaced": counts,
         "conv_flops": flops,
         "limit": flops / machine.flops(dtype),

@@ -39,6 +39,7 @@ class Section:
     image_size: int = 224
     torch_memory: bool = False
     packed_weights: bool = False
+    fuse: bool = False
     directions: tuple[str, ...] = ()
     uses: list[dict[str, Any]] = field(default_factory=list)
 
@@ -122,6 +123,7 @@ def _network(section: Section, machine: Machine) -> Iterator[Event]:
         section.image_size,
         section.torch_memory,
         section.packed_weights,
+        section.fuse,
     )
     steps = Steps(measuring)
     for text, done in steps:
@@ -141,7 +143,8 @@ def _network(section: Section, machine: Machine) -> Iterator[Event]:
 def _memory(section: Section, machine: Machine) -> Iterator[Event]:
     (layout,) = section.layouts
     what = (section.model, section.mode, section.batch, getattr(torch, section.dtype), section.side, layout)
-    peak = network.step_memory(*what, section.image_size, section.torch_memory, section.packed_weights)
+    switches = (section.torch_memory, section.packed_weights, section.fuse)
+    peak = network.step_memory(*what, section.image_size, *switches)
     yield {"event": "result", "result": {"peak_memory": peak}}
 
 

@@ -143,7 +143,8 @@ def network(result: dict[str, Any], width: int) -> Table:
 def pooled(result: dict[str, Any]) -> str:
     """Where the two sides differ in more than their layers."""
     switches = [name for name in ("torch_memory", "packed_weights") if result.get(name)]
-    return f", ours with {' and '.join(switches)}" if switches else ""
+    fused = ", batch norms folded by torch.fx and by cnnext.fuse" if result.get("fused") else ""
+    return fused + (f", ours with {' and '.join(switches)}" if switches else "")
 
 
 def network_notes(result: dict[str, Any]) -> str:

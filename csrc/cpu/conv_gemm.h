@@ -91,6 +91,7 @@ struct Gemm {
 
   int64_t workspace_bytes() const { return packed.bytes() + threads * cut.scratch_size * int64_t(sizeof(A)); }
   int64_t packed_bytes() const { return packed.kept_bytes(); }
+  bool applies_epilogue() const { return true; }
 
   void run(const Parallel& parallel) const {
     const int64_t groups = phases.shape.groups;
@@ -248,10 +249,11 @@ struct Gemm {
             if (operands.bias) copy_run(operands.bias + first, add, panel.size());
             const auto write = [&](int64_t at, int64_t image, int64_t pixel, int64_t step, int64_t count) {
               const Strides& s = phases.destination;
-              multiply(at, count,
-                       TileOutput<T, kProduct>{
-                           operands.destination + image * s.image + pixel * s.pixel + first, step * s.pixel,
-                           d > 0 ? c + at * kWide : nullptr, operands.bias ? add : nullptr});
+              multiply(
+                  at, count,
+                  TileOutput<T, kProduct>{operands.destination + image * s.image + pixel * s.pixel + first,
+                                          step * s.pixel, d > 0 ? c + at * kWide : nullptr,
+                                          operands.bias ? add : nullptr, nullptr, operands.any_epilogue()});
             };
             in_order ? write(0, 0, pixels.begin, 1, pixels.size()) : for_each_run(g, pixels, write);
           } else {
@@ -291,9 +293,11 @@ struct Gemm {
       const A* from = sums + at * kWide;
       for (; count > 0; --count, from += kWide, to += step * phases.destination.pixel) {
         if (panel.size() == kWide) {
-          for (int64_t k = 0; k < kWide; k += kLanes<A>) store(to + k, load(from + k) + load(add + k));
+          for (int64_t k = 0; k < kWide; k += kLanes<A>)
+            store(to + k, operands.epilogue(to + k, load(from + k) + load(add + k)));
         } else {
-          for (int64_t k = 0; k < panel.size(); ++k) store_one(to + k, from[k] + add[k]);
+          for (int64_t k = 0; k < panel.size(); ++k)
+            store_one(to + k, operands.epilogue.one(to + k, from[k] + add[k]));
         }
       }
     });
@@ -342,7 +346,8 @@ struct Gemm {
           T* to = operands.destination + image * phases.destination.image +
                   first * phases.destination.channel + pixel;
           multiply(TileOutput<T, kProduct>{to, phases.destination.channel, d > 0 ? c : nullptr, nullptr,
-                                           operands.bias ? operands.bias + first : nullptr});
+                                           operands.bias ? operands.bias + first : nullptr,
+                                           operands.any_epilogue()});
         } else {
           if (depth.size() > 0) multiply(TileSums<A>{c, d > 0});
           if (last_block) store_columns(g, group, wide, channels, c);
@@ -362,9 +367,10 @@ struct Gemm {
         const A add = operands.bias ? load_one(operands.bias + channel) : A(-0.0);  // keeps the sign of zeros
         int64_t i = 0;
         if (step == 1) {
-          for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, load(from + i) + add);
+          for (; i + kLanes<A> <= count; i += kLanes<A>)
+            store(to + i, operands.epilogue(to + i, load(from + i) + add));
         }
-        for (; i < count; ++i) store_one(to + i * step, from[i] + add);
+        for (; i < count; ++i) store_one(to + i * step, operands.epilogue.one(to + i * step, from[i] + add));
       }
     });
   }

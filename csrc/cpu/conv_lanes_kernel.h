@@ -64,6 +64,7 @@ struct LanesConv {
   }
 
   int64_t workspace_bytes() const { return memory.bytes; }
+  bool applies_epilogue() const { return in_place; }
 
   // The most source positions along an axis that `size` destination positions read.
   int64_t source_extent(int a, int64_t size) const {
@@ -226,6 +227,12 @@ struct LanesConv {
         store_lanes(sums + (b - part.begin) * writing.block, to, blocks.lanes, box, first);
       }
     });
+  }
+  // Of what is written to the destination itself, or null.
+  template <class E>
+  const EpilogueOf<E>* epilogue_in_place() const {
+    if constexpr (std::is_same_v<E, T>) return in_place ? operands.any_epilogue() : nullptr;
+    return nullptr;
   }
 
   // The box of the destination, for some blocks; image and result point to the first channel of these.
@@ -391,6 +398,7 @@ struct LanesConv {
                                      add,
                                      out + j * steps.to_pixel,
                                      rows.ahead,
+                                     epilogue_in_place<E>(),
                                      streamed};
           tiles[residue]->run[rows.height - 1][count - 1](tile, steps);
         }
@@ -427,7 +435,8 @@ struct LanesConv {
                                    x.taps,
                                    j,
                                    packed_bias + (b * to.planes + plane) * L,
-                                   out + j * steps.to_pixel};
+                                   out + j * steps.to_pixel,
+                                   epilogue_in_place<A>()};
           if (rows.ahead) rows.ahead->fetch();
           if (single) {
             lanes_run_of<A, 1>(count, std::make_integer_sequence<int, kRunPixels>())(run, steps);

@@ -16,17 +16,19 @@ inline const char* depthwise_refuses(const ConvProblem& p) {
 }
 template <bool Gradient>
 const char* grouped_refuses(const ConvProblem& p) {
+  if (const char* reason = grouped_exclude(p)) return reason;
   const int64_t C = p.shape.C_per_group(), K = p.shape.K_per_group();
   const bool wide = min_of(C, K) > 8 || C == K;
   if (wide && is_for_winograd(p) && !winograd_refuses<Gradient>(p)) return "left to Winograd's algorithm";
-  return grouped_exclude(p);
+  return nullptr;
 }
 
 inline const char* grouped_grad_weight_refuses(const ConvProblem& p) {
+  if (const char* reason = grouped_exclude(p)) return reason;
   const bool wide = max_of(p.shape.C_per_group(), p.shape.K_per_group()) > 8;
   if (wide && !winograd_grad_weight_refuses(p))
     return "more than 8 channels in a group are left to Winograd's algorithm";
-  return grouped_exclude(p);
+  return nullptr;
 }
 
 template <bool Gradient>

@@ -7,6 +7,7 @@
 // out.
 #pragma once
 
+#include "epilogue.h"
 #include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -35,6 +36,7 @@ struct LanesRun {
   int64_t taps, first;           // counted from another pixel than the run's first
   const A* bias;
   A* to;
+  const EpilogueOf<A>* epilogue;  // or null
 };
 
 template <class A, int Pixels, int Planes>
@@ -76,7 +78,10 @@ void lanes_run(const LanesRun<A>& run, const RunSteps& steps) {
 #pragma GCC unroll 14
   for (int j = 0; j < Pixels; ++j) {
 #pragma GCC unroll 4
-    for (int k = 0; k < Planes; ++k) store(run.to + j * s.to_pixel + k * s.to_plane, sum[j][k]);
+    for (int k = 0; k < Planes; ++k) {
+      A* out = run.to + j * s.to_pixel + k * s.to_plane;
+      store(out, run.epilogue ? (*run.epilogue)(out, sum[j][k]) : sum[j][k]);
+    }
   }
 }
 

@@ -22,7 +22,8 @@ struct LanesTile {
   int64_t source_at, weight_at;  // of the first column and tap, from the rows' pointers
   const Acc<T>* bias;
   T* to;
-  Ahead* ahead;  // or null
+  Ahead* ahead;                   // or null
+  const EpilogueOf<T>* epilogue;  // or null
   bool streamed;
 };
 
@@ -107,6 +108,7 @@ void lanes_tile(const LanesTile<T>& first, const TileSteps& steps) {
       T* out = tile.to + r * s.to_row;
 #pragma GCC unroll 9
       for (int j = 0; j < Pixels; ++j, out += s.to_pixel) {
+        if (tile.epilogue) sum[r][j] = (*tile.epilogue)(out, sum[r][j]);
         streamed ? stream(out, sum[r][j]) : store(out, sum[r][j]);
       }
     }

@@ -130,11 +130,14 @@ struct Operands {
   const S *source, *weight;
   const T* bias;  // or null
   T* destination;
+  EpilogueOf<T> epilogue;
+
+  const EpilogueOf<T>* any_epilogue() const { return epilogue.any() ? &epilogue : nullptr; }
 };
 template <class T, class S = T>
 CNNEXT_INLINE Operands<T, S> operands_of(const ConvBuffers& b, bool gradient) {
   return {static_cast<const S*>(gradient ? b.output : b.input), static_cast<const S*>(b.weight),
-          static_cast<const T*>(b.bias), static_cast<T*>(gradient ? b.input : b.output)};
+          static_cast<const T*>(b.bias), static_cast<T*>(gradient ? b.input : b.output), epilogue_of<T>(b)};
 }
 
 // Into how many blocks to cut, from `fewest` to `most`, so that threads have done `others` times as many

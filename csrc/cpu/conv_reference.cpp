@@ -5,7 +5,7 @@
 
 #define CNNEXT_ISA reference
 #define CNNEXT_VECTOR_BYTES 16
-#include "vec.h"
+#include "epilogue.h"
 
 namespace cnnext::cpu {
 namespace {
@@ -59,6 +59,7 @@ struct Operands {
         output(static_cast<T*>(b.output)),
         weight(static_cast<T*>(b.weight)),
         bias(static_cast<T*>(b.bias)),
+        epilogue(reference::epilogue_of<T>(b)),
         in(strides_of(p.layout, p.shape.C, p.shape.input_pixels())),
         out(strides_of(p.layout, p.shape.K, p.shape.output_pixels())),
         w(weight_strides_of(p.weight_layout, p.shape.C_per_group(), p.shape.taps())) {}
@@ -69,9 +70,16 @@ struct Operands {
     return output[n * out.image + k * out.channel + pixel * out.pixel];
   }
   T& f(int64_t k, int64_t c, int64_t tap) const { return weight[k * w.k + c * w.c + tap * w.tap]; }
+  void put(int64_t n, int64_t k, int64_t pixel, double sum) const {
+    T* to = &y(n, k, pixel);
+    if (epilogue.residual) sum += load_one(epilogue.residual + (to - output));
+    store_one(to, static_cast<reference::Acc<T>>(reference::activate(epilogue.epilogue, One{sum})[0]));
+  }
   double initial(int64_t channel) const { return bias ? static_cast<double>(load_one(bias + channel)) : 0.0; }
 
+  using One = reference::VecOf<double, 1>::type;
   T *input, *output, *weight, *bias;
+  reference::EpilogueOf<T> epilogue;
   Strides in, out;
   WeightStrides w;
 };
@@ -92,7 +100,7 @@ void forward(const ConvProblem& p, const ConvBuffers& buffers, const Parallel& p
           sum += double(load_one(&t.x(n, first_c + c, from))) * load_one(&t.f(k, c, tap));
         }
       }
-      store_one(&t.y(n, k, pixel), static_cast<reference::Acc<T>>(sum));
+      t.put(n, k, pixel, sum);
     }
   });
 }

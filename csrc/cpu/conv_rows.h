@@ -109,6 +109,7 @@ struct ConvRows {
   }
 
   int64_t workspace_bytes() const { return packed.bytes() + threads * copied.size * int64_t(sizeof(A)); }
+  bool applies_epilogue() const { return true; }
 
   void run(const Parallel& parallel) const {
     const auto pack = [&](int64_t group, A* to, int) { pack_weights(group, to); };
@@ -206,7 +207,8 @@ struct ConvRows {
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {
         const Vec<A> result = sum[r][v] + added;
-        whole ? store(row + at[v], result) : store(apart + (r * Vectors + v) * L, result);
+        whole ? store(row + at[v], operands.epilogue(row + at[v], result))
+              : store(apart + (r * Vectors + v) * L, result);
       }
     }
     if (!whole) put_apart(apart, Rows, Vectors, j, to);
@@ -219,8 +221,10 @@ struct ConvRows {
     for (int r = 0; r < rows; ++r, to += s.channel) {
       for (int v = 0; v < vectors; ++v, results += L) {
         const int64_t at = max_of(min_of(j + v * L, g.axis[2].count - L), 0);
-        for (int64_t i = 0; i < min_of(L, g.axis[2].count); ++i)
-          store_one(to + (at + i) * s.pixel, results[i]);
+        for (int64_t i = 0; i < min_of(L, g.axis[2].count); ++i) {
+          T* out = to + (at + i) * s.pixel;
+          store_one(out, operands.epilogue.one(out, results[i]));
+        }
       }
     }
   }

@@ -73,6 +73,7 @@ struct ThinConv {
   int64_t workspace_bytes() const {
     return packed.bytes() + threads * scratch_size * int64_t(sizeof(Copied));
   }
+  bool applies_epilogue() const { return true; }
 
   void run(const Parallel& parallel) const {
     const auto pack = [&](int64_t panel, A* to, int) { pack_weights(panel, to); };
@@ -134,7 +135,7 @@ struct ThinConv {
       j = min_of(j, width - Rows);
       fill_tile<Vectors, Rows>(copy + j * Step, panel_weights,
                                {operands.destination + (pixel + j) * stride + first, stride, nullptr,
-                                operands.bias ? add : nullptr});
+                                operands.bias ? add : nullptr, nullptr, operands.any_epilogue()});
     }
   }
 

@@ -140,7 +140,9 @@ struct WinogradGroups : WinogradSteps<T, Tile> {
     scratch_copy = round_up(scratch_patches + this->scratch_weights, 64);
     scratch_results = round_up(scratch_copy + copy.images * copy.padded.pixels() * C, 64);
     this->set_memory(b, workspace, scratch_results + (turned() ? copy.images * copy.results * C : 0));
+    if (turned()) this->operands.epilogue = {};  // what tiles write is scratch memory
   }
+  bool applies_epilogue() const { return !turned(); }
 
   void run(const Parallel& parallel) const {
     this->start_weights(parallel);

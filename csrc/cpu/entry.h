@@ -1,7 +1,7 @@
 // How a class becomes an entry of the table of kernels.
 #pragma once
 
-#include "vec.h"
+#include "epilogue.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -53,10 +53,33 @@ int64_t packed_of(const Problem& p) {
                 [&](const auto& kernel) { bytes = kernel.packed_bytes(); });
   return bytes;
 }
+// Whether a kernel applies a convolution's epilogue as it stores; those that may have a function that tells.
+template <class Class>
+auto applies_epilogue(const Class& kernel, int) -> decltype(kernel.applies_epilogue()) {
+  return kernel.applies_epilogue();
+}
+template <class Class>
+bool applies_epilogue(const Class&, long) {
+  return false;
+}
+// An epilogue that the kernel has not applied.
+inline void finish(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel) {
+  if (!b.epilogue.any()) return;
+  with_type(p.dtype, [&](auto* tag) {
+    using T = Pointee<decltype(tag)>;
+    apply_epilogue(epilogue_of<T>(b), static_cast<T*>(b.output),
+                   p.shape.N * p.shape.K * p.shape.output_pixels(), parallel);
+  });
+}
+inline void finish(const PoolProblem&, const PoolBuffers&, const Parallel&) {}
+
 template <class Classes, class Problem>
 void run_by(const Problem& p, const typename BuffersOf<Problem>::Type& b, const Parallel& parallel,
             char* workspace) {
-  Classes::with(p, b, workspace, [&](const auto& kernel) { kernel.run(parallel); });
+  Classes::with(p, b, workspace, [&](const auto& kernel) {
+    kernel.run(parallel);
+    if (!applies_epilogue(kernel, 0)) finish(p, b, parallel);
+  });
 }
 
 // The entry of such classes; `packed` is packed_of<Classes>, if they may keep a packed weight. A template for

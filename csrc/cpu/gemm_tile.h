@@ -6,6 +6,7 @@
 // then added to the sums so far: short chains round less.
 #pragma once
 
+#include "epilogue.h"
 #include "fetch_ahead.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -38,7 +39,7 @@ struct TileSums {
   }
 };
 
-// or to rows `stride` apart in the tensor, with all that is still to be added; null adds nothing.
+// or to rows `stride` apart in the tensor, with all that is still to be done; null adds or does nothing.
 template <class T, Product P = Product::kNumbers>
 struct TileOutput {
   T* to;
@@ -46,10 +47,11 @@ struct TileOutput {
   const Acc<T>* sums;              // the sums so far, [rows][kCols]
   const Acc<T>* column = nullptr;  // [kCols], the same for each row
   const T* row = nullptr;          // [rows], the same for each column
+  const EpilogueOf<T>* epilogue = nullptr;
 
   TileOutput from_row(int64_t r) const {
-    return {to + r * stride, stride, sums ? sums + r * kCols<Acc<T>> : nullptr, column,
-            row ? row + r : nullptr};
+    return {to + r * stride,         stride,  sums ? sums + r * kCols<Acc<T>> : nullptr, column,
+            row ? row + r : nullptr, epilogue};
   }
   // The line that is going to be overwritten: it may be far away.
   __attribute__((always_inline)) void fetch(int r, int v) const {
@@ -60,10 +62,12 @@ struct TileOutput {
     if (sums) sum = load(sums + r * kCols<Acc<T>> + v * L) + sum;
     if (column) sum += load(column + v * L);
     if (row) sum += load_one(row + r);
+    T* out = to + r * stride + v * L;
+    if (epilogue) sum = (*epilogue)(out, sum);
     if constexpr (P != Product::kNumbers) {
-      store_rounded(to + r * stride + v * L, sum);
+      store_rounded(out, sum);
     } else {
-      store(to + r * stride + v * L, sum);
+      store(out, sum);
     }
   }
 };

@@ -200,7 +200,8 @@ struct WinogradSteps {
           for (int i = 0; i < H::kOutputs; ++i) {
 #pragma GCC unroll 8
             for (int j = 0; j < W::kOutputs; ++j) {
-              if (box.has(i, j)) store_part(out + i * row + j * column, y[i * kRow + j], count);
+              T* pixel = out + i * row + j * column;
+              if (box.has(i, j)) store_part(pixel, operands.epilogue(pixel, y[i * kRow + j], count), count);
             }
           }
           continue;
@@ -212,14 +213,17 @@ struct WinogradSteps {
           for (int i = 0; i < H::kOutputs; ++i, channel += row) {
             const int n = i * kRow;
             const auto values = reinterpret_cast<const A*>(y + n / L * L + lane) + n % L;
-            if (std::is_same_v<T, A> && kRow <= L && whole_rows) {
-              __builtin_memcpy(channel, values, W::kOutputs * sizeof(A));
-              continue;
+            if constexpr (std::is_same_v<T, A> && kRow <= L) {
+              if (whole_rows) {
+                store_row(channel, values);
+                continue;
+              }
             }
             for (int j = 0; j < W::kOutputs; ++j) {
               const int at = n + j;
               const auto value = reinterpret_cast<const A*>(y + at / L * L + lane) + at % L;
-              if (box.has(i, j)) store_one(channel + j * column, *value);
+              T* pixel = channel + j * column;
+              if (box.has(i, j)) store_one(pixel, operands.epilogue.one(pixel, *value));
             }
           }
         }
@@ -227,6 +231,19 @@ struct WinogradSteps {
     }
   }
 
+  // A tile's row of a channel, channels first.
+  void store_row(T* to, const A* values) const {
+    constexpr int kAtOnce = W::kOutputs & -W::kOutputs;
+    using Row = typename VecOf<A, kAtOnce>::type;
+    if (!operands.epilogue.any()) {
+      __builtin_memcpy(to, values, W::kOutputs * sizeof(A));
+      return;
+    }
+    for (int j = 0; j < W::kOutputs; j += kAtOnce)
+      store_unaligned(to + j, operands.epilogue.of_few(to + j, load_unaligned<Row>(values + j)));
+  }
+
+  bool applies_epilogue() const { return true; }
   Phases phases;
   TapBlocks taps;
   TileGrid grid;

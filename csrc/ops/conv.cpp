@@ -96,10 +96,13 @@ Layout either_last(const at::Tensor& a, const at::Tensor& b) {
 // The tensors of a call, each gradient in the place of what it is the gradient of, as in ConvBuffers;
 // undefined where the operator has none.
 struct ConvTensors {
-  at::Tensor input, weight, bias, output;
+  at::Tensor input, weight, bias, output, residual;
+  Epilogue epilogue = {};
 
   ConvBuffers buffers() const {
     ConvBuffers b;
+    b.epilogue = epilogue;
+    b.epilogue.residual = data(residual);
     b.input = data(input);
     b.weight = data(weight);
     b.bias = data(bias);
@@ -111,12 +114,12 @@ struct ConvTensors {
 template <class Select>
 void launch(const char* op, const Select& list_of, ConvProblem problem, const ConvTensors& tensors) {
   const ConvBuffers buffers = tensors.buffers();
-  for (const void* each : {buffers.input, buffers.weight, buffers.output}) {
-    problem.aligned = problem.aligned && reinterpret_cast<uintptr_t>(each) % 16 == 0;
-  }
   if (problem.keeps_weight) {
     const auto& kernel = choose_kernel(op, list_of(cpu_kernels()), problem);
     return run_with_cached_weight(kernel, problem, buffers, tensors.weight);
+  }
+  for (const void* each : {buffers.input, buffers.weight, buffers.output}) {  // read on GPUs
+    problem.aligned = problem.aligned && reinterpret_cast<uintptr_t>(each) % 16 == 0;
   }
   run_kernel(op, list_of, problem, buffers, tensors.output);
 }
@@ -155,18 +158,16 @@ bool bias_fits(const OptionalTensor& bias, const c10::SymInt& channels) {
   return !bias || !bias->defined() || (bias->dim() == 1 && bias->sym_size(0) == channels);
 }
 
-at::Tensor conv_kernel(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                       int64_t groups) {
-  const char* reason = left_to_aten({&input, &weight, bias ? &*bias : &weight});
-  const Conv<int64_t> c(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
-  if (!reason && (input.numel() == 0 || weight.numel() == 0)) reason = "empty tensor";
-  if (!reason && !(c.valid() && bias_fits(bias, weight.size(0))))
-    reason = "invalid";  // torch raises its own error
-  if (reason) {
-    return aten::conv(reason, input, weight, bias, c10::fromIntArrayRefSlow(stride),
-                      c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
-  }
+// Why a convolution is left to ATen, or null.
+const char* refusal(const Conv<int64_t>& c, const at::Tensor& input, const at::Tensor& weight,
+                    const OptionalTensor& bias) {
+  if (const char* reason = left_to_aten({&input, &weight, bias ? &*bias : &weight})) return reason;
+  if (input.numel() == 0 || weight.numel() == 0) return "empty tensor";
+  return c.valid() && bias_fits(bias, weight.size(0)) ? nullptr : "invalid";  // torch raises its own error
+}
+
+at::Tensor forward(const Conv<int64_t>& c, const at::Tensor& input, const at::Tensor& weight,
+                   const OptionalTensor& bias, const at::Tensor& residual, const Epilogue& epilogue) {
   const Layout layout = either_last(input, weight);
   const auto format = memory_format(layout, input.dim());
   ConvTensors t;
@@ -174,10 +175,39 @@ at::Tensor conv_kernel(const at::Tensor& input, const at::Tensor& weight, const 
   t.input = input.contiguous(format);
   t.weight = weight.contiguous(weight.suggest_memory_format());
   t.bias = contiguous(bias);
+  t.epilogue = epilogue;
+  if (residual.defined()) t.residual = residual.contiguous(format);
   ConvProblem problem = problem_of(c, input.scalar_type(), layout, layout_of(weight));
   problem.keeps_weight = caches_weight(weight) && t.weight.is_same(weight);
   launch("conv", CNNEXT_LIST(conv), problem, t);
   return t.output;
+}
+
+at::Tensor conv_kernel(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                       int64_t groups) {
+  const Conv<int64_t> c(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
+  if (const char* reason = refusal(c, input, weight, bias)) {
+    return aten::conv(reason, input, weight, bias, c10::fromIntArrayRefSlow(stride),
+                      c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
+  }
+  return forward(c, input, weight, bias, {}, {});
+}
+
+at::Tensor fused_conv_kernel(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                             const OptionalTensor& residual, at::IntArrayRef stride, at::IntArrayRef padding,
+                             at::IntArrayRef dilation, int64_t groups, c10::string_view activation,
+                             double negative_slope) {
+  const Conv<int64_t> c(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
+  const bool adds = residual && residual->defined();
+  const bool fits = !adds || (!left_to_aten({&input, &*residual}) && residual->sizes().equals(c.output));
+  if (refusal(c, input, weight, bias) || !fits) {
+    return fused_conv_in_steps(input, weight, bias, residual, c10::fromIntArrayRefSlow(stride),
+                               c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups,
+                               activation, negative_slope);
+  }
+  return forward(c, input, weight, bias, adds ? *residual : at::Tensor(),
+                 {nullptr, activation_of(activation), negative_slope});
 }
 
 at::Tensor conv_grad_input_kernel(const at::Tensor& grad_output, const at::Tensor& weight,
@@ -326,6 +356,11 @@ TORCH_LIBRARY_FRAGMENT(cnnext, m) {
       "SymInt[1] dilation=1, SymInt groups=1) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
+      "fused_conv(Tensor input, Tensor weight, Tensor? bias=None, Tensor? residual=None, SymInt[1] stride=1, "
+      "SymInt[1] padding=0, SymInt[1] dilation=1, SymInt groups=1, str activation=\"none\", "
+      "float negative_slope=0.01) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
       "conv_grad_input(Tensor grad_output, Tensor weight, Tensor? bias, SymInt[] input_size, SymInt[1] "
       "stride=1, "
       "SymInt[1] padding=0, SymInt[1] dilation=1, SymInt groups=1) -> Tensor",
@@ -346,7 +381,10 @@ void implement(torch::Library& m) {
 }
 }  // namespace
 
-TORCH_LIBRARY_IMPL(cnnext, CPU, m) { implement(m); }
+TORCH_LIBRARY_IMPL(cnnext, CPU, m) {
+  implement(m);
+  m.impl("fused_conv", fused_conv_kernel);
+}
 #if defined(CNNEXT_WITH_CUDA)
 TORCH_LIBRARY_IMPL(cnnext, CUDA, m) { implement(m); }
 #endif

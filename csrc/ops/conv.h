@@ -8,6 +8,18 @@ namespace cnnext::ops {
 at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias, SymInts stride,
                 SymInts padding, SymInts dilation, c10::SymInt groups);
 
+// activation(conv(...) + residual): none, relu, relu6 or leaky_relu.
+at::Tensor fused_conv(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                      const OptionalTensor& residual, SymInts stride, SymInts padding, SymInts dilation,
+                      c10::SymInt groups, c10::string_view activation, double negative_slope);
+
+// The same by operators one after the other: where a gradient is wanted, or the kernels have no epilogue.
+at::Tensor fused_conv_in_steps(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                               const OptionalTensor& residual, SymInts stride, SymInts padding,
+                               SymInts dilation, c10::SymInt groups, c10::string_view activation,
+                               double negative_slope);
+Activation activation_of(c10::string_view name);
+
 // input_size: spatial extents of the result. Also transposed convolution, then with a bias.
 at::Tensor conv_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
                            const OptionalTensor& bias, SymInts input_size, SymInts stride, SymInts padding,

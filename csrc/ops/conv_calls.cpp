@@ -9,6 +9,13 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const Optiona
   CNNEXT_OP(conv);
   return op.call(input, weight, bias, stride, padding, dilation, groups);
 }
+at::Tensor fused_conv(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                      const OptionalTensor& residual, SymInts stride, SymInts padding, SymInts dilation,
+                      c10::SymInt groups, c10::string_view activation, double negative_slope) {
+  CNNEXT_OP(fused_conv);
+  return op.call(input, weight, bias, residual, stride, padding, dilation, groups, activation,
+                 negative_slope);
+}
 at::Tensor conv_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
                            const OptionalTensor& bias, SymInts input_size, SymInts stride, SymInts padding,
                            SymInts dilation, c10::SymInt groups) {

@@ -128,6 +128,32 @@ PyObject* conv(PyObject*, Arguments args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
+// (dims, input, weight, bias, stride, padding, dilation, groups, residual, activation, negative_slope)
+PyObject* fused_conv(PyObject*, Arguments args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  static const auto op =
+      find<at::Tensor(const at::Tensor&, const at::Tensor&, const Bias&, const Bias&, Ints, Ints, Ints,
+                      c10::SymInt, c10::string_view, double)>("cnnext::fused_conv");
+  const at::Tensor *input = batched(args[1], args[0]), *weight = batched(args[2], args[0]);
+  const at::Tensor* bias = args[3] == Py_None ? nullptr : tensor(args[3]);
+  const at::Tensor* residual = args[8] == Py_None ? nullptr : tensor(args[8]);
+  Sizes stride, padding, dilation;
+  int64_t groups;
+  if (!input || !weight || (!bias && args[3] != Py_None) || (!residual && args[8] != Py_None) ||
+      !parse(args[4], stride) || !parse(args[6], dilation) ||
+      !parse_padding(args[5], *weight, stride, dilation, padding) || !parse(args[7], groups) ||
+      !PyUnicode_CheckExact(args[9]) || !PyFloat_CheckExact(args[10])) {
+    Py_RETURN_NONE;
+  }
+  Py_ssize_t length = 0;
+  const char* activation = PyUnicode_AsUTF8AndSize(args[9], &length);
+  if (!activation) return nullptr;
+  const auto given = [](const at::Tensor* t) { return t ? Bias(*t) : Bias(); };
+  return wrap(run(op, *input, *weight, given(bias), given(residual), stride, padding, dilation, groups,
+                  c10::string_view(activation, length), PyFloat_AS_DOUBLE(args[10])));
+  END_HANDLE_TH_ERRORS
+}
+
 // (dims, input, weight, bias, stride, padding, output_padding, groups, dilation)
 PyObject* conv_transpose(PyObject*, Arguments args, Py_ssize_t) {
   HANDLE_TH_ERRORS
@@ -212,8 +238,9 @@ PyMethodDef method(const char* name) {
 }  // namespace
 
 PyMethodDef* eager_functions() {
-  static std::array<PyMethodDef, 9> all = {
+  static std::array<PyMethodDef, 10> all = {
       method<conv>("conv"),
+      method<fused_conv>("fused_conv"),
       method<conv_transpose>("conv_transpose"),
       method<max_pool<at::Tensor>>("max_pool"),
       method<max_pool<Pair>>("max_pool_with_indices"),
