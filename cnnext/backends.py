@@ -256,9 +256,10 @@ packed_weights = _Switch(
 
     A weight that changes is packed anew: by in-place operators, the step of an optimizer of `torch.optim`,
     load_state_dict or a new tensor in `.data`. A write that torch does not count can not be seen: through `weight.data`
-    (`weight.data.mul_(2)`, as some moving averages do), through NumPy, by another process, as FSDP gathers its shards,
-    or in a block of `torch.autograd._unsafe_preserve_version_counter`. Call `cnnext.empty_cache()` after one, and
-    before `torch.utils.swap_tensors` of a weight, which refuses tensors that something has a weak reference to.
+    (`weight.data.mul_(2)`, as some moving averages do), through its storage (`weight.untyped_storage().copy_(other)`),
+    through NumPy, by another process, as FSDP gathers its shards, or in a block of
+    `torch.autograd._unsafe_preserve_version_counter`. Call `cnnext.empty_cache()` after one, and before
+    `torch.utils.swap_tensors` of a weight, which refuses tensors that something has a weak reference to.
 
     Example:
         >>> import cnnext

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from convolutions import KERNELS
@@ -146,11 +147,20 @@ def test_data_as_a_weight() -> None:
         assert torch.equal(conv(x, w.data), unkept(x, w))
 
 
-def test_an_unseen_write_needs_empty_cache() -> None:
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda w: w.data.mul_(2),
+        lambda w: w.untyped_storage().copy_((2 * w).untyped_storage()),
+        lambda w: np.multiply(w.numpy(), 2, out=w.numpy()),
+    ],
+    ids=["data", "storage", "NumPy"],
+)
+def test_an_unseen_write_needs_empty_cache(write: Callable[[Tensor], object]) -> None:
     """As the documentation says."""
     w, x = torch.randn(96, 64, 3, 3), torch.randn(1, 64, 7, 7)
     before = conv(x, w)
-    w.data.mul_(2)
+    write(w)
     assert torch.equal(conv(x, w), before)
     cnnext.empty_cache()
     assert torch.equal(conv(x, w), unkept(x, w))

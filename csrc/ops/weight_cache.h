@@ -1,9 +1,9 @@
 // Weights as kernels have packed them, kept from call to call.
 //
 // A packed weight belongs to a kernel of one direction, to a problem, and to a tensor's memory at one version
-// of it: in-place operators, load_state_dict and new memory in .data are all seen. A write through .data or
-// NumPy is not, which is why weights are kept only where that is asked for. Python drops them after an
-// optimizer's step: fused ones count no version.
+// of it: in-place operators, load_state_dict and new memory in .data are all seen. A write through .data, the
+// storage or NumPy is not, which is why weights are kept only where that is asked for. Python drops them
+// after an optimizer's step: fused ones count no version.
 #pragma once
 
 #include <ATen/core/Tensor.h>
