@@ -103,6 +103,17 @@ def test_numpy_integers(no_fallback: None) -> None:
     torch.testing.assert_close(functional.adaptive_avg_pool2d(x, (np.int32(2), 3)), F.adaptive_avg_pool2d(x, (2, 3)))
 
 
+def test_a_size_of_torch_goes_the_short_way() -> None:
+    class Sizes(list[int]):
+        pass
+
+    x = torch.randn(1, 2, 4, 6)
+    for sizes in (x.shape[2:], Sizes(x.shape[2:]), (4, 6)):
+        assert cnnext._C.avg_pool(2, x, sizes, None, 0, False, True, None) is not None
+        assert torch.equal(functional.avg_pool2d(x, sizes), functional.avg_pool2d(x, [4, 6]))
+    assert cnnext._C.avg_pool(2, x, (4, True), None, 0, False, True, None) is None
+
+
 def integer(*shape: int) -> Tensor:
     return torch.randint(-3, 4, shape)
 

@@ -31,8 +31,8 @@ bool parse(PyObject* value, Sizes& sizes) {
     sizes.emplace_back(number);
     return true;
   }
-  const bool is_tuple = PyTuple_CheckExact(value);
-  if (!is_tuple && !PyList_CheckExact(value)) return false;
+  const bool is_tuple = PyTuple_Check(value);  // also a torch.Size
+  if (!is_tuple && !PyList_Check(value)) return false;
   const Py_ssize_t count = is_tuple ? PyTuple_GET_SIZE(value) : PyList_GET_SIZE(value);
   for (Py_ssize_t i = 0; i < count; ++i) {
     if (!parse(is_tuple ? PyTuple_GET_ITEM(value, i) : PyList_GET_ITEM(value, i), number)) return false;
