@@ -99,6 +99,21 @@ def test_derivatives(pool: Pool, last: bool) -> None:
 
 
 @pytest.mark.usefixtures("one_thread", "no_fallback")
+@usual
+def test_a_second_backward_pass_is_refused_where_torchs_is(pool: Pool) -> None:
+    def refuses(run: Callable[[Tensor], Tensor]) -> bool:
+        total = run(torch.randn(pool.input, requires_grad=True)).sum()
+        total.backward()
+        try:
+            total.backward()
+        except RuntimeError as error:
+            return "Trying to backward through the graph a second time" in str(error)
+        return False
+
+    assert refuses(pool.by_cnnext) == refuses(lambda x: pool.by_torch(x)[0])
+
+
+@pytest.mark.usefixtures("one_thread", "no_fallback")
 @pytest.mark.parametrize("pool", [pool for pool in USUAL if pool.is_max], ids=str)
 def test_third_derivative_of_maxima_runs_on_our_kernels(pool: Pool) -> None:
     """Gradient and selection are each other's derivative: differentiating twice more leads back."""

@@ -1,10 +1,15 @@
 // Derivatives of average pooling. Averages are linear: forward and gradient are each other's derivative, and
 // nothing but sizes is kept.
+#include <algorithm>
+
 #include "autograd.h"
 #include "pool.h"
 
 namespace cnnext::ops {
 namespace {
+
+// torch's averages keep their input, so that a second backward pass is an error; ours would pass.
+void check_first_pass(AutogradContext* ctx) { ctx->get_saved_variables(); }
 
 struct AvgPoolFunction : public Function<AvgPoolFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, SymInts kernel_size,
@@ -18,6 +23,7 @@ struct AvgPoolFunction : public Function<AvgPoolFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     variable_list out(7);
     if (!grads[0].defined()) return out;
+    check_first_pass(ctx);
     Saved saved(ctx);
     const SymInts input = saved.next(), kernel = saved.next(), stride = saved.next(), padding = saved.next(),
                   flags = saved.next();
@@ -60,6 +66,10 @@ struct AdaptiveAvgPoolFunction : public Function<AdaptiveAvgPoolFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     variable_list out(2);
     if (!grads[0].defined()) return out;
+    // To torch, those of whole planes are means, which keep nothing.
+    const SymInts output = spatial(grads[0]);
+    if (std::any_of(output.begin(), output.end(), [](const c10::SymInt& n) { return n != 1; }))
+      check_first_pass(ctx);
     Saved saved(ctx);
     const SymInts input = saved.next();
     out[0] = adaptive_avg_pool_grad_input(grads[0], input, saved.next_number() != 0);
