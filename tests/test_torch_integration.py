@@ -218,6 +218,25 @@ def test_compile_dynamic_does_not_recompile() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_compile_dynamic_trains_ceil_mode_once(name: str) -> None:
+    def pooled(x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = getattr(functional, name)(x, 3, 2, ceil_mode=True)
+        return x
+
+    def gradient(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return torch.autograd.grad(run(x).sum(), x)[0]
+
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(pooled, fullgraph=True, dynamic=True, backend=counter)
+    for size in range(33, 49):  # each of the three sees even and odd planes
+        x = r(2, 3, size, 81 - size).requires_grad_()
+        assert torch.equal(gradient(compiled, x), gradient(pooled, x))
+    assert counter.frame_count == 1
+
+
 def test_compile_with_inductor() -> None:
     torch.compiler.reset()
     ours, torchs = pair("net")

@@ -7,6 +7,8 @@
 #include <c10/util/StringUtil.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <limits>
 
 #include "device.h"
@@ -52,18 +54,9 @@ struct Pool {
   // Leaves `output` empty where torch would not take the arguments.
   Pool(Ints input_, Ints kernel_, Ints stride_, Ints padding_, Ints dilation_, bool ceil_mode)
       : input(input_.begin(), input_.end()) {
-    const size_t dims = input.size() - 2;
-    if (!has_size() || !expand(kernel_, dims, 1, kernel) || !expand(padding_, dims, 0, padding) ||
-        !expand(stride_.empty() ? kernel_ : stride_, dims, 1, stride) ||
-        !expand(dilation_, dims, 1, dilation)) {
-      return;
-    }
-    double taps = 1;  // that are known
-    for (const Int& k : kernel) taps *= double(c10::SymInt(k).maybe_as_int().value_or(1));
-    if (taps > double(std::numeric_limits<int32_t>::max())) return;  // offsets have 32 bits
+    if (!has_size() || !set_windows(kernel_, stride_, padding_, dilation_)) return;
     Sizes<Int> size = {input[0], input[1]};
-    for (size_t i = 0; i < dims; ++i) {
-      if (padding[i] > kernel[i] / 2) return;
+    for (size_t i = 0; i < kernel.size(); ++i) {
       size.push_back(
           pool_output<Int>(input[i + 2], kernel[i], stride[i], padding[i], dilation[i], ceil_mode));
       if (size.back() < 1) return;
@@ -96,6 +89,15 @@ struct Pool {
       TORCH_CHECK(makes_result(adaptive), op, ": adaptive windows over an input of size ", Ints(size),
                   " do not make a tensor of size ", result);
       return adaptive;
+    }
+    if constexpr (!kRuns<Int>) {
+      // What only a run knows is not compared: either mode would bind a compiled graph to odd or even sizes.
+      Pool pool(size);
+      if (!are_numbers({size, kernel_, stride_, padding_, dilation_, result}) && pool.has_size() &&
+          pool.set_windows(kernel_, stride_, padding_, dilation_)) {
+        pool.output.append(result.begin(), result.end());
+        return pool;
+      }
     }
     for (const bool ceil_mode : {false, true}) {
       const Pool pool(size, kernel_, stride_, padding_, dilation_, ceil_mode);
@@ -146,6 +148,12 @@ struct Pool {
   PerAxis<Int> kernel, stride, padding, dilation;  // adaptive: the kernel bounds the windows
 
  private:
+  explicit Pool(Ints input_) : input(input_.begin(), input_.end()) {}
+
+  static bool are_numbers(std::initializer_list<SymInts> lists) {
+    return std::all_of(lists.begin(), lists.end(),
+                       [](SymInts list) { return c10::asIntArrayRefSlowOpt(list).has_value(); });
+  }
   std::optional<int64_t> known_taps() const {
     Int taps = 1;
     for (const Int& k : kernel) taps = taps * k;
@@ -154,6 +162,22 @@ struct Pool {
   bool has_size() const {
     for (size_t i = 1; i < input.size(); ++i) {
       if (input[i] < 1) return false;
+    }
+    return true;
+  }
+  // False where torch would not take them for any input.
+  bool set_windows(Ints kernel_, Ints stride_, Ints padding_, Ints dilation_) {
+    const size_t dims = input.size() - 2;
+    if (!expand(kernel_, dims, 1, kernel) || !expand(padding_, dims, 0, padding) ||
+        !expand(stride_.empty() ? kernel_ : stride_, dims, 1, stride) ||
+        !expand(dilation_, dims, 1, dilation)) {
+      return false;
+    }
+    double taps = 1;  // that are known
+    for (const Int& k : kernel) taps *= double(c10::SymInt(k).maybe_as_int().value_or(1));
+    if (taps > double(std::numeric_limits<int32_t>::max())) return false;  // offsets have 32 bits
+    for (size_t i = 0; i < dims; ++i) {
+      if (padding[i] > kernel[i] / 2) return false;
     }
     return true;
   }
