@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +45,35 @@ def test_blocks_are_reused_and_given_back():
     assert after["allocated"] <= made + 2  # the output of one call lives while the next is computed
     cnnext.empty_cache()
     assert cnnext.memory_stats()["cached_bytes"] == 0
+
+
+# After a large block was freed, malloc takes the next ones from a heap that ends with `small`.
+_GIVES_BACK = """
+import torch, cnnext
+from cnnext import functional
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+x = torch.ones(1, 1, 512, 512 * 16)
+y = functional.max_pool2d(torch.ones(1, 1, 512, 512 * 31), 1)
+del y
+cnnext.empty_cache()
+start = resident()
+ys = [functional.max_pool2d(x, 1) for _ in range(8)]
+bytes = sum(y.nbytes for y in ys)
+assert resident() - start > 0.9 * bytes
+small = torch.ones(20000)
+del ys
+cnnext.empty_cache()
+assert resident() - start < 0.1 * bytes, (resident() - start, bytes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's count of a process's pages")
+def test_the_system_gets_its_memory_back():
+    done = subprocess.run([sys.executable, "-c", _GIVES_BACK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_live_outputs_are_not_overwritten():

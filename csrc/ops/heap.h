@@ -1,10 +1,11 @@
 // Memory in segments of whole huge pages, which are cut into blocks. Neighbours that are free are one block.
 #pragma once
 
-#if defined(__linux__)
+#if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
 #endif
 
+#include <cstdint>
 #include <cstdlib>
 #include <iterator>
 #include <map>
@@ -17,6 +18,31 @@ namespace cnnext::ops {
 
 constexpr size_t kHugePage = size_t{1} << 21;  // bytes
 
+// Whole huge pages, or null where the system has none. Mapped where it can do that: malloc may take them from
+// a heap of which it gives nothing back that lies below a block in use.
+#if defined(MAP_ANONYMOUS)
+inline void* map_segment(size_t bytes) {
+  char* mapped = static_cast<char*>(
+      mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (mapped == MAP_FAILED) return nullptr;
+  const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(mapped) % kHugePage) % kHugePage;
+  char* segment = mapped + before;
+  if (before > 0) munmap(mapped, before);
+  munmap(segment + bytes, kHugePage - before);
+#if defined(MADV_HUGEPAGE)
+  madvise(segment, bytes, MADV_HUGEPAGE);  // a wish: its failure is none
+#endif
+  return segment;
+}
+inline void unmap_segment(void* segment, size_t bytes) { munmap(segment, bytes); }
+#else
+inline void* map_segment(size_t bytes) {
+  void* segment = nullptr;
+  return posix_memalign(&segment, kHugePage, bytes) == 0 ? segment : nullptr;
+}
+inline void unmap_segment(void* segment, size_t) { std::free(segment); }
+#endif
+
 class Heap {
  public:
   // The smallest free block that suffices, or null.
@@ -27,11 +53,8 @@ class Heap {
   // A block of a new segment, or null where the system has none.
   void* take_new(size_t bytes) {
     const size_t size = round_up(bytes, kHugePage);
-    void* segment = nullptr;
-    if (posix_memalign(&segment, kHugePage, size) != 0) return nullptr;
-#if defined(MADV_HUGEPAGE)
-    madvise(segment, size, MADV_HUGEPAGE);  // a wish: its failure is none
-#endif
+    void* segment = map_segment(size);
+    if (!segment) return nullptr;
     held_ += size;
     waiting_ += size;
     const auto block = blocks_.emplace(static_cast<char*>(segment), Block{size, true, true}).first;
@@ -59,7 +82,7 @@ class Heap {
       held_ -= size;
       waiting_ -= size;
       bytes -= size < bytes ? size : bytes;
-      std::free(block->first);
+      unmap_segment(block->first, size);
       blocks_.erase(block);
       last = free_.erase(last);
     }
