@@ -169,19 +169,30 @@ def test_torchs_tensors_from_the_pool_in_forked_workers():
 
 
 _FORKS = """
-import os, signal, threading, torch
+import os, signal, sys, threading, torch
 from cnnext import backends, functional
 
 torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
 weight = torch.ones(64, 64, 1, 1)
-with backends.torch_memory(True), backends.packed_weights(True):
+def allocations(done):
+    image = torch.ones(1, 64, 2, 2)
+    while not done.is_set():
+        torch.empty(1 << 16)
+        functional.conv2d(image, torch.ones(64, 64, 1, 1))
+def choices(done):
+    y = torch.ones(1, 1, 1, requires_grad=True)
+    for _ in range(1000):
+        y = functional.avg_pool1d(y, 1)
+    while not done.is_set():
+        y.backward(retain_graph=True)  # many calls without the interpreter's lock, which a thread that forks holds
+work = {"allocations": allocations, "choices": choices}[sys.argv[1]]
+with (
+    backends.torch_memory(True),
+    backends.packed_weights(True),
+    backends.force_kernel("avg_pool_grad_input", "reference"),
+):
     done = threading.Event()
-    def allocate():
-        image = torch.ones(1, 64, 2, 2)
-        while not done.is_set():
-            torch.empty(1 << 16)
-            functional.conv2d(image, torch.ones(64, 64, 1, 1))
-    threads = [threading.Thread(target=allocate) for _ in range(2)]
+    threads = [threading.Thread(target=work, args=[done]) for _ in range(2)]
     for thread in threads:
         thread.start()
     ended = []
@@ -190,7 +201,8 @@ with backends.torch_memory(True), backends.packed_weights(True):
         if child == 0:
             signal.alarm(5)  # ends a child that waits for a lock
             torch.empty(1 << 16)
-            functional.conv2d(torch.ones(1, 64, 2, 2), weight)
+            functional.conv2d(torch.ones(1, 64, 2, 2), weight)  # asks what is forced
+            functional.conv2d(torch.ones(1, 1, 2, 2).int(), torch.ones(1, 1, 1, 1).int())  # counts a fallback
             os._exit(0)
         ended.append(os.waitpid(child, 0)[1])
         if ended[-1] != 0:
@@ -202,8 +214,9 @@ assert not any(ended), f"fork {len(ended)}: status {ended[-1]}"
 """
 
 
-def test_a_fork_in_the_midst_of_allocations():
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", _FORKS], capture_output=True, text=True)
+@pytest.mark.parametrize("work", ["allocations", "choices"])
+def test_a_fork_in_the_midst_of(work: str):
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", _FORKS, work], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

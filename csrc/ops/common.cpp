@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 
+#include "fork.h"
 #include "python.h"
 
 namespace cnnext::ops {
@@ -88,9 +89,16 @@ at::MemoryFormat memory_format(Layout layout, int64_t dim) {
 
 namespace {
 
-// Both maps are read on every call: an atomic flag keeps the lock off the usual path, where nothing is
-// forced.
-std::mutex mutex;
+// Of the two maps below.
+std::mutex& mutex() {
+  static std::mutex& lock = *[] {
+    hold_in_forks<&mutex>();
+    return new std::mutex;
+  }();
+  return lock;
+}
+// What is forced is asked for on every call: an atomic flag keeps the lock off the usual path, where nothing
+// is.
 std::atomic<bool> any_forced{false};
 std::map<std::string, std::string> forced[2];  // on the CPU and on GPUs
 std::map<std::string, int64_t> fallback_counts;
@@ -98,7 +106,7 @@ std::map<std::string, int64_t> fallback_counts;
 }  // namespace
 
 void force_kernel(const std::string& op, const std::string& name, bool cuda) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<std::mutex> lock(mutex());
   if (name.empty()) {
     forced[cuda].erase(op);
   } else {
@@ -109,7 +117,7 @@ void force_kernel(const std::string& op, const std::string& name, bool cuda) {
 
 std::optional<std::string> forced_kernel(const char* op, bool cuda) {
   if (!any_forced) return std::nullopt;
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<std::mutex> lock(mutex());
   const auto entry = forced[cuda].find(op);
   if (entry == forced[cuda].end()) return std::nullopt;
   return entry->second;
@@ -141,17 +149,17 @@ const char* left_to_aten(std::initializer_list<const at::Tensor*> tensors) {
 }
 
 void record_fallback(const char* op, const char* reason) {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<std::mutex> lock(mutex());
   ++fallback_counts[std::string(op) + ": " + reason];
 }
 
 std::map<std::string, int64_t> fallbacks() {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<std::mutex> lock(mutex());
   return fallback_counts;
 }
 
 void reset_fallbacks() {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<std::mutex> lock(mutex());
   fallback_counts.clear();
 }
 

@@ -5,8 +5,6 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/CPUAllocator.h>
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -14,6 +12,7 @@
 #include <mutex>
 #include <string>
 
+#include "fork.h"
 #include "heap.h"
 
 namespace cnnext::ops {
@@ -52,9 +51,7 @@ class MemoryPool final : public c10::Allocator {
 
   static MemoryPool& instance() {
     static MemoryPool* pool = [] {
-      // A child that another thread's call was under way for would never get the lock.
-      pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
-                     [] { instance().mutex_.unlock(); });
+      hold_in_forks<&MemoryPool::mutex>();
       return new MemoryPool;  // outlives every tensor
     }();
     return *pool;
@@ -88,6 +85,8 @@ class MemoryPool final : public c10::Allocator {
   }
 
  private:
+  static std::mutex& mutex() { return instance().mutex_; }
+
   void* take(Heap& heap, size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     void* block = heap.take(bytes);

@@ -1,13 +1,12 @@
 #include "weight_cache.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
 
+#include "fork.h"
 #include "memory.h"
 #include "python.h"
 
@@ -83,8 +82,7 @@ class WeightCache {
     const std::lock_guard<std::mutex> lock(mutex_);
     return bytes_;
   }
-  void lock() { mutex_.lock(); }
-  void unlock() { mutex_.unlock(); }
+  std::mutex& mutex() { return mutex_; }
 
  private:
   using All = std::unordered_multimap<const c10::TensorImpl*, Packed>;
@@ -102,15 +100,16 @@ class WeightCache {
 std::atomic<bool> enabled{false};
 thread_local bool differentiating = false;
 
+std::mutex& cache_mutex();
 WeightCache& cache() {
   static WeightCache* all = [] {
-    // As the memory pool's, whose lock is taken while this one is held: it must be the later to take.
-    memory_pool_enabled();
-    pthread_atfork([] { cache().lock(); }, [] { cache().unlock(); }, [] { cache().unlock(); });
+    memory_pool_enabled();  // registers the pool's lock, which is taken while this one is held
+    hold_in_forks<&cache_mutex>();
     return new WeightCache;  // outlives every tensor
   }();
   return *all;
 }
+std::mutex& cache_mutex() { return cache().mutex(); }
 
 }  // namespace
 
