@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import RLock
@@ -34,8 +33,6 @@ __all__ = [
 
 enabled: bool = True
 """False sends every function and layer of cnnext to torch, to compare the two in one program (see `flags`)."""
-
-_left_to_torch: Counter[str] = Counter()  # by the Python layer, less the calls of `uncounted_fallbacks`
 
 
 def cpu_capability() -> str:
@@ -301,29 +298,28 @@ def fallbacks() -> dict[str, int]:
         >>> cnnext.fallbacks()
         {'conv: element type': 1}
     """
-    return dict(Counter(_C.fallbacks()) + _left_to_torch)
+    return dict(_C.fallbacks())
 
 
 def reset_fallbacks() -> None:
     """Forgets all recorded fallbacks."""
     _C.reset_fallbacks()
-    _left_to_torch.clear()
 
 
 def record_fallback(op: str, reason: str) -> None:
     """Counts one call that the Python layer left to torch. Calls inside a compiled graph are counted by no one."""
     if not torch.compiler.is_compiling():
-        _left_to_torch[f"{op}: {reason}"] += 1
+        _C.record_fallback(op, reason)
 
 
 @contextmanager
 def uncounted_fallbacks() -> Iterator[None]:
-    """Takes the block's own calls off the record at its end: they compute nothing."""
-    before = Counter(fallbacks())
+    """Keeps this thread's calls inside the block off the record; there `fallbacks` tells of them alone."""
+    _C.begin_counting_apart()
     try:
         yield
     finally:
-        _left_to_torch.subtract(Counter(fallbacks()) - before)
+        _C.end_counting_apart()
 
 
 class _Module(ModuleType):

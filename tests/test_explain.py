@@ -6,6 +6,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -233,6 +234,31 @@ def test_fallbacks_are_those_of_the_user() -> None:
     cnnext.reset_fallbacks()
     cnnext.explain(functional.conv2d, *numbers)
     assert cnnext.fallbacks() == {}
+
+
+def test_fallbacks_of_other_threads_are_counted() -> None:
+    numbers = torch.ones(1, 1, 5, 5).long(), torch.ones(1, 1, 3, 3).long()
+    complex = torch.ones(1, 1, 3, dtype=torch.complex64)
+
+    def beside(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        with ThreadPoolExecutor(1) as other:
+            other.submit(functional.conv2d, *numbers).result()  # counted by the operator
+            other.submit(functional.conv1d, complex, complex).result()  # counted in Python
+        return functional.conv2d(x, w)
+
+    cnnext.reset_fallbacks()
+    for calls in range(1, 3):
+        [layer] = cnnext.explain(beside, *numbers).layers
+        assert layer.fallback == "conv: element type"
+        counts = {"conv: element type": calls, "conv: arguments that only torch takes": calls}
+        assert cnnext.fallbacks() == counts
+    with cnnext.backends.uncounted_fallbacks():
+        functional.conv2d(*numbers)
+        with cnnext.backends.uncounted_fallbacks():
+            assert cnnext.fallbacks() == {}
+            functional.conv1d(complex, complex)
+        assert cnnext.fallbacks() == {"conv: element type": 1}
+    assert cnnext.fallbacks() == counts
 
 
 class Net(torch.nn.Module):

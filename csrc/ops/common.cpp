@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "fork.h"
 #include "python.h"
@@ -102,6 +103,8 @@ std::mutex& mutex() {
 std::atomic<bool> any_forced{false};
 std::map<std::string, std::string> forced[2];  // on the CPU and on GPUs
 std::map<std::string, int64_t> fallback_counts;
+// What this thread counts apart, for each block that it is in.
+thread_local std::vector<std::map<std::string, int64_t>> counted_apart;
 
 }  // namespace
 
@@ -149,18 +152,33 @@ const char* left_to_aten(std::initializer_list<const at::Tensor*> tensors) {
 }
 
 void record_fallback(const char* op, const char* reason) {
+  const std::string key = std::string(op) + ": " + reason;
+  if (!counted_apart.empty()) {
+    ++counted_apart.back()[key];
+    return;
+  }
   const std::lock_guard<std::mutex> lock(mutex());
-  ++fallback_counts[std::string(op) + ": " + reason];
+  ++fallback_counts[key];
 }
 
 std::map<std::string, int64_t> fallbacks() {
+  if (!counted_apart.empty()) return counted_apart.back();
   const std::lock_guard<std::mutex> lock(mutex());
   return fallback_counts;
 }
 
 void reset_fallbacks() {
+  if (!counted_apart.empty()) {
+    counted_apart.back().clear();
+    return;
+  }
   const std::lock_guard<std::mutex> lock(mutex());
   fallback_counts.clear();
+}
+
+void begin_counting_apart() { counted_apart.emplace_back(); }
+void end_counting_apart() {
+  if (!counted_apart.empty()) counted_apart.pop_back();
 }
 
 }  // namespace cnnext::ops

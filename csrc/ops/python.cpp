@@ -107,4 +107,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("drop_packed_weights", drop_packed_weights);
   m.def("fallbacks", fallbacks);
   m.def("reset_fallbacks", reset_fallbacks);
+  m.def(
+      "record_fallback",
+      [](const std::string& op, const std::string& reason) { record_fallback(op.c_str(), reason.c_str()); },
+      pybind11::arg("op"), pybind11::arg("reason"));
+  m.def("begin_counting_apart", begin_counting_apart);
+  m.def("end_counting_apart", end_counting_apart);
 }

@@ -17,6 +17,9 @@ PyMethodDef* eager_functions();
 
 std::map<std::string, int64_t> fallbacks();
 void reset_fallbacks();
+// Between the two, this thread's fallbacks are counted apart, and the functions above see those alone.
+void begin_counting_apart();
+void end_counting_apart();
 
 // The pool of memory.h.
 void empty_cache();
