@@ -341,15 +341,24 @@ class _Recorder(TorchDispatchMode):
             self.fallbacks = now
 
 
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)
+
+
 @contextmanager
 def _unchanged(model: torch.nn.Module) -> Iterator[None]:
-    """Afterwards, the modules' attributes are those of before, and so is what is in lists, dictionaries and sets there:
-    what the block has put into them is fake."""
+    """Afterwards, the modules' attributes are those of before, and so is what is in lists, dictionaries and sets there,
+    at any depth: what the block has put into them is fake."""
     before: list[tuple[Any, Any]] = []
-    for module in model.modules():
-        for each in (vars(module), *vars(module).values()):
-            if type(each) in (dict, OrderedDict, defaultdict, list, deque, set):
-                before.append((each, copy(each)))
+    found: list[Any] = [vars(module) for module in model.modules()]
+    seen = set()  # by identity: containers may hold each other
+    while found:
+        each = found.pop()
+        if id(each) in seen or type(each) not in (*_CONTAINERS, tuple):
+            continue
+        seen.add(id(each))
+        if type(each) is not tuple:
+            before.append((each, copy(each)))
+        found.extend(each.values() if isinstance(each, dict) else each)
     try:
         yield
     finally:

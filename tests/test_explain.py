@@ -356,6 +356,35 @@ def test_what_a_model_keeps_is_not_fake() -> None:
     assert len(model.outputs) == 1
 
 
+class Logging(torch.nn.Module):
+    """Keeps outputs in containers of containers, one of which holds itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: dict[str, Any] = {"list": [], "named": {"deep": []}, "pair": ([], set())}
+        self.log["self"] = self.log
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.max_pool2d(x, 2)
+        self.log["list"].append(y)
+        self.log["named"]["deep"].append([y])
+        self.log["named"]["new"] = y
+        self.log["pair"][0].append(y)
+        self.log["pair"][1].add(y)
+        return y
+
+
+def test_what_nested_containers_keep_is_not_fake() -> None:
+    model, x = Logging(), torch.randn(1, 3, 8, 8)
+    cnnext.explain(model, x)
+    assert model.log.pop("self") is model.log
+    assert model.log == {"list": [], "named": {"deep": []}, "pair": ([], set())}
+    output = model(x)
+    cnnext.explain(model, x)
+    assert [*model.log["list"], *model.log["pair"][0], *model.log["pair"][1]] == [output] * 3
+    assert model.log["named"] == {"deep": [[output]], "new": output}
+
+
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     "change",
