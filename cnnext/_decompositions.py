@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ._arguments import per_axis
 from .functional import activate
@@ -25,9 +26,26 @@ def _decomposes(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return register
 
 
+def _are_symbols(args: Any) -> bool:
+    """Whether a number is only known in a run: most of ATen's pooling would bind the graph to the example's."""
+    return any(isinstance(each, torch.SymInt) and each.node.is_symbolic() for each in tree_leaves(args))
+
+
+def _is_plane(input: Tensor, kernel_size: Any, padding: Any, dilation: Any = (1,)) -> bool:
+    """Whether one window is each whole plane, whatever its size in a run."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy
+
+    axes = zip(per_axis(kernel_size, input.dim() - 2), input.shape[2:], strict=True)
+    known = not _are_symbols((padding, dilation)) and not any(padding) and all(each == 1 for each in dilation)
+    return known and all(statically_known_true(kernel == size) for kernel, size in axes)
+
+
 def _pool(name: str, input: Tensor, *args: Any) -> Any:
     """torch's function for input's number of dimensions. Sizes are lists, and none stands for the default."""
     dims = input.dim() - 2
+    if _are_symbols(args) and (name != "adaptive_avg_pool" or dims == 1):
+        sizes = ", ".join(str(list(arg)) for arg in args if isinstance(arg, (tuple, list)))
+        raise RuntimeError(f"{name}{dims}d can not be decomposed for sizes that only a run knows: {sizes}")
     sizes = [(per_axis(arg, dims) or None) if isinstance(arg, (tuple, list)) else arg for arg in args]
     return getattr(F, f"{name}{dims}d")(input, *sizes)
 
@@ -132,6 +150,8 @@ def _max_pool(
     dilation: Any = (1,),
     ceil_mode: bool = False,
 ) -> Tensor:
+    if _are_symbols(kernel_size) and _is_plane(input, kernel_size, padding, dilation):
+        return input.amax([*range(2, input.dim())], keepdim=True)
     return _pool("max_pool", input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
@@ -157,6 +177,8 @@ def _avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
+    if _are_symbols(kernel_size) and _is_plane(input, kernel_size, padding) and divisor_override is None:
+        return input.mean([*range(2, input.dim())], keepdim=True)
     rest = () if input.dim() == 3 else (divisor_override,)
     return _pool("avg_pool", input, kernel_size, stride, padding, ceil_mode, count_include_pad, *rest)
 

@@ -290,6 +290,47 @@ def test_export_and_decompositions(name: str) -> None:
             torch.testing.assert_close(each.module()(x), torchs(x), rtol=1e-4, atol=1e-4)
 
 
+class Planes(torch.nn.Module):
+    """One window over each plane, whatever its size."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        size = x.shape[2:]
+        pools = functional.max_pool2d(x, size), functional.avg_pool2d(x, size), functional.avg_pool2d(x, size, 1)
+        return [*pools, functional.max_pool1d(x[:, :, 0], size[1]), functional.adaptive_avg_pool2d(x, (size[0], 1))]
+
+
+def exported(model: torch.nn.Module) -> Any:
+    """For planes of any size."""
+    sizes = {2: torch.export.Dim("h", min=4, max=512), 3: torch.export.Dim("w", min=4, max=512)}
+    return torch.export.export(model, (r(1, 3, 16, 18),), dynamic_shapes=(sizes,))
+
+
+def test_decompositions_of_windows_over_planes_of_any_size() -> None:
+    core = exported(Planes()).run_decompositions(cnnext.decompositions())
+    assert not any(op.startswith("cnnext") for op in operators(core)), operators(core)
+    for height, width in ((16, 18), (7, 30), (64, 9)):
+        x = r(1, 3, height, width)
+        torch.testing.assert_close(core.module()(x), Planes()(x))
+
+
+@pytest.mark.parametrize("pool", [
+    lambda x: functional.max_pool2d(x, (x.shape[2], 2)),
+    lambda x: functional.max_pool2d(x, x.shape[2:], return_indices=True),
+    lambda x: functional.avg_pool2d(x, 2, stride=x.shape[2:]),
+    lambda x: functional.avg_pool2d(x, x.shape[2:], divisor_override=3),
+    lambda x: functional.adaptive_max_pool2d(x, (None, 1)),
+])  # fmt: skip
+def test_decompositions_that_would_fix_a_size_are_refused(pool: Callable[[Tensor], Any]) -> None:
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return pool(x)
+
+    program = exported(Model())
+    assert program.module()(r(1, 3, 9, 12)) is not None
+    with pytest.raises(RuntimeError, match=r"2d can not be decomposed for sizes that only a run knows: \["):
+        program.run_decompositions(cnnext.decompositions())
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_trace(name: str) -> None:
     ours, torchs = pair(name)
