@@ -48,6 +48,9 @@ namespace aten {
 at::Tensor conv(const char* reason, const at::Tensor& input, const at::Tensor& weight,
                 const OptionalTensor& bias, SymInts stride, SymInts padding, SymInts dilation,
                 c10::SymInt groups);
+at::Tensor conv_transpose(const char* reason, const at::Tensor& input, const at::Tensor& weight,
+                          const OptionalTensor& bias, SymInts stride, SymInts padding, SymInts output_padding,
+                          c10::SymInt groups, SymInts dilation);
 at::Tensor conv_grad_input(const char* reason, const at::Tensor& grad_output, const at::Tensor& weight,
                            const OptionalTensor& bias, SymInts input_size, SymInts stride, SymInts padding,
                            SymInts dilation, c10::SymInt groups);

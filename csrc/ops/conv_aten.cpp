@@ -3,6 +3,9 @@
 #include <ATen/ops/conv1d.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/conv3d.h>
+#include <ATen/ops/conv_transpose1d.h>
+#include <ATen/ops/conv_transpose2d.h>
+#include <ATen/ops/conv_transpose3d.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <torch/library.h>
@@ -38,6 +41,25 @@ at::Tensor conv(const char* reason, const at::Tensor& input, const at::Tensor& w
     }
   };
   return recorded("conv", reason, by_dims());
+}
+
+at::Tensor conv_transpose(const char* reason, const at::Tensor& input, const at::Tensor& weight,
+                          const OptionalTensor& bias, SymInts stride, SymInts padding, SymInts output_padding,
+                          c10::SymInt groups, SymInts dilation) {
+  const auto by_dims = [&] {
+    switch (weight.dim()) {
+      case 3:
+        return at::conv_transpose1d_symint(input, weight, bias, stride, padding, output_padding, groups,
+                                           dilation);
+      case 4:
+        return at::conv_transpose2d_symint(input, weight, bias, stride, padding, output_padding, groups,
+                                           dilation);
+      default:
+        return at::conv_transpose3d_symint(input, weight, bias, stride, padding, output_padding, groups,
+                                           dilation);
+    }
+  };
+  return recorded("conv_transpose", reason, by_dims());
 }
 
 at::Tensor conv_grad_input(const char* reason, const at::Tensor& grad_output, const at::Tensor& weight,
@@ -89,6 +111,7 @@ at::Tensor conv_grad_bias(const char* reason, const at::Tensor& grad_output) {
 
 TORCH_LIBRARY_IMPL(cnnext, FuncTorchBatched, m) {
   m.impl("conv", Batched<&conv>::run);
+  m.impl("conv_transpose", Batched<&conv_transpose>::run);
   m.impl("conv_grad_input", Batched<&conv_grad_input>::run);
   m.impl("conv_grad_weight", Batched<&conv_grad_weight>::run);
   m.impl("conv_grad_bias", Batched<&conv_grad_bias>::run);

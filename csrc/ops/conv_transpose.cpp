@@ -1,40 +1,13 @@
 // Transposed convolution: the gradient of a convolution for its input, in torch's terms.
 // cnnext::conv_transpose is composed of conv_grad_input, whose input_size is the size of the output here.
 #include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/conv_transpose1d.h>
-#include <ATen/ops/conv_transpose2d.h>
-#include <ATen/ops/conv_transpose3d.h>
 #include <torch/library.h>
+
+#include <algorithm>
 
 #include "conv.h"
 
 namespace cnnext::ops {
-namespace {
-
-at::Tensor by_torch(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                    SymInts stride, SymInts padding, SymInts output_padding, c10::SymInt groups,
-                    SymInts dilation) {
-  switch (weight.dim()) {
-    case 3:
-      return at::conv_transpose1d_symint(input, weight, bias, stride, padding, output_padding, groups,
-                                         dilation);
-    case 4:
-      return at::conv_transpose2d_symint(input, weight, bias, stride, padding, output_padding, groups,
-                                         dilation);
-    default:
-      return at::conv_transpose3d_symint(input, weight, bias, stride, padding, output_padding, groups,
-                                         dilation);
-  }
-}
-
-at::Tensor by_torch_under_vmap(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                               SymInts stride, SymInts padding, SymInts output_padding, c10::SymInt groups,
-                               SymInts dilation) {
-  record_fallback("conv_transpose", "vmap");
-  return by_torch(input, weight, bias, stride, padding, output_padding, std::move(groups), dilation);
-}
-
-}  // namespace
 
 at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                           SymInts stride, SymInts padding, SymInts output_padding, c10::SymInt groups,
@@ -63,10 +36,8 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
   const char* reason = left_to_aten({&input, &weight, bias ? &*bias : &weight});
   if (!reason && !valid()) reason = "invalid";  // torch raises its own error
   if (reason) {
-    at::Tensor output =
-        by_torch(input, weight, bias, stride, padding, output_padding, std::move(groups), dilation);
-    record_fallback("conv_transpose", reason);
-    return output;
+    return aten::conv_transpose(reason, input, weight, bias, stride, padding, output_padding,
+                                std::move(groups), dilation);
   }
   const bool beyond = std::any_of(zeros.begin(), zeros.end(), [](const c10::SymInt& n) { return n > 0; });
   const at::Tensor source = beyond ? at::constant_pad_nd_symint(input, zeros, 0) : input;
@@ -82,6 +53,5 @@ TORCH_LIBRARY_FRAGMENT(cnnext, m) {
 }
 
 TORCH_LIBRARY_IMPL(cnnext, CompositeImplicitAutograd, m) { m.impl("conv_transpose", conv_transpose); }
-TORCH_LIBRARY_IMPL(cnnext, FuncTorchBatched, m) { m.impl("conv_transpose", by_torch_under_vmap); }
 
 }  // namespace cnnext::ops
