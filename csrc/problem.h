@@ -35,6 +35,10 @@ void with_type(DType dtype, Run&& run) {
   }
 }
 
+constexpr int64_t element_bytes(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
 template <class Tag>
 using Pointee = std::remove_pointer_t<Tag>;  // the type behind the tag
 

@@ -32,7 +32,7 @@ struct Cut {
     const Phases& phases = regions.phases;
     const int64_t pixels = regions.most_pixels(),
                   most_pixels = channels_last ? kBlockRows : kPixelPanels * kCols<A>;
-    panels = ceil_div(phases.channels, kCols<A>);
+    const int64_t panels = ceil_div(phases.channels, kCols<A>);
     // Few pixels are one block, if the threads can share the channels alike: whole panels, or rows enough to
     // pack the pixels for.
     const bool alike =
@@ -63,7 +63,7 @@ struct Cut {
   }
   bool channels_last, packs_in_task;
   int64_t pixel_block, pixel_blocks, channel_block, channel_blocks;
-  int64_t panels, depth_blocks, units_of_group;
+  int64_t depth_blocks, units_of_group;
   int64_t unit_size, scratch_gathered, scratch_sums, scratch_size;  // in elements
 };
 

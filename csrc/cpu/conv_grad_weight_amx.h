@@ -38,8 +38,8 @@ class GradWeightAmx {
     }
     g.images = shape.N;
     g.channels = shape.C_per_group();
-    // Rows a multiple of 1 KiB apart would push each other out of the first-level cache.
     planes = p.layout == Layout::kChannelsFirst;
+    // Rows a multiple of 1 KiB apart would push each other out of the first-level cache.
     in_place = kP > 1 && shape.taps() == 1 && (planes || in.pixel * sizeof(T) % 1024 != 0);
     for (const PhaseAxis& x : g.axis) in_place &= is_plain(x);
     order = planes && w.tap == 1 ? ColumnOrder{1, g.taps()} : ColumnOrder{g.channels, 1};
@@ -290,7 +290,7 @@ class GradWeightAmx {
   struct Scratch {
     char* turned;
     float *panels, *gathered, *sums;
-  } scratch;             // of the first thread;
+  } scratch;             // of the first thread
   int64_t thread_bytes;  // from one's to the next one's
   ScratchLayout memory;
   float* partial;

@@ -23,8 +23,9 @@ struct LanesGradWeight {
   static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
   static constexpr int64_t kRowsInCache = (256 << 10) / sizeof(A);  // elements of both operands, in place
   static constexpr int64_t kTasks = 16;                             // splits are made until there are so many
-  static constexpr int64_t kChain = 64;  // pixels that are summed before they are added to memory
-  static constexpr int64_t kMaxRows = 8, kMostBlocks = 8;  // of pixels in such a chain
+  static constexpr int64_t kChain = 64;      // pixels that are summed before they are added to memory
+  static constexpr int64_t kMaxRows = 8;     // of pixels in such a chain
+  static constexpr int64_t kMostBlocks = 8;  // of a task, out of place
 
   LanesGradWeight(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
@@ -80,9 +81,8 @@ struct LanesGradWeight {
   int64_t boxes(int a) const { return ceil_div(out.extent[a], box_size[a]); }
 
   int64_t box_pixels() const { return box_size[0] * box_size[1] * box_size[2]; }
-  int64_t box_elements() const {
-    return (in.planes * box_input() + out.planes * box_pixels()) * L;
-  }  // of a block
+  // Of a block.
+  int64_t box_elements() const { return (in.planes * box_input() + out.planes * box_pixels()) * L; }
   int64_t tasks() const { return shape.N * boxes(0) * boxes(1) * boxes(2) * blocks.parts(part_blocks); }
 
   void choose_box() {
@@ -128,7 +128,7 @@ struct LanesGradWeight {
   void add_unit(int64_t unit, Range part, A* sums, int64_t* offsets, char* list, A* loaded) const {
     Box box, read;
     for (int a = kAxes - 1; a >= 0; unit /= boxes(a), --a) {
-      const Range range = cnnext::cpu::CNNEXT_ISA::block(unit % boxes(a), box_size[a], out.extent[a]);
+      const Range range = block(unit % boxes(a), box_size[a], out.extent[a]);
       box.begin[a] = range.begin;
       box.end[a] = range.end;
       read.begin[a] = clamp(x[a].source_index(range.begin, 0), 0, in.extent[a]);

@@ -312,7 +312,7 @@ template <bool Gradient>
 const char* group_tiles_exclude(const ConvProblem& p, bool pairs = false) {
   const int64_t C = p.shape.C_per_group(), K = p.shape.K_per_group();
   const int64_t from = Gradient ? K : C, to = Gradient ? C : K;
-  const int64_t lanes = p.dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
+  const int64_t lanes = lanes_of(p.dtype);
   if (p.shape.groups < 4) return "takes four groups or more";
   const bool halves = pairs && from == kHalfGroup && to == kHalfGroup;
   const bool eights = from == 8 && to == 8 && lanes == 8 && p.dtype != DType::kFloat64;  // AVX2

@@ -60,7 +60,7 @@ struct InChannelsLast {
     problem.layout = Layout::kChannelsLast;
     if (weight_too) problem.weight_layout = Layout::kChannelsLast;
     turns_weight = problem.weight_layout != p.weight_layout && s.taps() > 1;
-    const int64_t size = p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
+    const int64_t size = element_bytes(p.dtype);
     turned.epilogue = {};  // that of the result which is turned back
     memory.base = workspace;
     if (turns_data) turned.input = memory.take<char>(s.N * s.C * s.input_pixels() * size);

@@ -71,9 +71,8 @@ inline GroupedLayout grouped_layout(const ConvProblem& p, bool of_input) {
 
 // Whether the activations are so large that kernels fetch ahead: in the caches that only costs.
 inline bool beyond_caches(const ConvProblem& p) {
-  const int64_t size = p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
-  return p.shape.N * (p.shape.C * p.shape.input_pixels() + p.shape.K * p.shape.output_pixels()) * size >
-         kCachedBytes;
+  const ConvShape& s = p.shape;
+  return s.N * (s.C * s.input_pixels() + s.K * s.output_pixels()) * element_bytes(p.dtype) > kCachedBytes;
 }
 
 // Depthwise in channels first: planes are read in the order of memory, and large ones the hardware fetches

@@ -189,7 +189,7 @@ struct LanesConv {
       int64_t index = task / parts;
       Box box;
       for (int a = kAxes - 1; a >= 0; index /= boxes(a), --a) {
-        const Range range = cnnext::cpu::CNNEXT_ISA::block(index % boxes(a), box_size[a], to.extent[a]);
+        const Range range = block(index % boxes(a), box_size[a], to.extent[a]);
         box.begin[a] = range.begin;
         box.end[a] = range.end;
       }

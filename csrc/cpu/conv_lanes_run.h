@@ -85,7 +85,7 @@ void lanes_run(const LanesRun<A>& run, const RunSteps& steps) {
   }
 }
 
-// The run of a number of pixels, in [1, Most].
+// The run of a number of pixels; Number: 0 up to the most, excluded.
 template <class A, int Planes, int... Number>
 CNNEXT_INLINE auto lanes_run_of(int64_t pixels, std::integer_sequence<int, Number...>) {
   static constexpr void (*runs[])(const LanesRun<A>&,

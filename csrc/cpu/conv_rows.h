@@ -1,5 +1,5 @@
 // Convolution by whole rows of the destination: few source channels in channels first, as in a network's
-// first layer on images that are stored plane by plane.
+// first layer on images that are stored plane by plane, and in channels last groups of up to 3.
 //
 // gemm copies the window of each pixel, so that with few channels it copies more than it multiplies. Here the
 // source rows that a block of destination rows reads are copied once, with zeros for the padding, split by

@@ -13,8 +13,8 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int64_t kThinDepth = 2 * kDepth;  // most taps times channels
-constexpr int kThinMiddle = kRows - kRows / 4,
-              kThinLow = kRows / 2 + 1;  // heights of tiles: 14, 11, 8 or 6, 5, 4
+// Heights of tiles, with kRows: 14, 11, 8 or 6, 5, 4.
+constexpr int kThinMiddle = kRows - kRows / 4, kThinLow = kRows / 2 + 1;
 
 // The first of a pair, where the window ends in the middle of it.
 template <int Rows, int64_t Stride>

@@ -14,8 +14,8 @@ namespace cnnext::cpu::CNNEXT_ISA {
 constexpr int kRows = CNNEXT_VECTOR_BYTES == 64 ? 14 : 6;
 constexpr int kVectors = 2;
 constexpr int64_t kDepth = 256;  // elements summed before they are added to c
-constexpr int64_t kDepthStride =
-    kDepth + 16;  // of rows of a: off the powers of two, which collide in the cache
+// Of rows of a: off the powers of two, which collide in the cache.
+constexpr int64_t kDepthStride = kDepth + 16;
 constexpr int64_t kBlockRows = 112 / kRows * kRows;
 constexpr int64_t kFetchSteps = 16;  // of the depth, from one request for memory to the next
 
@@ -153,14 +153,6 @@ struct PlaneTiles {
   A *chain, *c;
   int64_t a_plane, b_plane, c_plane;  // from one to the next, in elements; of chain as of c
   bool first, last, add;              // of the chain; to what is in c
-
-  PlaneTiles from_row(int64_t r, int64_t row_stride) const {
-    PlaneTiles from = *this;
-    from.a += r * row_stride;
-    from.chain += r * kCols<A>;
-    from.c += r * kCols<A>;
-    return from;
-  }
 };
 template <class A, int Rows, int Vectors, int64_t RowStride>
 void tile_planes(int planes, int64_t depth, PlaneTiles<A> p, Ahead* ahead) {

@@ -1,5 +1,5 @@
-// Convolution in groups, in all directions. These come first: what Winograd's algorithm or AMX do better they
-// refuse.
+// Convolution in groups, in all directions. These come first: what Winograd's algorithm does better they
+// refuse, and group_tiles what AMX does.
 #include "vec.h"
 
 #include "conv_group_tiles.h"

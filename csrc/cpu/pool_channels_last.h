@@ -105,8 +105,7 @@ struct PoolChannelsLast {
   struct Pixel {
     const PoolChannelsLast& pool;
     const Row* rows;
-    int64_t row_count, row_offset, taps,
-        step;                        // taps of a row are `step` elements apart, from `row_offset` on
+    int64_t row_count, row_offset, taps, step;  // taps of a row are `step` elements apart, from the offset on
     int64_t at, first_tap, row_tap;  // output element; number of the window's first tap; its place in a row
     A divide_by;
 

@@ -1,4 +1,4 @@
-// Rows of a plane in channels first, as the separable kernels use them.
+// Rows of a plane in channels first, as kernels with vectors along them (pool_rows.h) use them.
 //
 // A row is copied into scratch memory in the accumulation type, with its padding, and split into `stride`
 // phases: position i of phase f is the padded row's element i * stride + f. Every tap of a window is then a
@@ -17,8 +17,8 @@ struct PhasedRow {
   int64_t phases, padding, width;  // stride, padding before the row, and extent of the row in memory
   int64_t reach;                   // how many elements of each phase are read
   int64_t pitch;                   // elements from phase to phase, with room for whole vectors
-  int64_t shortest,
-      longer;  // elements up to the end of the row in each phase; the first `longer` have one more
+  // Elements up to the end of the row in each phase; the first `longer` have one more.
+  int64_t shortest, longer;
   A* data = nullptr;
 
   PhasedRow() = default;

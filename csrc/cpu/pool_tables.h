@@ -22,9 +22,9 @@ struct Reader {
 
 struct AxisTable {
   Span* span = nullptr;  // [output]
-  int64_t* begin =
-      nullptr;  // [input + 1]: the readers of input i are reader[begin[i]] to reader[begin[i + 1] - 1]
-  Reader* reader = nullptr;  // in the order of the outputs
+  // The readers of input i are reader[begin[i]] to reader[begin[i + 1] - 1], in the order of the outputs.
+  int64_t* begin = nullptr;  // [input + 2]: the last is for `fill`, which counts in it
+  Reader* reader = nullptr;
 
   void lay_out(const PoolShape& shape, int a, bool inverse, ScratchLayout& scratch) {
     const Window& w = shape.axis[a];

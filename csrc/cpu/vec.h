@@ -18,7 +18,6 @@ namespace cnnext::cpu::CNNEXT_ISA {
 template <class T, int64_t Lanes>
 struct VecOf {
   typedef T type __attribute__((vector_size(sizeof(T) * Lanes)));
-  typedef T unaligned __attribute__((vector_size(sizeof(T) * Lanes), aligned(alignof(T)), may_alias));
 };
 
 // Arithmetic is done in Acc<T>: 16-bit types compute and accumulate in float.
@@ -80,8 +79,8 @@ CNNEXT_INLINE F bfloat16_to_float(U bits) {
 template <class U, class F>
 CNNEXT_INLINE U round_to_bfloat16(F f) {  // to nearest even, in the upper half
   const U bits = bit_cast<U>(f);
-  return bits + 0x7fffu +
-         ((bits >> 16) & 1u);  // NaN stays NaN: it comes from bfloat16, so its low bits are zero
+  // NaN stays NaN: it comes from bfloat16, so its low bits are zero.
+  return bits + 0x7fffu + ((bits >> 16) & 1u);
 }
 template <class F, class U>
 CNNEXT_INLINE F float16_to_float(U bits) {

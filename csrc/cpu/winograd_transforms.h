@@ -123,7 +123,6 @@ struct TileAxis {
 template <bool Gradient>
 struct StridedAxis {
   using P = Points<5>;
-  static constexpr bool kFilters = true;
   static constexpr int kTaps = 3, kStride = 2, kSize = 4;  // outputs, or pairs of a gradient
   static constexpr int kProducts = P::kCount + kSize, kWeights = P::kCount + 1, kLasts = 2;
   static constexpr int kInputs = Gradient ? kSize + 1 : 2 * kSize + 1,
@@ -231,7 +230,7 @@ struct WinogradTile {
   static constexpr int64_t kInputsOf[kAxes] = {1, H::kInputs, W::kInputs};
   static constexpr int64_t kProductsOf[kAxes] = {1, H::kProducts, W::kProducts};
   static constexpr int64_t kLastsOf[kAxes] = {0, H::kLasts, W::kLasts};
-  static constexpr int kTaps = H::kTaps * W::kTaps, kOutputs = H::kOutputs * W::kOutputs;
+  static constexpr int kTaps = H::kTaps * W::kTaps;
   static constexpr int kProducts = H::kProducts * W::kProducts, kWeights = H::kWeights * W::kWeights;
   static constexpr bool kStrides = H::kStride > 1 || W::kStride > 1;
   // How much dearer direct sums must be, which round less. With a stride they hardly do.

@@ -103,7 +103,8 @@ int64_t grad_bias_workspace(const ConvProblem& p) {
 }
 
 const char* grad_bias_refuses(const ConvProblem& p) {
-  if (p.layout == Layout::kChannelsFirst && p.shape.output_pixels() * element_bytes(p) / 16 > kMostPixels) {
+  if (p.layout == Layout::kChannelsFirst &&
+      p.shape.output_pixels() * element_bytes(p.dtype) / 16 > kMostPixels) {
     return "a plane of more than 2^31 vectors";
   }
   return p.shape.K > kMostGridX ? "more than 2^31 channels" : nullptr;

@@ -53,11 +53,9 @@ inline int64_t depthwise_parts(const ConvProblem& p) {
               : parts_of(all_output_pixels(p), 4096, ceil_div(s.C * tiles, 4), bytes);
 }
 
-inline int64_t element_bytes(const ConvProblem& p) {
-  return p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
-}
 inline int64_t grad_bias_parts(const ConvProblem& p) {
-  const int64_t channels = p.layout == Layout::kChannelsLast ? 128 / element_bytes(p) : 1;  // of a block
+  // Of a block.
+  const int64_t channels = p.layout == Layout::kChannelsLast ? 128 / element_bytes(p.dtype) : 1;
   return parts_of(all_output_pixels(p), 1024, ceil_div(ceil_div(p.shape.K, channels), 4),
                   p.shape.K * accumulator_bytes(p));
 }
@@ -73,12 +71,12 @@ inline int64_t unpool_blocks(const PoolProblem& p) {
 // the order of these functions: each tells the bytes of one operand there, 0 where it is read as it is.
 // A group's channels in whole chunks.
 inline int64_t padded_channels(const ConvProblem& p, int64_t channels) {
-  return round_up(channels, 16 / element_bytes(p));
+  return round_up(channels, 16 / element_bytes(p.dtype));
 }
 inline int64_t packed_bytes(const ConvProblem& p, bool moves, int64_t rows, int64_t channels) {
   const int64_t padded = padded_channels(p, channels);
   if (!moves && p.aligned && padded == channels) return 0;
-  return round_up(rows * padded * element_bytes(p), kAlignment);
+  return round_up(rows * padded * element_bytes(p.dtype), kAlignment);
 }
 inline int64_t packed_input_bytes(const ConvProblem& p) {
   const ConvShape& s = p.shape;
@@ -102,7 +100,7 @@ inline int64_t rounded_weight_bytes(const ConvProblem& p, Direction direction) {
   const ConvShape& s = p.shape;
   const bool forward = direction == Direction::kForward;
   const int64_t along = padded_channels(p, forward ? s.C : s.K), rows = (forward ? s.K : s.C) * s.taps();
-  return round_up(rows * along * element_bytes(p), kAlignment);
+  return round_up(rows * along * element_bytes(p.dtype), kAlignment);
 }
 
 // grad_weight is a product of K rows and a column for each channel of each tap. The side of a tile, and into

@@ -39,8 +39,8 @@ cpu::Parallel cpu_parallel(int threads);
 // The kernels' element type, or nothing if they have none for it.
 std::optional<DType> element_type(at::ScalarType type);
 
-// Channels last where the tensor is laid out so. `channels_last_format` is torch's word for it in that many
-// dimensions; one spatial dimension has none in torch and is always channels first.
+// Channels last where the tensor is laid out so, and torch's word for a layout in that many dimensions; one
+// spatial dimension has no channels last in torch.
 Layout layout_of(const at::Tensor& tensor);
 at::MemoryFormat memory_format(Layout layout, int64_t dim);
 // Channels last where that is asked for, and there is such a layout.

@@ -59,8 +59,8 @@ at::Tensor max_pool_kernel(const at::Tensor& input, Ints kernel_size, Ints strid
                            Ints dilation, bool ceil_mode) {
   check_input("max_pool", input);
   const Pool<Int> pool(sizes<Int>(input), kernel_size, stride, padding, dilation, ceil_mode);
-  if (const char* reason =
-          refused(input, pool.valid())) {  // torch's own error where the arguments are invalid
+  // torch's own error where the arguments are invalid
+  if (const char* reason = refused(input, pool.valid())) {
     return aten::max_pool(reason, input, symbols(kernel_size), symbols(stride), symbols(padding),
                           symbols(dilation), ceil_mode);
   }

@@ -14,6 +14,7 @@
 
 #include "fork.h"
 #include "heap.h"
+#include "python.h"
 
 namespace cnnext::ops {
 namespace {

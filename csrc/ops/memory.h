@@ -5,8 +5,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "python.h"
-
 namespace cnnext::ops {
 
 // An uninitialised tensor, on the CPU from the pool; small ones, and those of other devices, come from
