@@ -44,7 +44,7 @@ double amx_time(const ConvProblem& p) {
     direct += p.keeps_weight ? 0 : kDirectPack * double(g.depth()) * K;
   }
   // Direct sums leave out what is multiplied with the padding, if that is much.
-  const int64_t products = Regions(phases, Layout::kChannelsLast).products();
+  const int64_t products = Regions(phases).products();
   direct += (planes ? kDirectTurned : 1.0) * double(products) * double(phases.source_channels) *
             double(round_up(phases.channels, kLanes<float>));
   return direct > 0 ? amx / direct : 1.0;

@@ -84,6 +84,17 @@ CNNEXT_INLINE Range positions_inside(const PhaseAxis& x, int64_t m) {
   return {begin, max_of(begin, min_of(x.count, ceil_div(max_of(0, x.source - first), x.source_step)))};
 }
 
+// Pairs of a destination pixel of one image and a tap that falls inside the source.
+CNNEXT_INLINE int64_t products_inside(const Gather& g) {
+  int64_t products = 1;
+  for (const PhaseAxis& x : g.axis) {
+    int64_t inside = 0;
+    for (int64_t m = 0; m < x.taps; ++m) inside += positions_inside(x, m).size();
+    products *= inside;
+  }
+  return products;
+}
+
 // Source position along the first two axes, or -1 in the padding.
 CNNEXT_INLINE int64_t source_row(const Gather& g, const Pixel& p, int64_t m0, int64_t m1) {
   const int64_t i0 = g.axis[0].source_index(p.j[0], m0), i1 = g.axis[1].source_index(p.j[1], m1);

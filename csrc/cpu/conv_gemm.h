@@ -76,7 +76,7 @@ struct Gemm {
 
   Gemm(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : phases(phases_of(p, gradient)),
-        regions(phases, p.layout),
+        regions(phases, p.layout == Layout::kChannelsLast),
         cut(regions, p),
         operands(operands_of<T, S>(b, gradient)),
         threads(p.threads),
@@ -393,7 +393,7 @@ bool turns_to_channels_last(const ConvProblem& p) {
   const Phases phases(p, Gradient);
   const bool costly = phases.channels <= kFewChannels && phases.source_channels >= lanes_of(p.dtype) &&
                       phases.max_taps >= kFewTaps && phases.at(0).axis[2].count <= kShortRow;
-  return costly || Regions(phases, Layout::kChannelsLast).cut;
+  return costly || Regions(phases).cut;
 }
 
 template <class T>

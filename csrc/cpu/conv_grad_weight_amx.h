@@ -31,13 +31,8 @@ class GradWeightAmx {
         out(strides_of(p.layout, shape.K, shape.output_pixels())),
         w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())),
         rows(shape.K_per_group()),
-        cols(shape.taps() * shape.C_per_group()) {
-    for (int a = 0; a < kAxes; ++a) {
-      g.axis[a] = forward_phase(shape.axis[a]);
-      g.extent[a] = shape.axis[a].output;
-    }
-    g.images = shape.N;
-    g.channels = shape.C_per_group();
+        cols(shape.taps() * shape.C_per_group()),
+        g(gathered_factor(shape, false)) {
     planes = p.layout == Layout::kChannelsFirst;
     // Rows a multiple of 1 KiB apart would push each other out of the first-level cache.
     in_place = kP > 1 && shape.taps() == 1 && (planes || in.pixel * sizeof(T) % 1024 != 0);
@@ -296,7 +291,7 @@ class GradWeightAmx {
   float* partial;
 };
 
-inline const char* float_grad_weight_amx_refuses(ConvProblem p) {
+inline const char* float_grad_weight_amx_refuses(const ConvProblem& p) {
   constexpr int64_t kFewest = 48, kFewestPixels = 128, kFewestPlanes = 16;
   const ConvShape& s = p.shape;
   const bool planes = p.layout != Layout::kChannelsLast;
@@ -307,8 +302,7 @@ inline const char* float_grad_weight_amx_refuses(ConvProblem p) {
     return "sums at least 128 pixels of float32";
   const bool strided = s.axis[1].stride > 1 || s.axis[2].stride > 1;
   if (!strided && !winograd_grad_weight_refuses(p)) return "Winograd's algorithm takes fewer products";
-  p.layout = Layout::kChannelsLast;
-  return GradWeightGemm<float>(p, {}, nullptr).cut ? "most products would be with the padding" : nullptr;
+  return leaves_out_padding(p) ? "most products would be with the padding" : nullptr;
 }
 // Each tap's copy of the input costs the same for any number of rows; short rows of planes cost more.
 inline const char* pairs_grad_weight_amx_refuses(const ConvProblem& p) {

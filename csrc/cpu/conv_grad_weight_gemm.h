@@ -42,6 +42,35 @@ void store_columns_of(const Acc<T>* sums, Range columns, int64_t channels, const
   }
 }
 
+inline bool swaps_factors(const ConvShape& s) {
+  for (const Window& x : s.axis) {
+    if (x.stride != 1) return false;
+  }
+  const bool alike = 4 * s.input_pixels() <= 5 * s.output_pixels();  // else more is summed
+  return alike && s.groups == 1 && s.taps() > 1 && s.K <= 32 && 4 * s.K <= s.C;
+}
+
+// The factor that is gathered: the input or, swapped, the gradient of the output.
+inline Gather gathered_factor(const ConvShape& s, bool swapped) {
+  Gather g;
+  for (int a = 0; a < kAxes; ++a) {
+    const Window& x = s.axis[a];
+    g.axis[a] = swapped ? grad_input_phase(x, 0) : forward_phase(x);
+    g.extent[a] = swapped ? x.input : x.output;
+  }
+  g.images = s.N;
+  g.channels = swapped ? s.K_per_group() : s.C_per_group();
+  return g;
+}
+
+// Whether products with the padding are left out in channels last: where they are many, and the columns that
+// are packed at a time all of one tap.
+inline bool leaves_out_padding(const ConvProblem& p) {
+  const Gather g = gathered_factor(p.shape, swaps_factors(p.shape));
+  return g.channels % (kGradPanels * kVectors * lanes_of(p.dtype)) == 0 &&
+         4 * g.images * products_inside(g) < 3 * g.taps() * g.pixels();
+}
+
 // T is the type of the tensors; their products are those of numbers or of pairs of pixels in bfloat16,
 // channels last.
 template <class T, Product P = Product::kNumbers>
@@ -55,33 +84,25 @@ struct GradWeightGemm {
   GradWeightGemm(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
         channels_last(p.layout == Layout::kChannelsLast),
-        swapped(swaps(shape)),
+        swapped(swaps_factors(shape)),
         gathered(static_cast<const T*>(swapped ? b.output : b.input)),
         plain(static_cast<const T*>(swapped ? b.input : b.output)),
         grad_weight(static_cast<T*>(b.weight)),
         gathered_strides(strides_of(p.layout, shape.C, shape.input_pixels())),
         plain_strides(strides_of(p.layout, shape.K, shape.output_pixels())),
         w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())),
-        threads(p.threads) {
-    for (int a = 0; a < kAxes; ++a) {
-      const Window& window = shape.axis[a];
-      const int64_t extent = swapped ? window.input : window.output;
-      g.axis[a] = swapped ? grad_input_phase(window, 0) : forward_phase(window);
-      plain_g.axis[a] = {0, 1, extent, extent, 1, 1, 0, 1, 0, 1};
-      g.extent[a] = plain_g.extent[a] = extent;
-    }
-    g.images = plain_g.images = shape.N;
-    g.channels = shape.C_per_group();
-    plain_g.channels = shape.K_per_group();
+        threads(p.threads),
+        g(gathered_factor(shape, swapped)),
+        plain_g(g) {
+    for (PhaseAxis& x : plain_g.axis) x = {0, 1, x.count, x.count, 1, 1, 0, 1, 0, 1};
+    plain_g.channels = swapped ? shape.C_per_group() : shape.K_per_group();
     if (swapped) {
       swap(gathered_strides, plain_strides);
       swap(w.k, w.c);
-      swap(g.channels, plain_g.channels);
       grad_weight += (shape.taps() - 1) * w.tap;
       w.tap = -w.tap;
     }
-    cut = channels_last && P == Product::kNumbers && g.channels % kGradCols == 0 &&
-          4 * products() < 3 * g.taps() * g.pixels();
+    cut = channels_last && P == Product::kNumbers && leaves_out_padding(p);
     if (!cut) g = joined(g);
     if (!cut) plain_g = joined(plain_g);
     order = channels_last || w.tap != 1 ? ColumnOrder{g.channels, 1} : ColumnOrder{1, g.taps()};
@@ -125,25 +146,6 @@ struct GradWeightGemm {
   }
 
   static constexpr int64_t kScratch = kRowsSize + kColsSize + kSums;
-
-  static bool swaps(const ConvShape& s) {
-    for (const Window& x : s.axis) {
-      if (x.stride != 1) return false;
-    }
-    const bool alike = 4 * s.input_pixels() <= 5 * s.output_pixels();  // else more is summed
-    return alike && s.groups == 1 && s.taps() > 1 && s.K <= 32 && 4 * s.K <= s.C;
-  }
-
-  // Pairs of a tap and a pixel for which the tap lies inside of the input.
-  int64_t products() const {
-    int64_t product = shape.N;
-    for (const PhaseAxis& x : g.axis) {
-      int64_t sum = 0;
-      for (int64_t m = 0; m < x.taps; ++m) sum += positions_inside(x, m).size();
-      product *= sum;
-    }
-    return product;
-  }
 
   void run(const Parallel& parallel) const {
     parallel(blocks * splits, [&](int64_t task, int thread) {
@@ -373,12 +375,7 @@ inline bool grad_weight_turns(const ConvProblem& p) {
   if (p.layout == Layout::kChannelsLast) return false;
   if (!copies_vectors(p.shape.axis[2].stride) && p.shape.C_per_group() >= 16 && p.shape.K_per_group() <= 64)
     return true;
-  ConvProblem turned = p;
-  turned.layout = Layout::kChannelsLast;
-  bool cut = false;
-  with_type(p.dtype,
-            [&](auto* tag) { cut = GradWeightGemm<Pointee<decltype(tag)>>(turned, {}, nullptr).cut; });
-  return cut;
+  return leaves_out_padding(p);
 }
 inline bool is_channels_first(const ConvProblem& p) { return p.layout == Layout::kChannelsFirst; }
 

@@ -311,8 +311,7 @@ inline const char* winograd_grad_weight_refuses(const ConvProblem& p) {
   const Phases phases(p, false);
   const double products = double(phases.source_channels) * double(phases.channels) / double(kLanes<float>);
   const double rate = pairs_grad_weight_refuses(p) ? 1 : 1.8;  // of the direct sum's products
-  const double direct =
-      double(Regions(phases, Layout::kChannelsLast).products() * p.shape.N) * products / rate;
+  const double direct = double(Regions(phases).products() * p.shape.N) * products / rate;
   const char* reason = "its tiles do not have this kernel's shape";
   with_grad_weight_tile(p, [&](auto*, auto tile) {
     const bool pays = grad_weight_cost<decltype(tile)>(phases) < direct;

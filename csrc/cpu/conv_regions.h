@@ -24,11 +24,11 @@ struct Region {
   }
 };
 
-// All phases, each cut into its regions where that saves much, else a region of its own.
+// All phases, each cut into its regions where it may be and that saves much, else a region of its own.
 struct Regions {
-  Regions(const Phases& all, Layout layout) : phases(all) {
-    if (layout != Layout::kChannelsLast || phases.source_channels * phases.numbers < kFewChannels ||
-        8 * products_inside() >= 7 * all_products())
+  explicit Regions(const Phases& all, bool may_cut = true) : phases(all) {
+    if (!may_cut || phases.source_channels * phases.numbers < kFewChannels ||
+        8 * inside_products() >= 7 * all_products())
       return;
     // A region costs its products, and so many more as if each tap had kRows pixels more.
     int64_t in_parts = 0, whole = 0;
@@ -67,7 +67,7 @@ struct Regions {
   }
 
   // For one image, source channel and destination channel.
-  int64_t products() const { return cut ? products_inside() : all_products(); }
+  int64_t products() const { return cut ? inside_products() : all_products(); }
 
   int64_t most_pixels() const {
     int64_t most = 0;
@@ -100,18 +100,9 @@ struct Regions {
     return sum;
   }
   // Those of taps inside of the source.
-  int64_t products_inside() const {
+  int64_t inside_products() const {
     int64_t sum = 0;
-    for (int64_t n = 0; n < phases.size(); ++n) {
-      int64_t products = 1;
-      const Gather g = phases.at(n);
-      for (const PhaseAxis& x : g.axis) {
-        int64_t inside = 0;
-        for (int64_t m = 0; m < x.taps; ++m) inside += positions_inside(x, m).size();
-        products *= inside;
-      }
-      sum += products;
-    }
+    for (int64_t n = 0; n < phases.size(); ++n) sum += products_inside(phases.at(n));
     return sum;
   }
 

@@ -162,7 +162,7 @@ const char* winograd_refuses(const ConvProblem& p) {
   const double products = double(phases.summed_channels()) * double(ceil_div(phases.channels, kLanes<float>));
   const bool strided = p.shape.axis[1].stride > 1 || p.shape.axis[2].stride > 1;
   const double time = direct_time<Gradient>(p);
-  double direct = double(Regions(phases, Layout::kChannelsLast).products()) * products * time;
+  double direct = double(Regions(phases).products()) * products * time;
   // Beside AMX transforms take longer than is counted; in channels first and without a stride so does AMX.
   const bool amx = p.dtype == DType::kFloat32 && has_amx(), channels_last = p.layout == Layout::kChannelsLast;
   if (amx && (strided || (channels_last && time < 1))) direct *= strided ? 0.75 : Gradient ? 0.92 : 0.78;
