@@ -63,6 +63,26 @@ struct Window {
   }
 };
 
+struct Range {
+  int64_t begin, end;
+  CNNEXT_HOST_DEVICE constexpr int64_t size() const { return end - begin; }
+};
+
+// What destination positions read of the source: outputs of the input, or, for the gradient, inputs of the
+// gradient of the output. So many positions at most, and those in a range, inside of the source.
+CNNEXT_HOST_DEVICE constexpr int64_t source_extent(const Window& w, bool gradient, int64_t size) {
+  const int64_t reach = (w.kernel - 1) * w.dilation;
+  return gradient ? min_of(w.output, (size - 1 + reach) / w.stride + 1)
+                  : min_of(w.input, (size - 1) * w.stride + reach + 1);
+}
+CNNEXT_HOST_DEVICE constexpr Range source_range(const Window& w, bool gradient, int64_t begin, int64_t end) {
+  const int64_t extent = gradient ? w.output : w.input;
+  const int64_t first = gradient ? w.first_output(begin) : w.input_index(begin, 0);
+  const int64_t last = gradient ? w.end_output(end - 1) : w.input_index(end - 1, w.kernel - 1) + 1;
+  const int64_t low = max_of(0, min_of(first, extent));
+  return {low, max_of(low, min_of(last, extent))};
+}
+
 // One axis of a gather: destination start + j * step, for j in [0, count), reads through tap m in [0, taps)
 // the source position j * source_step + offset + m * offset_step, with the weight of tap (tap + m *
 // tap_step).

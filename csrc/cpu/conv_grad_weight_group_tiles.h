@@ -110,10 +110,10 @@ struct GroupTilesGradWeight {
 
   int64_t workspace_bytes() const { return memory.bytes; }
 
-  int64_t source_rows() const {  // of a band, at most
-    return min_of(y.source, (band - 1) * y.source_step + (y.taps - 1) * y.offset_step + 1);
+  int64_t source_size() const {  // of a band, at most
+    return source_extent(shape.axis[1], false, band) * row.size() * kPixel;
   }
-  int64_t box_size() const { return (source_rows() * row.size() + band * x.count) * kPixel; }
+  int64_t box_size() const { return source_size() + band * x.count * kPixel; }
 
   void run(const Parallel& parallel) const {
     parallel(ceil_div(shape.groups, kTaskGroups), [&](int64_t task, int thread) {
@@ -147,9 +147,8 @@ struct GroupTilesGradWeight {
 
   // Some rows of one image's pixels.
   void add_band(int64_t image, int64_t group, Range rows, bool last_group, A* sums, A* box) const {
-    Range read = {clamp(y.source_index(rows.begin, 0), 0, y.source), 0};
-    read.end = clamp(y.source_index(rows.end - 1, y.taps - 1) + 1, read.begin, y.source);
-    A* grads = box + source_rows() * row.size() * kPixel;
+    const Range read = source_range(shape.axis[1], false, rows.begin, rows.end);
+    A* grads = box + source_size();
     const int64_t in_image = shape.C * y.source * x.source, out_image = shape.K * y.count * x.count;
     if (channels_last) {
       copy_group_rows(input + image * in_image + group * C, shape.C, x.source, read, row, C, kPixel,

@@ -40,7 +40,7 @@ struct LanesGradWeight {
       x[a] = forward_phase(shape.axis[a]);
       box_size[a] = shape.axis[a].output;
     }
-    const int64_t row_elements = (source_extent(1, 1) * in.extent[2] + out.extent[2]) * L;
+    const int64_t row_elements = (source_extent(shape.axis[1], false, 1) * in.extent[2] + out.extent[2]) * L;
     tiled = in.planes == 1 && out.planes <= kGradPlanes && grad_tiles<A>(shape.axis[1], shape.axis[2]);
     in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && in.channels_last && in.planes == 1 &&
                out.planes == 1 && blocks.lanes == L && row_elements <= kRowsInCache / 4;
@@ -71,12 +71,10 @@ struct LanesGradWeight {
   int64_t workspace_bytes() const { return memory.bytes; }
 
   int64_t rows_of_chain() const { return clamp(kChain / out.extent[2], 1, min_of(kMaxRows, out.extent[1])); }
-  int64_t source_extent(int a, int64_t size) const {
-    const Window& axis = shape.axis[a];
-    return min_of(axis.input, (size - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1);
-  }
   int64_t box_input() const {
-    return source_extent(0, box_size[0]) * source_extent(1, box_size[1]) * source_extent(2, box_size[2]);
+    int64_t pixels = 1;
+    for (int a = 0; a < kAxes; ++a) pixels *= source_extent(shape.axis[a], false, box_size[a]);
+    return pixels;
   }
   int64_t boxes(int a) const { return ceil_div(out.extent[a], box_size[a]); }
 
@@ -128,11 +126,8 @@ struct LanesGradWeight {
   void add_unit(int64_t unit, Range part, A* sums, int64_t* offsets, char* list, A* loaded) const {
     Box box, read;
     for (int a = kAxes - 1; a >= 0; unit /= boxes(a), --a) {
-      const Range range = block(unit % boxes(a), box_size[a], out.extent[a]);
-      box.begin[a] = range.begin;
-      box.end[a] = range.end;
-      read.begin[a] = clamp(x[a].source_index(range.begin, 0), 0, in.extent[a]);
-      read.end[a] = clamp(x[a].source_index(range.end - 1, x[a].taps - 1) + 1, read.begin[a], in.extent[a]);
+      box.set(a, block(unit % boxes(a), box_size[a], out.extent[a]));
+      read.set(a, source_range(shape.axis[a], false, box.begin[a], box.end[a]));
     }
     const auto input_of = [&](int64_t b) {
       return input + unit * in.strides.image + blocks.first(b) * in.planes * in.strides.channel;

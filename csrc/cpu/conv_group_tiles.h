@@ -119,11 +119,12 @@ struct GroupTiles {
         operands(operands_of<T, E>(b, gradient)) {
     panels = ceil_div(to_channels, kCols<A>);
     band = to_height;
-    while (band > 1 && (source_rows(band) * row.size() * pixel > kBoxElements ||
-                        shape.N * shape.groups * ceil_div(to_height, band) < kFewTasks)) {
+    const auto box_size = [&] { return source_extent(shape.axis[1], gradient, band) * row.size() * pixel; };
+    while (band > 1 &&
+           (box_size() > kBoxElements || shape.N * shape.groups * ceil_div(to_height, band) < kFewTasks)) {
       band = ceil_div(band, 2);
     }
-    scratch_size = source_rows(band) * row.size() * pixel;
+    scratch_size = box_size();
     panel_size = shape.taps() * (pairs_apart ? 2 * source_channels : source_channels) * kCols<A>;
     packed = PackedWeights<A>(p, shape.groups, panels * panel_size);
     memory.base = packed.place(b, workspace);
@@ -139,13 +140,6 @@ struct GroupTiles {
     Phases all(p, gradient);
     if (kProduct == Product::kPairs) all.pair_channels();
     return all;
-  }
-
-  int64_t source_rows(int64_t rows) const {  // at most, that so many rows read
-    const Window& y = shape.axis[1];
-    const int64_t reach = (y.kernel - 1) * y.dilation;
-    return min_of(height,
-                  phases.gradient ? (rows - 1 + reach) / y.stride + 1 : (rows - 1) * y.stride + reach + 1);
   }
 
   void run(const Parallel& parallel) const {
@@ -256,12 +250,7 @@ struct GroupTiles {
 
   // The source rows that some rows read, to box[row][column][pixel].
   Range copy_rows(int64_t image, int64_t group, Range rows, A* box) const {
-    const Window& y = shape.axis[1];
-    const int64_t first = phases.gradient ? y.first_output(rows.begin) : y.input_index(rows.begin, 0);
-    const int64_t last =
-        phases.gradient ? y.end_output(rows.end - 1) : y.input_index(rows.end - 1, y.kernel - 1) + 1;
-    Range read = {clamp(first, 0, height), 0};
-    read.end = clamp(last, read.begin, height);
+    const Range read = source_range(shape.axis[1], phases.gradient, rows.begin, rows.end);
     const E* from =
         operands.source + image * phases.source.image + group * source_channels * phases.source.channel;
     if (channels_last) {

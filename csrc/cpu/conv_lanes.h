@@ -47,6 +47,10 @@ inline Range positions_in(const PhaseAxis& x, int64_t begin, int64_t end) {
 // Pixels [begin, end) along each axis.
 struct Box {
   int64_t begin[kAxes], end[kAxes];
+  void set(int a, Range r) {
+    begin[a] = r.begin;
+    end[a] = r.end;
+  }
   int64_t size(int a) const { return end[a] - begin[a]; }
   int64_t pixels() const { return size(0) * size(1) * size(2); }
 };

@@ -66,21 +66,6 @@ struct LanesConv {
   int64_t workspace_bytes() const { return memory.bytes; }
   bool applies_epilogue() const { return in_place; }
 
-  // The most source positions along an axis that `size` destination positions read.
-  int64_t source_extent(int a, int64_t size) const {
-    const Window& x = shape.axis[a];
-    const int64_t reach = (x.kernel - 1) * x.dilation;
-    return min_of(from.extent[a],
-                  gradient ? (size - 1 + reach) / x.stride + 1 : (size - 1) * x.stride + reach + 1);
-  }
-  Range source_range(int a, int64_t begin, int64_t end) const {
-    const Window& x = shape.axis[a];
-    const int64_t first = gradient ? x.first_output(begin) : x.input_index(begin, 0);
-    const int64_t last = gradient ? x.end_output(end - 1) : x.input_index(end - 1, x.kernel - 1) + 1;
-    const int64_t low = clamp(first, 0, from.extent[a]);
-    return {low, clamp(last, low, from.extent[a])};
-  }
-
   int64_t rows_read() const {  // by a row in a plane, of one block, in elements
     return shape.axis[1].kernel * from.extent[2] * L;
   }
@@ -161,8 +146,9 @@ struct LanesConv {
   }
   // Of scratch memory for a block; the source comes first.
   int64_t source_elements() const {
-    return from.planes * L * source_extent(0, box_size[0]) * source_extent(1, box_size[1]) *
-           source_extent(2, box_size[2]);
+    int64_t elements = from.planes * L;
+    for (int a = 0; a < kAxes; ++a) elements *= source_extent(shape.axis[a], gradient, box_size[a]);
+    return elements;
   }
   int64_t box_elements() const { return source_elements() + to.planes * box_pixels() * L; }
 
@@ -189,9 +175,7 @@ struct LanesConv {
       int64_t index = task / parts;
       Box box;
       for (int a = kAxes - 1; a >= 0; index /= boxes(a), --a) {
-        const Range range = block(index % boxes(a), box_size[a], to.extent[a]);
-        box.begin[a] = range.begin;
-        box.end[a] = range.end;
+        box.set(a, block(index % boxes(a), box_size[a], to.extent[a]));
       }
       const T* image = operands.source + index * from.strides.image;
       T* result = operands.destination + index * to.strides.image;
@@ -206,11 +190,8 @@ struct LanesConv {
         }
       }
       Box read;
-      for (int a = 0; a < kAxes; ++a) {
-        const Range range = source_range(a, box.begin[a], box.end[a]);
-        read.begin[a] = range.begin;
-        read.end[a] = range.end;
-      }
+      for (int a = 0; a < kAxes; ++a)
+        read.set(a, source_range(shape.axis[a], gradient, box.begin[a], box.end[a]));
       A* loaded = scratches + thread * scratch;
       A* sums = loaded + source_scratch;
       const auto reading = staged_view<const A>(loaded, read, from.planes);
@@ -276,10 +257,13 @@ struct LanesConv {
     NextPart of_next;
   };
 
+  Range source_of(int a, int64_t position) const {
+    return source_range(shape.axis[a], gradient, position, position + 1);
+  }
   // Rows of the source that a tile's rows read and the rows before them do not.
   Range newest_rows(int64_t y, int64_t last) const {
     const int64_t step = phase[1][0].offset_step;
-    const auto newest = [&](int64_t row) { return source_range(1, row, row + 1).end - 1; };
+    const auto newest = [&](int64_t row) { return source_of(1, row).end - 1; };
     return {y < row_step ? newest(y) % step : newest(y - row_step) + step, newest(last) + 1};
   }
   int64_t last_row(int64_t y) const { return min_of(y + chain_rows() - row_step, to.extent[1] - 1); }
@@ -297,7 +281,7 @@ struct LanesConv {
     }
     const int64_t y = box.begin[1] + at, last = last_row(y), channels = part.size() * L;
     const int64_t calls = runs_of_row(box.size(2), tiled ? kTilePixels : kRunPixels) * part.size();
-    const int64_t plane = max_of(source_range(0, z, z + 1).end - 1, 0);
+    const int64_t plane = max_of(source_of(0, z).end - 1, 0);
     const Range read = newest_rows(y, last);
     return {fetched_rows(image, from, channels, plane, read, phase[1][0].offset_step, calls),
             streamed ? FetchedRows() : fetched_rows(result, to, channels, z, {y, last + 1}, row_step, calls),
@@ -311,7 +295,7 @@ struct LanesConv {
     NextPart ahead;
     ahead.other = FetchedShares<T>(result, to, blocks.lanes, z, {y, last + 1}, row_step, shares);
     if (part.end + part.size() <= blocks.count) {
-      const int64_t plane = min_of(source_range(0, z, z + 1).begin, from.extent[0] - 1);
+      const int64_t plane = min_of(source_of(0, z).begin, from.extent[0] - 1);
       const T* next = image + part.size() * L * from.planes * from.strides.channel;
       ahead.source = FetchedShares<T>(next, from, blocks.lanes, plane, newest_rows(y, last),
                                       phase[1][0].offset_step, shares);

@@ -12,11 +12,6 @@ CNNEXT_INLINE void swap(X& x, X& y) {
   y = before;
 }
 
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
 // The index-th block of that size.
 CNNEXT_INLINE Range block(int64_t index, int64_t size, int64_t total) {
   return {min_of(index * size, total), min_of((index + 1) * size, total)};
