@@ -112,6 +112,12 @@ struct PoolProblem {
   int64_t divisor_override = 0;  // an average divides by this, if it is not zero
   int arch = 0;                  // as in ConvProblem
 
+  // What window o of an axis has part in the divisor of an average, the product over all axes.
+  constexpr int64_t divisor(int a, int64_t o) const {
+    if (divisor_override) return a == 0 ? divisor_override : 1;
+    return shape.counted_taps(a, o, count_padding);
+  }
+
   // A max window's argument is kept as the number of the tap, one byte where that is enough.
   constexpr bool wide_offsets() const { return shape.taps() > 256; }
 };

@@ -65,12 +65,8 @@ struct AvgPoolGradRows {
   void run(const Parallel& parallel) const {
     for (int a = 0; a < kAxes; ++a) axis[a].fill(shape, a);
     for (int64_t f = 0; f < strides && !shape.adaptive[2]; ++f) phase[f] = grad_input_phase(w, f);
-    for (int64_t q = 0; q < round_up(w.output, L); ++q) {
-      divisor[q] = q >= w.output ? A(1)
-                   : problem.divisor_override
-                       ? static_cast<A>(problem.divisor_override)
-                       : static_cast<A>(shape.counted_taps(2, q, problem.count_padding));
-    }
+    for (int64_t q = 0; q < round_up(w.output, L); ++q)
+      divisor[q] = q < w.output ? static_cast<A>(problem.divisor(2, q)) : A(1);
     const int64_t per_plane = shape.axis[0].input * shape.axis[1].input;
     const int64_t rows = shape.N * shape.C * per_plane, per_task = rows_per_task(per_plane, w.input * 2);
     parallel(ceil_div(rows, per_task), [&](int64_t task, int thread) {
@@ -119,10 +115,7 @@ struct AvgPoolGradRows {
     const int64_t available = shape.N * shape.C * shape.output_pixels() - key * w.output;
     l.grad_output.load_row(grad_output + key * w.output, available, A(0));
     A* grad = l.grad_output.data + left;
-    const A over_rows = problem.divisor_override
-                            ? A(1)
-                            : static_cast<A>(shape.counted_taps(0, o, problem.count_padding) *
-                                             shape.counted_taps(1, p, problem.count_padding));
+    const A over_rows = static_cast<A>(problem.divisor(0, o) * problem.divisor(1, p));
     for (int64_t q = 0; q < w.output; q += L) {  // the zeros after the row stay zeros
       store(grad + q, load(grad + q) / (load(divisor + q) * broadcast<A>(over_rows)));
     }
@@ -159,7 +152,7 @@ struct AvgPoolGradRows {
   int64_t local_bytes = 0;
 };
 
-CNNEXT_INLINE const char* avg_grad_rows_refuses(const PoolProblem& p) {
+inline const char* avg_grad_rows_refuses(const PoolProblem& p) {
   if (const char* reason = layout_refuses<Layout::kChannelsFirst>(p)) return reason;
   return readers_refuse(p.shape, p.shape.adaptive[2] ? kAxes : kAxes - 1);
 }

@@ -7,6 +7,7 @@
 #include "entry.h"
 #include "pool_row.h"
 #include "pool_tables.h"
+#include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -23,7 +24,18 @@ struct ChannelsLastTasks {
     rows_per_task = max_of(1, kReadsPerTask / max_of(1, width * channels_per_task * taps));
   }
   int64_t channel_blocks() const { return ceil_div(channels, channels_per_task); }
-  int64_t count() const { return ceil_div(rows, rows_per_task) * channel_blocks(); }
+
+  // body(row, its channels, thread) for all of `heights` rows in `depths` planes of an image each.
+  template <class Body>
+  void run(const Parallel& parallel, int64_t depths, int64_t heights, bool streamed, const Body& body) const {
+    parallel(ceil_div(rows, rows_per_task) * channel_blocks(), [&](int64_t task, int thread) {
+      const Range some = block(task / channel_blocks(), rows_per_task, rows);
+      const Range c = block(task % channel_blocks(), channels_per_task, channels);
+      for (RowPosition row(some.begin, depths, heights); row.number < some.end; row.next(depths, heights))
+        body(row, c, thread);
+      if (streamed) end_streams();
+    });
+  }
 };
 
 // Calls block.run<V, part>(channel, count) for blocks of V vectors, the widest first, down to single vectors,
@@ -81,7 +93,7 @@ struct PoolChannelsLast {
   void all_rows(int thread) const {
     const Window &d = shape.axis[0], &h = shape.axis[1];
     for (RowPosition row(0, d.output, h.output); row.plane < shape.N; row.next(d.output, h.output)) {
-      output_row(row, rows + thread * most_rows, 0, C);
+      output_row(row, rows + thread * most_rows, {0, C});
     }
   }
 
@@ -89,15 +101,8 @@ struct PoolChannelsLast {
     prepare();
     const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
     const ChannelsLastTasks tasks(shape.N * d.output * h.output, w.output, C, shape.taps());
-    parallel(tasks.count(), [&](int64_t task, int thread) {
-      const int64_t c_begin = task % tasks.channel_blocks() * tasks.channels_per_task;
-      const int64_t c_end = min_of(C, c_begin + tasks.channels_per_task);
-      const int64_t first = task / tasks.channel_blocks() * tasks.rows_per_task;
-      const int64_t end = min_of(first + tasks.rows_per_task, tasks.rows);
-      for (RowPosition row(first, d.output, h.output); row.number < end; row.next(d.output, h.output)) {
-        output_row(row, rows + thread * most_rows, c_begin, c_end);
-      }
-      if (put.streamed) end_streams();
+    tasks.run(parallel, d.output, h.output, put.streamed, [&](const RowPosition& row, Range c, int thread) {
+      output_row(row, rows + thread * most_rows, c);
     });
   }
 
@@ -150,7 +155,7 @@ struct PoolChannelsLast {
     }
   };
 
-  void output_row(const RowPosition& at, Row* rows, int64_t c_begin, int64_t c_end) const {
+  void output_row(const RowPosition& at, Row* rows, Range c) const {
     const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
     const Span sd = axis[0].span[at.depth], sh = axis[1].span[at.height];
     int64_t count = 0;
@@ -162,14 +167,11 @@ struct PoolChannelsLast {
                          static_cast<Offset<A>>(((sd.tap + z) * h.kernel + sh.tap + y) * w.kernel)};
       }
     }
-    const bool average = mode == PoolMode::kAverage && !problem.divisor_override;
-    const int64_t over_rows = !average ? problem.divisor_override
-                                       : shape.counted_taps(0, at.depth, problem.count_padding) *
-                                             shape.counted_taps(1, at.height, problem.count_padding);
+    constexpr bool kAverage = mode == PoolMode::kAverage;
+    const int64_t over_rows = kAverage ? problem.divisor(0, at.depth) * problem.divisor(1, at.height) : 1;
     for (int64_t q = 0; q < w.output; ++q) {
       const Span span = axis[2].span[q];
-      const int64_t divisor =
-          average ? over_rows * shape.counted_taps(2, q, problem.count_padding) : over_rows;
+      const int64_t divisor = kAverage ? over_rows * problem.divisor(2, q) : 1;
       const Pixel pixel = {*this,
                            rows,
                            count,
@@ -180,7 +182,7 @@ struct PoolChannelsLast {
                            (sd.tap * h.kernel + sh.tap) * w.kernel + span.tap,
                            span.tap,
                            static_cast<A>(divisor)};
-      each_channel_block<A, kWideBlock>(c_begin, c_end, pixel);
+      each_channel_block<A, kWideBlock>(c.begin, c.end, pixel);
     }
   }
 

@@ -64,7 +64,7 @@ struct PoolGradChannelsLast {
   void all_rows(int thread) const {
     const Window &d = shape.axis[0], &h = shape.axis[1];
     for (RowPosition row(0, d.input, h.input); row.plane < shape.N; row.next(d.input, h.input)) {
-      input_row(row, thread, 0, C);
+      input_row(row, thread, {0, C});
     }
   }
 
@@ -74,27 +74,15 @@ struct PoolGradChannelsLast {
     for (int a = 0; a < kAxes; ++a) readers *= shape.windows_over_input(a);
     const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
     const ChannelsLastTasks tasks(shape.N * d.input * h.input, w.input, C, readers);
-    parallel(tasks.count(), [&](int64_t task, int thread) {
-      const int64_t c_begin = task % tasks.channel_blocks() * tasks.channels_per_task;
-      const int64_t c_end = min_of(C, c_begin + tasks.channels_per_task);
-      const int64_t first = task / tasks.channel_blocks() * tasks.rows_per_task;
-      const int64_t end = min_of(first + tasks.rows_per_task, tasks.rows);
-      for (RowPosition row(first, d.input, h.input); row.number < end; row.next(d.input, h.input)) {
-        input_row(row, thread, c_begin, c_end);
-      }
-      if (put.streamed) end_streams();
-    });
+    tasks.run(parallel, d.input, h.input, put.streamed,
+              [&](const RowPosition& row, Range c, int thread) { input_row(row, thread, c); });
   }
 
   // The divisors of windows along an axis, and for each input the one that all windows over it have, or else
   // 0.
   void fill_divisors(int a) const {
     const Window& w = shape.axis[a];
-    for (int64_t o = 0; o < w.output; ++o) {
-      divisor[a][o] = !problem.divisor_override ? shape.counted_taps(a, o, problem.count_padding)
-                      : a == 0                  ? problem.divisor_override
-                                                : 1;
-    }
+    for (int64_t o = 0; o < w.output; ++o) divisor[a][o] = problem.divisor(a, o);
     for (int64_t i = 0; i < w.input; ++i) {
       common[a][i] =
           axis[a].begin[i] == axis[a].begin[i + 1] ? 1 : divisor[a][axis[a].reader[axis[a].begin[i]].output];
@@ -211,7 +199,7 @@ struct PoolGradChannelsLast {
     return V;
   }
 
-  void input_row(const RowPosition& at, int thread, int64_t c_begin, int64_t c_end) const {
+  void input_row(const RowPosition& at, int thread, Range c) const {
     const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
     Row *const rows = windows + thread * most_rows, *end = rows;
     for (int64_t i = axis[0].begin[at.depth]; i < axis[0].begin[at.depth + 1]; ++i) {
@@ -226,10 +214,10 @@ struct PoolGradChannelsLast {
       const auto inputs = [&](auto streamed, int64_t q, int64_t q_end, bool in_order) {
         const Inputs<streamed> beneath = {
             *this, rows, end, at.number * w.input * C, q, q_end, carried + thread * most_carried, in_order};
-        each_channel_block<A, side_by_side()>(c_begin, c_end, beneath);
+        each_channel_block<A, side_by_side()>(c.begin, c.end, beneath);
       };
-      const bool in_order = c_end - c_begin > side_by_side() * L &&
-                            shape.N * shape.input_pixels() * C * sizeof(T) > kCacheBytes;
+      const bool in_order =
+          c.size() > side_by_side() * L && shape.N * shape.input_pixels() * C * sizeof(T) > kCacheBytes;
       for (int64_t q = 0, count = in_order ? 1 : w.output; q < w.output; q += count)
         put.streamed ? inputs(std::true_type(), q, q + count, false)
                      : inputs(std::false_type(), q, q + count, in_order);
@@ -249,7 +237,7 @@ struct PoolGradChannelsLast {
                            (at.number * w.input + x) * C,
                            static_cast<A>(count),
                            exact ? A(1) / static_cast<A>(count) : A(0)};
-      each_channel_block<A, CNNEXT_VECTOR_BYTES == 64 ? 8 : 4>(c_begin, c_end, pixel);
+      each_channel_block<A, CNNEXT_VECTOR_BYTES == 64 ? 8 : 4>(c.begin, c.end, pixel);
     }
   }
 
@@ -288,7 +276,7 @@ struct MaxPoolGradChannelsLastClasses {
 
 // Gathering compares an output for each input under its window: with large, dense windows scattering does
 // less.
-CNNEXT_INLINE const char* max_grad_channels_last_refuses(const PoolProblem& p) {
+inline const char* max_grad_channels_last_refuses(const PoolProblem& p) {
   constexpr bool kMasks = CNNEXT_VECTOR_BYTES == 64, kWide = CNNEXT_VECTOR_BYTES > 16;
   if (const char* reason = layout_refuses<Layout::kChannelsLast>(p)) return reason;
   const int64_t most = with_row_windows(p, [](auto) {}) ? (kMasks ? 32 : 16)
@@ -299,14 +287,10 @@ CNNEXT_INLINE const char* max_grad_channels_last_refuses(const PoolProblem& p) {
   return readers > most ? "takes few windows over an input" : nullptr;
 }
 
-CNNEXT_INLINE const char* avg_grad_channels_last_refuses(const PoolProblem& p) {
-  const char* reason = layout_refuses<Layout::kChannelsLast>(p);
-  return reason ? reason : readers_refuse(p.shape, kAxes);
-}
-
 constexpr PoolKernel kMaxPoolGradChannelsLast = entry<MaxPoolGradChannelsLastClasses>(
     "channels_last", kChannelsLastSummary, max_grad_channels_last_refuses);
 constexpr PoolKernel kAvgPoolGradChannelsLast = entry<ByType<AvgPoolGradChannelsLast>>(
-    "channels_last", kChannelsLastSummary, avg_grad_channels_last_refuses);
+    "channels_last", kChannelsLastSummary,
+    first_refusal<layout_refuses<Layout::kChannelsLast>, readers_refuse>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -143,7 +143,7 @@ struct PoolLanes {
   Pool pool;
 };
 
-CNNEXT_INLINE const char* lanes_refuses(const PoolProblem& p) {
+inline const char* lanes_refuses(const PoolProblem& p) {
   const int64_t most_bytes = p.shape.axis[0].input > 1 ? 1 << 20 : 1 << 19;
   if (const char* reason = layout_refuses<Layout::kChannelsFirst>(p)) return reason;
   const bool one_row = p.shape.axis[0].input * p.shape.axis[1].input == 1 && !p.shape.adaptive[2];
@@ -165,11 +165,6 @@ struct InLanes {
   }
 };
 
-CNNEXT_INLINE const char* avg_grad_lanes_refuses(const PoolProblem& p) {
-  const char* reason = lanes_refuses(p);
-  return reason ? reason : readers_refuse(p.shape, kAxes);
-}
-
 constexpr const char* kLanesSummary = "vectors over planes";
 constexpr PoolKernel kMaxPoolLanes =
     entry<InLanes<InMode<PoolChannelsLast, PoolMode::kMax>::Of>>("lanes", kLanesSummary, lanes_refuses);
@@ -178,7 +173,7 @@ constexpr PoolKernel kMaxPoolOffsetsLanes =
                                                                         lanes_refuses);
 constexpr PoolKernel kAvgPoolLanes =
     entry<InLanes<InMode<PoolChannelsLast, PoolMode::kAverage>::Of>>("lanes", kLanesSummary, lanes_refuses);
-constexpr PoolKernel kAvgPoolGradLanes =
-    entry<InLanes<AvgPoolGradChannelsLast>>("lanes", kLanesSummary, avg_grad_lanes_refuses);
+constexpr PoolKernel kAvgPoolGradLanes = entry<InLanes<AvgPoolGradChannelsLast>>(
+    "lanes", kLanesSummary, first_refusal<lanes_refuses, readers_refuse>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

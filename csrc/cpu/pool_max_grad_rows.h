@@ -257,7 +257,7 @@ bool with_fixed_windows(const PoolShape& shape, const Run& run) {
          is(FixedWindow<3, 1, 1>()) || is(FixedWindow<5, 1, 2>());
 }
 
-CNNEXT_INLINE const char* max_grad_rows_refuses(const PoolProblem& p) {
+inline const char* max_grad_rows_refuses(const PoolProblem& p) {
   constexpr int64_t kShort = 32;
   if (const char* reason = layout_refuses<Layout::kChannelsFirst>(p)) return reason;
   bool copies = false;

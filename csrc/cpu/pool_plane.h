@@ -9,7 +9,7 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-CNNEXT_INLINE const char* plane_refuses(const PoolProblem& p) {
+inline const char* plane_refuses(const PoolProblem& p) {
   if (const char* reason = layout_refuses<Layout::kChannelsFirst>(p)) return reason;
   for (int a = 0; a < kAxes; ++a) {
     const Window& w = p.shape.axis[a];
@@ -32,10 +32,7 @@ struct PoolPlane {
         input(static_cast<T*>(b.input)),
         output(static_cast<T*>(b.output)),
         offsets(b.offsets) {
-    divisor = static_cast<A>(problem.divisor_override ? problem.divisor_override
-                                                      : shape.counted_taps(0, 0, problem.count_padding) *
-                                                            shape.counted_taps(1, 0, problem.count_padding) *
-                                                            shape.counted_taps(2, 0, problem.count_padding));
+    divisor = static_cast<A>(problem.divisor(0, 0) * problem.divisor(1, 0) * problem.divisor(2, 0));
   }
 
   int64_t workspace_bytes() const { return 0; }

@@ -85,10 +85,8 @@ int64_t load_offset(const PoolProblem& p, void* offsets, int64_t plane, int64_t 
   return tap;
 }
 
-int64_t divisor(const PoolProblem& p, int64_t o, int64_t h, int64_t q) {
-  if (p.divisor_override) return p.divisor_override;
-  return p.shape.counted_taps(0, o, p.count_padding) * p.shape.counted_taps(1, h, p.count_padding) *
-         p.shape.counted_taps(2, q, p.count_padding);
+int64_t divisor(const PoolProblem& problem, int64_t o, int64_t p, int64_t q) {
+  return problem.divisor(0, o) * problem.divisor(1, p) * problem.divisor(2, q);
 }
 
 template <bool kOffsets>

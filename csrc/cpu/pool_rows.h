@@ -86,12 +86,7 @@ struct PoolRows {
     }
     for (int a = 0; a < kAxes; ++a) axis[a].fill(shape, a);
     for (int64_t q = 0; q < pitch; ++q) {
-      if (divisor) {
-        divisor[q] = q >= w.output ? A(1)
-                     : problem.divisor_override
-                         ? static_cast<A>(problem.divisor_override)
-                         : static_cast<A>(shape.counted_taps(2, q, problem.count_padding));
-      }
+      if (divisor) divisor[q] = q < w.output ? static_cast<A>(problem.divisor(2, q)) : A(1);
       if (first_tap) first_tap[q] = q < w.output ? static_cast<Offset<A>>(axis[2].span[q].tap) : 0;
     }
     ScratchLayout nothing;
@@ -179,10 +174,8 @@ struct PoolRows {
       }
     }
     A over_rows = 1;
-    if (mode == PoolMode::kAverage && !problem.divisor_override) {
-      over_rows = static_cast<A>(shape.counted_taps(0, row.depth, problem.count_padding) *
-                                 shape.counted_taps(1, row.height, problem.count_padding));
-    }
+    if (mode == PoolMode::kAverage)
+      over_rows = static_cast<A>(problem.divisor(0, row.depth) * problem.divisor(1, row.height));
     const int64_t no_row_tap = (sd.tap * h.kernel + sh.tap) * w.kernel;
     for (int64_t q = 0; q < w.output; q += L) {
       Vec<A> value = broadcast<A>(neutral());

@@ -212,7 +212,7 @@ struct MaxPoolGradScatter {
   Offset<A>* origin;  // [windows + L], input of tap 0
 };
 
-CNNEXT_INLINE const char* scatter_refuses(const PoolProblem& p) {
+inline const char* scatter_refuses(const PoolProblem& p) {
   return p.shape.input_pixels() < 1 << 27 ? nullptr : "takes planes of fewer than 2^27 pixels";
 }
 

@@ -153,7 +153,7 @@ struct PoolSeparable {
   Offset<A>* taps;
 };
 
-CNNEXT_INLINE const char* separable_refuses(const PoolProblem& p) {
+inline const char* separable_refuses(const PoolProblem& p) {
   constexpr int64_t kMostBytes = 1 << 20;
   const Window &d = p.shape.axis[0], &h = p.shape.axis[1], &w = p.shape.axis[2];
   const int64_t input_rows = d.input * h.input, rows = d.output * h.output,
@@ -162,27 +162,20 @@ CNNEXT_INLINE const char* separable_refuses(const PoolProblem& p) {
   return input_rows * w.output * 4 * CNNEXT_VECTOR_BYTES > kMostBytes ? "takes planes that fit the cache"
                                                                       : nullptr;
 }
-CNNEXT_INLINE const char* separable_channels_last_refuses(const PoolProblem& p) {
-  const char* reason = layout_refuses<Layout::kChannelsLast>(p);
-  return reason ? reason : separable_refuses(p);
-}
-CNNEXT_INLINE const char* separable_lanes_refuses(const PoolProblem& p) {
-  const char* reason = lanes_refuses(p);
-  return reason ? reason : separable_refuses(p);
-}
 
 constexpr const char* kSeparableSummary = "rows, then across them, vectors over the channels";
 constexpr PoolKernel kMaxPoolSeparable = entry<ByType<InMode<PoolSeparable, PoolMode::kMax>::Of>>(
-    "separable", kSeparableSummary, separable_channels_last_refuses);
+    "separable", kSeparableSummary, first_refusal<layout_refuses<Layout::kChannelsLast>, separable_refuses>);
 constexpr PoolKernel kMaxPoolOffsetsSeparable =
-    entry<ByType<InMode<PoolSeparable, PoolMode::kMaxOffsets>::Of>>("separable", kSeparableSummary,
-                                                                    separable_channels_last_refuses);
+    entry<ByType<InMode<PoolSeparable, PoolMode::kMaxOffsets>::Of>>(
+        "separable", kSeparableSummary,
+        first_refusal<layout_refuses<Layout::kChannelsLast>, separable_refuses>);
 
 constexpr const char* kSeparableLanesSummary = "rows, then across them, vectors over planes";
 constexpr PoolKernel kMaxPoolSeparableLanes = entry<InLanes<InMode<PoolSeparable, PoolMode::kMax>::Of>>(
-    "separable_lanes", kSeparableLanesSummary, separable_lanes_refuses);
+    "separable_lanes", kSeparableLanesSummary, first_refusal<lanes_refuses, separable_refuses>);
 constexpr PoolKernel kMaxPoolOffsetsSeparableLanes =
     entry<InLanes<InMode<PoolSeparable, PoolMode::kMaxOffsets>::Of>>(
-        "separable_lanes", kSeparableLanesSummary, separable_lanes_refuses);
+        "separable_lanes", kSeparableLanesSummary, first_refusal<lanes_refuses, separable_refuses>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -67,6 +67,14 @@ inline const char* readers_refuse(const PoolShape& shape, int axes) {
   for (int a = 0; a < axes; ++a) readers += double(shape.axis[a].output) * double(shape.axis[a].kernel);
   return readers * sizeof(Reader) > kMostBytes ? "its tables of windows would be large" : nullptr;
 }
+inline const char* readers_refuse(const PoolProblem& p) { return readers_refuse(p.shape, kAxes); }
+
+// Why the first of two predicates refuses, or else the second, or null.
+template <const char* (*first)(const PoolProblem&), const char* (*second)(const PoolProblem&)>
+const char* first_refusal(const PoolProblem& p) {
+  const char* reason = first(p);
+  return reason ? reason : second(p);
+}
 
 // Windows along a row that the compiler knows, kTaps taps each, kStride apart; 0 where it does not.
 template <int kTaps_, int kStride_>
