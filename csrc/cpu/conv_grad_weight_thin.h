@@ -149,13 +149,10 @@ struct ThinGradWeight {
       }
     }
   }
-  using Tile = void (ThinGradWeight::*)(Range, int64_t, const A*, A*, Ahead&) const;
-  template <int Rows = kRows>
-  static Tile tile_of(int64_t height, bool narrow) {
-    if constexpr (Rows > 1) {
-      if (height < Rows) return tile_of<Rows - 1>(height, narrow);
-    }
-    return narrow ? &ThinGradWeight::add_tile<Rows, 1> : &ThinGradWeight::add_tile<Rows, kVectors>;
+  static auto tile_of(int64_t height, bool narrow) {
+    return with_count<kRows>(height, [=](auto n) {
+      return narrow ? &ThinGradWeight::add_tile<n, 1> : &ThinGradWeight::add_tile<n, kVectors>;
+    });
   }
 
   // The weights of a vector of output channels: the sum of all shares.

@@ -78,15 +78,10 @@ void join_pairs(A* rows, int64_t count) {
   }
 }
 
-template <class T>
-using RunGroupTile = void (*)(const GroupTap<Acc<T>>*, int64_t, int64_t, int64_t, const Acc<T>*, T*, int64_t);
-
-template <Product P, class T, int Vectors, int64_t Pixel, class V = Vec<Acc<T>>,
-          int Rows = kGroupRows<Vectors>>
-RunGroupTile<T> group_tile_of(int64_t rows) {
-  if (rows == Rows) return &group_tile<P, T, V, Rows, Vectors, Pixel>;
-  if constexpr (Rows > 1) return group_tile_of<P, T, Vectors, Pixel, V, Rows - 1>(rows);
-  return nullptr;
+template <Product P, class T, int Vectors, int64_t Pixel, class V = Vec<Acc<T>>>
+auto group_tile_of(int64_t rows) {
+  return with_count<kGroupRows<Vectors>>(rows,
+                                         [](auto n) { return &group_tile<P, T, V, n, Vectors, Pixel>; });
 }
 
 // T is the type of the tensors, E that of the elements which are multiplied: T, or pairs of channels in
@@ -238,7 +233,7 @@ struct GroupTiles {
       j += size;
     }
   }
-  RunGroupTile<T> tile(int64_t rows, bool wide) const {
+  auto tile(int64_t rows, bool wide) const {
     if constexpr (kProduct == Product::kPairs) {
       if (to_channels == kHalfGroup) return group_tile_of<kProduct, T, 1, 16, HalfVec>(rows);
     }

@@ -34,12 +34,9 @@ void tile_in_place(const float* weights, float* patches) {
     for (int v = 0; v < Vectors; ++v) store_unaligned(patches + r * Row + v * L, sum[r][v]);
   }
 }
-template <class V, int Vectors, int64_t Row, int Rows = kRows>
+template <class V, int Vectors, int64_t Row>
 auto tile_in_place_of(int64_t rows) {
-  if constexpr (Rows > 1) {
-    if (rows < Rows) return tile_in_place_of<V, Vectors, Row, Rows - 1>(rows);
-  }
-  return &tile_in_place<V, Vectors, Row, Rows>;
+  return with_count<kRows>(rows, [](auto n) { return &tile_in_place<V, Vectors, Row, n>; });
 }
 
 constexpr int64_t kNarrowTiles = 2 * kRows;    // at a time

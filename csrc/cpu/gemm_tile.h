@@ -8,6 +8,7 @@
 
 #include "epilogue.h"
 #include "fetch_ahead.h"
+#include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -178,30 +179,21 @@ void tile_planes(int planes, int64_t depth, PlaneTiles<A> p, Ahead* ahead) {
     }
   }
 }
-template <class A, int64_t RowStride, int Rows = kRows>
+template <class A, int64_t RowStride>
 auto tile_planes_of(int64_t rows, bool narrow) {
-  if constexpr (Rows > 1) {
-    if (rows < Rows) return tile_planes_of<A, RowStride, Rows - 1>(rows, narrow);
-  }
-  return narrow ? &tile_planes<A, Rows, 1, RowStride> : &tile_planes<A, Rows, kVectors, RowStride>;
+  return with_count<kRows>(rows, [=](auto n) {
+    return narrow ? &tile_planes<A, n, 1, RowStride> : &tile_planes<A, n, kVectors, RowStride>;
+  });
 }
-
-template <class A, class S, class Out>
-using Tile = void (*)(int64_t depth, const S* a, int64_t row_stride, const A* b, const Out& out,
-                      Ahead* ahead);
 
 // The tile for a number of rows in [1, kRows], one vector wide where `narrow`.
 template <Product P, class A, class S, class Out, int64_t RowStride, int64_t DepthStride,
-          int64_t ColumnStride, int Rows = kRows>
-Tile<A, S, Out> tile_of(int64_t rows, bool narrow) {
-  if (rows == Rows) {
-    return narrow ? &tile<P, A, S, Out, Rows, 1, RowStride, DepthStride, ColumnStride>
-                  : &tile<P, A, S, Out, Rows, kVectors, RowStride, DepthStride, ColumnStride>;
-  }
-  if constexpr (Rows > 1) {
-    return tile_of<P, A, S, Out, RowStride, DepthStride, ColumnStride, Rows - 1>(rows, narrow);
-  }
-  return nullptr;
+          int64_t ColumnStride>
+auto tile_of(int64_t rows, bool narrow) {
+  return with_count<kRows>(rows, [=](auto n) {
+    return narrow ? &tile<P, A, S, Out, n, 1, RowStride, DepthStride, ColumnStride>
+                  : &tile<P, A, S, Out, n, kVectors, RowStride, DepthStride, ColumnStride>;
+  });
 }
 
 // The product a[rows][depth] * b[depth][cols]: a column of tiles of almost equal height, whole vectors wide.

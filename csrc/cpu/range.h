@@ -19,6 +19,15 @@ CNNEXT_INLINE Range block(int64_t index, int64_t size, int64_t total) {
 
 CNNEXT_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return max_of(low, min_of(x, high)); }
 
+// visit(n as std::integral_constant<int, n>), for n in [1, Most].
+template <int Most, class Visit>
+CNNEXT_INLINE auto with_count(int64_t n, const Visit& visit) {
+  if constexpr (Most > 1) {
+    if (n < Most) return with_count<Most - 1>(n, visit);
+  }
+  return visit(std::integral_constant<int, Most>());
+}
+
 // Rounds up to an odd number of 16 elements, a cache line of float32: planes at powers of two would collide
 // in the cache.
 CNNEXT_INLINE int64_t odd_lines(int64_t elements) { return (ceil_div(elements, 16) | 1) * 16; }
