@@ -75,19 +75,13 @@ struct Gemm {
   static constexpr Product kProduct = std::is_same_v<S, BFloat16Pair> ? Product::kPairs : Product::kNumbers;
 
   Gemm(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
-      : phases(phases_of(p, gradient)),
+      : phases(phases_of(p, gradient, kProduct)),
         regions(phases, p.layout == Layout::kChannelsLast),
         cut(regions, p),
         operands(operands_of<T, S>(b, gradient)),
         threads(p.threads),
         packed(p, units(), cut.unit_size),
         scratch(reinterpret_cast<A*>(packed.place(b, workspace))) {}
-
-  static Phases phases_of(const ConvProblem& p, bool gradient) {
-    Phases all(p, gradient);
-    if (kProduct == Product::kPairs) all.pair_channels();
-    return all;
-  }
 
   int64_t workspace_bytes() const { return packed.bytes() + threads * cut.scratch_size * int64_t(sizeof(A)); }
   int64_t packed_bytes() const { return packed.kept_bytes(); }

@@ -59,22 +59,6 @@ void group_grad_tile(const A* grad, const A* source, int64_t rows, int64_t width
   }
 }
 
-// Rows of `count` pixels of bfloat16, as float, to pairs: of each pixel and the next, in place, or of every
-// other and the next.
-template <int Step, int64_t Pixel>
-void pair_pixels(float* box, int64_t rows, int64_t count, int64_t channels) {
-  for (; rows > 0; --rows, box += count * Pixel) {
-    for (int64_t i = 0; i < count; i += Step) {
-      const float* from = box + i * Pixel;
-      for (int64_t c = 0; c < channels; c += kLanes<float>) {
-        UintVec pair = bit_cast<UintVec>(load(from + c)) >> 16;
-        if (i + 1 < count) pair |= bit_cast<UintVec>(load(from + Pixel + c));
-        store(box + i / Step * Pixel + c, bit_cast<Vec<float>>(pair));
-      }
-    }
-  }
-}
-
 constexpr int64_t kMostGroupInputs = 32;  // channels of a group, which a row of sums has room for
 
 // T is the type of the tensors; their products are those of numbers, or of pairs of pixels in bfloat16.
@@ -163,8 +147,8 @@ struct GroupTilesGradWeight {
                       grad_row, K, kPixel, grads);
     }
     if constexpr (P == Product::kPairs) {
-      pair_pixels<1, kPixel>(box, 1, read.size() * row.size(), C);
-      pair_pixels<2, kPixel>(grads, rows.size(), x.count, K);
+      pair_rows<1>(box, kPixel, read.size() * row.size(), C);
+      for (int64_t i = 0; i < rows.size(); ++i) pair_rows(grads + i * x.count * kPixel, kPixel, x.count, K);
     }
     const GroupGradSteps steps = {x.count * kPixel, y.source_step * row.size() * kPixel};
     const int64_t chain = max_of(1, kChain / x.count);

@@ -64,20 +64,6 @@ void group_tile(const GroupTap<Acc<T>>* tap, int64_t taps, int64_t at, int64_t d
   }
 }
 
-// Rows of two channels' weights, which follow each other, to one row of pairs.
-template <class A>
-void join_pairs(A* rows, int64_t count) {
-  constexpr int64_t L = kLanes<A>;
-  for (int64_t i = 0; i < count; ++i) {
-    const A* from = rows + 2 * i * kCols<A>;
-    for (int64_t v = 0; v < kCols<A>; v += L) {
-      const auto first = bit_cast<UintVec>(load(from + v)),
-                 second = bit_cast<UintVec>(load(from + kCols<A> + v));
-      store(rows + i * kCols<A> + v, bit_cast<Vec<A>>(first >> 16 | (second & 0xffff0000u)));
-    }
-  }
-}
-
 template <Product P, class T, int Vectors, int64_t Pixel, class V = Vec<Acc<T>>>
 auto group_tile_of(int64_t rows) {
   return with_count<kGroupRows<Vectors>>(rows,
@@ -97,7 +83,7 @@ struct GroupTiles {
 
   GroupTiles(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : numbers(p, gradient),
-        phases(phases_of(p, gradient)),
+        phases(phases_of(p, gradient, kProduct)),
         shape(p.shape),
         channels_last(p.layout == Layout::kChannelsLast),
         pairs_apart(kProduct == Product::kPairs && !has_pairs_in_weight(p)),
@@ -131,12 +117,6 @@ struct GroupTiles {
 
   int64_t workspace_bytes() const { return packed.bytes() + memory.bytes; }
 
-  static Phases phases_of(const ConvProblem& p, bool gradient) {
-    Phases all(p, gradient);
-    if (kProduct == Product::kPairs) all.pair_channels();
-    return all;
-  }
-
   void run(const Parallel& parallel) const {
     Gather kernel = phase(0);  // with all taps
     for (int a = 1; a < kAxes; ++a) kernel.axis[a] = {0, 1, 1, 1, 1, shape.axis[a].kernel, 0, 1, 0, 1};
@@ -160,7 +140,7 @@ struct GroupTiles {
         kernel.channels = numbers.source_channels;
         pack_weight_panel(numbers, kernel, reinterpret_cast<const T*>(operands.weight), group, channels,
                           {0, kernel.depth()}, to);
-        return join_pairs(to, kernel.depth() / 2);
+        return pair_rows(to, kCols<A>, kernel.depth(), kCols<A>);
       }
     }
     pack_weight_panel(phases, kernel, operands.weight, group, channels, {0, kernel.depth()}, to);

@@ -124,6 +124,13 @@ struct Phases {
   int64_t count[kAxes], slots[kAxes], max_taps = 1, joined_groups = 1;
 };
 
+// The same, where pairs of source channels are multiplied.
+inline Phases phases_of(const ConvProblem& p, bool gradient, Product product) {
+  Phases all(p, gradient);
+  if (product == Product::kPairs) all.pair_channels();
+  return all;
+}
+
 // What a convolution in one direction reads and writes. S is the type of the elements which are multiplied.
 template <class T, class S = T>
 struct Operands {

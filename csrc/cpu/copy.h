@@ -107,14 +107,16 @@ CNNEXT_INLINE void transpose_block(From from, int64_t stride, int64_t rows, int6
   }
 }
 
-// Rows `stride` apart of bfloat16, as float: each two become one of pairs; an odd one's partner is zero.
+// Rows `stride` apart of bfloat16, as float: every Step-th and the next become one of pairs, in the order of
+// the rows; where there is none, the partner is zero.
+template <int Step = 2>
 CNNEXT_INLINE void pair_rows(float* rows, int64_t stride, int64_t count, int64_t size) {
-  for (int64_t i = 0; i < count; i += 2) {
+  for (int64_t i = 0; i < count; i += Step) {
     const float *first = rows + i * stride, *second = first + stride;
     for (int64_t j = 0; j < size; j += kLanes<float>) {
       UintVec bits = bit_cast<UintVec>(load(first + j)) >> 16;
       if (i + 1 < count) bits |= bit_cast<UintVec>(load(second + j));
-      store(rows + i / 2 * stride + j, bit_cast<Vec<float>>(bits));
+      store(rows + i / Step * stride + j, bit_cast<Vec<float>>(bits));
     }
   }
 }
