@@ -85,3 +85,10 @@ inline bool has_amx() { return false; }
 }  // namespace cnnext::cpu::CNNEXT_ISA
 
 #endif  // AVX-512
+
+namespace cnnext::cpu::CNNEXT_ISA {
+inline const char* amx_excludes(const ConvProblem& p) {
+  if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat32) return "takes bfloat16 and float32";
+  return has_amx() ? nullptr : "this processor has no AMX";
+}
+}  // namespace cnnext::cpu::CNNEXT_ISA

@@ -355,13 +355,7 @@ inline const char* col2im_excludes(const ConvProblem& p, bool gradient) {
 }
 
 template <bool Gradient>
-const char* col2im_refuses(const ConvProblem& p) {
-  if (const char* reason = col2im_excludes(p, Gradient)) return reason;
-  const Col2ImCost cost(p, Gradient);
-  const bool pairs = !no_pairs<Gradient>(p);  // whose products are cheaper
-  return (pairs ? 3 : 1.3) * cost.at_once < cost.direct ? nullptr : "direct sums fill vectors as well";
-}
-
+const char* col2im_refuses(const ConvProblem& p);  // conv_choice.h
 template <bool Gradient>
 constexpr ConvKernel kConvCol2Im = entry<ByType<Col2Im, Gradient>>(
     "col2im", "few channels: products with all taps at once, added where they belong",

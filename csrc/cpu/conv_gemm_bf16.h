@@ -9,14 +9,15 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr double kProductsForTurning = 32;  // for each element that is turned to channels last
 
-inline const char* no_pair_products() {
+// Why products of pairs are not for this processor, or not for a problem; or null.
+inline const char* processor_excludes_pairs() {
   if (has_amx()) return "products of float32 take no longer on a processor with AMX";
   return has_pair_products() ? nullptr : "this processor has no AVX512_BF16";
 }
 template <bool Gradient>
-const char* no_pairs(const ConvProblem& p) {
+const char* pairs_excludes(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
-  if (const char* reason = no_pair_products()) return reason;
+  if (const char* reason = processor_excludes_pairs()) return reason;
   const int64_t channels = Gradient ? p.shape.K_per_group() : p.shape.C_per_group();
   return channels % 2 == 0 ? nullptr : "takes an even number of channels";
 }
@@ -38,8 +39,8 @@ inline const char* turning_refuses(const ConvProblem& p, int64_t images) {
   return pays ? nullptr : "turning its operands to channels last would cost more than it saves";
 }
 template <bool Gradient>
-const char* pairs_refuse(const ConvProblem& p) {
-  if (const char* reason = no_pairs<Gradient>(p)) return reason;
+const char* gemm_bf16_refuses(const ConvProblem& p) {
+  if (const char* reason = pairs_excludes<Gradient>(p)) return reason;
   return turning_refuses(p, 1);
 }
 
@@ -51,6 +52,6 @@ using PairsGemmClasses = MayTurn<Only<PairsGemm, Gradient>, kOpOf<Gradient>, tru
 template <bool Gradient>
 constexpr ConvKernel kConvGemmBf16 =
     entry<PairsGemmClasses<Gradient>>("gemm_bf16", "blocked implicit matrix product of pairs of bfloat16",
-                                      pairs_refuse<Gradient>, packed_of<PairsGemmClasses<Gradient>>);
+                                      gemm_bf16_refuses<Gradient>, packed_of<PairsGemmClasses<Gradient>>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -11,7 +11,7 @@
 #pragma once
 
 #include "amx_rows.h"
-#include "conv_grad_weight_winograd.h"
+#include "conv_grad_weight_gemm.h"
 #include "conv_splits.h"
 #include "scratch.h"
 
@@ -291,32 +291,6 @@ class GradWeightAmx {
   float* partial;
 };
 
-inline const char* float_grad_weight_amx_refuses(const ConvProblem& p) {
-  constexpr int64_t kFewest = 48, kFewestPixels = 128, kFewestPlanes = 16;
-  const ConvShape& s = p.shape;
-  const bool planes = p.layout != Layout::kChannelsLast;
-  if (s.K_per_group() < kFewest || s.C_per_group() * s.taps() < kFewest)
-    return "takes at least 48 rows and columns of float32";
-  if (planes && s.C_per_group() < kFewestPlanes) return "takes at least 16 planes of float32";
-  if ((!planes || s.taps() > 1) && s.N * s.output_pixels() < kFewestPixels)
-    return "sums at least 128 pixels of float32";
-  const bool strided = s.axis[1].stride > 1 || s.axis[2].stride > 1;
-  if (!strided && !winograd_grad_weight_refuses(p)) return "Winograd's algorithm takes fewer products";
-  return leaves_out_padding(p) ? "most products would be with the padding" : nullptr;
-}
-// Each tap's copy of the input costs the same for any number of rows; short rows of planes cost more.
-inline const char* pairs_grad_weight_amx_refuses(const ConvProblem& p) {
-  const ConvShape& s = p.shape;
-  const bool planes = p.layout != Layout::kChannelsLast;
-  const int64_t few = !planes ? 12 : s.taps() == 1 ? 0 : 16 + 512 / max_of(s.axis[2].output, 1);
-  return s.K_per_group() < few ? "copies would cost more than few output channels save" : nullptr;
-}
-inline const char* grad_weight_amx_refuses(const ConvProblem& p) {
-  const bool splits = p.dtype == DType::kFloat32;
-  if (!splits && p.dtype != DType::kBFloat16) return "takes bfloat16 and float32";
-  if (!has_amx()) return "this processor has no AMX";
-  return splits ? float_grad_weight_amx_refuses(p) : pairs_grad_weight_amx_refuses(p);
-}
 inline int64_t grad_weight_amx_workspace(const ConvProblem& p) {
   if (p.dtype == DType::kBFloat16) return workspace_of<Only<GradWeightAmx<BFloat16>>>(p);
   return max_of(workspace_of<Only<GradWeightAmx<float>>>(p), workspace_of<GradWeightGemmClasses>(p));
@@ -330,8 +304,9 @@ inline void grad_weight_amx(const ConvProblem& p, const ConvBuffers& b, const Pa
   }
 }
 
+inline const char* gemm_amx_grad_weight_refuses(const ConvProblem& p);  // conv_grad_weight_choice.h
 constexpr ConvKernel kConvGradWeightAmx = {"gemm_amx", "matrix product over pixels by AMX",
-                                           grad_weight_amx_refuses, grad_weight_amx_workspace,
+                                           gemm_amx_grad_weight_refuses, grad_weight_amx_workspace,
                                            grad_weight_amx};
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

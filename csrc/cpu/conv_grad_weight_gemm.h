@@ -389,14 +389,14 @@ constexpr ConvKernel kConvGradWeightGemm =
 using PairsGradWeight = GradWeightGemm<BFloat16, Product::kPairs>;
 using PairsGradWeightClasses = MayTurn<Only<PairsGradWeight>, ConvOp::kGradWeight, true, is_channels_first>;
 
-inline const char* pairs_grad_weight_refuses(const ConvProblem& p) {
+inline const char* gemm_bf16_grad_weight_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
-  if (const char* reason = no_pair_products()) return reason;
+  if (const char* reason = processor_excludes_pairs()) return reason;
   return p.layout == Layout::kChannelsLast ? nullptr : turning_refuses(p, p.shape.N);
 }
 
 constexpr ConvKernel kConvGradWeightGemmBf16 = entry<PairsGradWeightClasses>(
     "gemm_bf16", "blocked implicit matrix product over pairs of pixels in bfloat16",
-    pairs_grad_weight_refuses);
+    gemm_bf16_grad_weight_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -7,8 +7,8 @@
 // conv_group_tiles.h) and adds to their sums in the order of the images: threads do not change them.
 #pragma once
 
+#include "conv_grad_weight_gemm.h"
 #include "conv_group_tiles.h"
-#include "conv_grad_weight_winograd.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -202,33 +202,28 @@ struct GroupTilesGradWeight {
   A* scratch;
 };
 
-inline const char* group_tiles_grad_weight_exclude(const ConvProblem& p) {
+inline const char* group_tiles_grad_weight_excludes(const ConvProblem& p) {
   const int64_t K = p.shape.K_per_group();
-  if (const char* reason = group_tiles_exclude<true>(p)) return reason;
+  if (const char* reason = group_tiles_excludes<true>(p)) return reason;
   if (K % 16 != 0) return "takes a multiple of 16 output channels in a group";
   if (p.shape.C_per_group() > kMostGroupInputs) return "takes up to 32 input channels in a group";
   return p.shape.groups < 16 ? "takes 16 groups or more" : nullptr;
 }
 
-inline const char* group_tiles_grad_weight_refuses(const ConvProblem& p) {
-  if (const char* reason = group_tiles_grad_weight_exclude(p)) return reason;
-  if (is_for_winograd(p) && !winograd_grad_weight_refuses(p)) return "left to Winograd's algorithm";
-  return nullptr;
-}
-
 using PairsGroupTilesGradWeight = GroupTilesGradWeight<BFloat16, Product::kPairs>;
 
-inline const char* pairs_group_tiles_grad_weight_refuses(const ConvProblem& p) {
-  const char* reason = pairs_grad_weight_refuses(p);
-  return reason ? reason : group_tiles_grad_weight_exclude(p);
+inline const char* group_tiles_bf16_grad_weight_refuses(const ConvProblem& p) {
+  const char* reason = gemm_bf16_grad_weight_refuses(p);
+  return reason ? reason : group_tiles_grad_weight_excludes(p);
 }
 
 constexpr ConvKernel kConvGradWeightGroupTilesBf16 = entry<Only<PairsGroupTilesGradWeight>>(
     "group_tiles_bf16", "a tile of channels for each group, by products of pairs of pixels in bfloat16",
-    pairs_group_tiles_grad_weight_refuses);
+    group_tiles_bf16_grad_weight_refuses);
 
 template <class T>
 using GroupTilesGradWeightOf = GroupTilesGradWeight<T>;
+inline const char* group_tiles_grad_weight_refuses(const ConvProblem& p);  // conv_grad_weight_choice.h
 constexpr ConvKernel kConvGradWeightGroupTiles = entry<ByType<GroupTilesGradWeightOf>>(
     "group_tiles", "a tile of channels for each group", group_tiles_grad_weight_refuses);
 

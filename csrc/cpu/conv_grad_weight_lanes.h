@@ -392,4 +392,11 @@ struct LanesGradWeight {
   Range* inside;
 };
 
+constexpr ConvKernel kConvGradWeightDepthwise =
+    entry<ByType<LanesGradWeight>>("depthwise", "a lane for each channel", depthwise_refuses);
+
+inline const char* grouped_grad_weight_refuses(const ConvProblem& p);  // conv_grad_weight_choice.h
+constexpr ConvKernel kConvGradWeightGrouped = entry<ByType<LanesGradWeight>>(
+    "grouped", "a lane for each of many narrow groups", grouped_grad_weight_refuses);
+
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -207,7 +207,7 @@ struct RowsGradWeight {
 
 inline const char* rows_grad_weight_refuses(const ConvProblem& p) {
   const ConvShape& s = p.shape;
-  if (const char* reason = rows_refuse<false>(p)) return reason;
+  if (const char* reason = rows_refuses<false>(p)) return reason;
   if (min_of(s.K_per_group(), s.C_per_group() * s.taps()) > kRowsGradSide)
     return "takes at most 16 output channels, or as many taps times input channels";
   return s.axis[2].output < lanes_of(p.dtype) ? "takes rows of a vector or more" : nullptr;

@@ -306,20 +306,6 @@ void with_grad_weight_tile(const ConvProblem& p, Visit&& visit) {
   with_cheapest_tile<false>(p, phases, cost, visit);
 }
 
-inline const char* winograd_grad_weight_refuses(const ConvProblem& p) {
-  if (const char* reason = winograd_excludes(p, false)) return reason;
-  const Phases phases(p, false);
-  const double products = double(phases.source_channels) * double(phases.channels) / double(kLanes<float>);
-  const double rate = pairs_grad_weight_refuses(p) ? 1 : 1.8;  // of the direct sum's products
-  const double direct = double(Regions(phases).products() * p.shape.N) * products / rate;
-  const char* reason = "its tiles do not have this kernel's shape";
-  with_grad_weight_tile(p, [&](auto*, auto tile) {
-    const bool pays = grad_weight_cost<decltype(tile)>(phases) < direct;
-    reason = pays ? nullptr : "its transforms would cost more than they save";
-  });
-  return reason;
-}
-
 struct GradWeightWinogradClasses {
   template <class Visit>
   static void with(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
@@ -328,6 +314,7 @@ struct GradWeightWinogradClasses {
     });
   }
 };
+inline const char* winograd_grad_weight_refuses(const ConvProblem& p);  // conv_grad_weight_choice.h
 constexpr ConvKernel kConvGradWeightWinograd =
     entry<GradWeightWinogradClasses>("winograd", kWinogradSummary, winograd_grad_weight_refuses);
 

@@ -9,6 +9,7 @@
 // Rows of taps in the padding are left out. Two spatial axes at most. Each element is summed in one order.
 #pragma once
 
+#include "conv_gemm_bf16.h"
 #include "conv_group_rows.h"
 #include "entry.h"
 #include "packed_weights.h"
@@ -257,23 +258,8 @@ struct GroupTiles {
   T* results;  // channels first: of a band, before they are turned
 };
 
-// What a lane for each group (conv_lanes_list.h) does not take: wider groups fill vectors by themselves.
-inline const char* grouped_exclude(const ConvProblem& p) {
-  const int64_t C = p.shape.C_per_group(), K = p.shape.K_per_group();
-  if (C == 1) return "takes more than one channel in a group";
-  if (max_of(C, K) > 16) return "takes up to 16 channels in a group";
-  if (p.shape.groups < (max_of(C, K) > 4 ? kLanes<float> : 8)) return "takes as many groups as fill a vector";
-  return nullptr;
-}
-
-// Whether groups are left to Winograd's algorithm where it pays.
-inline bool is_for_winograd(const ConvProblem& p) {
-  const Window &h = p.shape.axis[1], &w = p.shape.axis[2];
-  return p.dtype == DType::kFloat32 && h.kernel == 3 && w.kernel == 3 && h.stride == 1 && w.stride == 1;
-}
-
 template <bool Gradient>
-const char* group_tiles_exclude(const ConvProblem& p, bool pairs = false) {
+const char* group_tiles_excludes(const ConvProblem& p, bool pairs = false) {
   const int64_t C = p.shape.C_per_group(), K = p.shape.K_per_group();
   const int64_t from = Gradient ? K : C, to = Gradient ? C : K;
   const int64_t lanes = lanes_of(p.dtype);
@@ -286,30 +272,24 @@ const char* group_tiles_exclude(const ConvProblem& p, bool pairs = false) {
   if (z.input != 1 || z.kernel != 1 || z.padding != 0) return "takes two axes";
   return nullptr;
 }
-template <bool Gradient>
-const char* group_tiles_refuses(const ConvProblem& p) {
-  if (const char* reason = group_tiles_exclude<Gradient>(p)) return reason;
-  if (is_for_winograd(p) && !winograd_refuses<Gradient>(p)) return "left to Winograd's algorithm";
-  if (p.dtype == DType::kBFloat16 && !rows_amx_refuses<Gradient>(p)) return "left to AMX";
-  if (p.layout == Layout::kChannelsFirst && !grouped_exclude(p)) return "channels first are left to lanes";
-  return nullptr;
-}
 
 using PairsGroupTiles = GroupTiles<BFloat16, BFloat16Pair>;
 
 template <bool Gradient>
-const char* pairs_group_tiles_refuses(const ConvProblem& p) {
-  if (const char* reason = no_pairs<Gradient>(p)) return reason;
-  return group_tiles_exclude<Gradient>(p, p.layout == Layout::kChannelsLast);
+const char* group_tiles_bf16_refuses(const ConvProblem& p) {
+  if (const char* reason = pairs_excludes<Gradient>(p)) return reason;
+  return group_tiles_excludes<Gradient>(p, p.layout == Layout::kChannelsLast);
 }
 
 template <bool Gradient>
 constexpr ConvKernel kConvGroupTilesBf16 = entry<Only<PairsGroupTiles, Gradient>>(
     "group_tiles_bf16", "a tile of pixels for each group, by products of pairs of bfloat16",
-    pairs_group_tiles_refuses<Gradient>);
+    group_tiles_bf16_refuses<Gradient>);
 
 template <class T>
 using GroupTilesOf = GroupTiles<T>;
+template <bool Gradient>
+const char* group_tiles_refuses(const ConvProblem& p);  // conv_choice.h
 template <bool Gradient>
 constexpr ConvKernel kConvGroupTiles = entry<ByType<GroupTilesOf, Gradient>>(
     "group_tiles", "a tile of pixels for each group", group_tiles_refuses<Gradient>);

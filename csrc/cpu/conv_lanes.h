@@ -373,4 +373,18 @@ struct LanesAhead {
   }
 };
 
+// Why a lane for each channel is not for a problem, or null; and a lane for each group.
+inline const char* depthwise_refuses(const ConvProblem& p) {
+  if (p.shape.C_per_group() > 1) return "takes one channel in a group";
+  if (p.shape.groups < 4) return "takes four groups or more";
+  return nullptr;
+}
+inline const char* grouped_excludes(const ConvProblem& p) {  // wider groups fill vectors by themselves
+  const int64_t C = p.shape.C_per_group(), K = p.shape.K_per_group();
+  if (C == 1) return "takes more than one channel in a group";
+  if (max_of(C, K) > 16) return "takes up to 16 channels in a group";
+  if (p.shape.groups < (max_of(C, K) > 4 ? kLanes<float> : 8)) return "takes as many groups as fill a vector";
+  return nullptr;
+}
+
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -12,6 +12,7 @@
 #include "conv_lanes.h"
 #include "conv_lanes_tile.h"
 #include "conv_phases.h"
+#include "entry.h"
 #include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -457,5 +458,15 @@ struct LanesConv {
   Range* insides;  // [phase][tap] of the last axis
   char* tap_rows;
 };
+
+template <bool Gradient>
+constexpr ConvKernel kConvDepthwise =
+    entry<ByType<LanesConv, Gradient>>("depthwise", "a lane for each channel", depthwise_refuses);
+
+template <bool Gradient>
+const char* grouped_refuses(const ConvProblem& p);  // conv_choice.h
+template <bool Gradient>
+constexpr ConvKernel kConvGrouped = entry<ByType<LanesConv, Gradient>>(
+    "grouped", "a lane for each of many narrow groups", grouped_refuses<Gradient>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

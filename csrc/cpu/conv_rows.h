@@ -239,7 +239,7 @@ struct ConvRows {
 };
 
 template <bool Gradient>
-const char* rows_refuse(const ConvProblem& p) {
+const char* rows_refuses(const ConvProblem& p) {
   const ConvShape& s = p.shape;
   const bool narrow = s.groups > 1 && max_of(s.C_per_group(), s.K_per_group()) < 4;
   if (p.layout != Layout::kChannelsFirst && !narrow) return "takes channels first, or groups of up to 3";
@@ -262,6 +262,6 @@ const char* rows_refuse(const ConvProblem& p) {
 
 template <bool Gradient>
 constexpr ConvKernel kConvRows = entry<ByType<ConvRows, Gradient>>(
-    "rows", "few channels, the source's rows copied once", rows_refuse<Gradient>);
+    "rows", "few channels, the source's rows copied once", rows_refuses<Gradient>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -6,10 +6,10 @@
 // whose sums are not finite are summed again as they are.
 #pragma once
 
-#include "amx_choice.h"
 #include "amx_copy.h"
 #include "amx_output.h"
 #include "amx_weights.h"
+#include "entry.h"
 #include "scratch.h"
 
 #if CNNEXT_VECTOR_BYTES == 64
@@ -374,6 +374,8 @@ struct RowsAmxClasses {
   }
 };
 
+template <bool Gradient>
+const char* rows_amx_refuses(const ConvProblem& p);  // conv_choice.h
 template <bool Gradient>
 constexpr ConvKernel kConvRowsAmx =
     entry<RowsAmxClasses<Gradient>>("rows_amx", "rows of pixels, multiplied by AMX",

@@ -221,9 +221,9 @@ struct ThinClasses {
   }
 };
 
-inline const char* pairs_thin_refuses(const ConvProblem& p) {
+inline const char* thin_bf16_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";
-  if (const char* reason = no_pair_products()) return reason;
+  if (const char* reason = processor_excludes_pairs()) return reason;
   if (p.shape.C * p.shape.axis[2].stride % 2 != 0) return "takes pixels that are whole pairs apart";
   return thin_refuses(p);
 }
@@ -231,6 +231,6 @@ inline const char* pairs_thin_refuses(const ConvProblem& p) {
 constexpr ConvKernel kConvThin =
     entry<ThinClasses<false>>("thin", "an image's rows, read in place", thin_refuses);
 constexpr ConvKernel kConvThinBf16 = entry<ThinClasses<true>>(
-    "thin_bf16", "an image's rows, read in place by pairs of bfloat16", pairs_thin_refuses);
+    "thin_bf16", "an image's rows, read in place by pairs of bfloat16", thin_bf16_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

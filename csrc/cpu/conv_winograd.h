@@ -10,6 +10,7 @@
 #pragma once
 
 #include "conv_winograd_groups.h"
+#include "entry.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -233,6 +234,8 @@ struct WinogradClasses {
   }
 };
 
+template <bool Gradient>
+const char* winograd_refuses(const ConvProblem& p);  // conv_choice.h
 template <bool Gradient>
 constexpr ConvKernel kConvWinograd =
     entry<WinogradClasses<Gradient>>("winograd", kWinogradSummary, winograd_refuses<Gradient>);

@@ -7,6 +7,7 @@
 #include "conv_rows_amx.h"
 #include "conv_thin.h"
 #include "conv_winograd.h"
+#include "conv_choice.h"
 #include "list.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {

@@ -7,6 +7,7 @@
 #include "conv_grad_weight_rows.h"
 #include "conv_grad_weight_thin.h"
 #include "conv_grad_bias.h"
+#include "conv_grad_weight_choice.h"
 #include "list.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {

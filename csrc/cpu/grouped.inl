@@ -1,10 +1,13 @@
-// Convolution in groups, in all directions. These come first: what Winograd's algorithm does better they
-// refuse, and group_tiles what AMX does.
+// Convolution in groups, in all directions. These come first: what Winograd's algorithm or AMX do better they
+// leave to them (conv_choice.h).
 #include "vec.h"
 
 #include "conv_group_tiles.h"
+#include "conv_lanes_kernel.h"
 #include "conv_grad_weight_group_tiles.h"
-#include "conv_lanes_list.h"
+#include "conv_grad_weight_lanes.h"
+#include "conv_choice.h"
+#include "conv_grad_weight_choice.h"
 #include "list.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {

@@ -1,7 +1,7 @@
-// Whether Winograd's algorithm pays for a problem, and with which tiles.
+// With which tiles Winograd's algorithm computes a problem, and what that costs.
 #pragma once
 
-#include "amx_choice.h"
+#include "conv_phases.h"
 #include "winograd_tiles.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -56,7 +56,6 @@ CNNEXT_INLINE Gather gather_for(const Phases& phases) {
   return g;
 }
 
-constexpr int64_t kFewest = 16, kFewestOfGroup = 8;  // source channels
 constexpr int64_t kKeptBytes = 8 << 20;  // transformed weights up to this size are kept for all tasks
 
 // Tiles of a block, few enough that their patches stay in the cache beside other operators' data, but more
@@ -149,41 +148,6 @@ inline const char* winograd_excludes(const ConvProblem& p, bool gradient) {
       return "takes dilations shorter than the image";
   }
   return nullptr;
-}
-
-template <bool Gradient>
-const char* winograd_refuses(const ConvProblem& p) {
-  if (const char* reason = winograd_excludes(p, Gradient)) return reason;
-  const Phases phases = winograd_phases(p, Gradient);
-  // A short direct sum rounds much less than the transforms do.
-  const bool fills = p.shape.groups > 1 && phases.source_channels % kLanes<float> == 0;  // vectors
-  if (phases.summed_channels() < (fills ? kFewestOfGroup : kFewest))
-    return "takes at least 16 channels to sum over, 8 of groups that fill vectors";
-  const double products = double(phases.summed_channels()) * double(ceil_div(phases.channels, kLanes<float>));
-  const bool strided = p.shape.axis[1].stride > 1 || p.shape.axis[2].stride > 1;
-  const double time = direct_time<Gradient>(p);
-  double direct = double(Regions(phases).products()) * products * time;
-  // Beside AMX transforms take longer than is counted; in channels first and without a stride so does AMX.
-  const bool amx = p.dtype == DType::kFloat32 && has_amx(), channels_last = p.layout == Layout::kChannelsLast;
-  if (amx && (strided || (channels_last && time < 1))) direct *= strided ? 0.75 : Gradient ? 0.92 : 0.78;
-  // Where taps are neighbours in memory, strided sums take long to pack them, each phase of a gradient all of
-  // them; AMX packs them as it multiplies.
-  if (strided && phases.weight_tap == 1) {
-    const bool by_amx = amx && time < 1;
-    direct += (Gradient ? (by_amx ? 300 : 600) : by_amx ? 0 : 150) * products;
-  }
-  // Transforms read a weight anew, from memory; what direct sums have kept comes as they multiply.
-  if (p.keeps_weight) direct -= 22 * double(p.shape.taps()) * products;
-  if (!col2im_refuses<Gradient>(p)) {
-    const double at_once = Col2ImCost(p, Gradient).at_once;
-    direct = at_once < direct ? at_once : direct;
-  }
-  const char* reason = "its tiles do not have this kernel's shape";
-  with_tile<Gradient>(p, [&](auto*, auto tile) {
-    const bool pays = conv_cost<decltype(tile)>(phases) < direct;
-    reason = pays ? nullptr : "its transforms would cost more than they save";
-  });
-  return reason;
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA
