@@ -335,7 +335,9 @@ struct Col2ImCost {
     const int64_t lanes = lanes_of(p.dtype);
     const int64_t channels = gradient ? s.C : s.K, depth = gradient ? s.K : s.C;
     const int64_t run = s.axis[2].kernel * channels, rows = s.axis[0].kernel * s.axis[1].kernel;
-    direct = double(s.output_pixels()) * double(depth * s.taps() * ceil_div(channels, lanes));
+    // With those that direct sums take in the padding: most, where the kernel is as large as the plane.
+    const Phases phases(p, gradient);
+    direct = double(Regions(phases).products()) * double(depth * ceil_div(channels, lanes));
     at_once = double(gradient ? s.output_pixels() : s.input_pixels()) *
               double(depth * ceil_div(rows * run, lanes) + 5 * rows * ceil_div(run, lanes));
   }
