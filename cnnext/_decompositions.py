@@ -44,8 +44,8 @@ def _pool(name: str, input: Tensor, *args: Any) -> Any:
     """torch's function for input's number of dimensions. Sizes are lists, and none stands for the default."""
     dims = input.dim() - 2
     if _are_symbols(args) and (name != "adaptive_avg_pool" or dims == 1):
-        sizes = ", ".join(str(list(arg)) for arg in args if isinstance(arg, (tuple, list)))
-        raise RuntimeError(f"{name}{dims}d can not be decomposed for sizes that only a run knows: {sizes}")
+        given = ", ".join(str(list(arg)) for arg in args if isinstance(arg, (tuple, list)))
+        raise RuntimeError(f"{name}{dims}d can not be decomposed for sizes that only a run knows: {given}")
     sizes = [(per_axis(arg, dims) or None) if isinstance(arg, (tuple, list)) else arg for arg in args]
     return getattr(F, f"{name}{dims}d")(input, *sizes)
 

@@ -39,6 +39,10 @@ def _writes(node: Node, module: torch.nn.Module | None) -> bool:
     return node.op == "call_function" and (name.endswith("_") or in_operators or name == "setitem")
 
 
+def _has_hooks(module: torch.nn.Module | None) -> bool:
+    return module is not None and bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 class _Chain:
     """A convolution and what follows it, as long as nothing else reads what is in between: batch norm, addition,
     activation, each at most once. All of it moves to the place of the last node."""
@@ -57,7 +61,9 @@ class _Chain:
 
     def _extend(self, accepts: Callable[[Node], bool]) -> Node | None:
         users = list(self.nodes[-1].users)
-        if len(users) != 1 or not self._may_move_to(users[0]) or not accepts(users[0]):
+        if len(users) != 1 or _has_hooks(self.module(users[0])) or not self._may_move_to(users[0]):
+            return None
+        if not accepts(users[0]):
             return None
         self.nodes.append(users[0])
         return users[0]
@@ -101,10 +107,6 @@ class _Chain:
         else:
             return False
         return True
-
-
-def _has_hooks(module: torch.nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _replace(graph: Graph, chain: _Chain, model: GraphModule) -> None:
@@ -167,7 +169,7 @@ def fuse(model: torch.nn.Module) -> GraphModule:
         if isinstance(node.type, str):  # of `from __future__ import annotations`: torch.save would fail
             node.type = None
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if type(module) not in _FUSED or calls[str(node.target)] > 1 or _has_hooks(module):  # type: ignore
+        if type(module) not in _FUSED or calls[str(node.target)] > 1 or _has_hooks(module):
             continue
         chain = _Chain(node, modules)
         if len(chain.nodes) > 1 and len(node.args) == 1:

@@ -108,7 +108,7 @@ def _make_fused_conv(dims: int, conv: _Function) -> _Function:
             if output is not None:
                 return output
         sizes = [integers(stride), integers(None if isinstance(padding, str) else padding), integers(dilation)]
-        group, tensors = integer(groups), [each for each in args[1:] if isinstance(each, Tensor)]
+        group, tensors = integer(groups), [each for each in (weight, bias, residual) if each is not None]
         typed = group is not None and all(each is not None for each in sizes)
         if typed and input.dim() == dims + 2 and weight.dim() == dims + 2 and are_ours(dims, input, *tensors):
             return _ops.fused_conv.default(input, weight, bias, residual, *sizes, group, activation, negative_slope)

@@ -54,7 +54,9 @@ def check(model: nn.Module, x: Tensor) -> torch.fx.GraphModule:
 def test_models(name: str) -> None:
     model = calibrated(models.build(name))
     fused = check(model, torch.randn(IMAGES.get(name, (2, 3, 64, 64)), dtype=torch.float64))
-    run = [each for each, module in model.named_modules() if isinstance(module, nn.Conv2d) and "aux" not in each]
+    run = [
+        each for each, module in model.named_modules() if isinstance(module, nn.Conv2d) and "aux" not in each.lower()
+    ]
     assert sum(isinstance(module, nn.Conv2d) for module in fused.modules()) == len(run)
     assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
 
@@ -123,10 +125,8 @@ class Net(nn.Module):
         y = self.b(x)
         return F.relu(y + y)
 
-    def sliced(self, x: Tensor) -> Tensor:
-        y = self.b(x)
-        x[:, :2] = 0
-        return F.relu(y + x)
+    def size(self, x: Tensor) -> Tensor:
+        return F.relu(self.b(x) + x.shape[0])
 
 
 BODIES = {  # and how many FusedConv2d are made of each
@@ -141,6 +141,7 @@ BODIES = {  # and how many FusedConv2d are made of each
     "number": 0,
     "scaled": 0,
     "itself": 0,
+    "size": 1,
 }
 
 
@@ -167,8 +168,9 @@ def test_an_addition_that_writes_its_shortcut_stays() -> None:
 def test_layers_with_hooks_stay() -> None:
     model = calibrated(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU()))
     model[0].register_forward_hook(lambda module, args, output: output * 2)
+    model[3].register_forward_pre_hook(lambda module, args: (args[0] - 1,))
     fused = check(model, torch.randn(1, 3, 4, 4, dtype=torch.float64))
-    assert fused_layers(fused)["FusedConv2d"] == 1
+    assert fused_layers(fused)["FusedConv2d"] == 0
 
 
 @pytest.mark.parametrize("dims", [1, 3])
@@ -232,3 +234,10 @@ def test_errors() -> None:
         cnnext.fuse(model)
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got function"):
         cnnext.fuse(F.relu)  # type: ignore[arg-type]
+
+
+def test_profile_of_a_fused_model() -> None:
+    pytest.importorskip("rich")
+    fused = cnnext.fuse(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.MaxPool2d(2)).eval())
+    found = cnnext.profile(fused, torch.randn(1, 3, 20, 20), min_time=0.01)
+    assert [layer["label"] for layer in found.layers] == ["3→8 3x3/2 @20", "max 2x2/2 8 @9"]

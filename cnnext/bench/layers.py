@@ -243,6 +243,9 @@ def layer_of(name: str, *args: Any, **kwargs: Any) -> Layer | None:
     return Layer(op, size, **fields)
 
 
+_FUSED = {getattr(cnnext.functional, f"fused_{op}"): op for op in CONV}
+
+
 class _Recorder(TorchFunctionMode):
     """Notes every call of convolution and pooling, torch's or ours, and the module that made it."""
 
@@ -254,6 +257,8 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = function_name(func)
+        if func in _FUSED:  # as a convolution: our functions hand on all arguments by position
+            name, args = _FUSED[func], args[:7]
         layer = layer_of(name, *args, **(kwargs or {})) if name else None
         if layer is not None:
             given = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})

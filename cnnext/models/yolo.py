@@ -110,7 +110,7 @@ class YOLO(nn.Module):
                 nn.init.kaiming_normal_(module.weight, a=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x)).view(len(x), self.grid, self.grid, self.boxes * 5 + self.num_classes)
+        return self.head(self.features(x)).view(x.shape[0], self.grid, self.grid, self.boxes * 5 + self.num_classes)
 
     @torch.no_grad()
     def detect(self, images: Tensor, threshold: float = 0.2, iou_threshold: float = 0.5) -> list[Detections]:
