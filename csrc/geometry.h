@@ -24,6 +24,21 @@ CNNEXT_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a 
 CNNEXT_HOST_DEVICE constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 CNNEXT_HOST_DEVICE constexpr int64_t gcd_of(int64_t a, int64_t b) { return b == 0 ? a : gcd_of(b, a % b); }
 
+// The greatest common divisor of a number and a modulus, and a factor in [0, modulus / divisor) by which the
+// number becomes that divisor, up to multiples of the modulus.
+struct Inverse {
+  int64_t divisor, factor;
+};
+CNNEXT_HOST_DEVICE constexpr Inverse inverse_of(int64_t number, int64_t modulus) {
+  int64_t a = modulus, b = number % modulus, of_a = 0, of_b = 1;  // a = number * of_a, up to such multiples
+  while (b != 0) {
+    const int64_t times = a / b, rest = a - times * b, of_rest = of_a - times * of_b;
+    a = b, b = rest, of_a = of_b, of_b = of_rest;
+  }
+  const int64_t order = modulus / a, factor = of_a % order;
+  return {a, factor < 0 ? factor + order : factor};
+}
+
 // Extent of the output of a window; Int is int64_t or a symbolic integer. The caller has checked that the
 // window fits.
 template <class Int>
@@ -109,12 +124,15 @@ CNNEXT_HOST_DEVICE constexpr PhaseAxis forward_phase(const Window& w) {
 // stride. Output o reaches i by tap t when o * stride = i + padding - t * dilation.
 CNNEXT_HOST_DEVICE constexpr PhaseAxis grad_input_phase(const Window& w, int64_t residue) {
   const int64_t count = residue < w.input ? (w.input - residue - 1) / w.stride + 1 : 0;
-  const int64_t common = gcd_of(w.stride, w.dilation);
-  const int64_t tap_step = w.stride / common;
-  const int64_t most = min_of(tap_step, w.kernel);
-  int64_t first = 0;  // smallest tap of this residue; there is none if it reaches `most`
-  while (first < most && (residue + w.padding - first * w.dilation) % w.stride != 0) ++first;
-  const int64_t taps = first < most ? (w.kernel - 1 - first) / tap_step + 1 : 0;
+  const Inverse inverse = inverse_of(w.dilation, w.stride);
+  const int64_t common = inverse.divisor, tap_step = w.stride / common, position = residue + w.padding;
+  // The smallest tap of this residue; there is none if it is beyond the kernel.
+  using Wide = unsigned __int128;  // strides may have 62 bits
+  const int64_t first =
+      position % common == 0
+          ? static_cast<int64_t>(Wide(position / common) * Wide(inverse.factor) % Wide(tap_step))
+          : w.kernel;
+  const int64_t taps = first < w.kernel ? (w.kernel - 1 - first) / tap_step + 1 : 0;
   const int64_t last = first + (taps - 1) * tap_step;  // the last tap has the smallest offset: start there
   const int64_t offset = taps > 0 ? (residue + w.padding - last * w.dilation) / w.stride : 0;
   return {residue, w.stride, count, w.output, 1, taps, last, -tap_step, offset, w.dilation / common};

@@ -74,6 +74,14 @@ def test_a_gradients_work_does_not_grow_with_the_stride() -> None:
     assert torch.equal(ours, torchs)
 
 
+def test_the_gradient_of_two_averages_takes_as_long_as_the_row() -> None:
+    # A search for the first tap of each of a million phases would take hours.
+    x = torch.randn(1, 1, 2_000_000, requires_grad=True)
+    (ours,) = torch.autograd.grad(functional.adaptive_avg_pool1d(x, 2).sum(), x)
+    (torchs,) = torch.autograd.grad(F.adaptive_avg_pool1d(x, 2).sum(), x)
+    torch.testing.assert_close(ours, torchs)
+
+
 def test_windows_beyond_32_bits_are_left_to_torch() -> None:
     x = torch.randn(1, 2, 4, 5, requires_grad=True)
     backends.reset_fallbacks()
