@@ -116,6 +116,19 @@ def _table() -> Iterator[Pool]:
     yield adaptive("avg_pool", (2, 3, 4, 5), (7, 11))
     yield adaptive("avg_pool", (1, 3, 9, 40), (2, 40))
     yield adaptive("max_pool", (1, 1, 65541), 40000)  # an index times an extent exceeds 31 bits
+    # Windows wide apart along a row, wider than a vector and narrower, overlapping, dilated, adaptive; one channel.
+    yield max_pool((2, 3, 5, 90), (1, 45))
+    yield max_pool((2, 3, 6, 200), (3, 2), (2, 40), (1, 1), (1, 20))
+    yield max_pool((2, 3, 7, 300), (2, 70), (2, 33), (1, 35), 1, True)
+    yield max_pool((1, 2, 500), 200, 10**9, 100)
+    yield avg_pool((2, 3, 7, 300), (2, 70), (2, 33), (1, 35), True, False)
+    yield avg_pool((2, 3, 7, 100), (2, 3), (2, 4), (0, 1), True)
+    yield avg_pool((2, 3, 6, 150), (1, 20), (1, 21))
+    for op in ("max_pool", "avg_pool"):
+        yield adaptive(op, (2, 3, 7, 112), (7, 1))
+        yield adaptive(op, (2, 3, 7, 112), (1, 112))
+        yield adaptive(op, (2, 3, 6, 200), (2, 3))
+        yield adaptive(op, (1, 3, 700), 2)
     # Several planes at a time: signals, dilation, many taps, windows that do not tile, that overlap, of all.
     for size in [(2, 16, 67), (1, 8, 13, 19)]:
         for op in (max_pool, avg_pool):

@@ -82,6 +82,32 @@ def test_the_gradient_of_two_averages_takes_as_long_as_the_row() -> None:
     torch.testing.assert_close(ours, torchs)
 
 
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("size", "layer"), [
+    ((1, 64, 112, 112), cnnext.nn.AdaptiveAvgPool2d((112, 1))),
+    ((1, 64, 112, 112), cnnext.nn.AdaptiveMaxPool2d((112, 1))),
+    ((1, 4, 512, 512), cnnext.nn.MaxPool2d((1, 512))),
+    ((1, 4, 512, 512), cnnext.nn.MaxPool2d(256)),
+    ((1, 4, 512, 512), cnnext.nn.AvgPool2d(256)),
+    ((1, 1, 20000), cnnext.nn.MaxPool1d(2, 10**9, dilation=10**8, ceil_mode=True)),
+], ids=str)  # fmt: skip
+def test_windows_wide_apart_take_little_memory(size: tuple[int, ...], layer: torch.nn.Module) -> None:
+    (explained,) = cnnext.explain(layer, torch.randn(size, requires_grad=True)).layers
+    assert len(explained.directions) == 2
+    for each in explained.directions:
+        assert each.workspace_bytes < 512 << 10, each
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_dilation_beyond_the_input_takes_one_tap() -> None:
+    x = torch.randn(1, 1, 20000, requires_grad=True)
+    for module in (functional, F):
+        output, index = module.max_pool1d(x, 2, 10**9, 0, 10**8, True, True)
+        assert (output.item(), index.item()) == (x[0, 0, 0].item(), 0)
+        (grad,) = torch.autograd.grad(output, x)
+        assert grad[0, 0, 0] == 1 and grad.count_nonzero() == 1
+
+
 def test_windows_beyond_32_bits_are_left_to_torch() -> None:
     x = torch.randn(1, 2, 4, 5, requires_grad=True)
     backends.reset_fallbacks()

@@ -3,7 +3,8 @@
 //
 // Each row of grad_output is divided and spread over the columns of its windows once; an input row is the sum
 // of such rows and is written once. Its positions fall into `stride` phases (grad_input_phase): in each of
-// them the windows over consecutive positions are consecutive.
+// them the windows over consecutive positions are consecutive. Windows that are wide apart or do not overlap,
+// and adaptive ones, are spread one by one.
 #pragma once
 
 #include "pool_rows.h"
@@ -26,17 +27,20 @@ struct AvgPoolGradRows {
       : problem(p),
         shape(p.shape),
         w(p.shape.axis[2]),
-        strides(shape.adaptive[2] ? 1 : min_of(w.stride, w.input)),
+        one_by_one(shape.adaptive[2] || are_apart(w, PoolMode::kAverage) ||
+                   (w.stride >= 8 && w.stride >= w.kernel)),
+        strides(one_by_one ? 1 : min_of(w.stride, w.input)),
         grad_output(static_cast<const T*>(b.output)),
         grad_input(static_cast<T*>(b.input)) {
     shared.base = workspace;
-    for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, a < 2 || shape.adaptive[a], shared);
+    for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, a < 2, shared);
     divisor = shared.take<A>(round_up(w.output, L));
-    phase = shared.take<PhaseAxis>(strides);
+    if (!one_by_one) phase = shared.take<PhaseAxis>(strides);
     left = 0;
     right = w.output;
-    for (int64_t f = 0; f < strides && !shape.adaptive[2]; ++f) {
+    for (int64_t f = 0; f < strides && !one_by_one; ++f) {
       const PhaseAxis x = grad_input_phase(w, f);
+      if (phase) phase[f] = x;
       left = max_of(left, -x.offset);
       right = max_of(right, round_up(x.count, L) + x.offset + x.taps * x.offset_step);
     }
@@ -64,7 +68,6 @@ struct AvgPoolGradRows {
 
   void run(const Parallel& parallel) const {
     for (int a = 0; a < kAxes; ++a) axis[a].fill(shape, a);
-    for (int64_t f = 0; f < strides && !shape.adaptive[2]; ++f) phase[f] = grad_input_phase(w, f);
     for (int64_t q = 0; q < round_up(w.output, L); ++q)
       divisor[q] = q < w.output ? static_cast<A>(problem.divisor(2, q)) : A(1);
     const int64_t per_plane = shape.axis[0].input * shape.axis[1].input;
@@ -99,8 +102,7 @@ struct AvgPoolGradRows {
       }
     }
     for (int64_t f = 0; f < strides; ++f) {
-      const int64_t begin = f * l.grad_input.pitch,
-                    end = begin + (shape.adaptive[2] ? w.input : phase[f].count);
+      const int64_t begin = f * l.grad_input.pitch, end = begin + (one_by_one ? w.input : phase[f].count);
       for (int64_t j = begin; j < end; j += L) {
         Vec<A> sum = {};
         for (int64_t i = 0; i < count; ++i) sum += load(l.rows[i] + j);
@@ -119,15 +121,7 @@ struct AvgPoolGradRows {
     for (int64_t q = 0; q < w.output; q += L) {  // the zeros after the row stay zeros
       store(grad + q, load(grad + q) / (load(divisor + q) * broadcast<A>(over_rows)));
     }
-    if (shape.adaptive[2]) {
-      for (int64_t i = 0; i < w.input; ++i) {
-        A sum = 0;
-        for (int64_t r = axis[2].begin[i]; r < axis[2].begin[i + 1]; ++r)
-          sum += grad[axis[2].reader[r].output];
-        columns[i] = sum;
-      }
-      return;
-    }
+    if (one_by_one) return spread_windows(grad, columns);
     for (int64_t f = 0; f < strides; ++f) {
       const PhaseAxis& x = phase[f];
       for (int64_t j = 0; j < x.count; j += L) {
@@ -139,9 +133,21 @@ struct AvgPoolGradRows {
     }
   }
 
+  void spread_windows(const A* grad, A* columns) const {
+    for (int64_t i = 0; i < w.input; i += L) store(columns + i, Vec<A>{});
+    for (int64_t q = 0; q < w.output; ++q) {
+      const Span span = axis[2].span[q];
+      A* to = columns + span.index;
+      int64_t i = 0;
+      for (; i + L <= span.count; i += L) store(to + i, load(to + i) + broadcast<A>(grad[q]));
+      for (; i < span.count; ++i) to[i] += grad[q];
+    }
+  }
+
   const PoolProblem& problem;
   const PoolShape& shape;
   const Window& w;
+  bool one_by_one;  // along a row
   int64_t strides, left, right, pitch;
   const T* grad_output;
   T* grad_input;
@@ -154,7 +160,7 @@ struct AvgPoolGradRows {
 
 inline const char* avg_grad_rows_refuses(const PoolProblem& p) {
   if (const char* reason = layout_refuses<Layout::kChannelsFirst>(p)) return reason;
-  return readers_refuse(p.shape, p.shape.adaptive[2] ? kAxes : kAxes - 1);
+  return readers_refuse(p.shape, kAxes - 1);
 }
 
 constexpr PoolKernel kAvgPoolGradRows =

@@ -4,8 +4,8 @@
 
 #include "copy.h"
 #include "entry.h"
+#include "pool_run.h"
 #include "pool_tables.h"
-#include "pool_vec.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -50,77 +50,21 @@ struct PoolPlane {
     });
   }
 
-  CNNEXT_INLINE Vec<A> load_from(const T* from, int64_t available) {
-    return available >= L ? load(from) : load_part(from, available);
-  }
-
   void run(const Parallel& parallel) const {
     each_plane(parallel, [&](int64_t plane, int64_t) {
       const T* from = input + plane * pixels;
       const int64_t available = (planes - plane) * pixels;
       if constexpr (mode == PoolMode::kAverage) {
-        store_one(output + plane, sum(from, available) / divisor);
+        store_one(output + plane, sum_run(from, pixels, available) / divisor);
       } else {
         maximum(plane, from, available);
       }
     });
   }
 
-  // Sums of chunks are added up, so that errors do not grow with the plane.
-  A sum(const T* from, int64_t available) const {
-    constexpr int64_t kChunk = 64 * L;
-    const OffsetVec<A> lane = lane_numbers<A>(1);
-    Vec<A> total = {};
-    for (int64_t begin = 0; begin < pixels; begin += kChunk) {
-      const int64_t end = min_of(pixels, begin + kChunk);
-      Vec<A> part[4] = {};
-      int64_t i = begin;
-      for (; i + 4 * L <= end; i += 4 * L) {
-        for (int v = 0; v < 4; ++v) part[v] += load(from + i + v * L);
-      }
-      for (; i + L <= end; i += L) part[0] += load(from + i);
-      if (i < end) {
-        const Vec<A> next = load_from(from + i, available - i);
-        part[1] += lane < static_cast<Offset<A>>(end - i) ? next : Vec<A>{};
-      }
-      total += (part[0] + part[1]) + (part[2] + part[3]);
-    }
-    return sum_lanes<A, L>(total);
-  }
-
   void maximum(int64_t plane, const T* from, int64_t available) const {
-    const OffsetVec<A> lane = lane_numbers<A>(1);
-    Vec<A> best = broadcast<A>(lowest(A{}));
-    OffsetVec<A> where = {};
-    for (int64_t i = 0; i < pixels; i += L) {
-      Vec<A> next = load_from(from + i, available - i);
-      if (i + L > pixels) next = lane < static_cast<Offset<A>>(pixels - i) ? next : broadcast<A>(lowest(A{}));
-      if constexpr (mode == PoolMode::kMax) {
-        best = larger(best, next);
-      } else {
-        const auto stay = stays(best, next);
-        best = stay ? best : next;
-        where = stay ? where : lane + static_cast<Offset<A>>(i);
-      }
-    }
-    // Over the lanes: the last NaN, or the first of the greatest.
-    for (Offset<A> half = L / 2; half > 0; half /= 2) {
-      const Vec<A> other = rotate_lanes<A>(best, half);
-      if constexpr (mode == PoolMode::kMaxOffsets) {
-        const OffsetVec<A> other_where =
-            bit_cast<OffsetVec<A>>(rotate_lanes<A>(bit_cast<Vec<A>>(where), half));
-        const auto nan = best != best, other_nan = other != other;
-        const auto take = (other_nan & (~nan | (other_where > where))) |
-                          (~nan & ~other_nan & ((other > best) | ((other == best) & (other_where < where))));
-        best = take ? other : best;
-        where = take ? other_where : where;
-      } else {
-        best = larger(best, other);
-      }
-    }
-    const A value = best[0];
-    const Offset<A> at = where[0];
-    store_one(output + plane, value);
+    Offset<A> at = 0;
+    store_one(output + plane, maximum_run<mode == PoolMode::kMaxOffsets>(from, pixels, available, &at));
     if constexpr (mode == PoolMode::kMaxOffsets) {
       const Window &h = shape.axis[1], &w = shape.axis[2];
       const int64_t z = at / w.input / h.input + shape.span(0, 0).tap,

@@ -3,11 +3,12 @@
 // A window is separable: each input row is reduced horizontally once, for all windows that share it, and an
 // output row is the reduction of such rows. Rows first keeps torch's order of comparison (row by row, the
 // first of equals stays). Reduced rows live in a ring in the cache. A task is a run of consecutive output
-// rows, over planes too.
+// rows, over planes too. Windows wide apart, and adaptive ones, are reduced one by one along the row.
 #pragma once
 
 #include "entry.h"
 #include "pool_row.h"
+#include "pool_run.h"
 #include "pool_tables.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -21,11 +22,18 @@ CNNEXT_INLINE int64_t rows_per_task(int64_t rows_per_plane, int64_t elements_per
                                : rows / max_of(1, rows_per_plane) * rows_per_plane;
 }
 
+// Whether the windows along a row are so wide apart that splitting it into a phase for each element of the
+// stride takes longer than they do.
+CNNEXT_INLINE bool are_apart(const Window& w, PoolMode mode) {
+  return w.stride >= (mode == PoolMode::kMaxOffsets ? 64 : 32);
+}
+
 template <class T, PoolMode mode>
 struct PoolRows {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
   static constexpr bool kOffsets = mode == PoolMode::kMaxOffsets;
+  static constexpr bool kInPlace = std::is_same_v<T, A>;  // a row need not be converted
 
   // A horizontally reduced row of the window, and the number of its first tap.
   struct Row {
@@ -45,7 +53,7 @@ struct PoolRows {
       : problem(p),
         shape(p.shape),
         w(p.shape.axis[2]),
-        stride(min_of(w.stride, w.input + w.padding)),
+        one_by_one(shape.adaptive[2] || are_apart(w, mode)),
         pitch(round_up(p.shape.axis[2].output, L)),
         input(static_cast<const T*>(b.input)),
         output(static_cast<T*>(b.output)),
@@ -54,7 +62,7 @@ struct PoolRows {
     for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, false, shared);
     if (mode == PoolMode::kAverage) divisor = shared.take<A>(pitch);
     if (kOffsets) first_tap = shared.take<Offset<A>>(pitch);
-    tap_at = shared.take<int64_t>(w.kernel);
+    if (!one_by_one) tap_at = shared.take<int64_t>(w.kernel);
     ScratchLayout scratch;
     local(scratch);
     local_bytes = scratch.bytes;
@@ -63,11 +71,10 @@ struct PoolRows {
   int64_t workspace_bytes() const { return shared.bytes + problem.threads * local_bytes; }
 
   Local local(ScratchLayout& scratch) const {
-    const bool adaptive = shape.adaptive[2];
     Local l;
-    l.phases = adaptive
-                   ? PhasedRow<T>(1, 0, w.input, w.input)
-                   : PhasedRow<T>(stride, w.padding, w.input, pitch + (w.kernel - 1) * w.dilation / stride);
+    l.phases = one_by_one ? PhasedRow<T>(1, 0, kInPlace ? 0 : w.input, 0)
+                          : PhasedRow<T>(w.stride, w.padding, w.input,
+                                         pitch + (w.kernel - 1) * w.dilation / w.stride);
     l.phases.data = scratch.take<A>(l.phases.elements());
     const int64_t depths = shape.window_extent(0);
     l.ring = RowRing(depths, depths == 1 ? shape.window_extent(1) : shape.axis[1].input);
@@ -91,7 +98,7 @@ struct PoolRows {
     }
     ScratchLayout nothing;
     const PhasedRow<T> phases = local(nothing).phases;
-    for (int64_t t = 0; t < w.kernel; ++t) tap_at[t] = phases.tap(t * w.dilation);
+    for (int64_t t = 0; tap_at && t < w.kernel; ++t) tap_at[t] = phases.tap(t * w.dilation);
     const int64_t per_plane = shape.axis[0].output * shape.axis[1].output;
     const int64_t rows = shape.N * shape.C * per_plane, per_task = rows_per_task(per_plane, w.output * 2);
     parallel(ceil_div(rows, per_task), [&](int64_t task, int thread) {
@@ -166,8 +173,8 @@ struct PoolRows {
         if (l.ring.key[slot] != key) {
           l.ring.key[slot] = key;
           const int64_t total = shape.N * shape.C * shape.input_pixels();
-          l.phases.load_row(input + key * w.input, total - key * w.input, neutral());
-          reduce_row(l, l.value + slot * pitch, l.offset + slot * pitch);
+          reduce_row(l, input + key * w.input, total - key * w.input, l.value + slot * pitch,
+                     l.offset + slot * pitch);
         }
         l.rows[count++] = {l.value + slot * pitch, l.offset + slot * pitch,
                            static_cast<Offset<A>>(((sd.tap + z) * h.kernel + sh.tap + y) * w.kernel)};
@@ -206,8 +213,12 @@ struct PoolRows {
     }
   }
 
-  void reduce_row(const Local& l, A* value, Offset<A>* offset) const {
-    if (shape.adaptive[2]) return reduce_adaptive_row(l, value, offset);
+  void reduce_row(const Local& l, const T* row, int64_t available, A* value, Offset<A>* offset) const {
+    if constexpr (kInPlace) {
+      if (one_by_one) return reduce_windows(row, available, value, offset);
+    }
+    l.phases.load_row(row, available, neutral());
+    if (one_by_one) return reduce_windows(l.phases.data, l.phases.elements(), value, offset);
     if (w.kernel == 2) return reduce_taps<2>(l, value, offset);
     if (w.kernel == 3) return reduce_taps<3>(l, value, offset);
     reduce_taps<0>(l, value, offset);
@@ -238,30 +249,38 @@ struct PoolRows {
     }
   }
 
-  void reduce_adaptive_row(const Local& l, A* value, Offset<A>* offset) const {
+  void reduce_windows(const A* row, int64_t available, A* value, Offset<A>* offset) const {
     for (int64_t q = 0; q < w.output; ++q) {
       const Span span = axis[2].span[q];
-      const A* from = l.phases.data + span.index;
+      const A* from = row + span.index;
       A best = neutral();
       Offset<A> best_tap = 0;
-      for (int64_t t = 0; t < span.count; ++t) {
+      if (w.dilation == 1 && span.count >= L) {
         if constexpr (mode == PoolMode::kAverage) {
-          best += from[t];
-        } else if (from[t] > best || from[t] != from[t]) {
-          best = from[t];
-          best_tap = static_cast<Offset<A>>(t);
+          best = sum_run(from, span.count, available - span.index);
+        } else {
+          best = maximum_run<kOffsets>(from, span.count, available - span.index, &best_tap);
+        }
+      } else {
+        for (int64_t t = 0; t < span.count; ++t, from += w.dilation) {
+          if constexpr (mode == PoolMode::kAverage) {
+            best += *from;
+          } else if (*from > best || *from != *from) {
+            best = *from;
+            best_tap = static_cast<Offset<A>>(t);
+          }
         }
       }
       value[q] = best;
-      if constexpr (kOffsets) offset[q] = best_tap;
+      if constexpr (kOffsets) offset[q] = first_tap[q] + best_tap;
     }
   }
 
   const PoolProblem& problem;
   const PoolShape& shape;
   const Window& w;
-  int64_t stride;  // of the windows; of a single one no more than there are elements
-  int64_t pitch;   // of a reduced row, in elements
+  bool one_by_one;  // along a row
+  int64_t pitch;    // of a reduced row, in elements
   const T* input;
   T* output;
   void* offsets;
