@@ -129,6 +129,9 @@ def _table() -> Iterator[Pool]:
         yield adaptive(op, (2, 3, 7, 112), (1, 112))
         yield adaptive(op, (2, 3, 6, 200), (2, 3))
         yield adaptive(op, (1, 3, 700), 2)
+        yield adaptive(op, (2, 1, 9, 50), (4, 7))
+    yield max_pool((2, 1, 9, 50), 3, 1, 1)
+    yield avg_pool((2, 1, 9, 50), 3, 2, 1)
     # Several planes at a time: signals, dilation, many taps, windows that do not tile, that overlap, of all.
     for size in [(2, 16, 67), (1, 8, 13, 19)]:
         for op in (max_pool, avg_pool):

@@ -21,6 +21,7 @@ ops = torch.ops.cnnext
 USUAL = [
     max_pool((2, 3, 11), 3, 2, 1),
     max_pool((2, 3, 9, 8), 3, 2, 1),
+    max_pool((2, 1, 9, 8), 3, 2, 1),
     max_pool((2, 3, 9, 8), (2, 3), 1, 0, (2, 1), True),
     max_pool((1, 2, 6, 5, 7), 2, 2, 1, 1, True),
     avg_pool((2, 3, 11), 3, 2, 1, True),

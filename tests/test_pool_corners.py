@@ -108,6 +108,15 @@ def test_a_dilation_beyond_the_input_takes_one_tap() -> None:
         assert grad[0, 0, 0] == 1 and grad.count_nonzero() == 1
 
 
+def test_one_channel_has_no_format_of_its_own() -> None:
+    x = torch.randn(2, 1, 112, 112, requires_grad=True)
+    last = torch.empty_strided(x.shape, (112 * 112, 1, 112, 1)).copy_(x.detach()).requires_grad_()
+    for layer in (cnnext.nn.MaxPool2d(3, 1, 1), cnnext.nn.AvgPool2d(3, 1, 1), cnnext.nn.AdaptiveAvgPool2d(1)):
+        of_first, of_last = (cnnext.explain(layer, each).layers[0].directions for each in (x, last))
+        assert [each.kernel for each in of_last] == [each.kernel for each in of_first]
+        assert torch.equal(layer(last), layer(x))
+
+
 def test_windows_beyond_32_bits_are_left_to_torch() -> None:
     x = torch.randn(1, 2, 4, 5, requires_grad=True)
     backends.reset_fallbacks()

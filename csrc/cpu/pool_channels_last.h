@@ -128,7 +128,7 @@ struct PoolChannelsLast {
         Vec<A> row[V] = {};
         for (int64_t x = 0; x < taps; ++x, ++tap, from += step) {
           for (int v = 0; v < V; ++v) {
-            const Vec<A> next = kPart ? load_part(from, count) : load(from + v * L);
+            const Vec<A> next = kPart ? load_some(from, count, pool.input_end()) : load(from + v * L);
             if constexpr (mode == PoolMode::kAverage) {
               row[v] += next;
             } else if constexpr (mode == PoolMode::kMax) {
@@ -189,6 +189,8 @@ struct PoolChannelsLast {
   // Vectors that are computed side by side; a vector of an average needs two registers, of a maximum two or
   // more.
   static constexpr int kWideBlock = CNNEXT_VECTOR_BYTES == 64 && mode != PoolMode::kMaxOffsets ? 8 : 4;
+
+  const T* input_end() const { return input + shape.N * shape.input_pixels() * C; }
 
   const PoolProblem& problem;
   const PoolShape& shape;

@@ -110,13 +110,14 @@ struct PoolGradChannelsLast {
           const auto tap = static_cast<Offset<A>>(row->tap + reader->tap);
           for (int v = 0; v < V; ++v) {
             const T* source = pool.grad_output + from + v * L;
-            Vec<A> grad = kPart ? load_part(source, count) : load(source);
-            if constexpr (std::is_same_v<O, uint8_t> && !kPart) {
-              const OffsetMatch<A> match(pool.offsets + from + v * L);
+            Vec<A> grad = kPart ? load_some(source, count, pool.grad_output + pool.outputs()) : load(source);
+            if constexpr (std::is_same_v<O, uint8_t>) {
+              const auto match = pool.template match<kPart>(from + v * L, count);
               sum[v] = match.add(sum[v], OffsetMatch<A>::key(tap), grad);
             } else if constexpr (!kAverage) {
-              const OffsetVec<A> offset = kPart ? load_offsets_part<A>(pool.offsets + from, count)
-                                                : widen_offsets(pool.offsets + from + v * L, A{});
+              const OffsetVec<A> offset =
+                  kPart ? load_some_offsets<A>(pool.offsets + from, count, pool.offsets + pool.outputs())
+                        : widen_offsets(pool.offsets + from + v * L, A{});
               sum[v] = offset == tap ? sum[v] + grad : sum[v];
             } else {
               if (divide_by == A(0)) {
@@ -178,9 +179,9 @@ struct PoolGradChannelsLast {
               __builtin_prefetch(source + kReadAhead * pool.C, 0, 3);
               if (v % 4 == 0) __builtin_prefetch(pool.offsets + from + v * L + kReadAhead * pool.C, 0, 3);
             }
-            const Vec<A> grad = kPart ? load_part(source, count) : load(source);
-            const auto match = kPart ? match_part<A>(pool.offsets + from, count)
-                                     : OffsetMatch<A>(pool.offsets + from + v * L);
+            const Vec<A> grad =
+                kPart ? load_some(source, count, pool.grad_output + pool.outputs()) : load(source);
+            const auto match = pool.template match<kPart>(from + v * L, count);
             for (int t = 0; t < kTaps; ++t)
               sum[t][v] = match.add(sum[t][v], OffsetMatch<A>::key(row->tap + t), grad);
           }
@@ -239,6 +240,12 @@ struct PoolGradChannelsLast {
                            exact ? A(1) / static_cast<A>(count) : A(0)};
       each_channel_block<A, CNNEXT_VECTOR_BYTES == 64 ? 8 : 4>(c.begin, c.end, pixel);
     }
+  }
+
+  int64_t outputs() const { return shape.N * shape.output_pixels() * C; }
+  template <bool kPart>
+  __attribute__((always_inline)) OffsetMatch<A> match(int64_t from, int64_t count) const {
+    return kPart ? match_some<A>(offsets + from, count, offsets + outputs()) : OffsetMatch<A>(offsets + from);
   }
 
   const PoolProblem& problem;

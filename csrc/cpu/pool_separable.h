@@ -88,7 +88,8 @@ struct PoolSeparable {
   template <int V, bool kPart>
   void reduce_rows(int64_t n, int64_t c, int64_t count, int thread) const {
     const Window& w = shape.axis[2];
-    const T* row = input + n * input_rows * w.input * C + c;
+    const T *row = input + n * input_rows * w.input * C + c,
+            *input_end = input + shape.N * input_rows * w.input * C;
     A* to = values + thread * reduced;
     Offset<A>* tap_to = taps + thread * reduced;
     for (int64_t y = 0; y < input_rows; ++y, row += w.input * C) {
@@ -99,7 +100,8 @@ struct PoolSeparable {
         for (int64_t t = 0; t < span.count; ++t, from += w.dilation * C) {
           const OffsetVec<A> tap = broadcast_offset<A>(span.tap + t);
           for (int v = 0; v < V; ++v) {
-            best.take(best.value[v], best.tap[v], kPart ? load_part(from, count) : load(from + v * L), tap);
+            best.take(best.value[v], best.tap[v],
+                      kPart ? load_some(from, count, input_end) : load(from + v * L), tap);
           }
         }
         for (int v = 0; v < V; ++v) {

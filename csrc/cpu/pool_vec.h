@@ -144,20 +144,21 @@ struct OffsetMatch<float> {  // bytes are compared as they are
 template <class A, class O>
 CNNEXT_INLINE OffsetVec<A> load_offsets_part(const O* p, int64_t count) {
   if (count >= kLanes<A>) return widen_offsets(p, A{});
+#if CNNEXT_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<A, float> && sizeof(O) == 4) {
+    return (IntVec)_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << max_of(0, count)) - 1), p);
+  }
+#endif
   O part[kLanes<A>] = {};
   for (int64_t i = 0; i < count; ++i) part[i] = p[i];
   return widen_offsets(part, A{});
 }
-template <class A>
-CNNEXT_INLINE OffsetMatch<A> match_part(const uint8_t* offsets, int64_t count) {
-  uint8_t part[kLanes<A>] = {};
-  for (int64_t i = 0; i < count; ++i) part[i] = offsets[i];
-  return OffsetMatch<A>(part);
-}
 template <class A, class O>
 CNNEXT_INLINE void store_offsets_part(O* p, OffsetVec<A> v, int64_t count) {
   if (count >= kLanes<A>) return narrow_offsets(p, v);
-  for (int64_t i = 0; i < count; ++i) p[i] = static_cast<O>(v[i]);
+  O part[kLanes<A>];
+  narrow_offsets(part, v);
+  copy_few(p, part, count);
 }
 // The same, of offsets as the problem stores them, from element `at` on.
 template <class A>
@@ -168,6 +169,23 @@ CNNEXT_INLINE void store_offsets(const PoolProblem& p, void* offsets, int64_t at
   } else {
     store_offsets_part<A>(static_cast<uint8_t*>(offsets) + at, v, count);
   }
+}
+
+// The first `count` lanes are wanted of memory that ends at `end`; but there, the others hold what follows.
+template <class T>
+CNNEXT_INLINE Vec<Acc<T>> load_some(const T* p, int64_t count, const T* end) {
+  return p + kLanes<Acc<T>> <= end ? load(p) : load_part(p, count);
+}
+template <class A, class O>
+CNNEXT_INLINE OffsetVec<A> load_some_offsets(const O* p, int64_t count, const O* end) {
+  return load_offsets_part<A>(p, p + kLanes<A> <= end ? kLanes<A> : count);
+}
+template <class A>
+CNNEXT_INLINE OffsetMatch<A> match_some(const uint8_t* p, int64_t count, const uint8_t* end) {
+  if (p + kLanes<A> <= end) return OffsetMatch<A>(p);
+  uint8_t part[kLanes<A>] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
+  return OffsetMatch<A>(part);
 }
 
 // Lanes of the pair (a, b), 2 L lanes long, chosen by number.

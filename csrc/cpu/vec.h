@@ -1,6 +1,6 @@
 // The vector type that kernels are written against. Included once in each instruction set's file, which
 // defines CNNEXT_ISA (a namespace) and CNNEXT_VECTOR_BYTES. Built on the compilers' vector extension: but for
-// a store under a mask, no intrinsics.
+// loads and stores under a mask, no intrinsics.
 #pragma once
 
 #include "kernel.h"
@@ -200,6 +200,11 @@ CNNEXT_INLINE float load_one(BFloat16Pairs p) {
 template <class T>
 CNNEXT_INLINE Vec<Acc<T>> load_part(const T* p, int64_t count) {
   if (count >= kLanes<Acc<T>>) return load(p);
+#if CNNEXT_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float>) {
+    return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << max_of(0, count)) - 1), p);
+  }
+#endif
   T part[kLanes<Acc<T>>] = {};
   for (int64_t i = 0; i < count; ++i) part[i] = p[i];
   return load(part);

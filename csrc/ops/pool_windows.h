@@ -200,9 +200,9 @@ inline PoolProblem problem_of(const Pool<int64_t>& pool, at::ScalarType type, La
   PoolProblem problem;
   problem.shape = pool.shape();
   problem.dtype = *element_type(type);
-  // A plane of one pixel is laid out both ways, and only channels fill vectors.
+  // A plane of one pixel, or planes of one channel, are laid out both ways: vectors are filled by the others.
   const bool pixel = problem.shape.input_pixels() == 1 && problem.shape.output_pixels() == 1;
-  problem.layout = pixel ? Layout::kChannelsLast : layout;
+  problem.layout = pixel ? Layout::kChannelsLast : problem.shape.C == 1 ? Layout::kChannelsFirst : layout;
   problem.threads = at::get_num_threads();
   return problem;
 }
