@@ -108,6 +108,15 @@ def test_a_dilation_beyond_the_input_takes_one_tap() -> None:
         assert grad[0, 0, 0] == 1 and grad.count_nonzero() == 1
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_scattered_planes_are_their_own_workspace() -> None:
+    x = torch.randn(1, 1, 1024, 1024, requires_grad=True)
+    (layer,) = cnnext.explain(cnnext.nn.MaxPool2d(64, 32), x).layers
+    (backward,) = (each for each in layer.directions if each.op == "max_pool_grad_input")
+    assert backward.kernel == "scatter"
+    assert backward.workspace_bytes < 64 << 10  # the plane has 4 MiB
+
+
 def test_one_channel_has_no_format_of_its_own() -> None:
     x = torch.randn(2, 1, 112, 112, requires_grad=True)
     last = torch.empty_strided(x.shape, (112 * 112, 1, 112, 1)).copy_(x.detach()).requires_grad_()

@@ -64,6 +64,7 @@ template <class T, class O>
 struct MaxPoolGradScatter {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>, kChunk = 16 * L;
+  static constexpr bool kInPlace = std::is_same_v<T, A>;  // planes are their own sums
 
   struct Parts {  // of the gradient, and the inputs that they go to
     Offset<A> at[kScatterPlanes][kChunk];
@@ -82,10 +83,15 @@ struct MaxPoolGradScatter {
         table(shape, workspace) {
     shared = table.scratch;
     origin = shared.take<Offset<A>>(windows + L);
-    sums_bytes = round_up(pixels * width * sizeof(A), kAlignment);
+    channels = channels_last ? shape.C : shape.N * shape.C;  // channels first, all planes are one image
+    blocks = ceil_div(channels, width);
+    parts = (channels_last ? shape.N : 1) * blocks;
+    per_task = max_of(1, (1 << 14) / max_of(1, (pixels + windows) * width));
+    tasks = ceil_div(parts, per_task);
+    sums_bytes = kInPlace && !channels_last ? 0 : round_up(pixels * width * sizeof(A), kAlignment);
   }
 
-  int64_t workspace_bytes() const { return shared.bytes + problem.threads * sums_bytes; }
+  int64_t workspace_bytes() const { return shared.bytes + min_of(problem.threads, tasks) * sums_bytes; }
 
   void run(const Parallel& parallel) const {
     table.fill(true);
@@ -94,12 +100,9 @@ struct MaxPoolGradScatter {
       const int64_t at = i < windows ? table.window(i / Q / P, i / Q % P) + table.origin[2][i % Q] : kNowhere;
       origin[i] = static_cast<Offset<A>>(at > pixels ? -2 * kFar : at);
     }
-    const int64_t images = channels_last ? shape.N : 1;  // channels first, all planes are one image
-    const int64_t channels = channels_last ? shape.C : shape.N * shape.C;
-    const int64_t blocks = ceil_div(channels, width), parts = images * blocks;
-    const int64_t per_task = max_of(1, (1 << 14) / max_of(1, (pixels + windows) * width));
-    parallel(ceil_div(parts, per_task), [&](int64_t task, int thread) {
-      A* scratch = reinterpret_cast<A*>(shared.base + shared.bytes + thread * sums_bytes);
+    parallel(tasks, [&](int64_t task, int thread) {
+      const int64_t owner = tasks < problem.threads ? task : thread;
+      A* scratch = reinterpret_cast<A*>(shared.base + shared.bytes + owner * sums_bytes);
       for (int64_t part = task * per_task; part < min_of(parts, (task + 1) * per_task); ++part) {
         const int64_t c = part % blocks * width, count = min_of(width, channels - c);
         channels_last ? channels_of_image(part / blocks, c, count, scratch) : planes_from(c, count, scratch);
@@ -129,8 +132,7 @@ struct MaxPoolGradScatter {
 
   void planes_from(int64_t plane, int64_t count, A* scratch) const {
     T* grad_input = static_cast<T*>(buffers.input) + plane * pixels;
-    // Planes of the accumulation type are their own scratch memory.
-    A* sums = std::is_same_v<T, A> ? reinterpret_cast<A*>(grad_input) : scratch;
+    A* sums = kInPlace ? reinterpret_cast<A*>(grad_input) : scratch;
     __builtin_memset(sums, 0, pixels * count * sizeof(A));
     const TapSteps<A, O> steps(table);
     alignas(kAlignment) Parts parts;
@@ -154,7 +156,7 @@ struct MaxPoolGradScatter {
         }
       }
     }
-    if (std::is_same_v<T, A>) return;
+    if (kInPlace) return;
     for (int64_t i = 0; i < pixels * count; i += L)
       store_part(grad_input + i, load(sums + i), pixels * count - i);
   }
@@ -205,7 +207,9 @@ struct MaxPoolGradScatter {
   bool channels_last;
   int64_t pixels;
   int64_t width;  // planes, or channels of a tile
-  int64_t windows, sums_bytes;
+  int64_t windows;
+  int64_t channels, blocks, parts;  // of an image; of its channels or planes; of all images
+  int64_t per_task, tasks, sums_bytes;
   const PoolBuffers& buffers;
   OffsetTable<O> table;
   ScratchLayout shared;
