@@ -316,6 +316,16 @@ def test_windows_without_a_tap_inside(last: bool) -> None:
         assert grad is None or grad.eq(0).all()
 
 
+@pytest.mark.usefixtures("one_thread", "no_fallback")
+@pytest.mark.parametrize("kernel", backends.kernels("max_pool_grad_input"))
+def test_dilation_beyond_32_bits_of_pixels(kernel: str) -> None:
+    """A tap 2^31 pixels behind its window's origin is none of the plane."""
+    x = torch.randn(1, 1, 2, 65536, requires_grad=True)
+    output = ops.max_pool(x, [2, 1], [32768, 1], [1, 0], [32768, 1], True)
+    grad = forced("max_pool_grad_input", kernel, lambda: torch.autograd.grad(output.sum(), x)[0])
+    assert grad is None or grad.eq(0).all()
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_autocast(dims: int) -> None:

@@ -216,8 +216,17 @@ struct MaxPoolGradScatter {
   Offset<A>* origin;  // [windows + L], input of tap 0
 };
 
+// The inputs of windows are numbered in 32 bits, also those beyond the plane, where dilation and padding
+// lead.
 inline const char* scatter_refuses(const PoolProblem& p) {
-  return p.shape.input_pixels() < 1 << 27 ? nullptr : "takes planes of fewer than 2^27 pixels";
+  double reach = 0, unit = 1;  // pixels; they may exceed 64 bits
+  for (int a = kAxes - 1; a >= 0; --a) {
+    const Window& w = p.shape.axis[a];
+    reach += unit * max_of((w.kernel - 1) * w.dilation, w.padding);
+    unit *= w.input;
+  }
+  if (reach >= 1 << 30) return "takes windows that reach over fewer than 2^30 pixels";
+  return unit < 1 << 27 ? nullptr : "takes planes of fewer than 2^27 pixels";
 }
 
 constexpr PoolKernel kMaxPoolGradScatter =
