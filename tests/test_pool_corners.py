@@ -117,6 +117,17 @@ def test_scattered_planes_are_their_own_workspace() -> None:
     assert backward.workspace_bytes < 64 << 10  # the plane has 4 MiB
 
 
+def test_an_index_takes_no_table_of_the_window() -> None:
+    # 1.6 billion taps: a table of them would take 13 GB.
+    last = 40_000**2 - 1
+    offsets = torch.tensor([0, 40_000, last], dtype=torch.int32).view(1, 3, 1, 1)
+    assert ops.max_pool_indices(offsets, [40_000, 40_000], [], [], [], []).flatten().tolist() == [0, 40_000, last]
+    windows = torch.randint(0, 20 * 30 * 40, (2, 2, 1, 1, 1), dtype=torch.int32)
+    indices = ops.max_pool_indices(windows, [50, 60, 70], [20, 30, 40], [2**20] * 3, [9, 8, 7], [2, 2, 1])
+    depth, row, column = windows // 1200, windows // 40 % 30, windows % 40
+    assert torch.equal(indices, ((depth * 2 - 9) * 60 + row * 2 - 8) * 70 + column - 7)
+
+
 def test_one_channel_has_no_format_of_its_own() -> None:
     x = torch.randn(2, 1, 112, 112, requires_grad=True)
     last = torch.empty_strided(x.shape, (112 * 112, 1, 112, 1)).copy_(x.detach()).requires_grad_()

@@ -9,13 +9,34 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int64_t kNowhere = int64_t{1} << 60;  // added to any pixel it stays outside of the plane
 
-// The input pixel of an offset is the window's origin plus delta[offset], which must be checked: offsets are
-// data.
+// Divides numbers below 2^31 by a product and a shift.
+class Quotient {
+ public:
+  explicit Quotient(int64_t divisor) {
+    while (int64_t{1} << (shift - 31) < divisor) ++shift;
+    factor = ceil_div(int64_t{1} << shift, divisor);  // of 32 bits
+  }
+  int64_t operator()(int64_t number) const {
+    return static_cast<int64_t>(static_cast<uint64_t>(number) * static_cast<uint64_t>(factor) >> shift);
+  }
+
+ private:
+  int shift = 31;
+  int64_t factor;
+};
+
+// The input pixel of an offset is the window's origin plus offset_delta(offset), which must be checked:
+// offsets are data. Looked up where there are no more taps than outputs, else computed.
 template <class O>
 struct OffsetTable {
-  OffsetTable(const PoolShape& shape, char* workspace) : shape(shape) {
+  OffsetTable(const PoolShape& shape, char* workspace)
+      : shape(shape),
+        by_row(shape.axis[2].kernel),
+        by_depth(shape.axis[1].kernel),
+        entries(sizeof(O) == 1                                              ? 256
+                : shape.taps() <= shape.N * shape.C * shape.output_pixels() ? shape.taps()
+                                                                            : 0) {
     scratch.base = workspace;
-    entries = sizeof(O) == 1 ? 256 : shape.taps();
     delta = scratch.take<int64_t>(entries);
     for (int a = 0; a < kAxes; ++a) origin[a] = scratch.take<int64_t>(shape.axis[a].output);
   }
@@ -23,12 +44,7 @@ struct OffsetTable {
   // A dilated window may have no tap inside the input. Its index is torch's, but no value and no gradient
   // goes there.
   void fill(bool only_inside) const {
-    const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
-    for (int64_t tap = 0; tap < entries; ++tap) {
-      const int64_t td = tap / w.kernel / h.kernel * d.dilation, th = tap / w.kernel % h.kernel * h.dilation;
-      delta[tap] =
-          tap < shape.taps() ? (td * h.input + th) * w.input + tap % w.kernel * w.dilation : kNowhere;
-    }
+    for (int64_t tap = 0; tap < entries; ++tap) delta[tap] = tap_delta(tap);
     for (int a = 0; a < kAxes; ++a) {
       for (int64_t o = 0; o < shape.axis[a].output; ++o) {
         origin[a][o] = only_inside && shape.span(a, o).count == 0 ? kNowhere : shape.origin(a, o);
@@ -42,12 +58,20 @@ struct OffsetTable {
   }
   int64_t offset_delta(O offset) const {
     if constexpr (sizeof(O) == 1) return delta[offset];
-    return static_cast<uint64_t>(offset) < static_cast<uint64_t>(entries) ? delta[offset] : kNowhere;
+    return static_cast<uint64_t>(offset) < static_cast<uint64_t>(entries) ? delta[offset] : tap_delta(offset);
+  }
+  int64_t tap_delta(int64_t tap) const {
+    if (static_cast<uint64_t>(tap) >= static_cast<uint64_t>(shape.taps())) return kNowhere;
+    const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
+    const int64_t row = by_row(tap), depth = by_depth(row);
+    return (depth * d.dilation * h.input + (row - depth * h.kernel) * h.dilation) * w.input +
+           (tap - row * w.kernel) * w.dilation;
   }
 
   const PoolShape& shape;
+  Quotient by_row, by_depth;  // of taps, of rows of taps
   int64_t entries;
-  int64_t* delta;
+  int64_t* delta;  // [entries]
   int64_t* origin[kAxes];
   ScratchLayout scratch;
 };
