@@ -159,6 +159,7 @@ struct Pool {
     for (const Int& k : kernel) taps = taps * k;
     return c10::SymInt(taps).maybe_as_int();
   }
+  static int64_t known(const Int& size) { return c10::SymInt(size).maybe_as_int().value_or(1); }
   bool has_size() const {
     for (size_t i = 1; i < input.size(); ++i) {
       if (input[i] < 1) return false;
@@ -173,9 +174,16 @@ struct Pool {
         !expand(dilation_, dims, 1, dilation)) {
       return false;
     }
+    // Offsets have 32 bits, and so have torch's windows of two and three dimensions.
+    constexpr auto kMost = std::numeric_limits<int32_t>::max();
     double taps = 1;  // that are known
-    for (const Int& k : kernel) taps *= double(c10::SymInt(k).maybe_as_int().value_or(1));
-    if (taps > double(std::numeric_limits<int32_t>::max())) return false;  // offsets have 32 bits
+    for (const Int& k : kernel) taps *= double(known(k));
+    if (taps > double(kMost)) return false;
+    for (const auto* list : {&stride, &padding, &dilation}) {
+      for (const Int& each : *list) {
+        if (known(each) > kMost) return false;
+      }
+    }
     for (size_t i = 0; i < dims; ++i) {
       if (padding[i] > kernel[i] / 2) return false;
     }
