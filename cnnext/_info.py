@@ -108,6 +108,9 @@ def _self_test_cases(dims: int, channels_last: bool) -> dict[str, _Case]:
         rest = ([6], stride, padding, dilation, False, [0] * dims, 2, [number == i for i in range(3)])
         return lambda *_: torch.ops.aten.convolution_backward(grad, x, weight, *rest)[number]
 
+    def conv_steps(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, *rest: Any) -> Tensor:
+        return F.relu(torchs("conv")(x, weight, bias, *rest[:-1]) + residual)
+
     def unpool(input: Tensor, indices: Tensor) -> Tensor:
         return ops.max_unpool(input, indices, size)
 
@@ -120,6 +123,7 @@ def _self_test_cases(dims: int, channels_last: bool) -> dict[str, _Case]:
     spread = (stride, padding, [0, 1, 0][-dims:], 2, dilation)  # of a transposed convolution
     return {
         "conv": case(ops.conv, torchs("conv"), x, weight, torch.arange(6.0), *window),
+        "fused_conv": case(ops.fused_conv, conv_steps, x, weight, torch.arange(6.0), grad, *window, "relu"),
         "conv_grad_input": case(ops.conv_grad_input, conv_gradient(0), grad, weight, None, size, *window),
         "conv_grad_weight": case(ops.conv_grad_weight, conv_gradient(1), grad, x, list(weight.shape[2:]), *window),
         "conv_grad_bias": case(ops.conv_grad_bias, conv_gradient(2), grad),

@@ -149,7 +149,7 @@ def _step(
     images: Tensor,
     labels: Tensor | None,
     torch_memory: bool,
-    fuse: bool,
+    fuse: bool = False,
 ) -> Step:
     images = in_layout(images.to(dtype), layout)
     return Step(converted(model, library, layout, dtype, fuse), images, labels, torch_memory and library == "cnnext")
