@@ -1,12 +1,12 @@
 // Convolution and its gradients: schemas, checks, allocation, choice of the kernel. cnnext::conv and friends.
 #include "conv.h"
 #include "device.h"
+#include "meta.h"
 #include "weight_cache.h"
 
 #include <algorithm>
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <c10/util/StringUtil.h>
 #include <torch/library.h>
 
@@ -140,7 +140,7 @@ at::Tensor contiguous(const OptionalTensor& bias) {
 
 // Sizes of the third operand, given two.
 template <class Int>
-Sizes<Int> sizes(const Int& first, const Int& second, c10::ArrayRef<Int> spatial) {
+Sizes<Int> with_spatial(const Int& first, const Int& second, c10::ArrayRef<Int> spatial) {
   Sizes<Int> all = {first, second};
   all.append(spatial.begin(), spatial.end());
   return all;
@@ -158,38 +158,50 @@ bool bias_fits(const OptionalTensor& bias, const c10::SymInt& channels) {
   return !bias || !bias->defined() || (bias->dim() == 1 && bias->sym_size(0) == channels);
 }
 
-// Why a convolution is left to ATen, or null.
-const char* refusal(const Conv<int64_t>& c, const at::Tensor& input, const at::Tensor& weight,
+// Why a convolution is left to ATen, or null. What is invalid is too: torch raises its own error.
+template <class Int>
+const char* refusal(const Conv<Int>& c, const at::Tensor& input, const at::Tensor& weight,
                     const OptionalTensor& bias) {
   if (const char* reason = left_to_aten({&input, &weight, bias ? &*bias : &weight})) return reason;
-  if (input.numel() == 0 || weight.numel() == 0) return "empty tensor";
-  return c.valid() && bias_fits(bias, weight.size(0)) ? nullptr : "invalid";  // torch raises its own error
+  if (kRuns<Int> && (input.numel() == 0 || weight.numel() == 0)) return "empty tensor";
+  return c.valid() && bias_fits(bias, weight.sym_size(0)) ? nullptr : "invalid";
+}
+// The same for a gradient, whose invalid sizes are an error of ours.
+template <class Int>
+const char* refusal(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias) {
+  if constexpr (!kRuns<Int>) return nullptr;
+  const char* reason = left_to_aten({&a, &b, &bias});
+  return reason || (a.numel() > 0 && b.numel() > 0) ? reason : "empty tensor";
 }
 
-at::Tensor forward(const Conv<int64_t>& c, const at::Tensor& input, const at::Tensor& weight,
+template <class Int>
+at::Tensor forward(const Conv<Int>& c, const at::Tensor& input, const at::Tensor& weight,
                    const OptionalTensor& bias, const at::Tensor& residual, const Epilogue& epilogue) {
   const Layout layout = either_last(input, weight);
-  const auto format = memory_format(layout, input.dim());
-  ConvTensors t;
-  t.output = empty(c.output, input.options(), format);
-  t.input = input.contiguous(format);
-  t.weight = weight.contiguous(weight.suggest_memory_format());
-  t.bias = contiguous(bias);
-  t.epilogue = epilogue;
-  if (residual.defined()) t.residual = residual.contiguous(format);
-  ConvProblem problem = problem_of(c, input.scalar_type(), layout, layout_of(weight));
-  problem.keeps_weight = caches_weight(weight) && t.weight.is_same(weight);
-  launch("conv", CNNEXT_LIST(conv), problem, t);
-  return t.output;
+  const at::Tensor output = new_tensor<Int>(c.output, input.options(), layout);
+  if constexpr (kRuns<Int>) {
+    const auto format = memory_format(layout, input.dim());
+    ConvTensors t;
+    t.output = output;
+    t.input = input.contiguous(format);
+    t.weight = weight.contiguous(weight.suggest_memory_format());
+    t.bias = contiguous(bias);
+    t.epilogue = epilogue;
+    if (residual.defined()) t.residual = residual.contiguous(format);
+    ConvProblem problem = problem_of(c, input.scalar_type(), layout, layout_of(weight));
+    problem.keeps_weight = caches_weight(weight) && t.weight.is_same(weight);
+    launch("conv", CNNEXT_LIST(conv), problem, t);
+  }
+  return output;
 }
 
+template <class Int, class Ints = c10::ArrayRef<Int>>
 at::Tensor conv_kernel(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                       int64_t groups) {
-  const Conv<int64_t> c(input.sizes(), weight.sizes(), stride, padding, dilation, groups);
+                       Ints stride, Ints padding, Ints dilation, Int groups) {
+  const Conv<Int> c(sizes<Int>(input), sizes<Int>(weight), stride, padding, dilation, groups);
   if (const char* reason = refusal(c, input, weight, bias)) {
-    return aten::conv(reason, input, weight, bias, c10::fromIntArrayRefSlow(stride),
-                      c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
+    return aten::conv(kRuns<Int> ? reason : nullptr, input, weight, bias, symbols(stride), symbols(padding),
+                      symbols(dilation), groups);
   }
   return forward(c, input, weight, bias, {}, {});
 }
@@ -210,131 +222,84 @@ at::Tensor fused_conv_kernel(const at::Tensor& input, const at::Tensor& weight, 
                  {nullptr, activation_of(activation), negative_slope});
 }
 
+template <class Int, class Ints = c10::ArrayRef<Int>>
 at::Tensor conv_grad_input_kernel(const at::Tensor& grad_output, const at::Tensor& weight,
-                                  const OptionalTensor& bias, at::IntArrayRef input_size,
-                                  at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                                  int64_t groups) {
-  const char* reason = left_to_aten({&grad_output, &weight, bias ? &*bias : &weight});
-  if (!reason && (grad_output.numel() == 0 || weight.numel() == 0)) reason = "empty tensor";
-  if (reason) {
-    return aten::conv_grad_input(reason, grad_output, weight, bias, c10::fromIntArrayRefSlow(input_size),
-                                 c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
-                                 c10::fromIntArrayRefSlow(dilation), groups);
+                                  const OptionalTensor& bias, Ints input_size, Ints stride, Ints padding,
+                                  Ints dilation, Int groups) {
+  if (const char* reason = refusal<Int>(grad_output, weight, bias ? *bias : weight)) {
+    return aten::conv_grad_input(reason, grad_output, weight, bias, symbols(input_size), symbols(stride),
+                                 symbols(padding), symbols(dilation), groups);
   }
-  const auto input_sizes = sizes<int64_t>(grad_output.size(0), weight.size(1) * groups, input_size);
-  const Conv<int64_t> c(input_sizes, weight.sizes(), stride, padding, dilation, groups);
-  check_grad_output("conv_grad_input", c, grad_output.sizes());
+  const auto input_sizes =
+      with_spatial<Int>(size<Int>(grad_output, 0), size<Int>(weight, 1) * groups, input_size);
+  const Conv<Int> c(input_sizes, sizes<Int>(weight), stride, padding, dilation, groups);
+  check_grad_output("conv_grad_input", c, sizes<Int>(grad_output));
   TORCH_CHECK(bias_fits(bias, input_sizes[1]), "conv_grad_input: expected bias of size [", input_sizes[1],
-              "], but got ", bias->sizes());
+              "], but got ", bias->sym_sizes());
   const Layout layout = either_last(grad_output, weight);
-  const auto format = memory_format(layout, weight.dim());
-  const at::Tensor grad_input = empty(input_sizes, grad_output.options(), format);
-  ConvTensors t;
-  t.input = grad_input;
-  t.weight = weight.contiguous(weight.suggest_memory_format());
-  t.bias = contiguous(bias);
-  t.output = grad_output.contiguous(format);
-  ConvProblem problem = problem_of(c, weight.scalar_type(), layout, layout_of(weight));
-  problem.keeps_weight = caches_weight(weight) && t.weight.is_same(weight);
-  launch("conv_grad_input", CNNEXT_LIST(conv_grad_input), problem, t);
+  const at::Tensor grad_input = new_tensor<Int>(input_sizes, grad_output.options(), layout);
+  if constexpr (kRuns<Int>) {
+    ConvTensors t;
+    t.input = grad_input;
+    t.weight = weight.contiguous(weight.suggest_memory_format());
+    t.bias = contiguous(bias);
+    t.output = grad_output.contiguous(memory_format(layout, weight.dim()));
+    ConvProblem problem = problem_of(c, weight.scalar_type(), layout, layout_of(weight));
+    problem.keeps_weight = caches_weight(weight) && t.weight.is_same(weight);
+    launch("conv_grad_input", CNNEXT_LIST(conv_grad_input), problem, t);
+  }
   return grad_input;
 }
 
-at::Tensor conv_grad_weight_kernel(const at::Tensor& grad_output, const at::Tensor& input,
-                                   at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                                   at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                                   bool channels_last) {
-  const char* reason = left_to_aten({&grad_output, &input});
-  if (!reason && (grad_output.numel() == 0 || input.numel() == 0)) reason = "empty tensor";
-  if (reason) {
-    return aten::conv_grad_weight(reason, grad_output, input, c10::fromIntArrayRefSlow(kernel_size),
-                                  c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
-                                  c10::fromIntArrayRefSlow(dilation), groups, channels_last);
+template <class Int, class Ints = c10::ArrayRef<Int>>
+at::Tensor conv_grad_weight_kernel(const at::Tensor& grad_output, const at::Tensor& input, Ints kernel_size,
+                                   Ints stride, Ints padding, Ints dilation, Int groups, bool channels_last) {
+  if (const char* reason = refusal<Int>(grad_output, input, {})) {
+    return aten::conv_grad_weight(reason, grad_output, input, symbols(kernel_size), symbols(stride),
+                                  symbols(padding), symbols(dilation), groups, channels_last);
   }
   TORCH_CHECK(groups > 0, "conv_grad_weight: expected positive groups, but got ", groups);
-  const auto weight_sizes = sizes<int64_t>(grad_output.size(1), input.size(1) / groups, kernel_size);
-  const Conv<int64_t> c(input.sizes(), weight_sizes, stride, padding, dilation, groups);
-  check_grad_output("conv_grad_weight", c, grad_output.sizes());
-  const Layout layout = either_last(grad_output, input);
-  const auto format = memory_format(layout, input.dim());
+  const auto weight_sizes =
+      with_spatial<Int>(size<Int>(grad_output, 1), size<Int>(input, 1) / groups, kernel_size);
+  const Conv<Int> c(sizes<Int>(input), weight_sizes, stride, padding, dilation, groups);
+  check_grad_output("conv_grad_weight", c, sizes<Int>(grad_output));
   const Layout weight_layout = last_if(channels_last, input.dim());
-  const at::Tensor grad_weight =
-      empty(weight_sizes, input.options(), memory_format(weight_layout, input.dim()));
-  ConvTensors t;
-  t.input = input.contiguous(format);
-  t.weight = grad_weight;
-  t.output = grad_output.contiguous(format);
-  launch("conv_grad_weight", CNNEXT_LIST(conv_grad_weight),
-         problem_of(c, input.scalar_type(), layout, weight_layout), t);
+  const at::Tensor grad_weight = new_tensor<Int>(weight_sizes, input.options(), weight_layout);
+  if constexpr (kRuns<Int>) {
+    const Layout layout = either_last(grad_output, input);
+    const auto format = memory_format(layout, input.dim());
+    ConvTensors t;
+    t.input = input.contiguous(format);
+    t.weight = grad_weight;
+    t.output = grad_output.contiguous(format);
+    launch("conv_grad_weight", CNNEXT_LIST(conv_grad_weight),
+           problem_of(c, input.scalar_type(), layout, weight_layout), t);
+  }
   return grad_weight;
 }
 
-void check_dimensions(const at::Tensor& grad_output) {
+template <class Int>
+at::Tensor conv_grad_bias_kernel(const at::Tensor& grad_output) {
   TORCH_CHECK(grad_output.dim() >= 3 && grad_output.dim() <= 5,
               "conv_grad_bias: expected grad_output of 3 to 5 dimensions, but got ", grad_output.dim());
-}
-
-at::Tensor conv_grad_bias_kernel(const at::Tensor& grad_output) {
-  check_dimensions(grad_output);
-  const char* reason = left_to_aten({&grad_output});
-  if (!reason && grad_output.numel() == 0) reason = "empty tensor";
-  if (reason) {
+  if (const char* reason = refusal<Int>(grad_output, grad_output, {}))
     return aten::conv_grad_bias(reason, grad_output);
+  const Int channels = size<Int>(grad_output, 1);
+  const at::Tensor grad_bias = new_tensor<Int>(channels, grad_output.options(), Layout::kChannelsFirst);
+  if constexpr (kRuns<Int>) {
+    ConvProblem problem;
+    problem.shape.N = grad_output.size(0);
+    problem.shape.K = channels;
+    problem.shape.axis[kAxes - 1].output = grad_output.numel() / (problem.shape.N * channels);
+    problem.dtype = *element_type(grad_output.scalar_type());
+    problem.layout = layout_of(grad_output);
+    problem.threads = at::get_num_threads();
+    ConvTensors t;
+    t.bias = grad_bias;
+    t.output = grad_output.contiguous(memory_format(problem.layout, grad_output.dim()));
+    launch("conv_grad_bias", CNNEXT_LIST(conv_grad_bias), problem, t);
   }
-  ConvProblem problem;
-  problem.shape.N = grad_output.size(0);
-  problem.shape.K = grad_output.size(1);
-  problem.shape.axis[kAxes - 1].output = grad_output.numel() / (problem.shape.N * problem.shape.K);
-  problem.dtype = *element_type(grad_output.scalar_type());
-  problem.layout = layout_of(grad_output);
-  problem.threads = at::get_num_threads();
-  const at::Tensor grad_bias = empty({problem.shape.K}, grad_output.options());
-  ConvTensors t;
-  t.bias = grad_bias;
-  t.output = grad_output.contiguous(memory_format(problem.layout, grad_output.dim()));
-  launch("conv_grad_bias", CNNEXT_LIST(conv_grad_bias), problem, t);
   return grad_bias;
-}
-
-// Sizes and formats alone, also symbolic.
-at::Tensor conv_meta(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                     SymInts stride, SymInts padding, SymInts dilation, c10::SymInt groups) {
-  const Conv<c10::SymInt> c(input.sym_sizes(), weight.sym_sizes(), stride, padding, dilation, groups);
-  if (!c.valid() || !bias_fits(bias, weight.sym_size(0)) ||
-      left_to_aten({&input, &weight, bias ? &*bias : &weight})) {
-    return aten::conv(nullptr, input, weight, bias, stride, padding, dilation, groups);
-  }
-  return at::empty_symint(c.output, input.options(), memory_format(either_last(input, weight), input.dim()));
-}
-
-at::Tensor conv_grad_input_meta(const at::Tensor& grad_output, const at::Tensor& weight,
-                                const OptionalTensor& bias, SymInts input_size, SymInts stride,
-                                SymInts padding, SymInts dilation, c10::SymInt groups) {
-  const auto input_sizes =
-      sizes<c10::SymInt>(grad_output.sym_size(0), weight.sym_size(1) * groups, input_size);
-  const Conv<c10::SymInt> c(input_sizes, weight.sym_sizes(), stride, padding, dilation, groups);
-  check_grad_output("conv_grad_input", c, grad_output.sym_sizes());
-  TORCH_CHECK(bias_fits(bias, input_sizes[1]), "conv_grad_input: expected bias of size [", input_sizes[1],
-              "], but got ", bias->sym_sizes());
-  return at::empty_symint(input_sizes, grad_output.options(),
-                          memory_format(either_last(grad_output, weight), weight.dim()));
-}
-
-at::Tensor conv_grad_weight_meta(const at::Tensor& grad_output, const at::Tensor& input, SymInts kernel_size,
-                                 SymInts stride, SymInts padding, SymInts dilation, c10::SymInt groups,
-                                 bool channels_last) {
-  TORCH_CHECK(groups > 0, "conv_grad_weight: expected positive groups, but got ", groups);
-  const auto weight_sizes =
-      sizes<c10::SymInt>(grad_output.sym_size(1), input.sym_size(1) / groups, kernel_size);
-  const Conv<c10::SymInt> c(input.sym_sizes(), weight_sizes, stride, padding, dilation, groups);
-  check_grad_output("conv_grad_weight", c, grad_output.sym_sizes());
-  const Layout layout = last_if(channels_last, input.dim());
-  return at::empty_symint(weight_sizes, input.options(), memory_format(layout, input.dim()));
-}
-
-at::Tensor conv_grad_bias_meta(const at::Tensor& grad_output) {
-  check_dimensions(grad_output);
-  return at::empty_symint({grad_output.sym_size(1)}, grad_output.options());
 }
 
 }  // namespace
@@ -373,27 +338,23 @@ TORCH_LIBRARY_FRAGMENT(cnnext, m) {
 }
 
 namespace {
+template <class Int>
 void implement(torch::Library& m) {
-  m.impl("conv", conv_kernel);
-  m.impl("conv_grad_input", conv_grad_input_kernel);
-  m.impl("conv_grad_weight", conv_grad_weight_kernel);
-  m.impl("conv_grad_bias", conv_grad_bias_kernel);
+  m.impl("conv", conv_kernel<Int>);
+  m.impl("conv_grad_input", conv_grad_input_kernel<Int>);
+  m.impl("conv_grad_weight", conv_grad_weight_kernel<Int>);
+  m.impl("conv_grad_bias", conv_grad_bias_kernel<Int>);
 }
 }  // namespace
 
 TORCH_LIBRARY_IMPL(cnnext, CPU, m) {
-  implement(m);
+  implement<int64_t>(m);
   m.impl("fused_conv", fused_conv_kernel);
 }
 #if defined(CNNEXT_WITH_CUDA)
-TORCH_LIBRARY_IMPL(cnnext, CUDA, m) { implement(m); }
+TORCH_LIBRARY_IMPL(cnnext, CUDA, m) { implement<int64_t>(m); }
 #endif
 
-TORCH_LIBRARY_IMPL(cnnext, Meta, m) {
-  m.impl("conv", conv_meta);
-  m.impl("conv_grad_input", conv_grad_input_meta);
-  m.impl("conv_grad_weight", conv_grad_weight_meta);
-  m.impl("conv_grad_bias", conv_grad_bias_meta);
-}
+TORCH_LIBRARY_IMPL(cnnext, Meta, m) { implement<c10::SymInt>(m); }
 
 }  // namespace cnnext::ops

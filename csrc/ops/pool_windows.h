@@ -1,9 +1,7 @@
-// What the pooling operators share. Each is written once: for numbers it runs on the device, for symbols (the
-// Meta key) it only makes tensors of the right sizes and formats.
+// What the pooling operators share.
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <c10/util/StringUtil.h>
 #include <torch/library.h>
 
@@ -12,6 +10,7 @@
 #include <limits>
 
 #include "device.h"
+#include "meta.h"
 #include "pool.h"
 
 namespace cnnext::ops {
@@ -23,28 +22,6 @@ template <class Int>
 void implement_avg_pool(torch::Library& m);
 template <class Int>
 void implement_max_unpool(torch::Library& m);
-
-template <class Int>
-constexpr bool kRuns = std::is_same_v<Int, int64_t>;
-
-inline c10::ArrayRef<int64_t> sizes(const at::Tensor& t, int64_t) { return t.sizes(); }
-inline c10::ArrayRef<c10::SymInt> sizes(const at::Tensor& t, c10::SymInt) { return t.sym_sizes(); }
-template <class Int>
-c10::ArrayRef<Int> sizes(const at::Tensor& t) {
-  return sizes(t, Int(0));
-}
-inline SymInts symbols(at::IntArrayRef list) { return c10::fromIntArrayRefSlow(list); }
-inline SymInts symbols(SymInts list) { return list; }
-
-template <class Int>
-at::Tensor new_tensor(c10::ArrayRef<Int> size, const at::TensorOptions& options, Layout layout) {
-  const auto format = memory_format(layout, int64_t(size.size()));
-  if constexpr (kRuns<Int>) {
-    return empty(size, options, format);
-  } else {
-    return at::empty_symint(size, options, format);
-  }
-}
 
 // Windows over an input [N, C, axes], for numbers and symbols.
 template <class Int>
