@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from calls import BY_NAME, CALLS, SPATIAL, Call
 from torch import Tensor, distributed, library
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.ao import quantization
 from torch.fx.experimental import optimization
 from torch.utils.checkpoint import (
@@ -220,7 +221,7 @@ def test_compile(name: str, dynamic: bool) -> None:
 def test_compile_dynamic_does_not_recompile() -> None:
     torch.compiler.reset()
     ours, _ = pair("net")
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend=counter)
     for n, h, w in ((2, 17, 15), (3, 21, 18), (5, 30, 33)):
         compiled(r(n, 3, h, w))
@@ -238,7 +239,7 @@ def test_compile_dynamic_trains_ceil_mode_once(name: str) -> None:
         return torch.autograd.grad(run(x).sum(), x)[0]
 
     torch.compiler.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(pooled, fullgraph=True, dynamic=True, backend=counter)
     for size in range(33, 49):  # each of the three sees even and odd planes
         x = r(2, 3, size, 81 - size).requires_grad_()
