@@ -498,6 +498,7 @@ def test_wrong_arguments_of_call_overhead(arguments, monkeypatch, capsys):
     [
         ("layers.py", ["--suite", "pooling", "--batch", "2", "--quick", "--direction", "forward"], "pooling forward"),
         ("call_overhead.py", ["--min-time", "0.01"], "forward + backward"),
+        ("inference.py", ["--model", "resnet20", "--no-compile", "--min-time", "0.01"], "cnnext.fuse"),
     ],
 )
 def test_scripts(script, arguments, expected, tmp_path):
