@@ -27,8 +27,8 @@ struct AvgPoolGradRows {
       : problem(p),
         shape(p.shape),
         w(p.shape.axis[2]),
-        one_by_one(shape.adaptive[2] || are_apart(w, PoolMode::kAverage) ||
-                   (w.stride >= 8 && w.stride >= w.kernel)),
+        separate(!shape.adaptive[2] && w.stride > 2 && w.stride >= w.kernel),
+        one_by_one(separate || shape.adaptive[2] || are_apart(w, PoolMode::kAverage)),
         strides(one_by_one ? 1 : min_of(w.stride, w.input)),
         grad_output(static_cast<const T*>(b.output)),
         grad_input(static_cast<T*>(b.input)) {
@@ -121,6 +121,7 @@ struct AvgPoolGradRows {
     for (int64_t q = 0; q < w.output; q += L) {  // the zeros after the row stay zeros
       store(grad + q, load(grad + q) / (load(divisor + q) * broadcast<A>(over_rows)));
     }
+    if (separate) return spread_separate(grad, columns);
     if (one_by_one) return spread_windows(grad, columns);
     for (int64_t f = 0; f < strides; ++f) {
       const PhaseAxis& x = phase[f];
@@ -130,6 +131,19 @@ struct AvgPoolGradRows {
         for (int64_t m = 0; m < x.taps; ++m, from += x.offset_step) sum += load(from);
         store(columns + f * l.grad_input.pitch + j, sum);
       }
+    }
+  }
+
+  // What a vector writes beyond its window is written again later.
+  void spread_separate(const A* grad, A* columns) const {
+    int64_t i = 0;
+    for (int64_t q = 0; q <= w.output; ++q) {
+      const Span span = q < w.output ? axis[2].span[q] : Span{w.input, 0, 0};
+      for (; i < span.index; i += L) store(columns + i, Vec<A>{});
+      for (i = span.index; i < span.index + span.count; i += L) {
+        store(columns + i, broadcast<A>(grad[q]) + Vec<A>{});  // minus zero is added to zero
+      }
+      i = span.index + span.count;
     }
   }
 
@@ -147,7 +161,8 @@ struct AvgPoolGradRows {
   const PoolProblem& problem;
   const PoolShape& shape;
   const Window& w;
-  bool one_by_one;  // along a row
+  bool separate;    // windows along a row that do not overlap
+  bool one_by_one;  // windows along a row
   int64_t strides, left, right, pitch;
   const T* grad_output;
   T* grad_input;
