@@ -262,7 +262,9 @@ def window(
     ax.annotate(
         "", (left - 0.3, down / 2), (padded[1] + 0.3, down / 2), arrowprops={"arrowstyle": "->", "color": "#555"}
     )
-    words = f"{kernel[0]}x{kernel[1]} kernel, stride {step[0]}, padding {pad[0]}, dilation {spread[0]}"
+    given = {"stride": step, "padding": pad, "dilation": spread}
+    numbers = (f"{what} {a if a == b else f'{a}x{b}'}" for what, (a, b) in given.items())
+    words = f"{kernel[0]}x{kernel[1]} kernel, {', '.join(numbers)}"
     ax.set_title(f"{words}\n{sizes[0]}x{sizes[1]} → {output[0]}x{output[1]}", fontsize=9)
     ax.set_xlim(-0.1, across + 0.1)
     ax.set_ylim(down + 0.1, -0.1)

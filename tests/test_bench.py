@@ -139,13 +139,14 @@ def test_a_measurement_that_raises_is_told_in_a_line(tmp_path, monkeypatch, caps
 
     def failing(layer, *args, **kwargs):
         yield from measure(layer, ("forward",), *args[1:], **kwargs)
-        raise RuntimeError("not enough memory\nand more")
+        raise RuntimeError("[enforce fail] not enough memory\nand more")
 
     monkeypatch.setattr(layer_bench, "measure", failing)
     status, document = run(tmp_path, *CONV, "--allocator", "default")
     assert (status, len(document["layers"])) == (1, 1)
-    told = "stopped: 8→16 3x3 @12: not enough memory\n"
-    assert told in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "stopped: 8→16 3x3 @12: [enforce fail] not enough memory\n" in printed
+    assert "8→16 3x3 @12 · forward" in printed  # what was measured before
 
 
 def test_a_child_tells_what_it_raised():
@@ -223,6 +224,22 @@ def test_wrong_result_stops_before_timing(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "stopped:" in printed
     assert "8→16 3x3 @12 forward: cnnext nchw differs" in printed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("op", ["conv2d", "max_pool2d"])
+def test_a_missing_row_is_noticed_in_any_type(op, dtype, monkeypatch, tmp_path):
+    right = getattr(cnnext.functional, op)
+
+    def wrong(*args, **kwargs):
+        output = right(*args, **kwargs).clone()
+        output[..., -1, :] = 0
+        return output
+
+    monkeypatch.setattr(cnnext.functional, op, wrong)
+    layer = ("1x3x224x224", "--weight", "4x3x3x3", "--padding", 1) if op == "conv2d" else ("1x2x224x224", "--kernel", 3)
+    options = ("--dtype", dtype, "--direction", "forward", "--allocator", "default", "--threads", 1)
+    assert run(tmp_path, op, *layer, *options)[0] == 1
 
 
 def test_nan_and_wrong_shape_are_mismatches():

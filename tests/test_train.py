@@ -242,12 +242,12 @@ def test_lecture_network_learns_digits(tmp_path, capsys):
     assert [epoch["test_accuracy"] for epoch in history][-1] == pytest.approx(accuracy / 100, abs=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["cnnext", "torch"])
-def test_resumed_run_is_the_same_run(tmp_path, capsys, monkeypatch, backend):
+@pytest.mark.parametrize(("backend", "workers"), [("cnnext", 0), ("torch", 0), ("cnnext", 1)])
+def test_resumed_run_is_the_same_run(tmp_path, capsys, monkeypatch, backend, workers):
     def command(out, *options):
         return [
             *("train", "--model", "lecture", "--data", "digits", "--image-size", "8", "--epochs", "3"),
-            *("--backend", backend, "--out", str(tmp_path / out), *options),
+            *("--backend", backend, "--workers", str(workers), "--out", str(tmp_path / out), *options),
         ]
 
     assert main(command("whole")) == 0
@@ -261,11 +261,11 @@ def test_resumed_run_is_the_same_run(tmp_path, capsys, monkeypatch, backend):
 
     with monkeypatch.context() as patch:
         patch.setattr(Display, "step", interrupt)
-        assert main(command("parts")) == 130
-    assert "last.pt holds epoch 1, go on with --resume" in capsys.readouterr().out
-    assert main(command("parts", "--resume")) == 0
+        assert main(command("parts[b]")) == 130
+    assert "parts[b]/last.pt holds epoch 1, go on with --resume" in capsys.readouterr().out
+    assert main(command("parts[b]", "--resume")) == 0
     assert "resumed after epoch 1" in capsys.readouterr().out
-    whole, parts = (torch.load(tmp_path / out / "last.pt", weights_only=True) for out in ("whole", "parts"))
+    whole, parts = (torch.load(tmp_path / out / "last.pt", weights_only=True) for out in ("whole", "parts[b]"))
     assert [epoch["losses"] for epoch in whole["history"]] == [epoch["losses"] for epoch in parts["history"]]
     for name, tensor in whole["model"].items():
         assert torch.equal(tensor, parts["model"][name]), name
@@ -374,6 +374,11 @@ def test_folders_that_do_not_fit(capsys, tmp_path):
     folder_of_pictures(tmp_path / "val", classes=("other",))
     (tmp_path / "train" / "none").rmdir()
     assert "other is a class that" in fails(capsys, "--data", str(tmp_path))
+    (tmp_path / "val").rename(tmp_path / "test")
+    assert f"{tmp_path / 'test'} is taken for a class: pictures to train on" in fails(capsys, "--data", str(tmp_path))
+    few = folder_of_pictures(tmp_path / "few", count=20)
+    folder_of_pictures(few, classes=("single",), count=1)  # the last of 41 pictures is held out
+    assert f"{few / 'single'} holds too few pictures" in fails(capsys, "--data", str(few))
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

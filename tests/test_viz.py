@@ -206,6 +206,11 @@ def test_example_in_docstring(name):
     assert doctest.DocTestRunner().run(test) in [(0, 2), (0, 3)]
 
 
+def test_window_says_what_it_shows():
+    title = viz.window((6, 7), (2, 3), (2, 1), (1, 0)).axes[0].get_title()
+    assert title == "2x3 kernel, stride 2x1, padding 1x0, dilation 1\n6x7 → 4x5"
+
+
 def test_window_without_such_an_output():
     with pytest.raises(ValueError, match=r"the output has 3x3 pixels and none at \(3, 0\)"):
         viz.window(5, 3, at=(3, 0))

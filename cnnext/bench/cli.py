@@ -165,8 +165,8 @@ def layer_from(args: argparse.Namespace) -> Layer:
     layer = layers.Layer(op, args.input, **fields)
     # Shape functions let some things pass that torch's kernels refuse, so one image of zeros is tried.
     zero = torch.zeros(1, dtype=getattr(torch, args.dtype))
-    operands = [zero.expand(size) for size in ((1, *layer.input[1:]), layer.weight) if size]
     try:
+        operands = [zero.expand(size) for size in ((1, *layer.input[1:]), layer.weight) if size]
         layer.call(torch.nn.functional, *operands)
     except (RuntimeError, IndexError) as error:
         raise ValueError(f"{op}: {error}") from None
@@ -303,6 +303,8 @@ def main(args: argparse.Namespace) -> int:
     """
     import sys
 
+    from rich.markup import escape
+
     from . import sections
     from .layer_bench import Mismatch
     from .report import Report
@@ -337,10 +339,10 @@ def main(args: argparse.Namespace) -> int:
     document = report.as_json()
     if args.report and (document["networks"] or document["layers"]):
         for path in page.write(document, Path(args.report)):
-            report.console.print(f"Report: {path}", style="dim", soft_wrap=True)
+            report.console.print(f"Report: {escape(str(path))}", style="dim", soft_wrap=True)
     if args.json:
         arguments = {key: value for key, value in vars(args).items() if not callable(value)}
         document = {"arguments": arguments, "status": status, **document}
         Path(args.json).write_text(json.dumps(document, indent=1, allow_nan=False))
-        report.console.print(f"Written to {args.json}", style="dim")
+        report.console.print(f"Written to {escape(args.json)}", style="dim")
     return status

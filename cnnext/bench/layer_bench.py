@@ -202,7 +202,7 @@ def check(
     torchs = {name: error["relative"] for name, error in found.items() if name.startswith("torch")}
     wrong = {name: error for name, error in torchs.items() if not error <= most}
     right = max((error for name, error in torchs.items() if name not in wrong), default=most)
-    bound = max(_ROUNDINGS * torch.finfo(dtype).eps + min(_TIMES_TORCH * right, most), allowed)
+    bound = max(torch.finfo(dtype).eps + min(_TIMES_TORCH * right, most), allowed)
     for name, error in found.items():
         if name.startswith("cnnext") and not error["relative"] <= bound:
             raise Mismatch(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import environment, network, tables
@@ -155,18 +156,23 @@ class Report:
         self.console.print(tables.peaks(self.machine), style="dim")
         self.console.print(tables.LAYER_NOTES, style="dim")
 
-    def interrupted(self) -> None:
-        """Ctrl-C: shows what is there."""
-        self.close()
-        self.console.print("\n[yellow]interrupted[/]; measured so far:")
+    def _flush_pending(self) -> None:
+        """Prints what a section has so far that was not ended."""
         if self._pending and self._sections:
             kind = "network" if self._pending[0] in self.networks else "layers"
             self._flush(next(section for section in self._sections if section.kind == kind))
 
-    def failed(self, error: BaseException) -> None:
-        """A comparison failed, something is not installed, or a process ended early."""
+    def interrupted(self) -> None:
+        """Ctrl-C: shows what is there."""
         self.close()
-        self.console.print(f"[bold red]stopped:[/] {error}", soft_wrap=True)
+        self.console.print("\n[yellow]interrupted[/]; measured so far:")
+        self._flush_pending()
+
+    def failed(self, error: BaseException) -> None:
+        """A comparison failed, something is not installed, or a process ended early: shows what is there."""
+        self.close()
+        self._flush_pending()
+        self.console.print(f"[bold red]stopped:[/] {escape(str(error))}", soft_wrap=True)
 
     def close(self) -> None:
         """Takes the progress bar away."""

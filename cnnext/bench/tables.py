@@ -10,6 +10,7 @@ from typing import Any
 
 from rich import box
 from rich.cells import cell_len
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -56,7 +57,7 @@ class Rows:
         while leaving and not fits(1):
             shown.remove(leaving.pop(0))
         table = Table(
-            title=self.title,
+            title=escape(self.title),
             title_justify="left",
             title_style="bold",
             box=box.SIMPLE_HEAD,

@@ -107,6 +107,7 @@ def _trainer(args: argparse.Namespace, device: torch.device) -> tuple[Trainer, d
 def _train(args: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
+    from rich.markup import escape
 
     from . import checkpoint, curves, distributed
     from .interrupt import between_steps
@@ -131,7 +132,7 @@ def _train(args: argparse.Namespace) -> int:
             out.mkdir(parents=True, exist_ok=True)
         processes = distributed.world_size()
         console.print(
-            f"[bold]{args.model}[/] on {args.data}: {len(trainer.data.train)} pictures of "
+            f"[bold]{args.model}[/] on {escape(args.data)}: {len(trainer.data.train)} pictures of "
             f"{about['image_size']}x{about['image_size']}, {len(trainer.data.test)} held out, "
             f"{len(trainer.data.classes)} classes; {args.backend} layers on {args.device}"
             + (f", {processes} processes" if processes > 1 else ""),
@@ -155,11 +156,11 @@ def _train(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             done = len(trainer.history)
             kept = f"{last} holds epoch {done}, go on with --resume" if done else "no epoch was finished"
-            console.print(f"[yellow]interrupted[/]: {kept}", soft_wrap=True)
+            console.print(f"[yellow]interrupted[/]: {escape(kept)}", soft_wrap=True)
             raise
         console.print(
             f"[bold]{history[-1].test_accuracy:.2%}[/] of the held-out pictures right after epoch {len(history)}, "
-            f"in {sum(epoch.seconds for epoch in history):.1f} s; {last}, {out / 'curves.png'}",
+            f"in {sum(epoch.seconds for epoch in history):.1f} s; " + escape(f"{last}, {out / 'curves.png'}"),
             soft_wrap=True,
         )
     return 0

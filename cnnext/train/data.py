@@ -157,6 +157,9 @@ def _folder(folder: Path, channels: int, size: int) -> Data:
     classes = _classes(root)
     if len(classes) < 2:
         raise TrainingError(f"{root} should have a subfolder of pictures for each of two or more classes")
+    if parts := [] if split else sorted({"train", "test", "val", "valid", "validation"} & set(classes)):
+        words = "pictures to train on and to hold out are in 'train' and 'val', each with a subfolder for each class"
+        raise TrainingError(f"{root / parts[0]} is taken for a class: {words}")
     files = _files(root, classes)
     for label, name in enumerate(classes):
         if all(label != other for _, other in files):
@@ -169,4 +172,7 @@ def _folder(folder: Path, channels: int, size: int) -> Data:
         train, test = ([files[index] for index in part] for part in _split(len(files)))
     if not test:
         raise TrainingError(f"{folder} leaves no pictures to test on: it holds only {len(files)}")
+    trained = {label for _, label in train}
+    if few := [name for label, name in enumerate(classes) if label not in trained]:
+        raise TrainingError(f"{root / few[0]} holds too few pictures: all of them are held out")
     return Data(Pictures(train, channels, size), Pictures(test, channels, size), classes)

@@ -132,6 +132,7 @@ class Trainer:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else workers' seeds come from the model's, which a resumed run restores
         )
 
     def fit(
