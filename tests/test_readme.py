@@ -147,7 +147,7 @@ def test_commands_are_accepted():
 
 # What compilers, the loader and torch say.
 FOREIGN = (
-    *("Python.h", "Killed signal", "undefined symbol", "GLIBCXX", "Variable 'padding'", "sharding strategy"),
+    *("Python.h", "Killed signal", "undefined symbol", "GLIBCXX", "Compiled functions", "sharding strategy"),
     *("fuser method", "Recomputed values", "no weakrefs", "Unknown builtin op", "ONNX"),
     "unrecognized namespace",
 )
