@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernels import DTYPES, bits, forced, layout
 from test_conv_exact import CASES
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnnext
@@ -235,9 +235,7 @@ def test_opcheck(last: bool) -> None:
     t = normals(CONV).to(torch.float32, last, last)
     for grads in (False, True):
         x = t.input.clone().requires_grad_(grads)
-        torch.library.opcheck(
-            ops.fused_conv.default, (x, t.weight, t.bias, t.grad_output, [1], [1], [1], 1, "relu", 0.0)
-        )
+        library.opcheck(ops.fused_conv.default, (x, t.weight, t.bias, t.grad_output, [1], [1], [1], 1, "relu", 0.0))
 
 
 def test_empty_batch() -> None:
