@@ -1,4 +1,4 @@
-"""What tests/test_train.py runs under torchrun, each process the same; the first writes what it saw as JSON."""
+"""What tests/test_train_processes.py runs under torchrun, each process alike; the first writes what it saw as JSON."""
 
 from __future__ import annotations
 

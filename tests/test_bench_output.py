@@ -1,0 +1,140 @@
+"""What the benchmark prints: its tables, and its scripts as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rich")
+pytest.importorskip("skimage")
+
+from test_bench_arguments import CONV
+
+from cnnext.bench import layers, tables
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def result(
+    label="512→512 3x3/2 d2 g32 @14",
+    kernel="gemm_packed_avx512",
+    flops=10**9,
+    speedup=2.0,
+    count=3,
+    kind="3x3",
+    family="grouped",
+):
+    def backend(median):
+        return {"median": median, "q1": median * 0.9, "q3": median * 1.1, "kernel": kernel, "preemptions": 0.0}
+
+    names = [f"{library} {layout}" for library in ("torch", "cnnext") for layout in layers.LAYOUTS]
+    return {
+        "model": "resnet50",
+        "label": label,
+        "kind": kind,
+        "family": family,
+        "count": count,
+        "direction": "forward",
+        "allocator": "fixed",
+        "flops": flops,
+        "bytes": 10**7,
+        "limit": 1e-3,
+        "batch": 16,
+        "dtype": "float32",
+        "backends": {name: backend(0.1234 if name.startswith("torch") else 0.1234 / speedup) for name in names},
+        "best": {"torch": "torch nchw", "cnnext": "cnnext channels_last"},
+        "speedup": {"best": speedup, "nchw": speedup, "channels_last": speedup},
+    }
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_layer_table_fits(width):
+    from rich.console import Console
+
+    console = Console(width=width, highlight=False)
+    with console.capture() as capture:
+        for table in tables.layers([result(), result()], width):
+            console.print(table)
+    printed = capture.get()
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= width
+    for cell in (
+        "512→512 3x3/2 d2 g32 @14",
+        "gemm_packed_avx512",
+        "2.00x",
+        "61.7",
+        "all layers",
+    ):  # 123.4 ms of torch's over 2
+        assert cell in printed
+
+
+def test_geometric_means_count_layers():
+    rows = tables.summary([result(speedup=2.0, count=3), result(speedup=0.5, count=1, kind="1x1")])
+    means = {row["kind"]: row for row in rows}
+    assert means["all"]["best"] == pytest.approx((2.0**3 * 0.5) ** 0.25)
+    assert (means["all"]["lowest"], means["all"]["highest"], means["all"]["layers"]) == (0.5, 2.0, 4)
+    assert means["1x1"]["best"] == pytest.approx(0.5)
+
+
+def test_families_have_means_where_there_are_several():
+    alone = [result(speedup=2.0), result(speedup=0.5, kind="1x1")]
+    assert {row["kind"] for row in tables.summary(alone)} == {"3x3", "1x1", "all"}
+    rows = tables.summary([*alone, result(speedup=4.0, kind="5x5", family="depthwise")])
+    means = {row["kind"]: row["best"] for row in rows}
+    assert means["all grouped"] == pytest.approx(1.0)
+    assert means["all depthwise"] == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.01234, "0.0123"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1234")])
+def test_three_figures(value, text):
+    assert tables.number(value) == text
+
+
+def test_disturbance_is_told():
+    disturbed = result()
+    disturbed["backends"]["torch nchw"]["preemptions"] = 300.0
+    assert tables.disturbance([result()]) == ""
+    assert "300 times a second" in tables.disturbance([disturbed])
+
+
+# --- as a user ---------------------------------------------------------------------------------------------------
+
+
+def test_command_line():
+    command = [sys.executable, "-m", "cnnext", "bench", *map(str, CONV), "--quick", "--direction", "forward"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "8→16 3x3 @12 · forward" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--min-time", "-1"], ["--threads", "0"]])
+def test_wrong_arguments_of_call_overhead(arguments, monkeypatch, capsys):
+    path = Path(__file__).parents[1] / "benchmarks" / "call_overhead.py"
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(path), run_name="__main__")
+    assert stopped.value.code == 2
+    assert f"argument {arguments[0]}: expected a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "expected"),
+    [
+        ("layers.py", ["--suite", "pooling", "--batch", "2", "--quick", "--direction", "forward"], "pooling forward"),
+        ("call_overhead.py", ["--min-time", "0.01"], "forward + backward"),
+        ("inference.py", ["--model", "resnet20", "--no-compile", "--min-time", "0.01"], "cnnext.fuse"),
+    ],
+)
+def test_scripts(script, arguments, expected, tmp_path):
+    path = Path(__file__).parents[1] / "benchmarks" / script
+    file = tmp_path / "folder" / "out.json" if script == "layers.py" else tmp_path / "out.json"
+    command = [sys.executable, str(path), *arguments, "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+    assert json.loads(file.read_text())
