@@ -109,48 +109,52 @@ bool parse_padding(PyObject* value, const at::Tensor& weight, const Sizes& strid
   return true;
 }
 
-// (dims, input, weight, bias, stride, padding, dilation, groups)
+Bias optional(const at::Tensor* t) { return t ? Bias(*t) : Bias(); }
+
+// (dims, input, weight, bias, stride, padding, dilation, groups), with which both calls begin.
+struct ConvArguments {
+  explicit ConvArguments(Arguments args)
+      : input(batched(args[1], args[0])),
+        weight(batched(args[2], args[0])),
+        bias(args[3] == Py_None ? nullptr : tensor(args[3])) {
+    parsed = input && weight && (bias || args[3] == Py_None) && parse(args[4], stride) &&
+             parse(args[6], dilation) && parse_padding(args[5], *weight, stride, dilation, padding) &&
+             parse(args[7], groups);
+  }
+  const at::Tensor *input, *weight, *bias;
+  Sizes stride, padding, dilation;
+  int64_t groups = 1;
+  bool parsed;
+};
+
 PyObject* conv(PyObject*, Arguments args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   static const auto op =
       find<at::Tensor(const at::Tensor&, const at::Tensor&, const Bias&, Ints, Ints, Ints, c10::SymInt)>(
           "cnnext::conv");
-  const at::Tensor *input = batched(args[1], args[0]), *weight = batched(args[2], args[0]);
-  const at::Tensor* bias = args[3] == Py_None ? nullptr : tensor(args[3]);
-  Sizes stride, padding, dilation;
-  int64_t groups;
-  if (!input || !weight || (!bias && args[3] != Py_None) || !parse(args[4], stride) ||
-      !parse(args[6], dilation) || !parse_padding(args[5], *weight, stride, dilation, padding) ||
-      !parse(args[7], groups)) {
-    Py_RETURN_NONE;
-  }
-  return wrap(run(op, *input, *weight, bias ? Bias(*bias) : Bias(), stride, padding, dilation, groups));
+  const ConvArguments c(args);
+  if (!c.parsed) Py_RETURN_NONE;
+  return wrap(run(op, *c.input, *c.weight, optional(c.bias), c.stride, c.padding, c.dilation, c.groups));
   END_HANDLE_TH_ERRORS
 }
 
-// (dims, input, weight, bias, stride, padding, dilation, groups, residual, activation, negative_slope)
+// (those of conv, residual, activation, negative_slope)
 PyObject* fused_conv(PyObject*, Arguments args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   static const auto op =
       find<at::Tensor(const at::Tensor&, const at::Tensor&, const Bias&, const Bias&, Ints, Ints, Ints,
                       c10::SymInt, c10::string_view, double)>("cnnext::fused_conv");
-  const at::Tensor *input = batched(args[1], args[0]), *weight = batched(args[2], args[0]);
-  const at::Tensor* bias = args[3] == Py_None ? nullptr : tensor(args[3]);
+  const ConvArguments c(args);
   const at::Tensor* residual = args[8] == Py_None ? nullptr : tensor(args[8]);
-  Sizes stride, padding, dilation;
-  int64_t groups;
-  if (!input || !weight || (!bias && args[3] != Py_None) || (!residual && args[8] != Py_None) ||
-      !parse(args[4], stride) || !parse(args[6], dilation) ||
-      !parse_padding(args[5], *weight, stride, dilation, padding) || !parse(args[7], groups) ||
-      !PyUnicode_CheckExact(args[9]) || !PyFloat_CheckExact(args[10])) {
+  if (!c.parsed || (!residual && args[8] != Py_None) || !PyUnicode_CheckExact(args[9]) ||
+      !PyFloat_CheckExact(args[10])) {
     Py_RETURN_NONE;
   }
   Py_ssize_t length = 0;
   const char* activation = PyUnicode_AsUTF8AndSize(args[9], &length);
   if (!activation) return nullptr;
-  const auto given = [](const at::Tensor* t) { return t ? Bias(*t) : Bias(); };
-  return wrap(run(op, *input, *weight, given(bias), given(residual), stride, padding, dilation, groups,
-                  c10::string_view(activation, length), PyFloat_AS_DOUBLE(args[10])));
+  return wrap(run(op, *c.input, *c.weight, optional(c.bias), optional(residual), c.stride, c.padding,
+                  c.dilation, c.groups, c10::string_view(activation, length), PyFloat_AS_DOUBLE(args[10])));
   END_HANDLE_TH_ERRORS
 }
 
@@ -168,8 +172,7 @@ PyObject* conv_transpose(PyObject*, Arguments args, Py_ssize_t) {
       !parse(args[8], dilation)) {
     Py_RETURN_NONE;
   }
-  return wrap(run(op, *input, *weight, bias ? Bias(*bias) : Bias(), stride, padding, output_padding, groups,
-                  dilation));
+  return wrap(run(op, *input, *weight, optional(bias), stride, padding, output_padding, groups, dilation));
   END_HANDLE_TH_ERRORS
 }
 
