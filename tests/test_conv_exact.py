@@ -76,6 +76,12 @@ CASES = [
     problem((2, 3, 11, 13), (4, 3, 2, 2), stride=3),
     problem((2, 3, 12, 14), (4, 3, 2, 3), stride=(5, 4), padding=1),
     problem((1, 3, 2, 2), (4, 3, 1, 1), stride=7),
+    # Pointwise: of 16 bits some of them turn the pixels that they read.
+    problem((2, 5, 23), (4, 5, 1), stride=3),
+    problem((2, 6, 9, 12), (8, 3, 1, 1), stride=(1, 2), groups=2),
+    problem((1, 64, 12, 7), (72, 64, 1, 1), stride=(3, 1)),
+    problem((3, 128, 10, 15), (128, 128, 1, 1), stride=2),
+    problem((2, 3, 5, 8, 7), (4, 3, 1, 1, 1), stride=(2, 3, 2)),
     problem((1, 64, 9, 30), (64, 16, 3, 3), stride=(1, 10**6), padding=1, groups=4),
     problem((1, 8, 9, 9), (8, 8, 3, 3), stride=2, padding=1),
     problem((1, 8, 8, 8), (8, 8, 3, 3), stride=2, padding=1),

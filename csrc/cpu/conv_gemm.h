@@ -15,6 +15,7 @@
 
 #include "conv_in_channels_last.h"
 #include "conv_regions.h"
+#include "conv_sampled.h"
 #include "packed_weights.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -396,7 +397,8 @@ template <bool Gradient>
 constexpr ConvOp kOpOf = Gradient ? ConvOp::kGradInput : ConvOp::kForward;
 template <bool Gradient>
 using GemmClasses =
-    MayTurn<ByType<GemmOf, Gradient>, kOpOf<Gradient>, false, turns_to_channels_last<Gradient>>;
+    MaySample<MayTurn<ByType<GemmOf, Gradient>, kOpOf<Gradient>, false, turns_to_channels_last<Gradient>>,
+              kOpOf<Gradient>>;
 
 constexpr ConvKernel kConvGemm = entry<GemmClasses<false>>("gemm", "blocked implicit matrix product",
                                                            accepts_all, packed_of<GemmClasses<false>>);

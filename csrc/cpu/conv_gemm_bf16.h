@@ -33,7 +33,8 @@ inline const char* turning_refuses(const ConvProblem& p, int64_t images) {
   const ConvShape& s = p.shape;
   const bool data = p.layout != Layout::kChannelsLast, weight = !has_pairs_in_weight(p);
   const double outputs = double(images) * double(s.K) * double(s.output_pixels());
-  const double inputs = double(images) * double(s.C) * double(s.input_pixels());
+  const int64_t pixels = is_pointwise_with_stride(p) ? s.output_pixels() : s.input_pixels();
+  const double inputs = double(images) * double(s.C) * double(pixels);
   const double turned = (data ? inputs + outputs : 0) + (weight ? double(s.weights()) : 0);
   const bool pays = outputs * double(s.C_per_group() * s.taps()) >= kProductsForTurning * turned;
   return pays ? nullptr : "turning its operands to channels last would cost more than it saves";
@@ -47,7 +48,8 @@ const char* gemm_bf16_refuses(const ConvProblem& p) {
 using PairsGemm = Gemm<BFloat16, BFloat16Pair>;
 
 template <bool Gradient>
-using PairsGemmClasses = MayTurn<Only<PairsGemm, Gradient>, kOpOf<Gradient>, true, turns_for_pairs>;
+using PairsGemmClasses =
+    MaySample<MayTurn<Only<PairsGemm, Gradient>, kOpOf<Gradient>, true, turns_for_pairs>, kOpOf<Gradient>>;
 
 template <bool Gradient>
 constexpr ConvKernel kConvGemmBf16 =

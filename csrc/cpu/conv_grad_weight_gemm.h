@@ -381,13 +381,17 @@ inline bool is_channels_first(const ConvProblem& p) { return p.layout == Layout:
 
 template <class T>
 using GradWeightGemmOf = GradWeightGemm<T>;
-using GradWeightGemmClasses = MayTurn<ByType<GradWeightGemmOf>, ConvOp::kGradWeight, true, grad_weight_turns>;
+using GradWeightGemmClasses =
+    MaySample<MayTurn<ByType<GradWeightGemmOf>, ConvOp::kGradWeight, true, grad_weight_turns>,
+              ConvOp::kGradWeight>;
 
 constexpr ConvKernel kConvGradWeightGemm =
     entry<GradWeightGemmClasses>("gemm", "blocked implicit matrix product over pixels", accepts_all);
 
 using PairsGradWeight = GradWeightGemm<BFloat16, Product::kPairs>;
-using PairsGradWeightClasses = MayTurn<Only<PairsGradWeight>, ConvOp::kGradWeight, true, is_channels_first>;
+using PairsGradWeightClasses =
+    MaySample<MayTurn<Only<PairsGradWeight>, ConvOp::kGradWeight, true, is_channels_first>,
+              ConvOp::kGradWeight>;
 
 inline const char* gemm_bf16_grad_weight_refuses(const ConvProblem& p) {
   if (p.dtype != DType::kBFloat16) return "takes bfloat16";

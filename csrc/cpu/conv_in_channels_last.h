@@ -3,14 +3,11 @@
 // too.
 #pragma once
 
+#include "conv_restated.h"
 #include "copy.h"
-#include "entry.h"
 #include "range.h"
-#include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
-
-enum class ConvOp { kForward, kGradInput, kGradWeight };
 
 // to[j * rows + i] = from[i * columns + j], for columns [begin, end).
 template <class T>
@@ -55,30 +52,30 @@ void turn_filter(const T* from, int64_t C, int64_t taps, T* to) {
 struct InChannelsLast {
   // `weight_too`: a kernel that wants the weight in channels last.
   InChannelsLast(const ConvProblem& p, ConvOp op, bool weight_too, const ConvBuffers& b, char* workspace)
-      : problem(p), op(op), turns_data(p.layout != Layout::kChannelsLast), given(b), turned(b) {
+      : problem(p), op(op), turns_data(p.layout != Layout::kChannelsLast), given(b), buffers(b) {
     const ConvShape& s = p.shape;
     problem.layout = Layout::kChannelsLast;
     if (weight_too) problem.weight_layout = Layout::kChannelsLast;
     turns_weight = problem.weight_layout != p.weight_layout && s.taps() > 1;
     const int64_t size = element_bytes(p.dtype);
-    turned.epilogue = {};  // that of the result which is turned back
+    buffers.epilogue = {};  // that of the result which is turned back
     memory.base = workspace;
-    if (turns_data) turned.input = memory.take<char>(s.N * s.C * s.input_pixels() * size);
-    if (turns_data) turned.output = memory.take<char>(s.N * s.K * s.output_pixels() * size);
-    if (turns_weight) turned.weight = memory.take<char>(s.weights() * size);
+    if (turns_data) buffers.input = memory.take<char>(s.N * s.C * s.input_pixels() * size);
+    if (turns_data) buffers.output = memory.take<char>(s.N * s.K * s.output_pixels() * size);
+    if (turns_weight) buffers.weight = memory.take<char>(s.weights() * size);
   }
 
-  void turn_operands(const Parallel& parallel) const {
+  void take_operands(const Parallel& parallel) const {
     const ConvShape& s = problem.shape;
-    if (op != ConvOp::kGradInput) turn_data(given.input, s.C, s.input_pixels(), turned.input, parallel);
-    if (op != ConvOp::kForward) turn_data(given.output, s.K, s.output_pixels(), turned.output, parallel);
-    if (op != ConvOp::kGradWeight) turn_weight(given.weight, turned.weight, false, parallel);
+    if (op != ConvOp::kGradInput) turn_data(given.input, s.C, s.input_pixels(), buffers.input, parallel);
+    if (op != ConvOp::kForward) turn_data(given.output, s.K, s.output_pixels(), buffers.output, parallel);
+    if (op != ConvOp::kGradWeight) turn_weight(given.weight, buffers.weight, false, parallel);
   }
-  void turn_result(const Parallel& parallel) const {
+  void give_result(const Parallel& parallel) const {
     const ConvShape& s = problem.shape;
-    if (op == ConvOp::kForward) turn_data(turned.output, s.output_pixels(), s.K, given.output, parallel);
-    if (op == ConvOp::kGradInput) turn_data(turned.input, s.input_pixels(), s.C, given.input, parallel);
-    if (op == ConvOp::kGradWeight) turn_weight(turned.weight, given.weight, true, parallel);
+    if (op == ConvOp::kForward) turn_data(buffers.output, s.output_pixels(), s.K, given.output, parallel);
+    if (op == ConvOp::kGradInput) turn_data(buffers.input, s.input_pixels(), s.C, given.input, parallel);
+    if (op == ConvOp::kGradWeight) turn_weight(buffers.weight, given.weight, true, parallel);
   }
 
   // [row][column] of each image to [column][row].
@@ -112,22 +109,8 @@ struct InChannelsLast {
   ConvProblem problem;
   ConvOp op;
   bool turns_data, turns_weight;
-  ConvBuffers given, turned;
+  ConvBuffers given, buffers;
   ScratchLayout memory;  // of what is turned
-};
-
-// A kernel of such a problem.
-template <class Classes>
-struct Turned : InChannelsLast {
-  using InChannelsLast::InChannelsLast;
-
-  int64_t workspace_bytes() const { return memory.bytes + workspace_of<Classes>(problem); }
-  int64_t packed_bytes() const { return packed_of<Classes>(problem); }
-  void run(const Parallel& parallel) const {
-    turn_operands(parallel);
-    run_by<Classes>(problem, turned, parallel, memory.base + memory.bytes);
-    turn_result(parallel);
-  }
 };
 
 // Classes (entry.h) whose problems are turned where `turns` says so.
@@ -135,7 +118,7 @@ template <class Classes, ConvOp op, bool weight_too, bool (*turns)(const ConvPro
 struct MayTurn {
   template <class Visit>
   static void with(const ConvProblem& p, const ConvBuffers& b, char* workspace, Visit&& visit) {
-    if (turns(p)) return visit(Turned<Classes>(p, op, weight_too, b, workspace));
+    if (turns(p)) return visit(Restated<Classes, InChannelsLast>(p, op, weight_too, b, workspace));
     Classes::with(p, b, workspace, visit);
   }
 };
