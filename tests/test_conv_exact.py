@@ -280,6 +280,13 @@ CASES = [
     problem((1, 512, 3, 20), (1024, 32, 1, 5), padding=(1, 2), groups=16),
     problem((1, 64, 90, 41), (64, 8, 3, 3), stride=(2, 1), padding=(2, 0), groups=8),
     problem((2, 64, 9, 28), (64, 8, 3, 2), stride=(1, 2), padding=1, dilation=(2, 1), groups=8),
+    # Narrow groups that are joined: taps along a row by three and the rest, more rows than scratch memory holds, stride
+    # and dilation, a number of groups that four do not divide.
+    *(problem((2, 16 * n, 19, 17), (16 * n, n, 3, 5), stride=(2, 1), padding=(1, 2), groups=16) for n in (2, 4, 8)),
+    *(problem((1, 20 * n, 90, 41), (20 * n, n, 3, 3), stride=n // 4, padding=(2, 0), groups=20) for n in (4, 8)),
+    problem((2, 72, 9, 28), (72, 4, 2, 7), stride=(1, 3), padding=(1, 4), dilation=(2, 1), groups=18),
+    problem((1, 64, 33, 40), (64, 4, 3, 3), padding=3, dilation=3, groups=16),
+    problem((3, 128, 7, 7), (128, 8, 1, 2), groups=16),
     # Winograd's tiles, of which the last ones are short by an output where they do not come out even: along one axis or
     # both, all of them, with dilation, where tiles cut the kernel, along one axis alone.
     *(

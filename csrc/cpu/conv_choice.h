@@ -4,8 +4,8 @@
 //
 //   depthwise         one input channel in a group, four groups or more.
 //   group_tiles_bf16  groups of 16 to 32 channels, some of 8, by products of pairs of bfloat16.
-//   group_tiles       the same by products of numbers. Leaves 3x3 in float32 to winograd and bfloat16 to
-//                     rows_amx where these pay, and channels first to grouped.
+//   group_tiles       the same by products of numbers, and narrow groups joined. Leaves 3x3 in float32 to
+//                     winograd and bfloat16 to rows_amx where these pay, and channels first to grouped.
 //   grouped           many groups of up to 16 channels. Leaves wide ones of 3x3 in float32 to winograd where
 //                     that pays.
 //   winograd          where its transforms cost less than it saves beside direct sums at their fastest: by

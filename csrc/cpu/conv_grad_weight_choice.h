@@ -3,7 +3,8 @@
 //
 //   depthwise         one input channel in a group, four groups or more.
 //   group_tiles_bf16  groups of 16 to 32 channels, by products of pairs of pixels in bfloat16.
-//   group_tiles       the same by products of numbers. Leaves 3x3 in float32 to winograd where that pays.
+//   group_tiles       the same by products of numbers, and narrow groups joined. Leaves 3x3 in float32 to
+//                     winograd where that pays.
 //   grouped           many groups of up to 16 channels. Leaves more than 8 to winograd where that pays.
 //   gemm_amx          bfloat16 and float32 on processors with AMX. Leaves float32 without a stride to
 //                     winograd where that pays; refuses little work and, in float32, much padding.

@@ -61,10 +61,10 @@ struct LanesGradWeight {
 
     memory.base = workspace;
     partial = memory.take<A>(splits * blocks.count * block_weights);
-    scratches = memory.take<A>(p.threads * scratch);
-    offsets = memory.take<int64_t>(p.threads * kMaxRows * tap_rows);
+    scratches = memory.take_each<A>(p.threads, scratch);
+    offsets = memory.take_each<int64_t>(p.threads, kMaxRows * tap_rows);
     tile_count = tiled ? ceil_div(box_size[1], kTileRows) * ceil_div(box_size[2], kGradTilePixels) : 0;
-    tile_list = memory.take<char>(p.threads * tile_count * int64_t(sizeof(GradTile<A>)));
+    tile_list = memory.take_each<char>(p.threads, tile_count * int64_t(sizeof(GradTile<A>)));
     inside = memory.take<Range>(shape.axis[2].kernel);
   }
 
@@ -106,8 +106,7 @@ struct LanesGradWeight {
       A* sums = partial + split * size + part.begin * block_weights;
       fill_zero(sums, part.size() * block_weights);
       for (int64_t unit = units * split / splits; unit < units * (split + 1) / splits; ++unit) {
-        add_unit(unit, part, sums, offsets + thread * kMaxRows * tap_rows,
-                 tile_list + thread * tile_count * sizeof(GradTile<A>), scratches + thread * scratch);
+        add_unit(unit, part, sums, offsets[thread], tile_list[thread], scratches[thread]);
       }
     });
     parallel(blocks.count,
@@ -385,9 +384,10 @@ struct LanesGradWeight {
   int64_t box_size[kAxes], part_blocks = 1, tap_rows, block_weights;
   int64_t scratch_input = 0, scratch = 0, units, splits;
   ScratchLayout memory;
-  A *partial, *scratches;
-  int64_t* offsets;
-  char* tile_list;
+  A* partial;
+  PerThread<A> scratches;
+  PerThread<int64_t> offsets;
+  PerThread<char> tile_list;
   int64_t tile_count;
   Range* inside;
 };

@@ -1,10 +1,36 @@
-// How the channels of one group are copied to scratch memory and back.
+// How the channels of one group are copied to scratch memory and back, or those of some narrow ones that are
+// joined: two or four of equal width, which fill a vector side by side in memory, [group][channel], and take
+// turns in scratch memory, [channel][group].
 #pragma once
 
 #include "copy.h"
 #include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
+
+constexpr int kMostJoined = 4;         // groups
+constexpr int64_t kMostChannels = 32;  // that are copied, of a group or of joined ones
+
+// How many groups are joined; one alone, if that cannot be.
+inline int64_t joined_groups(const ConvProblem& p) {
+  const int64_t channels = p.shape.C_per_group(), lanes = lanes_of(p.dtype);
+  if (channels != p.shape.K_per_group()) return 1;
+  for (int64_t joined = kMostJoined; joined > 1; joined /= 2) {
+    if (joined * channels == lanes && channels > 1 && p.shape.groups % joined == 0) return joined;
+  }
+  return 1;
+}
+// visit(joined as std::integral_constant<int, joined>), for those of a type that fill its vectors.
+template <class A, class Visit>
+auto with_joined(int64_t joined, Visit&& visit) {
+  if constexpr (kLanes<A> >= 8) {
+    if (joined == 4) return visit(std::integral_constant<int, 4>());
+  }
+  if constexpr (kLanes<A> >= 4) {
+    if (joined == 2) return visit(std::integral_constant<int, 2>());
+  }
+  return visit(std::integral_constant<int, 1>());
+}
 
 // The rows of one group's source, side by side: columns of each residue of the stride, padded with zeros.
 struct GroupRows {
@@ -36,7 +62,7 @@ struct GroupRows {
 
 // Some channels of some rows of `width` columns to to[row][column][pixel]. What lies `next` elements further
 // is fetched for the next copy.
-template <class T>
+template <int Joined = 1, class T>
 void copy_group_rows(const T* source, int64_t step, int64_t width, Range rows, const GroupRows& row,
                      int64_t channels, int64_t pixel, int64_t next, Acc<T>* to) {
   for (int64_t i = rows.begin; i < rows.end; ++i) {
@@ -48,7 +74,9 @@ void copy_group_rows(const T* source, int64_t step, int64_t width, Range rows, c
       const T* at = from + (row.low + residue + inside.begin * row.step) * step;
       for (int64_t n = inside.size(); n > 0; --n, at += row.step * step, to += pixel) {
         constexpr bool kPairs = std::is_same_v<T, BFloat16Pair>;  // are copied as they are
-        if (kPairs && channels == 8) {
+        if constexpr (Joined > 1) {
+          store(to, turn_lanes<Joined>(load(at)));
+        } else if (kPairs && channels == 8) {
           __builtin_memcpy(to, at, 8 * sizeof(T));
         } else if (kPairs && channels == 4) {
           __builtin_memcpy(to, at, 4 * sizeof(T));
@@ -67,8 +95,11 @@ void copy_group_rows(const T* source, int64_t step, int64_t width, Range rows, c
 // The same for channels first, whose planes are `plane` apart.
 template <class From, class A>
 void turn_group_rows(From source, int64_t plane, int64_t width, Range rows, const GroupRows& row,
-                     int64_t channels, int64_t pixel, A* to) {
+                     int64_t channels, int64_t pixel, A* to, int64_t joined = 1) {
   constexpr int64_t L = kLanes<A>;
+  int64_t plane_of[kMostChannels];
+  for (int64_t n = 0; n < channels; ++n)
+    plane_of[n] = (n % joined * (channels / joined) + n / joined) * plane;
   for (int64_t i = 0; i < rows.size(); ++i) {
     for (int64_t residue = 0; residue < row.step; ++residue) {
       A* columns = to + (i * row.size() + residue * row.of_residue) * pixel;
@@ -94,7 +125,7 @@ void turn_group_rows(From source, int64_t plane, int64_t width, Range rows, cons
       c = min_of(c, channels - some);
       Vec<A> x[L] = {};
 #pragma GCC unroll 16
-      for (int64_t n = 0; n < some; ++n) x[n] = load_part(from + ((c + n) * plane + p), count);
+      for (int64_t n = 0; n < some; ++n) x[n] = load_part(from + (plane_of[c + n] + p), count);
       transpose<A>(x);
       for (int64_t n = 0; n < count; ++n) {
         if (place[n]) store(place[n] + c, x[n]);

@@ -1,7 +1,8 @@
 // Convolution of groups as wide as one or two vectors, and its gradient with respect to the input: a tile of
 // pixels for each group,
 //   destination[pixel, channel] = bias[channel] + sum over (tap, source channel) of source * weight
-// where source elements are broadcast and destination channels are the lanes.
+// where source elements are broadcast and destination channels are the lanes. Groups as wide as half or a
+// quarter of a vector are joined (conv_group_rows.h): elements of as many are broadcast at a time.
 //
 // A task copies its group's channels of some source rows into scratch memory, where pixels are close to each
 // other and zeros stand for the columns in the padding; pixels that a stride separates are put side by side.
@@ -14,6 +15,7 @@
 #include "entry.h"
 #include "packed_weights.h"
 #include "scratch.h"
+#include "stream.h"
 #include "winograd_choice.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -29,21 +31,27 @@ struct GroupTap {
 
 // Some taps' sums of Rows pixels, `depth` source channels a tap, on top of the bias or, if that is null, of
 // what is there. Pixels are Pixel elements apart in the source.
-template <Product P, class T, class V, int Rows, int Vectors, int64_t Pixel>
+template <Product P, class T, class V, int Joined, int Rows, int Vectors, int64_t Pixel>
 void group_tile(const GroupTap<Acc<T>>* tap, int64_t taps, int64_t at, int64_t depth, const Acc<T>* bias,
-                T* to, int64_t to_pixel) {
+                T* to, int64_t to_pixel, bool streamed) {
   using A = Acc<T>;
   constexpr int64_t L = sizeof(V) / sizeof(A);
+  if constexpr (Joined > 1) depth = L / Joined;
   V sum[Rows][Vectors] = {};
   for (; taps > 0; --taps, ++tap) {
     const A *a = tap->source + at * Pixel, *b = tap->weight;
-    for (int64_t d = 0; d < depth; ++d, ++a, b += kCols<A>) {
+    for (int64_t d = 0; d < depth; ++d, a += Joined, b += kCols<A>) {
       V y[Vectors];
 #pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) y[v] = load_unaligned<V>(b + v * L);
 #pragma GCC unroll 14
       for (int r = 0; r < Rows; ++r) {
-        const V x = a[r * Pixel] - V{};
+        V x;
+        if constexpr (Joined > 1) {
+          x = repeat<Joined>(a + r * Pixel);
+        } else {
+          x = a[r * Pixel] - V{};
+        }
 #pragma GCC unroll 2
         for (int v = 0; v < Vectors; ++v) sum[r][v] = add_product<P>(sum[r][v], x, y[v]);
       }
@@ -54,21 +62,23 @@ void group_tile(const GroupTap<Acc<T>>* tap, int64_t taps, int64_t at, int64_t d
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
       T* out = to + r * to_pixel + v * L;
+      const V y = turn_lanes<L / Joined>(sum[r][v]);
       if constexpr (P == Product::kPairs) {
-        store_rounded(out, load_unaligned<V>(bias + v * L) + sum[r][v]);
+        store_rounded(out, load_unaligned<V>(bias + v * L) + y);
       } else if constexpr (std::is_same_v<T, A>) {
-        store(out, load_unaligned<V>(bias ? bias + v * L : out) + sum[r][v]);
+        const V sum = load_unaligned<V>(bias ? bias + v * L : out) + y;
+        streamed && sizeof(V) == kAlignment ? stream(out, sum) : store(out, sum);
       } else {
-        store(out, (bias ? load(bias + v * L) : load(out)) + sum[r][v]);
+        store(out, (bias ? load(bias + v * L) : load(out)) + y);
       }
     }
   }
 }
 
-template <Product P, class T, int Vectors, int64_t Pixel, class V = Vec<Acc<T>>>
+template <Product P, class T, int Vectors, int64_t Pixel, int Joined = 1, class V = Vec<Acc<T>>>
 auto group_tile_of(int64_t rows) {
-  return with_count<kGroupRows<Vectors>>(rows,
-                                         [](auto n) { return &group_tile<P, T, V, n, Vectors, Pixel>; });
+  return with_count<kGroupRows<Vectors>>(
+      rows, [](auto n) { return &group_tile<P, T, V, Joined, n, Vectors, Pixel>; });
 }
 
 // T is the type of the tensors, E that of the elements which are multiplied: T, or pairs of channels in
@@ -89,8 +99,11 @@ struct GroupTiles {
         channels_last(p.layout == Layout::kChannelsLast),
         pairs_apart(kProduct == Product::kPairs && !has_pairs_in_weight(p)),
         row(shape, gradient),
-        source_channels(phases.source_channels),
-        to_channels(phases.channels),
+        joined(kProduct == Product::kPairs ? 1 : joined_groups(p)),
+        groups(shape.groups / joined),
+        depth(phases.source_channels),
+        source_channels(joined * depth),
+        to_channels(joined * phases.channels),
         pixel(source_channels > 16                                 ? 32
               : source_channels > 8 || kProduct == Product::kPairs ? 16
                                                                    : 8),
@@ -100,41 +113,63 @@ struct GroupTiles {
         to_height(gradient ? shape.axis[1].input : shape.axis[1].output),
         operands(operands_of<T, E>(b, gradient)) {
     panels = ceil_div(to_channels, kCols<A>);
+    streamed = streams();
     band = to_height;
     const auto box_size = [&] { return source_extent(shape.axis[1], gradient, band) * row.size() * pixel; };
     while (band > 1 &&
-           (box_size() > kBoxElements || shape.N * shape.groups * ceil_div(to_height, band) < kFewTasks)) {
+           (box_size() > kBoxElements || shape.N * groups * ceil_div(to_height, band) < kFewTasks)) {
       band = ceil_div(band, 2);
     }
-    scratch_size = box_size();
-    panel_size = shape.taps() * (pairs_apart ? 2 * source_channels : source_channels) * kCols<A>;
-    packed = PackedWeights<A>(p, shape.groups, panels * panel_size);
+    panel_size = shape.taps() * (pairs_apart ? 2 * depth : depth) * kCols<A>;
+    packed = PackedWeights<A>(p, groups, panels * panel_size);
     memory.base = packed.place(b, workspace);
-    scratch = memory.take<A>(p.threads * scratch_size);
-    lists = memory.take<GroupTap<A>>(p.threads * phases.max_taps);
-    results_size = channels_last ? 0 : round_up(band * to_width * to_channels, 64);
-    results = memory.take<T>(p.threads * results_size);
+    boxes = memory.take_each<A>(p.threads, box_size());
+    lists = memory.take_each<GroupTap<A>>(p.threads, phases.max_taps);
+    results = memory.take_each<T>(p.threads, channels_last ? 0 : band * to_width * to_channels);
   }
 
   int64_t workspace_bytes() const { return packed.bytes() + memory.bytes; }
+
+  // Whether nothing of the result would be left in the caches for the operator that reads it, and whether it
+  // is whole lines, each written once.
+  bool streams() const {
+    const int64_t pixel_bytes = groups * to_channels * int64_t(sizeof(T));
+    return channels_last && to_channels == L && L * int64_t(sizeof(T)) == kAlignment &&
+           shape.N * to_height * to_width * pixel_bytes > kStreamedBytes &&
+           phases.max_taps * depth <= kChain &&
+           reinterpret_cast<uintptr_t>(operands.destination) % kAlignment == 0;
+  }
 
   void run(const Parallel& parallel) const {
     Gather kernel = phase(0);  // with all taps
     for (int a = 1; a < kAxes; ++a) kernel.axis[a] = {0, 1, 1, 1, 1, shape.axis[a].kernel, 0, 1, 0, 1};
     const auto pack = [&](int64_t group, A* to, int) {
+      if (joined > 1) return pack_joined(kernel, group, to);
       for (int64_t n = 0; n < panels; ++n)
         pack_panel(kernel, group, block(n, kCols<A>, to_channels), to + n * panel_size);
     };
     packed.start(parallel, pack);
     const int64_t bands = ceil_div(to_height, band);
-    parallel(shape.N * bands * shape.groups, [&](int64_t task, int thread) {
-      const int64_t group = task % shape.groups, image = task / shape.groups / bands;
-      compute(image, group, packed.get(group, thread, pack),
-              block(task / shape.groups % bands, band, to_height), scratch + thread * scratch_size,
-              lists + thread * phases.max_taps, results + thread * results_size);
+    parallel(shape.N * bands * groups, [&](int64_t task, int thread) {
+      const int64_t group = task % groups, image = task / groups / bands;
+      compute(image, group, packed.get(group, thread, pack), block(task / groups % bands, band, to_height),
+              boxes[thread], lists[thread], results[thread]);
     });
   }
 
+  // [tap][source channel][lane], lanes being [channel][group].
+  void pack_joined(const Gather& kernel, int64_t group, A* to) const {
+    for (int64_t m = 0; m < kernel.taps(); ++m, to += depth * kCols<A>) {
+      const E* tap = operands.weight + group * joined * phases.weight_group + phases.weight_offset(kernel, m);
+      for (int64_t n = 0; n < joined; ++n) {
+        for (int64_t k = 0; k < phases.channels; ++k) {
+          const E* w = tap + n * phases.weight_group + k * phases.weight_channel;
+          A* lane = to + k * joined + n;
+          for (int64_t d = 0; d < depth; ++d) lane[d * kCols<A>] = load_one(w + d * phases.weight_source);
+        }
+      }
+    }
+  }
   void pack_panel(Gather kernel, int64_t group, Range channels, A* to) const {
     if constexpr (kProduct == Product::kPairs) {
       if (pairs_apart) {  // in the weight: joined after they have been packed
@@ -148,7 +183,7 @@ struct GroupTiles {
   }
 
   Gather phase(int64_t number) const {
-    Gather g = {{kUnitAxis, kUnitAxis, kUnitAxis}, {1, to_height, to_width}, shape.N, source_channels};
+    Gather g = {{kUnitAxis, kUnitAxis, kUnitAxis}, {1, to_height, to_width}, shape.N, depth};
     for (int a = kAxes - 1; a > 0; --a) {
       const Window& w = shape.axis[a];
       g.axis[a] = phases.gradient ? grad_input_phase(w, number % phases.count[a]) : forward_phase(w);
@@ -179,44 +214,48 @@ struct GroupTiles {
             for (int64_t m2 = 0; m2 < x.taps; ++m2) {
               const int64_t column = (from - read.begin) * row.size() + row.at(x.source_index(0, m2));
               const int64_t tap = (y.tap + m1 * y.tap_step) * shape.axis[2].kernel + x.tap + m2 * x.tap_step;
-              taps[count++] = {box + column * pixel,
-                               weights + n * panel_size + tap * source_channels * kCols<A>};
+              taps[count++] = {box + column * pixel, weights + n * panel_size + tap * depth * kCols<A>};
             }
           }
           const int64_t channels = min_of(kCols<A>, to_channels - n * kCols<A>);
           A add[kCols<A>] = {};
           if (operands.bias) copy_run(operands.bias + group * to_channels + n * kCols<A>, add, channels);
           row_of_tiles(taps, count, x, channels, add,
-                       result + (at - rows.begin) * to_width * pixel_step + n * kCols<A>, pixel_step);
+                       result + (at - rows.begin) * to_width * pixel_step + n * kCols<A>, pixel_step,
+                       y.step * to_width * pixel_step);
         }
       }
     }
+    if (streamed) end_streams();
     if (!channels_last)
       store_group_planes(result, to_channels, rows.size() * to_width, phases.destination.channel, first);
   }
 
-  // `to`: pixel 0 of the row.
+  // `to`: pixel 0 of the row. The one that comes next is fetched.
   void row_of_tiles(const GroupTap<A>* taps, int64_t count, const PhaseAxis& x, int64_t channels,
-                    const A* add, T* to, int64_t pixel_step) const {
-    const int64_t step = x.step * pixel_step, next_row = to_width * pixel_step;
+                    const A* add, T* to, int64_t pixel_step, int64_t next_row) const {
+    const int64_t step = x.step * pixel_step;
     to += x.start * pixel_step;
     const int64_t tiles = ceil_div(x.count, channels > L ? kGroupRows<2> : kGroupRows<1>);
     const int64_t least = x.count / max_of(tiles, 1);
     const int64_t longer = x.count - least * tiles;
-    const int64_t part = sizeof(T) < sizeof(A) ? max_of(count, 1) : kChain / source_channels;
+    const int64_t part = sizeof(T) < sizeof(A) ? max_of(count, 1) : kChain / depth;
     for (int64_t i = 0, j = 0; i < tiles; ++i) {
       const int64_t size = least + (i < longer);
-      for (int64_t i = j; i < j + size; ++i) __builtin_prefetch(to + i * step + next_row, 1);
+      for (int64_t i = j; i < j + size && !streamed; ++i) __builtin_prefetch(to + i * step + next_row, 1);
       for (int64_t first = 0; first < max_of(count, 1); first += part) {
-        tile(size, channels > L)(taps + first, min_of(part, count - first), j, source_channels,
-                                 first == 0 ? add : nullptr, to + j * step, step);
+        tile(size, channels > L)(taps + first, min_of(part, count - first), j, depth,
+                                 first == 0 ? add : nullptr, to + j * step, step, streamed);
       }
       j += size;
     }
   }
   auto tile(int64_t rows, bool wide) const {
     if constexpr (kProduct == Product::kPairs) {
-      if (to_channels == kHalfGroup) return group_tile_of<kProduct, T, 1, 16, HalfVec>(rows);
+      if (to_channels == kHalfGroup) return group_tile_of<kProduct, T, 1, 16, 1, HalfVec>(rows);
+    } else if (joined > 1) {
+      constexpr int64_t kPixel = max_of(L, 8);
+      return with_joined<A>(joined, [&](auto j) { return group_tile_of<kProduct, T, 1, kPixel, j>(rows); });
     }
     if (pixel == 8) return group_tile_of<kProduct, T, 1, 8>(rows);
     if (pixel == 16 || kProduct == Product::kPairs)
@@ -230,47 +269,58 @@ struct GroupTiles {
     const E* from =
         operands.source + image * phases.source.image + group * source_channels * phases.source.channel;
     if (channels_last) {
-      copy_group_rows(from, phases.source.pixel, width, read, row, source_channels, pixel, source_channels,
-                      box);
+      with_joined<A>(joined, [&](auto j) {
+        copy_group_rows<j>(from, phases.source.pixel, width, read, row, source_channels, pixel,
+                           source_channels, box);
+      });
     } else if constexpr (kProduct == Product::kPairs) {
       const int64_t plane = numbers.source.channel;
       const T* first = reinterpret_cast<const T*>(operands.source) + image * numbers.source.image +
                        group * numbers.source_channels * plane;
       turn_group_rows(BFloat16Pairs{first, plane}, 2 * plane, width, read, row, source_channels, pixel, box);
     } else {
-      turn_group_rows(from, phases.source.channel, width, read, row, source_channels, pixel, box);
+      turn_group_rows(from, phases.source.channel, width, read, row, source_channels, pixel, box, joined);
     }
     return read;
   }
 
   Phases numbers, phases;  // of single channels, and of what is multiplied
   ConvShape shape;
-  bool channels_last, pairs_apart;
+  bool channels_last, pairs_apart, streamed;
   GroupRows row;
-  int64_t source_channels, to_channels, pixel;  // of a group; elements of a copied pixel
+  int64_t joined, groups, depth;                // how many are one; source channels of one alone
+  int64_t source_channels, to_channels, pixel;  // of joined ones; elements of a copied pixel
   int64_t width, height, to_width, to_height;
   Operands<T, E> operands;
-  int64_t panels, band, scratch_size, results_size, panel_size;
+  int64_t panels, band, panel_size;
   PackedWeights<A> packed;
   ScratchLayout memory;  // behind them
-  A* scratch;
-  GroupTap<A>* lists;
-  T* results;  // channels first: of a band, before they are turned
+  PerThread<A> boxes;
+  PerThread<GroupTap<A>> lists;
+  PerThread<T> results;  // channels first: of a band, before they are turned
 };
 
+// Groups of which each fills vectors alone; `halves`: or half a vector, with pairs of bfloat16.
 template <bool Gradient>
-const char* group_tiles_excludes(const ConvProblem& p, bool pairs = false) {
+const char* wide_groups_exclude(const ConvProblem& p, bool halves) {
   const int64_t C = p.shape.C_per_group(), K = p.shape.K_per_group();
   const int64_t from = Gradient ? K : C, to = Gradient ? C : K;
   const int64_t lanes = lanes_of(p.dtype);
-  if (p.shape.groups < 4) return "takes four groups or more";
-  const bool halves = pairs && from == kHalfGroup && to == kHalfGroup;
+  halves &= from == kHalfGroup && to == kHalfGroup;
   const bool eights = from == 8 && to == 8 && lanes == 8 && p.dtype != DType::kFloat64;  // AVX2
   if (!halves && !eights && (from < 16 || from > 32)) return "takes 16 to 32 channels in a group";
   if (!halves && to != lanes && to % (2 * lanes) != 0) return "takes whole vectors of channels in a group";
-  const Window& z = p.shape.axis[0];
-  if (z.input != 1 || z.kernel != 1 || z.padding != 0) return "takes two axes";
   return nullptr;
+}
+inline const char* group_axes_exclude(const ConvProblem& p) {
+  const Window& z = p.shape.axis[0];
+  if (p.shape.groups < 4) return "takes four groups or more";
+  return z.input != 1 || z.kernel != 1 || z.padding != 0 ? "takes two axes" : nullptr;
+}
+template <bool Gradient>
+const char* group_tiles_excludes(const ConvProblem& p) {
+  const char* reason = joined_groups(p) > 1 ? nullptr : wide_groups_exclude<Gradient>(p, false);
+  return reason ? reason : group_axes_exclude(p);
 }
 
 using PairsGroupTiles = GroupTiles<BFloat16, BFloat16Pair>;
@@ -278,7 +328,8 @@ using PairsGroupTiles = GroupTiles<BFloat16, BFloat16Pair>;
 template <bool Gradient>
 const char* group_tiles_bf16_refuses(const ConvProblem& p) {
   if (const char* reason = pairs_excludes<Gradient>(p)) return reason;
-  return group_tiles_excludes<Gradient>(p, p.layout == Layout::kChannelsLast);
+  if (const char* reason = wide_groups_exclude<Gradient>(p, p.layout == Layout::kChannelsLast)) return reason;
+  return group_axes_exclude(p);
 }
 
 template <bool Gradient>

@@ -25,7 +25,6 @@ struct LanesConv {
   static constexpr bool kMayBeInPlace = std::is_same_v<T, A> || std::is_same_v<T, BFloat16>;
   static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
   static constexpr int64_t kRowsInCache = (512 << 10) / sizeof(A);  // elements of the source, in place
-  static constexpr int64_t kStreamedBytes = 4 * kCachedBytes;       // results beyond pass the caches
   static constexpr int64_t kLeastProducts = 1 << 17;                // of a task, in place
   static constexpr int64_t kFewTasks = 16, kMostBlocks = 8, kFewBoxes = 4;
 
@@ -58,10 +57,10 @@ struct LanesConv {
     memory.base = workspace;
     packed = memory.take<A>(blocks.count * block_weights);
     packed_bias = memory.take<A>(blocks.count * to.planes * L);
-    tap_rows = memory.take<char>(p.threads * rows * int64_t(sizeof(TapRow<A>)));
+    tap_rows = memory.take_each<char>(p.threads, rows * int64_t(sizeof(TapRow<A>)));
     for (int a = 0; a < kAxes; ++a) phase[a] = memory.take<PhaseAxis>(phases[a]);
     insides = memory.take<Range>(phases[2] * shape.axis[2].kernel);
-    scratches = memory.take<A>(p.threads * scratch);
+    scratches = memory.take_each<A>(p.threads, scratch);
   }
 
   int64_t workspace_bytes() const { return memory.bytes; }
@@ -180,7 +179,7 @@ struct LanesConv {
       }
       const T* image = operands.source + index * from.strides.image;
       T* result = operands.destination + index * to.strides.image;
-      char* list = tap_rows + thread * rows * sizeof(TapRow<A>);
+      char* list = tap_rows[thread];
       if constexpr (kMayBeInPlace) {
         if (in_place) {
           const int64_t first = blocks.first(part.begin);
@@ -193,7 +192,7 @@ struct LanesConv {
       Box read;
       for (int a = 0; a < kAxes; ++a)
         read.set(a, source_range(shape.axis[a], gradient, box.begin[a], box.end[a]));
-      A* loaded = scratches + thread * scratch;
+      A* loaded = scratches[thread];
       A* sums = loaded + source_scratch;
       const auto reading = staged_view<const A>(loaded, read, from.planes);
       const auto writing = staged_view(sums, box, to.planes);
@@ -451,12 +450,13 @@ struct LanesConv {
   int64_t phases[kAxes], box_size[kAxes];
   int64_t part_blocks = 1, block_weights, source_scratch = 0, scratch = 0, rows;
   ScratchLayout memory;
-  A *packed, *packed_bias, *scratches;
+  A *packed, *packed_bias;
+  PerThread<A> scratches;
   bool tiled = false;
   int64_t tile_rows = 1, row_step = 1, column_step = 1;
   PhaseAxis* phase[kAxes];
   Range* insides;  // [phase][tap] of the last axis
-  char* tap_rows;
+  PerThread<char> tap_rows;
 };
 
 template <bool Gradient>

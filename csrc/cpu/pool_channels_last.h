@@ -74,8 +74,7 @@ struct PoolChannelsLast {
         put(shape, output) {
     scratch.base = workspace;
     for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, false, scratch);
-    most_rows = round_up(shape.axis[0].kernel * shape.axis[1].kernel, kAlignment);
-    rows = scratch.take<Row>(p.threads * most_rows);
+    rows = scratch.take_each<Row>(p.threads, shape.axis[0].kernel * shape.axis[1].kernel);
   }
 
   static constexpr bool kGradient = false, kStoresOffsets = mode == PoolMode::kMaxOffsets;
@@ -93,7 +92,7 @@ struct PoolChannelsLast {
   void all_rows(int thread) const {
     const Window &d = shape.axis[0], &h = shape.axis[1];
     for (RowPosition row(0, d.output, h.output); row.plane < shape.N; row.next(d.output, h.output)) {
-      output_row(row, rows + thread * most_rows, {0, C});
+      output_row(row, rows[thread], {0, C});
     }
   }
 
@@ -101,9 +100,8 @@ struct PoolChannelsLast {
     prepare();
     const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
     const ChannelsLastTasks tasks(shape.N * d.output * h.output, w.output, C, shape.taps());
-    tasks.run(parallel, d.output, h.output, put.streamed, [&](const RowPosition& row, Range c, int thread) {
-      output_row(row, rows + thread * most_rows, c);
-    });
+    tasks.run(parallel, d.output, h.output, put.streamed,
+              [&](const RowPosition& row, Range c, int thread) { output_row(row, rows[thread], c); });
   }
 
   // One output pixel.
@@ -201,8 +199,7 @@ struct PoolChannelsLast {
   ResultStores put;
   ScratchLayout scratch;
   AxisTable axis[kAxes];
-  int64_t most_rows;  // room for each thread
-  Row* rows;
+  PerThread<Row> rows;
 };
 
 constexpr const char* kChannelsLastSummary = "vectors over the channels";

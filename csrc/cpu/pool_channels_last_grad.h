@@ -40,10 +40,8 @@ struct PoolGradChannelsLast {
       if (kAverage) divisor[a] = scratch.take<int64_t>(shape.axis[a].output);
       if (kAverage) common[a] = scratch.take<int64_t>(shape.axis[a].input);
     }
-    most_rows = round_up(shape.windows_over_input(0) * shape.windows_over_input(1), kAlignment);
-    windows = scratch.take<Row>(p.threads * most_rows);
-    most_carried = round_up(C, kAlignment) * (kTaps - kStride);
-    carried = scratch.take<A>(p.threads * most_carried);
+    windows = scratch.take_each<Row>(p.threads, shape.windows_over_input(0) * shape.windows_over_input(1));
+    carried = scratch.take_each<A>(p.threads, round_up(C, kAlignment) * (kTaps - kStride));
   }
 
   static constexpr bool kGradient = true, kStoresOffsets = false;
@@ -202,7 +200,7 @@ struct PoolGradChannelsLast {
 
   void input_row(const RowPosition& at, int thread, Range c) const {
     const Window &d = shape.axis[0], &h = shape.axis[1], &w = shape.axis[2];
-    Row *const rows = windows + thread * most_rows, *end = rows;
+    Row *const rows = windows[thread], *end = rows;
     for (int64_t i = axis[0].begin[at.depth]; i < axis[0].begin[at.depth + 1]; ++i) {
       for (int64_t j = axis[1].begin[at.height]; j < axis[1].begin[at.height + 1]; ++j) {
         const Reader o = axis[0].reader[i], p = axis[1].reader[j];
@@ -213,8 +211,8 @@ struct PoolGradChannelsLast {
     }
     if constexpr (kTaps > 0) {
       const auto inputs = [&](auto streamed, int64_t q, int64_t q_end, bool in_order) {
-        const Inputs<streamed> beneath = {
-            *this, rows, end, at.number * w.input * C, q, q_end, carried + thread * most_carried, in_order};
+        const Inputs<streamed> beneath = {*this,           rows,    end, at.number * w.input * C, q, q_end,
+                                          carried[thread], in_order};
         each_channel_block<A, side_by_side()>(c.begin, c.end, beneath);
       };
       const bool in_order =
@@ -258,9 +256,8 @@ struct PoolGradChannelsLast {
   ScratchLayout scratch;
   AxisTable axis[kAxes];
   int64_t *divisor[kAxes] = {}, *common[kAxes] = {};
-  int64_t most_rows, most_carried;  // room for each thread
-  Row* windows;
-  A* carried;
+  PerThread<Row> windows;
+  PerThread<A> carried;
 };
 
 template <class T>

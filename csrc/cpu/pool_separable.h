@@ -24,8 +24,8 @@ struct PoolSeparable {
     set_buffers(b);
     scratch.base = workspace;
     for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, false, scratch);
-    values = scratch.take<A>(p.threads * reduced);
-    taps = kStoresOffsets ? scratch.take<Offset<A>>(p.threads * reduced) : nullptr;
+    values = scratch.take_each<A>(p.threads, reduced);
+    taps = scratch.take_each<Offset<A>>(p.threads, kStoresOffsets ? reduced : 0);
   }
 
   int64_t workspace_bytes() const { return scratch.bytes; }
@@ -90,8 +90,8 @@ struct PoolSeparable {
     const Window& w = shape.axis[2];
     const T *row = input + n * input_rows * w.input * C + c,
             *input_end = input + shape.N * input_rows * w.input * C;
-    A* to = values + thread * reduced;
-    Offset<A>* tap_to = taps + thread * reduced;
+    A* to = values[thread];
+    Offset<A>* tap_to = taps[thread];
     for (int64_t y = 0; y < input_rows; ++y, row += w.input * C) {
       for (int64_t q = 0; q < w.output; ++q, to += V * L, tap_to += V * L) {
         const Span span = axis[2].span[q];
@@ -123,12 +123,13 @@ struct PoolSeparable {
         for (int64_t z = 0; z < sd.count; ++z) {
           for (int64_t y = 0; y < sh.count; ++y) {
             const int64_t input_row = (sd.index + z * d.dilation) * h.input + sh.index + y * h.dilation;
-            const int64_t from = thread * reduced + (input_row * w.output + q) * V * L;
+            const int64_t from = (input_row * w.output + q) * V * L;
             const OffsetVec<A> tap = broadcast_offset<A>(((sd.tap + z) * h.kernel + sh.tap + y) * w.kernel);
             for (int v = 0; v < V; ++v) {
               OffsetVec<A> next_tap = tap;
-              if constexpr (kStoresOffsets) next_tap += load_unaligned<OffsetVec<A>>(taps + from + v * L);
-              best.take(best.value[v], best.tap[v], load(values + from + v * L), next_tap);
+              if constexpr (kStoresOffsets)
+                next_tap += load_unaligned<OffsetVec<A>>(taps[thread] + from + v * L);
+              best.take(best.value[v], best.tap[v], load(values[thread] + from + v * L), next_tap);
             }
           }
         }
@@ -151,8 +152,8 @@ struct PoolSeparable {
   void* offsets;
   ScratchLayout scratch;
   AxisTable axis[kAxes];
-  A* values;
-  Offset<A>* taps;
+  PerThread<A> values;
+  PerThread<Offset<A>> taps;
 };
 
 inline const char* separable_refuses(const PoolProblem& p) {

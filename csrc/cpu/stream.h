@@ -11,6 +11,8 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
+constexpr int64_t kStreamedBytes = 4 * kCachedBytes;  // results of convolutions beyond pass the caches
+
 // A vector of elements as they are in memory.
 template <class T>
 struct StoredOf {

@@ -70,6 +70,49 @@ CNNEXT_INLINE Vec<A> broadcast(A x) {
   return x - Vec<A>{};
 }
 
+// `Few` neighbours again and again, by one load.
+template <int Few, class A>
+CNNEXT_INLINE Vec<A> repeat(const A* p) {
+  constexpr int kBytes = Few * sizeof(A);
+  if constexpr (Few == 1) {
+    return broadcast(*p);
+  } else if constexpr (kBytes == CNNEXT_VECTOR_BYTES) {
+    return load_unaligned<Vec<A>>(p);
+  } else if constexpr (kBytes == 8) {
+    using Bits = typename VecOf<int64_t, kLanes<double>>::type;
+    return bit_cast<Vec<A>>(load_unaligned<int64_t>(p) - Bits{});
+  } else {  // in assembly, as compilers go through memory
+    typedef A Block __attribute__((vector_size(kBytes), aligned(sizeof(A))));
+    const auto& block = *reinterpret_cast<const Block*>(p);
+    Vec<A> v = {};
+#if CNNEXT_VECTOR_BYTES == 64
+    if constexpr (kBytes == 16) {
+      asm("vbroadcastf32x4 %1, %0" : "=v"(v) : "m"(block));
+    } else {
+      asm("vbroadcastf64x4 %1, %0" : "=v"(v) : "m"(block));
+    }
+#elif CNNEXT_VECTOR_BYTES == 32
+    asm("vbroadcastf128 %1, %0" : "=x"(v) : "m"(block));
+#endif
+    return v;
+  }
+}
+
+// The lanes [Rows][columns] as [columns][Rows].
+template <int Rows, class V, int... Lane>
+CNNEXT_INLINE V turn_lanes(V x, std::integer_sequence<int, Lane...>) {
+  constexpr int kColumns = sizeof...(Lane) / Rows;
+  return __builtin_shufflevector(x, x, (Lane % Rows * kColumns + Lane / Rows)...);
+}
+template <int Rows, class V>
+CNNEXT_INLINE V turn_lanes(V x) {
+  if constexpr (Rows == 1) {
+    return x;
+  } else {
+    return turn_lanes<Rows>(x, std::make_integer_sequence<int, sizeof(V) / sizeof(x[0])>());
+  }
+}
+
 // 16-bit floats as 32-bit lanes. U is a vector of uint32_t, F of float, I of int32_t, all of the same length
 // (or the scalars themselves): one body serves vectors and tails.
 template <class F, class U>
