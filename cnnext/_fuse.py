@@ -4,43 +4,36 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import nn
-from ._convert import convert
+from ._convert import _OURS, _exchange
+from ._trace import iadd, trace, writes
 
 _FUSED = {nn.Conv1d: nn.FusedConv1d, nn.Conv2d: nn.FusedConv2d, nn.Conv3d: nn.FusedConv3d}
-_NORMS = {nn.Conv1d: torch.nn.BatchNorm1d, nn.Conv2d: torch.nn.BatchNorm2d, nn.Conv3d: torch.nn.BatchNorm3d}
-_ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
+_NORMS = {  # by the convolution that takes them in
+    conv: getattr(torch.nn, f"BatchNorm{dims}d")
+    for dims in (1, 2, 3)
+    for conv in (getattr(nn, f"Conv{dims}d"), getattr(nn, f"ConvTranspose{dims}d"))
+}
+_ADDITIONS: tuple[Any, ...] = (operator.add, iadd, torch.add, "add", "add_")
 _RELUS: tuple[Any, ...] = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 
 
-class _Tracer(Tracer):
-    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__module__ == nn.__name__ or super().is_leaf_module(m, module_qualified_name)
+def _is_plain(module: torch.nn.Module) -> bool:
+    """Whether a module is what its class says: no hooks, no forward of its own."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
-def _writes(node: Node, module: torch.nn.Module | None) -> bool:
-    """Whether a node may change a tensor that it was given."""
-    if node.kwargs.get("inplace") or "out" in node.kwargs or getattr(module, "inplace", False):
-        return True
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.op == "call_method":
-        return (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
-    in_operators = getattr(node.target, "__module__", "") == "_operator" and name.startswith("i")
-    return node.op == "call_function" and (name.endswith("_") or in_operators or name == "setitem")
-
-
-def _has_hooks(module: torch.nn.Module | None) -> bool:
-    return module is not None and bool(module._forward_hooks or module._forward_pre_hooks)
+def _module(node: Node, modules: dict[str, torch.nn.Module]) -> torch.nn.Module | None:
+    return modules.get(str(node.target)) if node.op == "call_module" else None
 
 
 class _Chain:
@@ -50,18 +43,31 @@ class _Chain:
     def __init__(self, conv: Node, modules: dict[str, torch.nn.Module]) -> None:
         self.modules = modules
         self.nodes = [conv]
-        self.residual: Node | None = None
         self.activation, self.negative_slope = "none", 0.01
         self.norm = self._extend(self._is_norm)
-        self._extend(self._is_addition)
-        self._extend(self._is_activation)
+        self.addition: Node | None = None
+        if type(self.module(conv)) in _FUSED:
+            self.addition = self._extend(self._is_addition)
+            self._extend(self._is_activation)
 
     def module(self, node: Node) -> torch.nn.Module | None:
-        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+        return _module(node, self.modules)
+
+    @property
+    def epilogue(self) -> tuple[Any, ...]:
+        """What all calls of one convolution must have in common."""
+        return self.norm and self.norm.target, self.activation, self.negative_slope
+
+    @property
+    def residual(self) -> tuple[Any, ...]:
+        if self.addition is None:
+            return ()
+        return tuple(arg for arg in self.addition.args if arg not in self.nodes)
 
     def _extend(self, accepts: Callable[[Node], bool]) -> Node | None:
         users = list(self.nodes[-1].users)
-        if len(users) != 1 or _has_hooks(self.module(users[0])) or not self._may_move_to(users[0]):
+        module = self.module(users[0]) if len(users) == 1 else None
+        if len(users) != 1 or (module is not None and not _is_plain(module)) or not self._may_move_to(users[0]):
             return None
         if not accepts(users[0]):
             return None
@@ -72,14 +78,15 @@ class _Chain:
         """Nothing in between that may write to what the chain reads."""
         node = self.nodes[0].next
         while node is not end:
-            if node not in self.nodes and _writes(node, self.module(node)):
+            if node not in self.nodes and writes(node, self.module(node)):
                 return False
             node = node.next
         return True
 
     def _is_norm(self, node: Node) -> bool:
-        norm = self.module(node)
-        return type(norm) is _NORMS[type(self.module(self.nodes[0]))] and norm.running_mean is not None  # type: ignore
+        norm: Any = self.module(node)
+        kinds = (_NORMS[type(self.module(self.nodes[0]))], torch.nn.SyncBatchNorm)  # type: ignore[index]
+        return type(norm) in kinds and norm.running_mean is not None
 
     def _is_addition(self, node: Node) -> bool:
         last = self.nodes[-1]
@@ -87,20 +94,17 @@ class _Chain:
             return False
         first, second = node.args
         residual = second if first is last else first
-        if not isinstance(residual, Node) or residual is last or (first is residual and _writes(node, None)):
-            return False
-        self.residual = residual
-        return True
+        return isinstance(residual, Node) and residual is not last and (first is last or not writes(node, None))
 
     def _is_activation(self, node: Node) -> bool:
-        module = self.module(node)
+        module: Any = self.module(node)
         kind = type(module)
         if kind is torch.nn.ReLU or (module is None and node.target in _RELUS):
             self.activation = "relu"
         elif kind is torch.nn.ReLU6 or node.target is F.relu6:
             self.activation = "relu6"
         elif kind is torch.nn.LeakyReLU or node.target is F.leaky_relu:
-            slope = getattr(module, "negative_slope", node.kwargs.get("negative_slope", (*node.args, 0.01)[1]))
+            slope = module.negative_slope if module else node.kwargs.get("negative_slope", (*node.args, 0.01)[1])
             if not isinstance(slope, (int, float)):
                 return False
             self.activation, self.negative_slope = "leaky_relu", float(slope)
@@ -109,43 +113,77 @@ class _Chain:
         return True
 
 
-def _replace(graph: Graph, chain: _Chain, model: GraphModule) -> None:
-    conv_node, last = chain.nodes[0], chain.nodes[-1]
-    name = str(conv_node.target)
-    conv: Any = model.get_submodule(name)
-    if chain.norm is not None:
-        conv = fuse_conv_bn_eval(conv, model.get_submodule(str(chain.norm.target)))  # type: ignore
-    if chain.residual is not None or chain.activation != "none":
+@torch.no_grad()
+def _fold(conv: Any, norm: Any) -> None:
+    """Makes conv(x) what norm(conv(x)) was, in float64 and rounded once."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale *= norm.weight.double()
+    shift = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
+    shift *= scale
+    if norm.bias is not None:
+        shift += norm.bias.double()
+    if conv.transposed:  # [C, K / groups, ...]
+        by_group = scale.view(conv.groups, 1, -1)
+        scales = by_group.expand(-1, conv.in_channels // conv.groups, -1).flatten(0, 1)
+    else:  # [K, C / groups, ...]
+        scales = scale.view(-1, 1)
+    weight = conv.weight.double() * scales.reshape(*scales.shape, *(1 for _ in conv.kernel_size))
+    dtype, wants_grad = conv.weight.dtype, conv.weight.requires_grad
+    conv.weight = torch.nn.Parameter(weight.to(dtype), wants_grad)
+    conv.bias = torch.nn.Parameter(shift.to(dtype), wants_grad)
+
+
+def _fuse_calls(graph: Graph, conv: Any, chains: list[_Chain], modules: dict[str, torch.nn.Module]) -> None:
+    """Puts a convolution into the places of chains with the same epilogue."""
+    if chains[0].norm is not None:
+        _fold(conv, modules[str(chains[0].norm.target)])
+    if chains[0].activation != "none" or any(chain.addition for chain in chains):
         conv.__class__ = _FUSED[type(conv)]
-        conv.activation, conv.negative_slope = chain.activation, chain.negative_slope
-    model.set_submodule(name, conv)
-    with graph.inserting_before(last):
-        residual = () if chain.residual is None else (chain.residual,)
-        fused = graph.call_module(name, (*conv_node.args, *residual))
-    last.replace_all_uses_with(fused)
-    for node in reversed(chain.nodes):
-        graph.erase_node(node)
+        conv.activation, conv.negative_slope = chains[0].activation, chains[0].negative_slope
+    for chain in chains:
+        call, last = chain.nodes[0], chain.nodes[-1]
+        with graph.inserting_before(last):
+            fused = graph.call_module(str(call.target), (*call.args, *chain.residual), call.kwargs)
+        last.replace_all_uses_with(fused)
+        for node in reversed(chain.nodes):
+            graph.erase_node(node)
+
+
+def _skip_identities(graph: Graph, modules: dict[str, torch.nn.Module]) -> None:
+    """Identity, and dropout in eval mode, give back the tensor that they are given."""
+    for node in list(graph.nodes):
+        module = _module(node, modules)
+        if module is None or not _is_plain(module) or len(node.args) != 1:
+            continue
+        is_dropout = type(module).__module__ == "torch.nn.modules.dropout"
+        if type(module) is torch.nn.Identity or (is_dropout and not module.training):
+            node.replace_all_uses_with(cast(Node, node.args[0]))
+            graph.erase_node(node)
 
 
 def fuse(model: torch.nn.Module) -> GraphModule:
     """A copy of a model for inference, in which convolutions do what follows them.
 
-    Batch norms are folded into the weights of the convolutions before them, and an addition (of a shortcut) and an
-    activation (ReLU, ReLU6, LeakyReLU) are computed as a convolution stores its results: passes over feature maps
-    that are saved. Convolution and pooling layers become ours, as by `convert`. The rounding differs from the model's,
-    as folded weights are others.
+    Batch norms are folded into the weights of the convolutions (also transposed ones) before them, and an addition (of
+    a shortcut) and an activation (ReLU, ReLU6, LeakyReLU) are computed as a convolution stores its results: passes over
+    feature maps that are saved. Identities and dropout go. Convolution and pooling layers become ours, as by `convert`.
+    The rounding differs from the model's, as folded weights are others.
 
     Args:
         model: in eval mode, and such that `torch.fx.symbolic_trace` takes it: its forward does not branch on what
-            tensors hold. Its layers with hooks, and those that are called several times, stay as they are.
+            tensors hold or how large they are. Arguments of forward that are None or a bool by default stay so. Layers
+            with hooks or parametrizations, those whose weights forward reads, and those that are called several times
+            with different layers after them stay as they are.
 
     Returns:
         A `torch.fx.GraphModule`; run it where no gradients are wanted (`torch.no_grad()`), else each step is computed
         on its own. The model that was given is left as it is.
 
     Raises:
-        ValueError: the model is in training mode.
-        torch.fx.proxy.TraceError: its forward can not be traced; parts of it may be fused instead.
+        ValueError: the model or one of its batch norms is in training mode, or the model itself has hooks.
+        torch.fx.proxy.TraceError: a forward can not be traced, which the message names; parts of the model may be
+            fused instead.
 
     Example:
         >>> import cnnext
@@ -157,23 +195,37 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"cnnext.fuse: expected a torch.nn.Module, got {type(model).__name__}")
-    training = [name or "the model" for name, module in model.named_modules() if module.training]
-    if model.training or any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
-        raise ValueError(f"cnnext.fuse: expected a model in eval mode, but {training[0]} is in training mode")
-    source = convert(copy.deepcopy(model))
-    graph = _Tracer().trace(source)
+    for name, module in model.named_modules():
+        if module.training and (module is model or isinstance(module, _BatchNorm)):
+            raise ValueError(
+                f"cnnext.fuse: expected a model in eval mode, but {name or 'the model'} is in training mode"
+            )
+    if not _is_plain(model):
+        raise ValueError(
+            "cnnext.fuse: expected a model without hooks and without a replaced forward of its own, which a trace does "
+            "not see; give the hooks to what fuse returns"
+        )
+    source = _exchange(copy.deepcopy(model), None, None, _OURS, "fuse")
+    try:
+        graph = trace(source)
+    except TraceError as error:
+        raise TraceError(f"cnnext.fuse: {error}; parts of the model may be fused instead") from error.__cause__
     fused = GraphModule(source, graph, type(model).__name__)
     modules = dict(fused.named_modules())
-    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    for node in list(graph.nodes):
-        if isinstance(node.type, str):  # of `from __future__ import annotations`: torch.save would fail
-            node.type = None
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if type(module) not in _FUSED or calls[str(node.target)] > 1 or _has_hooks(module):
+    _skip_identities(graph, modules)
+    calls: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if type(_module(node, modules)) in _NORMS:
+            calls.setdefault(str(node.target), []).append(node)
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    for name, nodes in calls.items():
+        if not _is_plain(modules[name]) or name in read or any(len(node.args) != 1 for node in nodes):
             continue
-        chain = _Chain(node, modules)
-        if len(chain.nodes) > 1 and len(node.args) == 1:
-            _replace(graph, chain, fused)
+        chains = [_Chain(node, modules) for node in nodes]
+        links = [node for chain in chains for node in chain.nodes]
+        alike = all(chain.epilogue == chains[0].epilogue for chain in chains)
+        if len(links) > len(nodes) and len(links) == len(set(links)) and alike:
+            _fuse_calls(graph, modules[name], chains, modules)
     fused.delete_all_unused_submodules()
     graph.lint()
     fused.recompile()
