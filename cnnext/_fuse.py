@@ -162,6 +162,33 @@ def _skip_identities(graph: Graph, modules: dict[str, torch.nn.Module]) -> None:
             graph.erase_node(node)
 
 
+def _fused(model: torch.nn.Module) -> GraphModule:
+    try:
+        graph = trace(model)
+    except TraceError as error:
+        raise TraceError(f"cnnext.fuse: {error}; parts of the model may be fused instead") from error.__cause__
+    fused = GraphModule(model, graph, type(model).__name__)
+    modules = dict(fused.named_modules())
+    _skip_identities(graph, modules)
+    calls: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if type(_module(node, modules)) in _NORMS:
+            calls.setdefault(str(node.target), []).append(node)
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    for name, nodes in calls.items():
+        if not _is_plain(modules[name]) or name in read or any(len(node.args) != 1 for node in nodes):
+            continue
+        chains = [_Chain(node, modules) for node in nodes]
+        links = [node for chain in chains for node in chain.nodes]
+        alike = all(chain.epilogue == chains[0].epilogue for chain in chains)
+        if len(links) > len(nodes) and len(links) == len(set(links)) and alike:
+            _fuse_calls(graph, modules[name], chains, modules)
+    fused.delete_all_unused_submodules()
+    graph.lint()
+    fused.recompile()
+    return fused
+
+
 def fuse(model: torch.nn.Module) -> GraphModule:
     """A copy of a model for inference, in which convolutions do what follows them.
 
@@ -205,28 +232,5 @@ def fuse(model: torch.nn.Module) -> GraphModule:
             "cnnext.fuse: expected a model without hooks and without a replaced forward of its own, which a trace does "
             "not see; give the hooks to what fuse returns"
         )
-    source = _exchange(copy.deepcopy(model), None, None, _OURS, "fuse")
-    try:
-        graph = trace(source)
-    except TraceError as error:
-        raise TraceError(f"cnnext.fuse: {error}; parts of the model may be fused instead") from error.__cause__
-    fused = GraphModule(source, graph, type(model).__name__)
-    modules = dict(fused.named_modules())
-    _skip_identities(graph, modules)
-    calls: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        if type(_module(node, modules)) in _NORMS:
-            calls.setdefault(str(node.target), []).append(node)
-    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
-    for name, nodes in calls.items():
-        if not _is_plain(modules[name]) or name in read or any(len(node.args) != 1 for node in nodes):
-            continue
-        chains = [_Chain(node, modules) for node in nodes]
-        links = [node for chain in chains for node in chain.nodes]
-        alike = all(chain.epilogue == chains[0].epilogue for chain in chains)
-        if len(links) > len(nodes) and len(links) == len(set(links)) and alike:
-            _fuse_calls(graph, modules[name], chains, modules)
-    fused.delete_all_unused_submodules()
-    graph.lint()
-    fused.recompile()
-    return fused
+    with torch.inference_mode(False):  # else its new weights were of use only there
+        return _fused(_exchange(copy.deepcopy(model), None, None, _OURS, "fuse"))

@@ -73,17 +73,20 @@ def _make_conv(dims: int) -> _Function:
     return document(conv, f"conv{dims}d")
 
 
+def check_activation(activation: Any) -> None:
+    if activation not in ("none", "relu", "relu6", "leaky_relu"):
+        raise ValueError(f"expected the activation none, relu, relu6 or leaky_relu, but got {activation!r}")
+
+
 def activate(activation: str, negative_slope: float, y: Tensor) -> Tensor:
     match activation:
-        case "none":
-            return y
         case "relu":
             return F.relu(y)
         case "relu6":
             return F.relu6(y)
         case "leaky_relu":
             return F.leaky_relu(y, negative_slope)
-    raise ValueError(f"expected the activation none, relu, relu6 or leaky_relu, but got {activation!r}")
+    return y
 
 
 def _make_fused_conv(dims: int, conv: _Function) -> _Function:
@@ -107,10 +110,11 @@ def _make_fused_conv(dims: int, conv: _Function) -> _Function:
             output = _C.fused_conv(dims, *args[:-1], negative_slope)
             if output is not None:
                 return output
+        check_activation(activation)
         sizes = [integers(stride), integers(None if isinstance(padding, str) else padding), integers(dilation)]
-        group, tensors = integer(groups), [each for each in (weight, bias, residual) if each is not None]
+        group, tensors = integer(groups), [weight, *(each for each in (bias, residual) if each is not None)]
         typed = group is not None and all(each is not None for each in sizes)
-        if typed and input.dim() == dims + 2 and weight.dim() == dims + 2 and are_ours(dims, input, *tensors):
+        if typed and are_ours(dims, input, *tensors) and input.dim() == weight.dim() == dims + 2:
             return _ops.fused_conv.default(input, weight, bias, residual, *sizes, group, activation, negative_slope)
         output = conv(*args[:7])
         return activate(activation, negative_slope, output if residual is None else output + residual)

@@ -129,8 +129,9 @@ class _FusedConv:
     negative_slope: float = 0.01
 
     def __init__(self, *args: Any, activation: str = "none", negative_slope: float = 0.01, **kwargs: Any) -> None:
+        F.check_activation(activation)
         super().__init__(*args, **kwargs)
-        self.activation, self.negative_slope = activation, negative_slope
+        self.activation, self.negative_slope = activation, float(negative_slope)
 
     def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
         return self._conv_forward(input, self.weight, self.bias, residual, self.activation, self.negative_slope)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import cnnext
@@ -71,6 +72,11 @@ def test_a_resnet_is_convolutions_and_pooling() -> None:
     assert type(fused).__name__ == "ResNet" and type(model.conv1) is nn.Conv2d
 
 
+@torch.fx.wrap
+def double(x: Tensor) -> None:
+    x.mul_(2)
+
+
 class Net(nn.Module):
     """Two convolutions of as many channels, and what a test makes of them."""
 
@@ -115,6 +121,50 @@ class Net(nn.Module):
     def broadcast(self, x: Tensor) -> Tensor:
         return F.relu(self.b(x) + x.mean((2, 3), keepdim=True))
 
+    def written_by_another_name(self, x: Tensor) -> Tensor:
+        y = x = x + 1
+        y += self.b(x)
+        return torch.relu(self.a(x) + y)
+
+    def scaled_by_another_name(self, x: Tensor) -> Tensor:
+        y = x = x + 1
+        y *= 2
+        y -= 1
+        y /= 3
+        return torch.relu(self.b(x))
+
+    def numbers_have_no_other_name(self, x: Tensor) -> Tensor:
+        height = bottom = x.shape[2]
+        bottom += 1
+        return torch.relu(self.b(x)) * height + bottom
+
+    def written_items(self, x: Tensor) -> Tensor:
+        x = x + 1
+        y = self.b(x)
+        x[:, 1:3] = x[:, :2]
+        return torch.relu(y + x)
+
+    def written_by_an_operator(self, x: Tensor) -> Tensor:
+        x = x + 1
+        y = self.b(x)
+        torch.ops.aten.relu_.default(x)
+        return torch.relu(y + x)
+
+    def written_by_a_wrapped_function(self, x: Tensor) -> Tensor:
+        x = x + 1
+        y = self.b(x)
+        double(x)
+        return torch.relu(y + x)
+
+    def weight_read(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.b(x))) + F.conv2d(x, self.b.weight)
+
+    def called_with_another_end(self, x: Tensor) -> Tensor:
+        return F.relu(self.b(x)) + self.b(x)
+
+    def summed_with_itself(self, x: Tensor) -> Tensor:
+        return F.relu(self.b(x) + self.b(x + 1))
+
     def number(self, x: Tensor) -> Tensor:
         return F.relu(self.b(x) + 1.0)
 
@@ -132,12 +182,21 @@ class Net(nn.Module):
 BODIES = {  # and how many FusedConv2d are made of each
     "every_kind": 2,
     "written_input": 0,
-    "written_shortcut": 1,  # in a trace x += y is x = x + y
+    "written_shortcut": 0,
     "read_twice": 0,
     "read_after_norm": 0,
-    "called_twice": 0,
+    "called_twice": 1,
     "named_as_functions": 0,
     "broadcast": 1,
+    "written_by_another_name": 1,
+    "scaled_by_another_name": 1,
+    "numbers_have_no_other_name": 1,
+    "written_items": 0,
+    "written_by_an_operator": 0,
+    "written_by_a_wrapped_function": 0,
+    "weight_read": 0,
+    "called_with_another_end": 0,
+    "summed_with_itself": 0,
     "number": 0,
     "scaled": 0,
     "itself": 0,
@@ -165,6 +224,13 @@ def test_an_addition_that_writes_its_shortcut_stays() -> None:
     check(calibrated(Written()), torch.randn(1, 4, 3, 3, dtype=torch.float64))
 
 
+def test_layers_with_a_forward_of_their_own_stay() -> None:
+    model = calibrated(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.ReLU()))
+    model[1].forward = lambda x: x * 3
+    model[3].forward = lambda x: x - 1
+    check(model, torch.randn(1, 3, 4, 4, dtype=torch.float64))
+
+
 def test_layers_with_hooks_stay() -> None:
     model = calibrated(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU()))
     model[0].register_forward_hook(lambda module, args, output: output * 2)
@@ -179,6 +245,113 @@ def test_one_and_three_dimensions(dims: int) -> None:
     model = calibrated(nn.Sequential(conv(3, 8, 3, bias=False), norm(8), nn.LeakyReLU(0.1)))
     fused = check(model, torch.randn(2, 3, *[6] * dims, dtype=torch.float64))
     assert fused_layers(fused)[f"FusedConv{dims}d"] == 1 and len(list(fused.children())) == 1
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_norms_of_transposed_convolutions(dims: int, groups: int) -> None:
+    conv, norm = getattr(nn, f"ConvTranspose{dims}d"), getattr(nn, f"BatchNorm{dims}d")
+    model = calibrated(nn.Sequential(conv(4, 6, 3, 2, groups=groups, bias=groups == 1), norm(6), nn.ReLU()))
+    fused = check(model, torch.randn(2, 4, *[5] * dims, dtype=torch.float64))
+    assert [type(each).__name__ for each in fused.children()] == [f"ConvTranspose{dims}d", "ReLU"]
+
+
+def test_an_output_size_stays() -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.ConvTranspose2d(4, 4, 2, 2), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x, output_size=[2 * x.shape[2] + 1, 2 * x.shape[3]]))
+
+    fused = check(calibrated(Up()), torch.randn(1, 4, 3, 5, dtype=torch.float64))
+    assert fused_layers(fused)["BatchNorm2d"] == 0
+
+
+def test_identities_dropout_and_synchronised_norms_go() -> None:
+    between = [nn.SyncBatchNorm(4), nn.Dropout2d(), nn.Identity(), nn.LeakyReLU(0.1)]
+    model = calibrated(nn.Sequential(nn.Conv2d(3, 4, 3), *between, nn.Conv2d(4, 4, 1), nn.Dropout(), nn.ReLU()))
+    fused = check(model, torch.randn(2, 3, 5, 5, dtype=torch.float64))
+    assert [type(each).__name__ for each in fused.children()] == ["FusedConv2d", "FusedConv2d"]
+    model[6].train()  # dropout that is meant
+    assert [type(each).__name__ for each in cnnext.fuse(model).children()] == [
+        "FusedConv2d",
+        "Conv2d",
+        "Dropout",
+        "ReLU",
+    ]
+
+
+def test_arguments_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.act = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.LeakyReLU(0.3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(input=self.norm(input=self.conv(x)))
+
+    fused = check(calibrated(Named()), torch.randn(1, 3, 4, 4, dtype=torch.float64))
+    assert [type(each).__name__ for each in fused.children()] == ["FusedConv2d"]
+
+
+class Options(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None, double: bool = False, scale: float = 1.0) -> Tensor:
+        y = self.conv(x)
+        if skip is not None:
+            y = y + skip.abs()
+        if double:
+            y = y * 2
+        return F.relu(y) * scale
+
+
+def test_arguments_that_are_none_or_a_bool_by_default_stay_so(tmp_path: object) -> None:
+    model = calibrated(Options())
+    fused = check(model, torch.randn(1, 3, 4, 4, dtype=torch.float64))
+    torch.save(fused, f"{tmp_path}/fused.pt")
+    x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    for each in (fused, torch.load(f"{tmp_path}/fused.pt", weights_only=False)):
+        torch.testing.assert_close(each(x, None, double=False, scale=3.0), model(x, scale=3.0))
+        with pytest.raises(ValueError, match="expected skip=None, with which the model was traced, but got a tensor"):
+            each(x, x)
+        with pytest.raises(ValueError, match="expected double=False, with which the model was traced, but got True"):
+            each(x, double=True)
+
+
+@pytest.mark.parametrize("body", ["written_by_another_name", "scaled_by_another_name", "written_items"])
+def test_writes_are_saved(body: str, tmp_path: object) -> None:
+    fused, x = cnnext.fuse(calibrated(Net(body))), torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    torch.save(fused, f"{tmp_path}/fused.pt")
+    again = torch.load(f"{tmp_path}/fused.pt", weights_only=False)
+    assert torch.equal(again(x), fused(x))
+    torch.testing.assert_close(torch.export.export(fused, (x,)).module()(x), fused(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_are_rounded_once(dtype: torch.dtype) -> None:
+    model = calibrated(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))).to(dtype)
+    conv, norm = model.double()
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    fused = next(cnnext.fuse(model.to(dtype)).children())
+    expected = (conv.double().weight * scale.view(-1, 1, 1, 1)).to(dtype)
+    assert (fused.weight == expected).float().mean() > 0.99
+    norm.to(dtype).running_var.fill_(0)
+    norm.eps = 1e-9  # none at all in float16
+    assert all(each.isfinite().all() for each in cnnext.fuse(model.to(dtype)).parameters())
+
+
+def test_fused_in_inference_mode() -> None:
+    model = calibrated(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()))
+    with torch.inference_mode():
+        fused = cnnext.fuse(model)
+    x = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    fused(x).sum().backward()
+    assert x.grad is not None
 
 
 def test_norms_without_statistics_stay() -> None:
@@ -226,14 +399,61 @@ def test_saved_compiled_and_exported(tmp_path: object) -> None:
 
 
 def test_errors() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model = nn.Sequential(nn.Dropout(), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     with pytest.raises(ValueError, match="expected a model in eval mode, but the model is in training mode"):
         cnnext.fuse(model)
-    model.eval()[1].train()
-    with pytest.raises(ValueError, match="but 1 is in training mode"):
+    model.eval()[0].train()
+    model[2].train()
+    with pytest.raises(ValueError, match="but 2 is in training mode"):
         cnnext.fuse(model)
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got function"):
         cnnext.fuse(F.relu)  # type: ignore[arg-type]
+
+
+def test_what_a_trace_does_not_see() -> None:
+    hooked, replaced = nn.Sequential(nn.ReLU()).eval(), nn.Sequential(nn.ReLU()).eval()
+    hooked.register_forward_hook(lambda module, args, output: output * 2)
+    replaced.forward = lambda x: x  # type: ignore[method-assign]
+    for model in (hooked, replaced):
+        with pytest.raises(
+            ValueError, match="expected a model without hooks and without a replaced forward of its own"
+        ):
+            cnnext.fuse(model)
+
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * self.calls
+
+    with pytest.raises(
+        TraceError, match=r"forward changes the buffer 0\.calls, which a trace would do once and for all"
+    ):
+        cnnext.fuse(nn.Sequential(Counted()).eval())
+
+
+def test_an_error_names_the_layer() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    model = nn.Sequential(nn.Sequential(nn.ReLU(), Branching())).eval()
+    with pytest.raises(
+        TraceError, match=r"cnnext.fuse: the forward of Branching \(0.1\) can not be traced: symbolically"
+    ):
+        cnnext.fuse(model)
+    with pytest.raises(TraceError, match=r"the forward of Branching can not be traced"):
+        cnnext.fuse(model[0][1])
+
+
+def test_a_warning_is_the_callers() -> None:
+    layer = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1))
+    with pytest.warns(UserWarning, match=r"cnnext\.fuse left alone 0 \(parametrized Conv2d\)") as caught:
+        cnnext.fuse(nn.Sequential(layer).eval())
+    assert [each.filename for each in caught] == [__file__]
 
 
 def test_profile_of_a_fused_model() -> None:

@@ -164,6 +164,22 @@ def test_errors() -> None:
         functional.fused_conv2d(t.input[:, :15], t.weight, activation="relu")
 
 
+@pytest.mark.parametrize("name", [None, "gelu", torch.relu])
+def test_activations_that_are_none_of_ours(name: object) -> None:
+    for call in (
+        lambda: nn.FusedConv2d(1, 1, 1, activation=name),
+        lambda: functional.fused_conv2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1), activation=name),
+    ):
+        with pytest.raises(ValueError, match="expected the activation none, relu, relu6 or leaky_relu, but got"):
+            call()
+
+
+@pytest.mark.parametrize("args", [([1.0], torch.ones(1, 1, 1, 1)), (torch.ones(1, 1, 2, 2), None)])
+def test_operands_that_are_no_tensors(args: tuple[object, object]) -> None:
+    with pytest.raises(TypeError, match="received an invalid combination of arguments"):
+        functional.fused_conv2d(*args)
+
+
 @pytest.mark.parametrize("padding", [1, (1, 0), "same", "valid"])
 @pytest.mark.parametrize("kernel", [3, 2])
 def test_functional(padding: int | str, kernel: int, no_fallback: None) -> None:
