@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 
 from . import nn
 from ._convert import _OURS, _exchange
@@ -162,6 +164,18 @@ def _skip_identities(graph: Graph, modules: dict[str, torch.nn.Module]) -> None:
             graph.erase_node(node)
 
 
+def _settle_weights(model: torch.nn.Module) -> None:
+    """Weight and spectral norm, and other parametrizations: the weights that they give in eval mode."""
+    for module in model.modules():
+        if not isinstance(module, _ConvNd) or module.training or not parametrize.is_parametrized(module):
+            continue
+        for name in list(cast(torch.nn.ModuleDict, module.parametrizations)):
+            value = getattr(module, name).detach()
+            parametrize.remove_parametrizations(module, name)
+            delattr(module, name)
+            module.register_parameter(name, torch.nn.Parameter(value))
+
+
 def _fused(model: torch.nn.Module) -> GraphModule:
     try:
         graph = trace(model)
@@ -194,14 +208,15 @@ def fuse(model: torch.nn.Module) -> GraphModule:
 
     Batch norms are folded into the weights of the convolutions (also transposed ones) before them, and an addition (of
     a shortcut) and an activation (ReLU, ReLU6, LeakyReLU) are computed as a convolution stores its results: passes over
-    feature maps that are saved. Identities and dropout go. Convolution and pooling layers become ours, as by `convert`.
-    The rounding differs from the model's, as folded weights are others.
+    feature maps that are saved. Identities and dropout go, and parametrized weights (weight and spectral norm) are
+    computed once. Convolution and pooling layers become ours, as by `convert`. The rounding differs from the model's,
+    as folded weights are others.
 
     Args:
         model: in eval mode, and such that `torch.fx.symbolic_trace` takes it: its forward does not branch on what
             tensors hold or how large they are. Arguments of forward that are None or a bool by default stay so. Layers
-            with hooks or parametrizations, those whose weights forward reads, and those that are called several times
-            with different layers after them stay as they are.
+            with hooks, those whose weights forward reads, and those that are called several times with different
+            layers after them stay as they are.
 
     Returns:
         A `torch.fx.GraphModule`; run it where no gradients are wanted (`torch.no_grad()`), else each step is computed
@@ -233,4 +248,6 @@ def fuse(model: torch.nn.Module) -> GraphModule:
             "not see; give the hooks to what fuse returns"
         )
     with torch.inference_mode(False):  # else its new weights were of use only there
-        return _fused(_exchange(copy.deepcopy(model), None, None, _OURS, "fuse"))
+        source = copy.deepcopy(model)
+        _settle_weights(source)
+        return _fused(_exchange(source, None, None, _OURS, "fuse"))

@@ -345,6 +345,18 @@ def test_weights_of_16_bits_are_rounded_once(dtype: torch.dtype) -> None:
     assert all(each.isfinite().all() for each in cnnext.fuse(model.to(dtype)).parameters())
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_parametrized_weights_are_computed_once(trained: bool) -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.ReLU()]
+    nn.utils.parametrizations.weight_norm(layers[0])
+    nn.utils.parametrizations.spectral_norm(layers[1])
+    nn.utils.parametrize.register_parametrization(layers[2], "bias", nn.Softplus())
+    model = calibrated(nn.Sequential(*layers)).requires_grad_(trained)
+    fused = check(model, torch.randn(1, 3, 5, 5, dtype=torch.float64))
+    assert [type(each).__name__ for each in fused.children()] == ["Conv2d", "ConvTranspose2d", "FusedConv2d"]
+    assert fused.state_dict().keys() == {f"{i}.{name}" for i in range(3) for name in ("weight", "bias")}
+
+
 def test_fused_in_inference_mode() -> None:
     model = calibrated(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()))
     with torch.inference_mode():
@@ -450,9 +462,11 @@ def test_an_error_names_the_layer() -> None:
 
 
 def test_a_warning_is_the_callers() -> None:
-    layer = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1))
-    with pytest.warns(UserWarning, match=r"cnnext\.fuse left alone 0 \(parametrized Conv2d\)") as caught:
-        cnnext.fuse(nn.Sequential(layer).eval())
+    class Own(nn.Conv2d):
+        pass
+
+    with pytest.warns(UserWarning, match=r"cnnext\.fuse left alone 0 \(.*Own, a subclass of Conv2d\)") as caught:
+        cnnext.fuse(nn.Sequential(Own(3, 4, 1)).eval())
     assert [each.filename for each in caught] == [__file__]
 
 
