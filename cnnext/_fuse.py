@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from . import nn
 from ._convert import _OURS, _exchange
+from ._override import _REDIRECTIONS
 from ._trace import iadd, trace, writes
 
 _FUSED = {nn.Conv1d: nn.FusedConv1d, nn.Conv2d: nn.FusedConv2d, nn.Conv3d: nn.FusedConv3d}
@@ -186,6 +187,8 @@ def _fused(model: torch.nn.Module) -> GraphModule:
     _skip_identities(graph, modules)
     calls: dict[str, list[Node]] = {}
     for node in graph.nodes:
+        if node.op == "call_function" and node.target in _REDIRECTIONS and "out" not in node.kwargs:
+            node.target = _REDIRECTIONS[node.target][1]
         if type(_module(node, modules)) in _NORMS:
             calls.setdefault(str(node.target), []).append(node)
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
@@ -209,8 +212,8 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     Batch norms are folded into the weights of the convolutions (also transposed ones) before them, and an addition (of
     a shortcut) and an activation (ReLU, ReLU6, LeakyReLU) are computed as a convolution stores its results: passes over
     feature maps that are saved. Identities and dropout go, and parametrized weights (weight and spectral norm) are
-    computed once. Convolution and pooling layers become ours, as by `convert`. The rounding differs from the model's,
-    as folded weights are others.
+    computed once. Convolution and pooling layers become ours, as by `convert`, and so do calls of torch's functions for
+    them, as by `override`. The rounding differs from the model's, as folded weights are others.
 
     Args:
         model: in eval mode, and such that `torch.fx.symbolic_trace` takes it: its forward does not branch on what
@@ -244,8 +247,8 @@ def fuse(model: torch.nn.Module) -> GraphModule:
             )
     if not _is_plain(model):
         raise ValueError(
-            "cnnext.fuse: expected a model without hooks and without a replaced forward of its own, which a trace does "
-            "not see; give the hooks to what fuse returns"
+            "cnnext.fuse: expected a model without hooks, whose forward is neither replaced nor compiled, as a trace "
+            "sees none of these; give the hooks to what fuse returns"
         )
     with torch.inference_mode(False):  # else its new weights were of use only there
         source = copy.deepcopy(model)

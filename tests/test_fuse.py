@@ -357,6 +357,27 @@ def test_parametrized_weights_are_computed_once(trained: bool) -> None:
     assert fused.state_dict().keys() == {f"{i}.{name}" for i in range(3) for name in ("weight", "bias")}
 
 
+def test_calls_of_functions_become_ours(tmp_path: object, no_fallback: None) -> None:
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            y = F.conv_transpose2d(F.conv2d(x, self.weight, padding="same"), self.weight)
+            y, indices = F.max_pool2d(F.max_pool2d(y, 2, ceil_mode=True), 2, return_indices=True)
+            y = F.avg_pool2d(F.max_unpool2d(y, indices, 2), 2, count_include_pad=False)
+            largest, where = F.adaptive_max_pool2d(y, 2, return_indices=True)
+            return [F.adaptive_avg_pool2d(y, 1), largest, where, F.max_pool1d(y[0], 2)]
+
+    x = torch.randn(2, 4, 10, 10, dtype=torch.float64)
+    fused = check(calibrated(Calls()), x)
+    targets = [node.target for node in fused.graph.nodes if node.op == "call_function"]
+    assert sum(getattr(each, "__module__", "") == "cnnext.functional" for each in targets) == 9
+    torch.save(fused, f"{tmp_path}/fused.pt")
+    torch.testing.assert_close(torch.load(f"{tmp_path}/fused.pt", weights_only=False)(x), fused(x))
+
+
 def test_fused_in_inference_mode() -> None:
     model = calibrated(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()))
     with torch.inference_mode():
@@ -426,10 +447,9 @@ def test_what_a_trace_does_not_see() -> None:
     hooked, replaced = nn.Sequential(nn.ReLU()).eval(), nn.Sequential(nn.ReLU()).eval()
     hooked.register_forward_hook(lambda module, args, output: output * 2)
     replaced.forward = lambda x: x  # type: ignore[method-assign]
-    for model in (hooked, replaced):
-        with pytest.raises(
-            ValueError, match="expected a model without hooks and without a replaced forward of its own"
-        ):
+    compiled = torch.compile(nn.Sequential(nn.ReLU()).eval(), backend="eager")
+    for model in (hooked, replaced, compiled):
+        with pytest.raises(ValueError, match="expected a model without hooks, whose forward is neither replaced nor"):
             cnnext.fuse(model)
 
     class Counted(nn.Module):
