@@ -57,16 +57,29 @@ def expect_default(value: Any, default: Any, name: str) -> Any:
         raise ValueError(f"expected {name}={default}, with which the model was traced, but got {got}")
 
 
+def _autocast() -> list[Any]:
+    return [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")]
+
+
 class _Tracer(Tracer):
     """Of the model's arguments, those that are None or a bool by default stay so: its forward branches on them."""
 
     failed: torch.nn.Module | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.autocast = _autocast()
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
         return type(m).__module__ == nn.__name__ or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: Node) -> Proxy:
         return _Proxy(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        if _autocast() != self.autocast:
+            raise TraceError("it changes autocast, which would be lost")
+        return super().create_node(*args, **kwargs)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -81,7 +94,8 @@ class _Tracer(Tracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            self.failed = self.failed or m
+            if not self.is_leaf_module(m, self.path_of_module(m)):
+                self.failed = self.failed or m
             raise
 
 
