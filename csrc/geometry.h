@@ -127,11 +127,8 @@ CNNEXT_HOST_DEVICE constexpr PhaseAxis grad_input_phase(const Window& w, int64_t
   const Inverse inverse = inverse_of(w.dilation, w.stride);
   const int64_t common = inverse.divisor, tap_step = w.stride / common, position = residue + w.padding;
   // The smallest tap of this residue; there is none if it is beyond the kernel.
-  using Wide = unsigned __int128;  // strides may have 62 bits
-  const int64_t first =
-      position % common == 0
-          ? static_cast<int64_t>(Wide(position / common) * Wide(inverse.factor) % Wide(tap_step))
-          : w.kernel;
+  const int64_t first =  // strides and paddings have 31 bits
+      position % common == 0 ? position / common * inverse.factor % tap_step : w.kernel;
   const int64_t taps = first < w.kernel ? (w.kernel - 1 - first) / tap_step + 1 : 0;
   const int64_t last = first + (taps - 1) * tap_step;  // the last tap has the smallest offset: start there
   const int64_t offset = taps > 0 ? (residue + w.padding - last * w.dilation) / w.stride : 0;

@@ -28,6 +28,16 @@ def check_fallback(reasons: dict[str, int], call: Callable[[], Tensor], expected
     assert torch.equal(result, expected)
 
 
+@pytest.mark.parametrize("stride", [2**31, 2**62, 2**63 - 1])
+def test_strides_beyond_32_bits_go_to_torch(stride: int) -> None:
+    x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    expected = F.conv2d(x, w, None, stride)
+    assert expected.shape == (2, 4, 1, 1)
+    backends.reset_fallbacks()
+    assert torch.equal(ops.conv(x, w, None, [stride], [0], [1], 1), expected)
+    assert sum(backends.fallbacks().values()) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.int64, torch.int32, torch.uint8])
 def test_foreign_types_go_to_torch(dtype: torch.dtype) -> None:
     x, w = torch.randint(0, 4, (2, 4, 7, 7)).to(dtype), torch.randint(0, 4, (6, 2, 3, 3)).to(dtype)
@@ -127,10 +137,10 @@ def test_invalid_sizes_are_refused(case: int) -> None:
     ("name", "arguments", "cause"),
     [
         ("conv_grad_input", (Y, W, None, [8], [1], [0], [1], 2), "input and weight of as many dimensions, 3 to 5"),
-        ("conv_grad_input", (Y, W, None, [8, 8], [0], [0], [1], 2), "a stride of 1 or more .* stride [0, 0]"),
+        ("conv_grad_input", (Y, W, None, [8, 8], [0], [0], [1], 2), "a stride of 1 to .* stride [0, 0]"),
         ("conv_grad_input", (Y, W, None, [8, 8], [1, 1, 1], [0], [1], 2), "a stride of 1 .* stride [1, 1, 1]"),
-        ("conv_grad_input", (Y, W, None, [8, 8], [1], [-1], [1], 2), "a padding of 0 or more .* padding [-1, -1]"),
-        ("conv_grad_input", (Y, W, None, [8, 8], [1], [0], [0], 2), "a dilation of 1 or more .* dilation [0, 0]"),
+        ("conv_grad_input", (Y, W, None, [8, 8], [1], [-1], [1], 2), "a padding of 0 to .* padding [-1, -1]"),
+        ("conv_grad_input", (Y, W, None, [8, 8], [1], [0], [0], 2), "a dilation of 1 to .* dilation [0, 0]"),
         ("conv_grad_input", (Y, W, None, [8, 8], [1], [0], [1], -2), "1 group or more, .* groups -2"),
         ("conv_grad_input", (Y, W, None, [8, 8], [1], [0], [1], 4), "output channels that the groups divide"),
         ("conv_grad_input", (Y, W, None, [2, 8], [1], [0], [1], 2), "a kernel that fits into the padded input"),

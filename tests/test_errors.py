@@ -49,6 +49,7 @@ INVALID: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("conv2d", (X, W), {"stride": ()}),
     ("conv2d", (X, W), {"padding": -1}),
     ("conv2d", (X, W), {"padding": (1, 2, 3)}),
+    ("conv2d", (X, W), {"padding": 2**63 - 1}),
     ("conv2d", (X, W), {"padding": "same", "stride": 2}),
     ("conv2d", (X, W), {"padding": "full"}),
     ("conv2d", (r(1, 2, 8, 8), W), {"padding": "same"}),

@@ -102,6 +102,26 @@ def test_numbers_that_are_none(activation: str, no_fallback: None) -> None:
         torch.testing.assert_close(found, ACTIVATIONS[activation](residual), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("slope", [-0.5, -0.0, 0.0, 1.5, float("inf"), float("nan")])
+def test_odd_slopes(slope: float, no_fallback: None) -> None:
+    """Zeros have the sign that torch gives them."""
+    residual = torch.tensor([0.0, -0.0, 2.0, -2.0, float("inf"), -float("inf")]).expand(1, 24, 6, 6).contiguous()
+    x, weight = torch.zeros(1, 16, 6, 6), torch.zeros(24, 16, 1, 1)
+    for last in (False, True):
+        operands = (layout(x, last), layout(weight, last), None, layout(residual, last))
+        found = ops.fused_conv(*operands, [1], [0], [1], 1, "leaky_relu", slope)
+        expected = F.leaky_relu(0 + residual, slope)
+        assert torch.equal(found.isnan(), expected.isnan())
+        kept = ~expected.isnan()
+        assert torch.equal(bits(found[kept]), bits(expected[kept]))
+
+
+def test_a_slope_that_is_no_float() -> None:
+    t = normals(CONV).to(torch.float32)
+    with pytest.raises(RuntimeError, match="cannot be converted to type float without overflow"):
+        ops.fused_conv(t.input, t.weight, t.bias, None, *CONV.parameters, "leaky_relu", 1e300)
+
+
 @pytest.mark.parametrize("threads_now", [1, 2, 3])
 def test_threads_and_batch(threads_now: int, threads: None) -> None:
     t = normals(CONV).to(torch.float32, True, True)

@@ -97,3 +97,30 @@ def test_fallback_to_aten_is_recorded() -> None:
     maxima = ("adaptive_max_pool", "adaptive_max_pool_with_indices")
     assert len(reasons) == 5
     assert {key.partition(":")[0] for key in reasons} == {"avg_pool", "conv", "conv_transpose", *maxima}
+
+
+@pytest.mark.parametrize("batched", ["b", "wb", "xb", "xwb"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_vmap_of_a_bias_with_one_number_for_all_axes(batched: str, groups: int) -> None:
+    """The output is as high as it has channels: a bias along the wrong axis would fit."""
+    torch.manual_seed(0)
+    shapes = {"x": (2, 4, 6, 5), "w": (6, 4 // groups, 3, 3), "b": (6,)}
+    tensors = {k: torch.randn(3, *s) if k in batched else torch.randn(s) for k, s in shapes.items()}
+    dims = tuple(0 if k in batched else None for k in shapes)
+    ours, torchs = (
+        torch.vmap(lambda x, w, b, f=f: f(x, w, b, padding=1, groups=groups), dims)(*tensors.values())
+        for f in (functional.conv2d, F.conv2d)
+    )
+    torch.testing.assert_close(ours, torchs)
+    fused = torch.vmap(
+        lambda x, w, b: functional.fused_conv2d(x, w, b, padding=1, groups=groups, activation="relu"), dims
+    )
+    torch.testing.assert_close(fused(*tensors.values()), torchs.relu())
+    operator = torch.vmap(lambda x, w, b: torch.ops.cnnext.conv(x, w, b, [1], [1], [1], groups), dims)
+    torch.testing.assert_close(operator(*tensors.values()), torchs)
+    tensors["w"] = tensors["w"].transpose(-4, -3) if groups == 1 else torch.randn(*tensors["w"].shape[:-4], 4, 3, 3, 3)
+    ours, torchs = (
+        torch.vmap(lambda x, w, b, f=f: f(x, w, b, padding=1, groups=groups), dims)(*tensors.values())
+        for f in (functional.conv_transpose2d, F.conv_transpose2d)
+    )
+    torch.testing.assert_close(ours, torchs)

@@ -21,7 +21,7 @@ CNNEXT_INLINE V activate(const Epilogue& epilogue, V y) {
     }
     case Activation::kLeakyRelu: {
       const V scaled = y * A(epilogue.negative_slope);
-      return y < zero ? scaled : y;
+      return y > zero ? y : scaled;
     }
   }
   return y;

@@ -5,6 +5,7 @@
 #include "weight_cache.h"
 
 #include <algorithm>
+#include <limits>
 
 #include <ATen/Parallel.h>
 #include <c10/util/StringUtil.h>
@@ -51,9 +52,9 @@ struct Conv {
   const char* find_misfit(size_t dims) const {
     if (weight.size() != dims + 2 || dims > kAxes || input.size() != dims + 2)
       return "expected input and weight of as many dimensions, 3 to 5";
-    if (!are_per_axis(stride, dims, 1)) return "expected a stride of 1 or more for each axis";
-    if (!are_per_axis(padding, dims, 0)) return "expected a padding of 0 or more for each axis";
-    if (!are_per_axis(dilation, dims, 1)) return "expected a dilation of 1 or more for each axis";
+    if (!are_per_axis(stride, dims, 1)) return "expected a stride of 1 to 2^31 - 1 for each axis";
+    if (!are_per_axis(padding, dims, 0)) return "expected a padding of 0 to 2^31 - 1 for each axis";
+    if (!are_per_axis(dilation, dims, 1)) return "expected a dilation of 1 to 2^31 - 1 for each axis";
     if (groups < 1) return "expected 1 group or more";
     if (weight[1] * groups != input[1])
       return "expected input of as many channels as weight has in all groups";
@@ -68,7 +69,7 @@ struct Conv {
   }
   static bool are_per_axis(Ints values, size_t dims, int64_t smallest) {
     for (const Int& value : values) {
-      if (value < smallest) return false;
+      if (value < smallest || value > std::numeric_limits<int32_t>::max()) return false;
     }
     return values.size() == dims;
   }
@@ -218,8 +219,11 @@ at::Tensor fused_conv_kernel(const at::Tensor& input, const at::Tensor& weight, 
                                c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups,
                                activation, negative_slope);
   }
-  return forward(c, input, weight, bias, adds ? *residual : at::Tensor(),
-                 {nullptr, activation_of(activation), negative_slope});
+  const Activation kind = activation_of(activation);
+  if (kind == Activation::kLeakyRelu && input.scalar_type() != at::kDouble) {
+    negative_slope = c10::checked_convert<float, double>(negative_slope, "float");
+  }
+  return forward(c, input, weight, bias, adds ? *residual : at::Tensor(), {nullptr, kind, negative_slope});
 }
 
 template <class Int, class Ints = c10::ArrayRef<Int>>

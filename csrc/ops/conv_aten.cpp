@@ -24,20 +24,27 @@ Symbols expanded(const char* op, const char* what, SymInts list, size_t dims) {
   return per_axis(list, dims);
 }
 
+// A number for each axis, where torch checks the others. As from Python: vmap's rule for a bias counts them.
+Symbols for_axes_of(const at::Tensor& weight, SymInts list) {
+  return per_axis(list, std::max<int64_t>(weight.dim() - 2, 1));
+}
+
 }  // namespace
 
 at::Tensor conv(const char* reason, const at::Tensor& input, const at::Tensor& weight,
                 const OptionalTensor& bias, SymInts stride, SymInts padding, SymInts dilation,
                 c10::SymInt groups) {
+  const Symbols s = for_axes_of(weight, stride), p = for_axes_of(weight, padding),
+                d = for_axes_of(weight, dilation);
   // Not at::convolution, which knows no complex numbers and lets a bias of another type pass.
   const auto by_dims = [&] {
     switch (weight.dim()) {
       case 3:
-        return at::conv1d_symint(input, weight, bias, stride, padding, dilation, groups);
+        return at::conv1d_symint(input, weight, bias, s, p, d, groups);
       case 4:
-        return at::conv2d_symint(input, weight, bias, stride, padding, dilation, groups);
+        return at::conv2d_symint(input, weight, bias, s, p, d, groups);
       default:
-        return at::conv3d_symint(input, weight, bias, stride, padding, dilation, groups);
+        return at::conv3d_symint(input, weight, bias, s, p, d, groups);
     }
   };
   return recorded("conv", reason, by_dims());
@@ -46,17 +53,16 @@ at::Tensor conv(const char* reason, const at::Tensor& input, const at::Tensor& w
 at::Tensor conv_transpose(const char* reason, const at::Tensor& input, const at::Tensor& weight,
                           const OptionalTensor& bias, SymInts stride, SymInts padding, SymInts output_padding,
                           c10::SymInt groups, SymInts dilation) {
+  const Symbols s = for_axes_of(weight, stride), p = for_axes_of(weight, padding),
+                o = for_axes_of(weight, output_padding), d = for_axes_of(weight, dilation);
   const auto by_dims = [&] {
     switch (weight.dim()) {
       case 3:
-        return at::conv_transpose1d_symint(input, weight, bias, stride, padding, output_padding, groups,
-                                           dilation);
+        return at::conv_transpose1d_symint(input, weight, bias, s, p, o, groups, d);
       case 4:
-        return at::conv_transpose2d_symint(input, weight, bias, stride, padding, output_padding, groups,
-                                           dilation);
+        return at::conv_transpose2d_symint(input, weight, bias, s, p, o, groups, d);
       default:
-        return at::conv_transpose3d_symint(input, weight, bias, stride, padding, output_padding, groups,
-                                           dilation);
+        return at::conv_transpose3d_symint(input, weight, bias, s, p, o, groups, d);
     }
   };
   return recorded("conv_transpose", reason, by_dims());
