@@ -9,12 +9,12 @@ from collections.abc import Callable
 MOST = 2**31 - 1  # what sizes and seeds can be multiplied without an overflow
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Reads a whole number of at least ``least``."""
+def whole(least: int, most: int = MOST) -> Callable[[str], int]:
+    """Reads a whole number from ``least`` to ``most``."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= MOST:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {MOST}, got {text!r}")
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
         return int(text)
 
     return read

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import cnnext
 from cnnext import models
 from cnnext.train import data, distributed
+from cnnext.train.errors import TrainingError
 from cnnext.train.loop import Settings, Trainer
 
 
@@ -54,6 +55,38 @@ def train(steps_of: int) -> list[float]:
     pictures.train.labels = pictures.train.labels[:steps_of]
     model = models.lecture(image_size=8, dropout=0.0)
     return Trainer(model, pictures, Settings(epochs=1, batch_size=32)).fit()[0].losses
+
+
+def held_out() -> dict[str, list[float]]:
+    """Loss and accuracy on an odd number of held-out pictures; those of the first process's model on all of them."""
+    torch.manual_seed(0)
+    pictures = data.load("digits", channels=3, size=8)
+    pictures.train.labels, pictures.test.labels = pictures.train.labels[:64], pictures.test.labels[:41]
+    trainer = Trainer(models.resnet20(), pictures, Settings(epochs=1, batch_size=32))
+    (epoch,) = trainer.fit()
+    with torch.no_grad():
+        scores = trainer.model.eval()(torch.stack([image for image, _ in map(pictures.test.__getitem__, range(41))]))
+    right = (scores.argmax(1) == pictures.test.labels).double().mean()
+    return {
+        "seen": [epoch.test_loss, epoch.test_accuracy],
+        "expected": [float(F.cross_entropy(scores, pictures.test.labels)), float(right)],
+    }
+
+
+def read_by_first() -> list[str]:
+    """What every process gets of a file, or of an error, of the first one."""
+
+    def fails() -> str:
+        raise TrainingError(f"error of {distributed.rank()}")
+
+    got = distributed.read_by_first(lambda: f"file of {distributed.rank()}")
+    try:
+        distributed.read_by_first(fails)
+    except TrainingError as error:
+        got += f", {error}"
+    everyones = [""] * distributed.world_size()
+    dist.all_gather_object(everyones, got)
+    return everyones
 
 
 def fsdp_resnet50() -> dict[str, float]:
@@ -95,6 +128,8 @@ def main() -> None:
             "processes": dist.get_world_size(),
             "gradient_error": gradients_of_two_and_of_one(),
             "losses": train(160),
+            "held_out": held_out(),
+            "read_by_first": read_by_first(),
             "fsdp": fsdp_resnet50(),
         }
         if distributed.rank() == 0:

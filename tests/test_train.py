@@ -1,4 +1,4 @@
-"""`python -m cnnext train`: data, the same curves with ours and torch's layers, resuming, errors, several processes."""
+"""`python -m cnnext train`: data, the same curves with ours and torch's layers, options and errors."""
 
 from __future__ import annotations
 
@@ -7,48 +7,23 @@ import itertools
 import os
 import re
 import signal
-import subprocess
 import sys
-import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from training import fails, few_digits, folder_of_pictures, image
 
-pytest.importorskip("mlxtend", reason="needs cnnext[train]")
-pytest.importorskip("sklearn", reason="needs cnnext[train]")
-pytest.importorskip("rich", reason="needs cnnext[train]")
-image = pytest.importorskip("PIL.Image", reason="needs cnnext[train]")
-
-import cnnext  # noqa: E402
-from cnnext import _options, models  # noqa: E402
-from cnnext.__main__ import main  # noqa: E402
-from cnnext.train import curves, data  # noqa: E402
-from cnnext.train.errors import TrainingError  # noqa: E402
-from cnnext.train.interrupt import between_steps  # noqa: E402
-from cnnext.train.loop import Epoch, Settings, Trainer, learning_rate, loss_of  # noqa: E402
-from cnnext.train.progress import Display  # noqa: E402
+import cnnext
+from cnnext import _options, models
+from cnnext.__main__ import main
+from cnnext.train import cli, curves, data
+from cnnext.train.errors import TrainingError
+from cnnext.train.loop import Epoch, Settings, Trainer, learning_rate, loss_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TESTS = Path(__file__).resolve().parent
-
-
-def few_digits(count, channels=1, size=8):
-    pictures = data.load("digits", channels, size)
-    pictures.train.labels = pictures.train.labels[:count]
-    pictures.test.labels = pictures.test.labels[:40]
-    return pictures
-
-
-def folder_of_pictures(root, classes=("dark", "light"), count=5):
-    generator = torch.Generator().manual_seed(0)
-    for label, name in enumerate(classes):
-        (root / name).mkdir(parents=True)
-        for index in range(count):
-            pixels = torch.randint(100, (20 + index, 30, 3), generator=generator) + 120 * label
-            image.fromarray(pixels.byte().numpy()).save(root / name / f"{index}.png")
-    return root
 
 
 # Data
@@ -56,7 +31,7 @@ def folder_of_pictures(root, classes=("dark", "light"), count=5):
 
 @pytest.mark.parametrize(("source", "count", "held_out"), [("mnist5k", 4000, 1000), ("digits", 1438, 359)])
 def test_digits(source, count, held_out):
-    train, test, classes = data.load(source, channels=1, size=28)
+    train, test, classes, _ = data.load(source, channels=1, size=28)
     assert (len(train), len(test), len(classes)) == (count, held_out, 10)
     picture, label = train[0]
     assert picture.shape == (1, 28, 28)
@@ -79,7 +54,7 @@ def test_digits_take_the_models_size_and_channels():
 
 
 def test_folder(tmp_path):
-    train, test, classes = data.load(str(folder_of_pictures(tmp_path)), channels=3, size=16)
+    train, test, classes, _ = data.load(str(folder_of_pictures(tmp_path)), channels=3, size=16)
     assert classes == ["dark", "light"]
     assert (len(train), len(test)) == (8, 2)
     assert not {path for path, _ in train.files} & {path for path, _ in test.files}
@@ -90,12 +65,46 @@ def test_folder(tmp_path):
     assert grey.shape == (1, 16, 16)
 
 
+def test_hidden_files_are_left_out(tmp_path):
+    """What macOS and notebooks leave beside pictures."""
+    seen = data.load(str(folder_of_pictures(tmp_path / ".cache")), channels=3, size=16)
+    for hidden in ("dark/._0.png", "light/.ipynb_checkpoints/1.png"):
+        (tmp_path / ".cache" / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / ".cache" / hidden).write_bytes(b"no picture")
+    found = data.load(str(tmp_path / ".cache"), channels=3, size=16)
+    assert (found.train.files, found.test.files) == (seen.train.files, seen.test.files)
+
+
+def test_fingerprint_is_of_the_pictures_and_not_of_the_path(tmp_path, monkeypatch):
+    def fingerprint(folder):
+        return data.load(str(folder), channels=3, size=16).fingerprint
+
+    folder = folder_of_pictures(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("data")
+    first = fingerprint(folder)
+    assert [fingerprint(spelled) for spelled in ("data", "./data/", "link", "data/../data")] == [first] * 4
+    assert fingerprint(folder_of_pictures(tmp_path / "copy")) == first
+    picture = folder / "dark" / "3.png"
+    contents = picture.read_bytes()
+    picture.write_bytes(contents + b" ")
+    changed = [fingerprint(folder)]
+    picture.rename(folder / "dark" / "9.png")
+    changed.append(fingerprint(folder))
+    (folder / "dark" / "9.png").unlink()
+    changed.append(fingerprint(folder))
+    picture.write_bytes(contents)
+    assert fingerprint(folder) == first
+    assert len({first, *changed}) == 4
+    assert data.load("digits", 1, 8).fingerprint == "digits"
+
+
 def test_folder_with_train_and_val(tmp_path):
     folder_of_pictures(tmp_path / "train", count=3)
     folder_of_pictures(tmp_path / "val", count=2)
     (tmp_path / "train" / "dark" / "deeper").mkdir()
     (tmp_path / "train" / "dark" / "0.png").rename(tmp_path / "train" / "dark" / "deeper" / "0.png")
-    train, test, _ = data.load(str(tmp_path), channels=3, size=16)
+    train, test, *_ = data.load(str(tmp_path), channels=3, size=16)
     assert (len(train), len(test)) == (6, 4)
 
 
@@ -120,6 +129,30 @@ def test_sixteen_bits_are_scaled(tmp_path, channels):
         assert file.getextrema() == (0, 65535)
     pictures = data.Pictures([(tmp_path / "8.png", 0), (tmp_path / "16.png", 0)], channels, 16)
     assert torch.equal(pictures[0][0], pictures[1][0])
+
+
+def test_every_kind_of_picture(tmp_path):
+    """Grey, palette, transparent, of one pixel, of one row: as the same pixels in plain colours, without a warning."""
+    pixels = torch.arange(256).view(16, 16, 1).expand(-1, -1, 3).byte()
+    plain = image.fromarray(pixels.numpy())
+    plain.save(tmp_path / "plain.png")
+    for mode in ("L", "LA", "RGBA"):
+        plain.convert(mode).save(tmp_path / f"{mode}.png")
+    palette = plain.convert("L").convert("P")
+    palette.save(tmp_path / "palette.png")
+    palette.save(tmp_path / "transparent.png", transparency=bytes(range(256)))
+    files = [(path, 0) for path in sorted(tmp_path.iterdir())]
+    image.new("RGB", (1, 1), "white").save(tmp_path / "pixel.png")
+    image.new("RGB", (500, 1), "white").save(tmp_path / "row.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for channels in (1, 3):
+            expected = data.Pictures([(tmp_path / "plain.png", 0)], channels, 16)[0][0]
+            for number, (picture, _) in enumerate(data.Pictures(files, channels, 16)):
+                torch.testing.assert_close(picture, expected, rtol=0, atol=0.02, msg=str(files[number]))
+            small = data.Pictures([(tmp_path / "pixel.png", 0), (tmp_path / "row.png", 0)], channels, 16)
+            assert torch.equal(small[0][0], small[1][0])
+            assert small[0][0].min() > 2
 
 
 # Training
@@ -188,7 +221,9 @@ def test_an_epoch_by_hand():
 def test_curves(monkeypatch):
     figures = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, *args, **options: figures.append(self))
-    curves.save(Path("curves.png"), {"": [Epoch([], 1, 0.5, 3, 0.25, 1, 1), Epoch([], 0.5, 0.75, 2, 0.5, 1, 1)]})
+    title = "$x^$ {}"  # a folder's name is no formula
+    curves.save(Path("curves.png"), {"": [Epoch([], 1, 0.5, 3, 0.25, 1, 1), Epoch([], 0.5, 0.75, 2, 0.5, 1, 1)]}, title)
+    figures[0].draw_without_rendering()
     drawn = {(ax.get_ylabel(), line.get_label()): [*line.get_ydata()] for ax in figures[0].axes for line in ax.lines}
     names = itertools.product(("loss", "accuracy in %"), ("training", "held out"))
     assert drawn == dict(zip(names, ([1, 0.5], [3, 2], [50, 75], [25, 50]), strict=True))
@@ -211,6 +246,53 @@ def test_seed_decides():
 
     assert run(3) == run(3)
     assert run(3) != run(4)
+
+
+def trainers_of(monkeypatch, tmp_path, *runs):
+    """What the command would train, given these options."""
+    trainers = []
+    monkeypatch.setattr(Trainer, "fit", lambda self, *_: trainers.append(self) or [Epoch([], 1, 1, 1, 1, 1, 1)])
+    for number, options in enumerate(runs):
+        command = ("train", "--model", "lecture", "--data", "digits", "--image-size", "8", *options)
+        assert main([*command, "--out", str(tmp_path / str(number))]) == 0
+    return trainers
+
+
+def test_options_reach_the_trainer(monkeypatch, tmp_path):
+    options = ["--epochs", "7", "--batch-size", "32", "--lr", "0.25", "--seed", "3", "--workers", "2"]
+    given, default = trainers_of(monkeypatch, tmp_path, options, ())
+    assert given.settings == Settings(epochs=7, batch_size=32, lr=0.25, seed=3, workers=2)
+    assert default.settings == Settings(epochs=10, batch_size=64, lr=0.02, seed=0, workers=0)
+    assert [loader.num_workers for loader in (given._train, given._test)] == [2, 2]
+
+
+def test_seed_of_the_command_decides_weights_and_order(monkeypatch, tmp_path):
+    first, same, other = trainers_of(monkeypatch, tmp_path, ("--seed", "3"), ("--seed", "3"), ("--seed", "4"))
+    weights = [trainer.model.features[0].weight for trainer in (first, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    orders = [list(trainer._sampler) for trainer in (first, same, other)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_batch_of_one(capsys, tmp_path):
+    """Where a batch norm sees more than one value of a single picture it trains, else it is refused before."""
+    options = ("--model", "resnet18", "--data", "digits", "--image-size", "32", "--batch-size", "1")
+    message = (
+        "resnet18 does not train on one picture of 32x32 at a time, of which a batch norm would see a single value"
+    )
+    assert message in fails(capsys, *options, "--out", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    for name, size in (("resnet18", 64), ("lecture", 8), ("googlenet", 64), ("resnet20", 8)):
+        channels = models.SPECS[name].channels
+        model = cli.build_model(name, 3, size, batch_size=1)
+        loss_of(model(torch.randn(1, channels, size, size)), torch.tensor([1]))[0].backward()
+
+
+def test_parts_of_one_picture_are_refused_too(capsys, monkeypatch):
+    monkeypatch.setattr("cnnext.train.distributed.world_size", lambda: 64)
+    options = ("--model", "resnet18", "--data", "digits", "--image-size", "32")
+    assert "does not train on one picture of 32x32 at a time" in fails(capsys, *options)
 
 
 def test_every_epoch_has_its_own_order(monkeypatch):
@@ -240,86 +322,7 @@ def test_lecture_network_learns_digits(tmp_path, capsys):
     assert [epoch["test_accuracy"] for epoch in history][-1] == pytest.approx(accuracy / 100, abs=1e-4)
 
 
-@pytest.mark.parametrize(("backend", "workers"), [("cnnext", 0), ("torch", 0), ("cnnext", 1)])
-def test_resumed_run_is_the_same_run(tmp_path, capsys, monkeypatch, backend, workers):
-    def command(out, *options):
-        return [
-            *("train", "--model", "lecture", "--data", "digits", "--image-size", "8", "--epochs", "3"),
-            *("--backend", backend, "--workers", str(workers), "--out", str(tmp_path / out), *options),
-        ]
-
-    assert main(command("whole")) == 0
-
-    step = Display.step
-
-    def interrupt(self, progress):
-        step(self, progress)
-        if (progress.epoch, progress.step) == (1, 7):
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Display, "step", interrupt)
-        assert main(command("parts[b]")) == 130
-    assert "parts[b]/last.pt holds epoch 1, go on with --resume" in capsys.readouterr().out
-    assert main(command("parts[b]", "--resume")) == 0
-    assert "resumed after epoch 1" in capsys.readouterr().out
-    whole, parts = (torch.load(tmp_path / out / "last.pt", weights_only=True) for out in ("whole", "parts[b]"))
-    assert [epoch["losses"] for epoch in whole["history"]] == [epoch["losses"] for epoch in parts["history"]]
-    for name, tensor in whole["model"].items():
-        assert torch.equal(tensor, parts["model"][name]), name
-
-
-def test_control_c_waits_for_the_step():
-    """Also where Python would drop the exception: in a destructor."""
-
-    class Strikes:
-        def __del__(self):
-            signal.raise_signal(signal.SIGINT)
-
-    before = signal.getsignal(signal.SIGINT)
-    with between_steps() as check:
-        check()
-        Strikes()
-        with pytest.raises(KeyboardInterrupt):
-            check()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)  # the second one does not wait
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_control_c_keeps_the_last_epoch(tmp_path):
-    command = ["train", "--model", "lecture", "--data", "digits", "--epochs", "1000", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cnnext", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch   2/1000"):
-                break
-        time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, error
-    assert re.search(r"interrupted: .*last.pt holds epoch \d+, go on with --resume", out)
-    assert "Traceback" not in error
-    assert len(torch.load(tmp_path / "run" / "last.pt", weights_only=True)["history"]) >= 2
-
-
 # Errors: one sentence, exit status 2
-
-
-def fails(capsys, *options):
-    command = ["train", "--epochs", "1", *options]
-    if "--model" not in options:
-        command += ["--model", "lecture"]
-    assert main(command) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("cnnext train: ")
-    assert error.count("\n") == 1
-    return error
 
 
 @pytest.mark.parametrize(
@@ -332,7 +335,14 @@ def fails(capsys, *options):
         (["--data", "digits", "--image-size", "30"], "lecture does not take pictures of 30x30: image_size should be"),
         (["--data", "digits", "--image-size", "8", "--model", "googlenet"], "googlenet does not take pictures of 8x8"),
         (["--data", "digits", "--batch-size", "2000"], "a batch of 2000 is more than the 1438 training pictures"),
-        (["--data", "digits", "--image-size", "8", "--lr", "1e30"], "try a lower --lr"),
+        (["--data", "digits", "--image-size", "8", "--lr", "1e30"], "in epoch 1, step 2: try a lower --lr"),
+        (
+            ["--data", "digits", "--image-size", "8", "--lr", "1e30", "--batch-size", "1024"],
+            "the loss became nan on the held-out pictures after epoch 1: try a lower --lr",
+        ),
+        (["--data", ""], "a folder, but '' does not exist"),
+        (["--data", "digits", "--out", "/proc"], "cannot write to --out /proc: "),
+        (["--data", "digits", "--out", __file__], "test_train.py: File exists"),
         (["--data", "digits", "--resume", "--out", "nowhere"], f"there is nothing to resume: nowhere{os.sep}last.pt"),
     ],
 )
@@ -342,13 +352,20 @@ def test_wrong_options(capsys, tmp_path, monkeypatch, options, message):
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "least"), [("--workers", "-1", 0), ("--seed", "99999999999999999999", 0), ("--epochs", "0", 1)]
+    ("option", "value", "least", "most"),
+    [
+        ("--workers", "-1", 0, cli._WORKERS),
+        ("--workers", "2147483647", 0, cli._WORKERS),
+        ("--seed", "99999999999999999999", 0, _options.MOST),
+        ("--epochs", "0", 1, _options.MOST),
+        ("--image-size", "2147483644", 1, 16384),
+    ],
 )
-def test_wrong_numbers(capsys, option, value, least):
+def test_wrong_numbers(capsys, option, value, least, most):
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--model", "lecture", "--data", "digits", option, value])
     assert stopped.value.code == 2
-    expected = f"argument {option}: expected a whole number from {least} to 2147483647, got '{value}'"
+    expected = f"argument {option}: expected a whole number from {least} to {most}, got '{value}'"
     assert expected in capsys.readouterr().err
 
 
@@ -391,35 +408,32 @@ def test_broken_picture_is_named(capsys, tmp_path, damage, workers):
     assert f"cannot read the picture {broken}: {reason}" in error
 
 
-def test_run_is_not_overwritten(capsys, tmp_path, monkeypatch):
-    options = ("--data", "digits", "--image-size", "8", "--out", str(tmp_path))
-    (tmp_path / "last.pt").write_bytes(b"damaged")
-    assert "exists: go on with --resume, or choose another --out" in fails(capsys, *options)
-    assert "is no checkpoint of cnnext train, or a damaged one" in fails(capsys, *options, "--resume")
-    (tmp_path / "last.pt").unlink()
-    assert main(["train", "--model", "lecture", "--epochs", "1", *options]) == 0
-    capsys.readouterr()
-    error = fails(capsys, *options, "--resume", "--model", "resnet20")
-    assert "last.pt was trained with model lecture, not resnet20" in error
-    monkeypatch.chdir(tmp_path)  # by default, the folder's name is part of the run's
-    (default := Path("runs", f"lecture-{tmp_path.name}-cnnext")).mkdir(parents=True)
-    (default / "last.pt").touch()
-    assert f"{default / 'last.pt'} exists" in fails(capsys, "--data", ".")
+def test_worker_that_was_ended(capsys, monkeypatch, tmp_path):
+    take = data.Digits.__getitem__
+
+    def get(self, index):
+        if torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return take(self, index)
+
+    monkeypatch.setattr(data.Digits, "__getitem__", get)
+    options = ("--data", "digits", "--image-size", "8", "--workers", "1", "--out", str(tmp_path))
+    assert "a process that read pictures was ended from outside: try fewer --workers" in fails(capsys, *options)
 
 
-def test_resumed_run_takes_the_same_options(capsys, tmp_path):
-    options = ("--data", "digits", "--image-size", "8", "--lr", "0.01", "--out", str(tmp_path))
-    assert main(["train", "--model", "lecture", "--epochs", "1", *options]) == 0
-    capsys.readouterr()
-    changes = [("batch-size", "64", "32"), ("lr", "0.01", "0.02"), ("seed", "0", "1"), ("backend", "cnnext", "torch")]
-    for option, before, value in changes:
-        error = fails(capsys, *options, "--resume", f"--{option}", value)
-        assert f"last.pt was trained with {option.replace('-', ' ')} {before}, not {value}" in error
-    state = torch.load(tmp_path / "last.pt", weights_only=True)
-    state["about"] = {key: state["about"][key] for key in ("model", "data", "image_size", "classes")}  # an older one
-    torch.save(state, tmp_path / "last.pt")
-    assert main(["train", "--model", "lecture", "--epochs", "2", *options, "--resume", "--seed", "1"]) == 0
-    assert "resumed after epoch 1" in capsys.readouterr().out
+def test_too_little_memory(capsys, monkeypatch):
+    monkeypatch.setattr("cnnext.train.cli._train", lambda args: torch.empty(2**60))
+    advice = "out of memory: try a smaller --batch-size or --image-size"
+    assert fails(capsys, "--data", "digits") == f"cnnext train: {advice}\n"
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def broken(args):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("cnnext.train.cli._train", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["train", "--model", "lecture", "--data", "digits"])
 
 
 def test_errors_without_words_are_named(capsys, monkeypatch):

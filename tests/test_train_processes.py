@@ -10,14 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
-pytest.importorskip("mlxtend", reason="needs cnnext[train]")
-pytest.importorskip("sklearn", reason="needs cnnext[train]")
-pytest.importorskip("rich", reason="needs cnnext[train]")
-
-from test_train import few_digits
+from training import few_digits
 
 from cnnext import models
+from cnnext.__main__ import main
 from cnnext.train.loop import Settings, Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,6 +55,16 @@ def test_two_processes_give_the_losses_of_one(two_processes):
 
 
 @needs_distributed
+def test_held_out_pictures_count_once_for_the_first_ones_model(two_processes):
+    assert two_processes["held_out"]["seen"] == pytest.approx(two_processes["held_out"]["expected"], rel=1e-6)
+
+
+@needs_distributed
+def test_only_the_first_reads(two_processes):
+    assert two_processes["read_by_first"] == ["file of 0, error of 0"] * 2
+
+
+@needs_distributed
 def test_fsdp_divides_resnet50(two_processes):
     seen = two_processes["fsdp"]
     assert seen["ours"] == 53
@@ -78,3 +84,6 @@ def test_command_under_torchrun(tmp_path):
     assert (tmp_path / "run" / "curves.png").exists()
     history = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["history"]
     assert len(history[0]["losses"]) == 1438 // 64
+    resumed = [str(option) for option in (*options, "--epochs", "3", "--resume")]  # by one process
+    assert main(["train", "--model", "lecture", *resumed]) == 0
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["history"][:2] == history

@@ -39,5 +39,5 @@ def save(path: Path, runs: Mapping[str, Sequence[Epoch]], title: str = "") -> No
         panel.spines[["top", "right"]].set_visible(False)
         panel.xaxis.get_major_locator().set_params(integer=True)
     accuracy.legend(frameon=False, loc="lower right")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a folder's name may hold dollars
     figure.savefig(path, dpi=110)

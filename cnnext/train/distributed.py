@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from .errors import TrainingError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -50,3 +55,26 @@ def total(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def take_from_first(tensors: Iterable[Tensor]) -> None:
+    """Gives every process the first one's values, in place."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def read_by_first(read: Callable[[], T]) -> T:
+    """Gives every process what a function returns in the first one, or its TrainingError; only there is it called."""
+    if not dist.is_initialized():
+        return read()
+    results: list[T | TrainingError | None] = [None]
+    if rank() == 0:
+        try:
+            results = [read()]
+        except TrainingError as error:
+            results = [error]
+    dist.broadcast_object_list(results)
+    if isinstance(results[0], TrainingError):
+        raise results[0]
+    return results[0]  # type: ignore[return-value]

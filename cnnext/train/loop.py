@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from .data import Data, Example
-from .distributed import rank, total, world_size
+from .distributed import rank, take_from_first, total, world_size
 from .errors import TrainingError
 
 _AUX_WEIGHT = 0.3  # of the auxiliary heads' losses
@@ -73,6 +73,11 @@ def loss_of(outputs: Tensor | Sequence[Tensor], labels: Tensor) -> tuple[Tensor,
     heads = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
     losses = [F.cross_entropy(head, labels) * (_AUX_WEIGHT if index else 1) for index, head in enumerate(heads)]
     return torch.stack(losses).sum(), heads[0].detach()
+
+
+def _check_finite(loss: float, where: str) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss became {loss} {where}: try a lower --lr")
 
 
 class Trainer:
@@ -166,10 +171,7 @@ class Trainer:
             loss.backward()
             self.optimizer.step()
             losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise TrainingError(
-                    f"the loss became {losses[-1]} in epoch {number + 1}, step {step + 1}: try a lower --lr"
-                )
+            _check_finite(losses[-1], f"in epoch {number + 1}, step {step + 1}")
             correct += int((scores.argmax(1) == labels).sum())
             seen += len(labels)
             speed = seen * processes / (time.perf_counter() - begun)
@@ -178,6 +180,7 @@ class Trainer:
         counts = total(torch.tensor([*losses, correct, seen], dtype=torch.float64, device=self.device)).tolist()
         losses = [loss / processes for loss in counts[:-2]]
         test_loss, test_accuracy = self.evaluate()
+        _check_finite(test_loss, f"on the held-out pictures after epoch {number + 1}")
         return Epoch(
             losses,
             sum(losses) / len(losses),
@@ -190,8 +193,13 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
-        """Mean loss and accuracy on the held-out pictures, each of which counts once."""
+        """Mean loss and accuracy on the held-out pictures, each of which counts once.
+
+        Of several processes each takes a part, all with the first one's running means and variances of batch norm,
+        which a checkpoint holds too: each process has its own from its own pictures.
+        """
         self.model.eval()
+        take_from_first(self.model.buffers())
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for images, labels in self._test:
             images, labels = images.to(self.device), labels.to(self.device)
