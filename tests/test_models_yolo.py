@@ -30,6 +30,17 @@ def random_boxes(count):
     return corners.flatten(1)
 
 
+def output_of(*boxes, classes=2):
+    """What makes one cell, the whole image, predict these boxes with confidence 1, 0.9, ... of class 0."""
+    output = torch.zeros(1, 1, 1, len(boxes) * 5 + classes)
+    for index, (left, top, right, bottom) in enumerate(boxes):
+        size = ((right - left) ** 0.5, (bottom - top) ** 0.5)
+        values = ((left + right) / 2, (top + bottom) / 2, *size, 1 - index / 10)
+        output[..., 5 * index : 5 * index + 5] = torch.tensor(values)
+    output[..., -classes] = 1
+    return output
+
+
 def test_has_the_papers_convolutions():
     with torch.device("meta"):
         model = models.yolo_v1()
@@ -204,6 +215,63 @@ def test_suppression_keeps_the_best_of_each_object():
     assert non_maximum_suppression(boxes[:0], scores[:0], labels[:0]).tolist() == []
 
 
+def test_boxes_that_overlap_by_more_than_half_are_one_object(monkeypatch):
+    whole, less, more = (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.45, 1.0), (0.0, 0.0, 0.55, 1.0)
+    model = YOLO(num_classes=2, boxes=2, image_size=64, width=0.01, hidden=8)
+    for second, thresholds in ((less, ({}, {"iou_threshold": 0.4})), (more, ({"iou_threshold": 0.6}, {}))):
+        output = output_of(whole, second)
+        monkeypatch.setattr(model, "forward", lambda images, output=output: output)
+        for count, options in zip((2, 1), thresholds, strict=True):
+            assert len(decode(output, 2, **options)[0].boxes) == count
+            assert len(model.detect(torch.zeros(1, 3, 64, 64), **options)[0].boxes) == count
+        boxes, scores = torch.tensor([whole, second]), torch.tensor([1.0, 0.9])
+        kept = non_maximum_suppression(boxes, scores, torch.zeros(2))
+        assert len(kept) == len(decode(output, 2)[0].boxes)
+    half = torch.tensor([whole, (0.0, 0.0, 0.5, 1.0)])
+    assert len(non_maximum_suppression(half, torch.tensor([1.0, 0.9]), torch.zeros(2))) == 2  # not more than half
+
+
+def test_least_score(monkeypatch):
+    output = output_of((0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0))
+    output[..., -2:] = torch.tensor([0.1, 0.21])  # scores of 0.21 and 0.189
+    model = YOLO(num_classes=2, boxes=2, image_size=64, width=0.01, hidden=8)
+    monkeypatch.setattr(model, "forward", lambda images: output)
+    for found in (lambda **options: decode(output, 2, **options), lambda **options: model.detect(None, **options)):
+        assert found()[0].labels.tolist() == [1]
+        assert found(threshold=0.15)[0].labels.tolist() == [1, 1]
+        assert found(threshold=float(output[0, 0, 0, -1]))[0].labels.tolist() == []  # not more than the least
+
+
+def test_boxes_are_cut_at_the_images_edges():
+    (found,) = decode(output_of((-0.5, 0.25, 0.25, 1.5)), 2)
+    torch.testing.assert_close(found.boxes, torch.tensor([[0.0, 0.25, 0.25, 1.0]]))
+
+
+@pytest.mark.parametrize(("corner", "cell"), [(1.0, (3, 3)), (0.0, (0, 0)), (-0.0005, (0, 0)), (1.0005, (3, 3))])
+def test_objects_at_the_edge_have_a_cell(corner, cell):
+    """Empty boxes in a corner, and past it by no more than rounding."""
+    boxes, labels = encode([Target(torch.full((1, 4), corner), torch.tensor([1]))], grid=4)
+    assert (labels[0] >= 0).nonzero().tolist() == [list(cell)]
+    expected = torch.tensor([corner * 4 - cell[1], corner * 4 - cell[0], 0, 0])
+    torch.testing.assert_close(boxes[0][cell], expected, rtol=0, atol=1e-5)
+    beyond = torch.full((1, 4), 1.002 if corner > 0.5 else -0.002)
+    with pytest.raises(ValueError, match="parts of the image from 0 to 1"):
+        encode([Target(beyond, torch.tensor([1]))], grid=4)
+
+
+def test_later_object_has_a_shared_cell():
+    boxes = torch.tensor([[0.1, 0.1, 0.3, 0.3], [0.0, 0.0, 0.4, 0.4]])
+    encoded, labels = encode([Target(boxes, torch.tensor([2, 1]))], grid=2)
+    assert labels[0].tolist() == [[1, -1], [-1, -1]]
+    torch.testing.assert_close(encoded[0, 0, 0], torch.tensor([0.4, 0.4, 0.4**0.5, 0.4**0.5]))
+
+
+def test_narrow_variants_keep_eight_channels():
+    model = YOLO(num_classes=2, image_size=64, width=0.01, hidden=8)
+    channels = [module.out_channels for module in model.features if isinstance(module, nn.Conv2d)]
+    assert set(channels) == {8, 10}  # of 1024: 10
+
+
 def test_drawn_shapes_lie_in_their_boxes():
     images, targets = drawn_shapes(8, 64, seed=3)
     assert images.shape == (8, 3, 64, 64)
@@ -244,3 +312,16 @@ def test_picture_with_boxes():
     edge = (60, 180, 75)
     assert picture.getpixel((30, 60)) == picture.getpixel((90, 60)) == edge
     assert picture.getpixel((60, 20)) == picture.getpixel((60, 60)) == (255, 255, 255)
+
+
+def test_names_stay_in_the_picture():
+    """Of a box in the upper right corner; values beyond 0 to 1 are black and white."""
+    images = torch.full((3, 80, 120), -0.5)
+    images[:, :, :60] = 1.5
+    found = Detections(torch.tensor([[0.9, 0.05, 1.0, 0.5]]), torch.tensor([8]), torch.tensor([0.5]))
+    picture = draw(images, found, [""] * 8 + ["a name"])
+    assert picture.getpixel((10, 70)) == (255, 255, 255)
+    assert picture.getpixel((110, 70)) == (0, 0, 0)
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(80, 120, 3)
+    first = torch.tensor([230, 25, 75], dtype=torch.uint8)  # the colours begin again
+    assert (pixels[8, :108] == first).all(-1).any()  # below and left of where the name would begin above the box

@@ -45,11 +45,11 @@ def test_resumed_run_is_the_same_run(tmp_path, capsys, monkeypatch, backend, wor
 
     with monkeypatch.context() as patch:
         patch.setattr(Display, "step", interrupt)
-        assert main(command("parts[b]")) == 130
-    assert "parts[b]/last.pt holds epoch 1, go on with --resume" in capsys.readouterr().out
-    assert main(command("parts[b]", "--resume")) == 0
+        assert main(command("parts[b]:cat:")) == 130
+    assert "parts[b]:cat:/last.pt holds epoch 1, go on with --resume" in capsys.readouterr().out
+    assert main(command("parts[b]:cat:", "--resume")) == 0
     assert "resumed after epoch 1" in capsys.readouterr().out
-    whole, parts = (torch.load(tmp_path / out / "last.pt", weights_only=True) for out in ("whole", "parts[b]"))
+    whole, parts = (torch.load(tmp_path / out / "last.pt", weights_only=True) for out in ("whole", "parts[b]:cat:"))
     assert [epoch["losses"] for epoch in whole["history"]] == [epoch["losses"] for epoch in parts["history"]]
     for name, tensor in whole["model"].items():
         assert torch.equal(tensor, parts["model"][name]), name
@@ -123,7 +123,7 @@ def test_resumed_run_takes_the_same_options(capsys, tmp_path):
     del state["epochs"]
     torch.save(state, tmp_path / "last.pt")
     assert main(["train", "--model", "lecture", "--epochs", "2", *options, "--resume", "--seed", "1"]) == 0
-    assert "resumed after epoch 1" in capsys.readouterr().out
+    assert "resumed after epoch 1\n" in capsys.readouterr().out
 
 
 def test_resuming_another_folder(capsys, tmp_path, monkeypatch):
