@@ -70,7 +70,7 @@ class Inception(nn.Module):
 class InceptionAux(nn.Module):
     """Auxiliary classifier on an intermediate feature map."""
 
-    def __init__(self, in_channels: int, num_classes: int, dropout: float = 0.7) -> None:
+    def __init__(self, in_channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.avgpool = nn.AdaptiveAvgPool2d((4, 4))
         self.conv = BasicConv2d(in_channels, 128, kernel_size=1)
