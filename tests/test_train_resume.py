@@ -17,7 +17,7 @@ from training import fails, few_digits, folder_of_pictures
 
 from cnnext import models
 from cnnext.__main__ import main
-from cnnext.train import checkpoint
+from cnnext.train import checkpoint, data
 from cnnext.train.errors import TrainingError
 from cnnext.train.interrupt import between_steps
 from cnnext.train.loop import Settings, Trainer, learning_rate
@@ -71,6 +71,20 @@ def test_control_c_waits_for_the_step():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)  # the second one does not wait
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_control_c_does_not_end_the_readers(monkeypatch):
+    take = data.Digits.__getitem__
+
+    def struck(self, index):
+        if torch.utils.data.get_worker_info() is not None:
+            signal.raise_signal(signal.SIGINT)
+        return take(self, index)
+
+    monkeypatch.setattr(data.Digits, "__getitem__", struck)
+    with between_steps():
+        (epoch,) = Trainer(models.lecture(image_size=8), few_digits(64), Settings(epochs=1, workers=1)).fit()
+    assert len(epoch.losses) == 1
 
 
 def test_control_c_keeps_the_last_epoch(tmp_path):

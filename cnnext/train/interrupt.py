@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 
+def ignore_interrupt(worker: int) -> None:
+    """For processes that read pictures: a Ctrl-C in the terminal reaches them too, but ending them is the trainer's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @contextmanager
 def between_steps() -> Iterator[Callable[[], None]]:
     """Holds the first Ctrl-C back until the function it gives is called; a second one acts at once.

@@ -17,6 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 from .data import Data, Example
 from .distributed import rank, take_from_first, total, world_size
 from .errors import TrainingError
+from .interrupt import ignore_interrupt
 
 _AUX_WEIGHT = 0.3  # of the auxiliary heads' losses
 _WARM_UP = 0.05  # part of all steps
@@ -136,6 +137,7 @@ class Trainer:
             drop_last=drop_last,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=ignore_interrupt,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else workers' seeds come from the model's, which a resumed run restores
         )
