@@ -290,9 +290,9 @@ def test_batch_of_one(capsys, tmp_path):
         loss_of(model(torch.randn(1, channels, size, size)), torch.tensor([1]))[0].backward()
 
 
-def test_parts_of_one_picture_are_refused_too(capsys, monkeypatch):
+def test_parts_of_one_picture_are_refused_too(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("cnnext.train.distributed.world_size", lambda: 64)
-    options = ("--model", "resnet18", "--data", "digits", "--image-size", "32")
+    options = ("--model", "resnet18", "--data", "digits", "--image-size", "32", "--out", str(tmp_path))
     assert "does not train on one picture of 32x32 at a time" in fails(capsys, *options)
 
 

@@ -88,9 +88,13 @@ def test_control_c_does_not_end_the_readers(monkeypatch):
 
 
 def test_control_c_keeps_the_last_epoch(tmp_path):
-    command = ["train", "--model", "lecture", "--data", "digits", "--epochs", "1000", "--out", str(tmp_path / "run")]
+    command = ["train", "--model", "lecture", "--data", "digits", "--image-size", "8", "--epochs", "1000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cnnext", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "cnnext", *command, "--out", str(tmp_path / "run")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None
