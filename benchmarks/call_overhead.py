@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from rich.table import Table
 
 import cnnext.functional
-from cnnext._options import positive, whole
+from cnnext._options import output_file, positive, threads
 from cnnext.bench.report import make_console
 from cnnext.bench.timing import Timing, finish, interleave
 
@@ -52,9 +52,9 @@ def calls(functional: object, grad: bool, backward: bool) -> dict[str, Callable[
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=whole(1), default=1)
+    parser.add_argument("--threads", type=threads, default=1)
     parser.add_argument("--min-time", type=positive, default=1.0, metavar="S", help="seconds per function")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", type=output_file, metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 

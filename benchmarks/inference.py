@@ -17,7 +17,7 @@ import torch._inductor.config
 from rich.table import Table
 
 from cnnext import models
-from cnnext._options import positive, whole
+from cnnext._options import output_file, positive, threads, whole
 from cnnext.bench import environment, layer_bench, network
 from cnnext.bench.layers import LAYOUTS
 from cnnext.bench.photo import photograph
@@ -86,10 +86,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["resnet50", "resnet18", "googlenet", "mobilenet_v2"])
     parser.add_argument("--batch", type=whole(1), default=1, metavar="N")
-    parser.add_argument("--threads", type=whole(1), metavar="T", help="default: torch's")
+    parser.add_argument("--threads", type=threads, metavar="T", help="default: torch's")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which needs a compiler")
     parser.add_argument("--min-time", type=positive, default=3.0, metavar="S", help="seconds per way and format")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", type=output_file, metavar="FILE")
     options = parser.parse_args()
     known = [name for name, spec in models.SPECS.items() if spec.task == "classification" and spec.channels == 3]
     unknown = [name for name in options.model if name not in known]
@@ -101,15 +101,20 @@ def main() -> int:
 
     console = make_console()
     networks = []
-    for name in options.model:
-        found = measure(name, options.batch, not options.no_compile, options.min_time)
-        networks.append({"model": name, "batch": options.batch, "ways": found})
-        console.print(table(name, options.batch, found))
+    status = 0
+    try:
+        for name in dict.fromkeys(options.model):
+            found = measure(name, options.batch, not options.no_compile, options.min_time)
+            networks.append({"model": name, "batch": options.batch, "ways": found})
+            console.print(table(name, options.batch, found))
+    except (KeyboardInterrupt, layer_bench.Mismatch, RuntimeError) as error:  # what was measured so far is written
+        status = 130 if isinstance(error, KeyboardInterrupt) else 1
+        console.print(f"stopped: {str(error) or 'interrupted'}", markup=False)
     if options.json:
         document = {"environment": environment.facts(torch.device("cpu")), "networks": networks}
         with open(options.json, "w") as file:
             json.dump(document, file, indent=1, allow_nan=False)
-    return 0
+    return status
 
 
 if __name__ == "__main__":

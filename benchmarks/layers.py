@@ -16,21 +16,27 @@ from pathlib import Path
 
 import cnnext.bench
 import cnnext.models
+from cnnext._options import output_file, output_folder
 from cnnext.bench.suites import SUITES
+
+
+def new_file(text: str) -> str:
+    """A file to write, in folders that are made where they are missing."""
+    output_folder(str(Path(text).parent))
+    return output_file(text)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", nargs="+", default=["resnet50"], choices=[*cnnext.models.names(), *SUITES])
     parser.add_argument("--batch", default="1")
-    parser.add_argument("--json", metavar="FILE", help="folders are made where they are missing")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="folders are made where they are missing")
     options, rest = parser.parse_known_args()
 
     bench = argparse.ArgumentParser(prog="layers.py", add_help=False)
     cnnext.bench.add_arguments(bench)
     arguments = ["--only", "layers", "--mode", "train", "--batch", options.batch, "--model", *options.suite]
     if options.json:
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
         arguments += ["--json", options.json]
     # --mode train takes every direction of the training step's layers; whatever else bench understands passes through
     return cnnext.bench.main(bench.parse_args([*arguments, *rest]))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 MOST = 2**31 - 1  # what sizes and seeds can be multiplied without an overflow
 
@@ -18,6 +20,16 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads(text: str) -> int:
+    """Reads a number of threads; one for which there is no CPU only waits, and many thousands end the process."""
+    return whole(1, cpus())(text)
 
 
 def extents(least: int) -> Callable[[str], tuple[int, ...]]:
@@ -44,3 +56,25 @@ def positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
     return value
+
+
+def output_file(text: str) -> str:
+    """A file that can be written, told before minutes pass; leaves none that was not there."""
+    path = Path(text)
+    there = path.exists()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot write {text!r}: {error.strerror}") from None
+    if not there:
+        path.unlink()
+    return text
+
+
+def output_folder(text: str) -> str:
+    """A folder, which is made where it is missing."""
+    try:
+        Path(text).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot make the folder {text!r}: {error.strerror}") from None
+    return text

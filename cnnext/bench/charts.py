@@ -37,6 +37,7 @@ _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 12,
     "text.color": _INK,
+    "text.parse_math": False,
     "axes.edgecolor": _LINE,
     "axes.labelcolor": _MUTED,
     "axes.labelsize": 12,
@@ -110,6 +111,12 @@ def _place(figure: Figure, left: float, bottom: float, width: float, height: flo
     return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
 
+def _short(text: str, pixels: float) -> str:
+    """The text, or as much of its beginning as there is room for."""
+    room = int((pixels - 10) / 7.2)  # a letter's usual width
+    return text if len(text) <= room else text[: max(room - 1, 1)] + "…"
+
+
 def _ours(result: Result) -> Result:
     return result["backends"][result["best"]["cnnext"]]
 
@@ -119,7 +126,10 @@ def _torchs(result: Result) -> Result:
 
 
 def ratios(results: list[Result]) -> Draw:
-    """Torch's time over ours for each layer as bars that start at 1; a column per direction."""
+    """Torch's time over ours for each layer as bars that start at 1; a column per direction.
+
+    Results of one label are one row.
+    """
     labels = list(dict.fromkeys(result["label"] for result in results))
     directions = [d for d in DIRECTIONS if any(result["direction"] == d for result in results)]
     # pooling has its backward in the column of the gradient of the input
@@ -136,7 +146,7 @@ def ratios(results: list[Result]) -> Draw:
         ]
         heights = [len(rows) * _ROW + 52 for rows in chosen]
         figure = _figure(width, sum(heights))
-        left = max(map(len, labels)) * 7.2 + 10 if width == WIDE else min(max(map(len, labels)) * 7.2 + 10, 168)
+        left = min(max(map(len, labels)) * 7.2 + 12, 400 if width == WIDE else 168)
         bottom = sum(heights)
         for stack, rows in zip(stacks, chosen, strict=True):
             bottom -= len(rows) * _ROW + 52
@@ -145,7 +155,7 @@ def ratios(results: list[Result]) -> Draw:
                 axes = _place(figure, left + index * each, bottom + 24, each - 14, len(rows) * _ROW)
                 _bars(axes, rows, [r for r in results if _column(r) == column], (low, high), notes)
                 axes.set_title(column, pad=8)
-                axes.set_yticks(range(len(rows)), rows if index == 0 else [""] * len(rows))
+                axes.set_yticks(range(len(rows)), [_short(row, left) if index == 0 else "" for row in rows])
         return figure
 
     def _column(result: Result) -> str:
@@ -320,11 +330,11 @@ def kinds(groups: list[tuple[str, list[Result]]], most: int = 9) -> Draw:
         heights = [len(rows) * 34 + 40 for _, rows in panels]
         figure = _figure(width, max(heights) if side_by_side else sum(heights))
         top = max(heights) if side_by_side else sum(heights)
-        left = 12 + 7.1 * max(len(kind) for _, rows in panels for kind, _ in rows)
+        widest = width / len(panels) if side_by_side else width
+        left = min(12 + 7.2 * max(len(kind) for _, rows in panels for kind, _ in rows), widest / 2)
         for index, ((title, rows), height) in enumerate(zip(panels, heights, strict=True)):
-            each = width / len(panels) if side_by_side else width
-            start = index * each if side_by_side else 0.0
-            axes = _place(figure, start + left, top - height + 6, each - left - 70, height - 40)
+            start = index * widest if side_by_side else 0.0
+            axes = _place(figure, start + left, top - height + 6, widest - left - 70, height - 40)
             if not side_by_side:
                 top -= height
             for row, (kind, pair) in enumerate(rows):
@@ -342,7 +352,7 @@ def kinds(groups: list[tuple[str, list[Result]]], most: int = 9) -> Draw:
                         fontsize=11,
                     )
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.set_yticks(range(len(rows)), [kind for kind, _ in rows])
+            axes.set_yticks(range(len(rows)), [_short(kind, left) for kind, _ in rows])
             axes.set_xlim(0)
             axes.set_xticks([])
             axes.tick_params(axis="y", length=0)

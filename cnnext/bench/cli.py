@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnext._options import extents, positive, whole
+from cnnext._options import extents, output_file, positive, threads, whole
 
 if TYPE_CHECKING:  # `cnnext --help` must not wait for torch
     from .layers import Layer
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--image-size", type=whole(1), metavar="PIXELS", help="default: the model's")
 
     how = parser.add_argument_group("how")
-    how.add_argument("--threads", type=whole(1), metavar="T", help="default: torch's")
+    how.add_argument("--threads", type=threads, metavar="T", help="default: torch's")
     how.add_argument(
         "--min-time", type=positive, metavar="S", help="seconds per backend (default: 3 networks, 0.1 layers)"
     )
@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "cnnext.fuse",
     )
     how.add_argument("--quick", action="store_true", help="a few seconds: small images, few rounds, rough figures")
-    how.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
+    how.add_argument("--json", type=output_file, metavar="FILE", help="write everything measured to FILE")
     how.add_argument("--report", metavar="DIR", help="write a page of HTML with pictures for each model to DIR")
 
 
@@ -285,14 +285,6 @@ def _chosen(sections: list[Section], directions: list[str]) -> list[Section]:
     return [section for section in chosen if section.directions]
 
 
-def _check_writable(path: Path) -> None:
-    """Raises OSError where a file cannot be written, and leaves none that was not there."""
-    there = path.exists()
-    path.open("a").close()
-    if not there:
-        path.unlink()
-
-
 def main(args: argparse.Namespace) -> int:
     """Runs the benchmark that parsed arguments describe and prints tables.
 
@@ -311,13 +303,13 @@ def main(args: argparse.Namespace) -> int:
 
     try:
         groups = plan(args)
-        if args.json:  # not after minutes of measuring
-            _check_writable(Path(args.json))
-        if args.report:
+        if args.report:  # not after minutes of measuring
             from . import page  # needs packages of its own
 
             Path(args.report).mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
+            for name in {section.model for _, group in groups for section in group}:
+                output_file(str(page.file_of(Path(args.report), name)))
+    except (ValueError, OSError, argparse.ArgumentTypeError) as error:
         print(f"cnnext bench: {error}", file=sys.stderr)
         return 2
     report = Report(args.dtype, single=args.op is not None)
@@ -337,12 +329,12 @@ def main(args: argparse.Namespace) -> int:
     finally:
         report.close()
     document = report.as_json()
+    if args.json:
+        arguments = {key: value for key, value in vars(args).items() if not callable(value)}
+        text = json.dumps({"arguments": arguments, "status": status, **document}, indent=1, allow_nan=False)
+        Path(args.json).write_text(text)
+        report.console.print(f"Written to {escape(args.json)}", style="dim")
     if args.report and (document["networks"] or document["layers"]):
         for path in page.write(document, Path(args.report)):
             report.console.print(f"Report: {escape(str(path))}", style="dim", soft_wrap=True)
-    if args.json:
-        arguments = {key: value for key, value in vars(args).items() if not callable(value)}
-        document = {"arguments": arguments, "status": status, **document}
-        Path(args.json).write_text(json.dumps(document, indent=1, allow_nan=False))
-        report.console.print(f"Written to {escape(args.json)}", style="dim")
     return status

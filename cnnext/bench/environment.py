@@ -36,12 +36,13 @@ def facts(device: torch.device | None = None) -> dict[str, Any]:
 
     import cnnext
     from cnnext._info import _cpu_model
+    from cnnext._options import cpus
 
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "gpu": torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": cpus(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
         "system": platform.platform(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ def render(document: Document, name: str | None = None) -> str:
         raise ValueError(f"nothing was measured of {name or 'any model'}")
     chosen = {**document, "networks": networks, "layers": layers}
     layers = sorted(layers, key=lambda result: (DIRECTIONS.index(result["direction"]), not result["flops"]))
+    layers = _told_apart(layers)
     compared = tables.compared(layers)
     title = (networks + layers)[0]["model"] or layers[0]["label"]
     facts = next(iter(document["environment"].values()))
@@ -69,13 +72,40 @@ def render(document: Document, name: str | None = None) -> str:
     )
 
 
+def _told_apart(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results, where labels of different layers are alike with the first module's name or a number in them.
+
+    A label tells neither padding nor bias, nor element type. Batches may differ by direction only.
+    """
+    seen: Counter[Any] = Counter()
+    labels: dict[str, dict[Any, str]] = {}
+    keys = []
+    for result in layers:
+        about = {**result["layer"], "input": result["layer"]["input"][1:], "also": [result["dtype"], result["names"]]}
+        key = json.dumps(about)
+        seen[result["direction"], key] += 1
+        keys.append((key, seen[result["direction"], key]))
+        labels.setdefault(result["label"], {})[keys[-1]] = f"{result['label']} {result['names'][0]}".strip()
+    for label, of_key in labels.items():
+        taken: Counter[str] = Counter()
+        for key, name in of_key.items():
+            taken[name] += 1
+            of_key[key] = label if len(of_key) == 1 else f"{name} ({taken[name]})" if taken[name] > 1 else name
+    return [{**result, "label": labels[result["label"]][key]} for result, key in zip(layers, keys, strict=True)]
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Where the page of a model goes, or that of a single layer, which has no model's name."""
+    return folder / f"{name or 'layer'}.html"
+
+
 def write(document: Document, folder: Path) -> list[Path]:
     """Writes a page for each model of a document into a folder, which is made where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     names = dict.fromkeys(result["model"] for result in document["networks"] + document["layers"])
     paths = []
     for name in names:
-        path = folder / f"{name or 'layer'}.html"
+        path = file_of(folder, name)
         path.write_text(render(document, name), encoding="utf-8")
         paths.append(path)
     return paths
@@ -121,7 +151,7 @@ def _layer_headlines(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
         speedup = total["torch"] / total["cnnext"]
         verdict, words = _verdict(speedup)
         count = sum(result["count"] for result in chosen)
-        what = f"{direction} of {count} layer{'s' * (count > 1)}, N={chosen[0]['batch']}, {chosen[0]['dtype']}"
+        what = f"{direction} of {count} layer{'s' * (count > 1)}, {tables.batches(chosen)}, {chosen[0]['dtype']}"
         headlines.append(
             {
                 "what": what,
@@ -169,9 +199,9 @@ def _fallbacks(networks: list[dict[str, Any]]) -> dict[str, int]:
 
 def _pictures(layers: list[dict[str, Any]], machine: dict[str, Any]) -> dict[str, Any]:
     groups = []
-    for (forward, batch), found in itertools.groupby(layers, key=lambda r: (r["direction"] == "forward", r["batch"])):
+    for what, found in itertools.groupby(layers, lambda r: "forward" if r["direction"] == "forward" else "gradients"):
         members = list(found)
-        groups.append((f"{'forward' if forward else 'gradients'}, N={batch}", members))
+        groups.append((f"{what}, {tables.batches(members)}", members))
     return {
         "ratios": charts.picture(charts.ratios(layers), "torch's time over ours by layer"),
         "roofline": charts.picture(charts.roofline(layers, machine), "roofline"),

@@ -132,6 +132,8 @@ class _Step:
         self.ours = library == "cnnext"
         self.redirect = self.ours and _calls_torch(model, inputs)
         self.grad_outputs: list[Tensor] = []
+        leaves = [*model.parameters(), *(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))]
+        self.leaves = [leaf for leaf in leaves if leaf.requires_grad]
 
     def run(self) -> Tensor:
         """Returns all outputs as one vector."""
@@ -147,13 +149,21 @@ class _Step:
         if not outputs:
             raise ValueError("the model returned no floating-point tensor to compare")
         if self.backward:
-            self.model.zero_grad(set_to_none=True)
+            self._forget_gradients()
             roots = [output for output in outputs if output.requires_grad]
+            if not roots:
+                raise ValueError(
+                    "backward=True, but no output of the model depends on a parameter or input that requires a gradient"
+                )
             if not self.grad_outputs:
                 generator = torch.Generator().manual_seed(0)
                 self.grad_outputs = [torch.randn(root.shape, generator=generator).to(root) for root in roots]
             torch.autograd.backward(roots, self.grad_outputs)
         return torch.cat([output.detach().flatten() for output in outputs])
+
+    def _forget_gradients(self) -> None:
+        for leaf in self.leaves:
+            leaf.grad = None
 
     def __call__(self) -> None:
         self.run()
@@ -165,10 +175,10 @@ class _Step:
             if not self.exact:
                 raise
             raise ValueError(f"the model does not run in float64, with which results are compared: {error}") from error
-        gradients = [p.grad.double().flatten() for p in self.model.parameters() if p.grad is not None]
+        gradients = [leaf.grad.double().flatten() for leaf in self.leaves if leaf.grad is not None]
         if self.backward and gradients:
             found["gradient"] = torch.cat(gradients)
-        self.model.zero_grad(set_to_none=True)
+        self._forget_gradients()
         return found
 
 
@@ -205,7 +215,7 @@ def profile(
         model: any module, in the mode (`train()` or `eval()`) in which it is to run, that is not traced or scripted.
         input: its argument, or a tuple of arguments.
         against: what ours is compared with; only "torch".
-        backward: run backward too, and measure the gradients of every layer.
+        backward: run backward too, and measure the gradients of every layer that parameters or inputs require.
         layouts: "nchw", "channels_last" or both (then each side's faster one is compared); the input's by default.
         name: the model's name in tables and pictures; its class by default.
         min_time: seconds to spend on each layer with each library, and ten times that on the whole model.
@@ -215,7 +225,8 @@ def profile(
 
     Raises:
         ValueError: if an argument is none of these, a lazy layer has not run yet, the model's output is random, no
-            tensor is floating-point, the model does not run in float64, or `torch.autocast` is on.
+            tensor is floating-point, the model does not run in float64, backward has nothing to compute, or
+            `torch.autocast` is on.
         AssertionError: if a result of ours differs from float64 by far more than torch's does.
 
     Example:
@@ -297,7 +308,8 @@ def _measure(
         def prepared(tensor: Tensor) -> Tensor:
             if not tensor.is_floating_point():
                 return tensor
-            return layer_bench.in_layout(tensor.detach().to(exact or tensor.dtype), layout)
+            alone = layer_bench.in_layout(tensor.detach().to(exact or tensor.dtype), layout)
+            return alone.requires_grad_(backward and tensor.requires_grad)
 
         with warnings.catch_warnings():  # calls of the layers that convert leaves alone are redirected
             warnings.filterwarnings("ignore", "cnnext.convert left alone")

@@ -36,8 +36,8 @@ class Report:
         self.layers: list[dict[str, Any]] = []
         self.machine: dict[str, dict[str, float]] = {"flops": {}, "bandwidth": {}}
         self.environments: dict[str, Event] = {}
-        self.seconds: list[dict[str, Any]] = []
         self._sections: list[Section] = []
+        self._section: Section | None = None  # of the last result
         self._allocator = ""
         self._pending: list[dict[str, Any]] = []
         self._begun = time.perf_counter()
@@ -97,7 +97,7 @@ class Report:
         elif kind == "progress":
             self._show(self._sections[event["section"]], event["text"], event["done"])
         elif kind == "result":
-            section = self._sections[event["section"]]
+            section = self._section = self._sections[event["section"]]
             result = {"allocator": self._allocator, **event["result"]}
             (self.networks if section.kind == "network" else self.layers).append(result)
             self._pending.append(result)
@@ -105,6 +105,7 @@ class Report:
             self._flush(self._sections[event["section"]])
             if event["section"] == len(self._sections) - 1:
                 self.close()
+                self._layer_summary()
 
     def _show(self, section: Section, text: str, done: float) -> None:
         if self._progress is not None:
@@ -145,10 +146,11 @@ class Report:
                 self.console.print(table)
         for warning in tables.warnings(results):
             self.console.print(warning, style="yellow")
-        if section.kind == "layers" and section is self._sections[-1]:
-            self._layer_summary()
 
     def _layer_summary(self) -> None:
+        """What all layers have in common, once they are measured or nothing more will be."""
+        if not self.layers:
+            return
         if not self.single:
             self.console.print()
             for table in tables.geometric_means(self.layers, self.console.width):
@@ -157,10 +159,10 @@ class Report:
         self.console.print(tables.LAYER_NOTES, style="dim")
 
     def _flush_pending(self) -> None:
-        """Prints what a section has so far that was not ended."""
-        if self._pending and self._sections:
-            kind = "network" if self._pending[0] in self.networks else "layers"
-            self._flush(next(section for section in self._sections if section.kind == kind))
+        """Prints what a section has so far that was not ended, and what belongs under all tables."""
+        if self._section is not None:
+            self._flush(self._section)
+        self._layer_summary()
 
     def interrupted(self) -> None:
         """Ctrl-C: shows what is there."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from rich import box
 from rich.cells import cell_len
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -57,9 +56,8 @@ class Rows:
         while leaving and not fits(1):
             shown.remove(leaving.pop(0))
         table = Table(
-            title=escape(self.title),
+            title=Text(self.title, style="bold"),  # a model's name may hold anything
             title_justify="left",
-            title_style="bold",
             box=box.SIMPLE_HEAD,
             padding=(0, 1 if fits(2) else 0, 0, 0),
         )
@@ -112,7 +110,7 @@ def network(result: dict[str, Any], width: int) -> Table:
         ("images/s", "right", 1),
         ("peak MiB", "right", 0),
         ("max error", "right", 2),
-        ("rel. error", "right", 0),
+        ("rel. error", "right", 5),
         ("speedup", "right", 0),
         ("to best", "right", 4),
     ]
@@ -155,20 +153,22 @@ def network_notes(result: dict[str, Any]) -> str:
     compared = "outputs" if result["mode"] == "infer" else "gradients"
     rounds = next(iter(result["backends"].values()))["rounds"]
     best = result["backends"][result["best"]["cnnext"]]["median"]
+    of_peak = (
+        f" Convolutions alone, {result['conv_flops'] / 1e9:.3g} GFLOP, would take {ms(result['limit'])} ms at the "
+        f"machine's measured peak: {100 * result['limit'] / best:.0f} % of our best."
+    )
     return (
         f"{counts['convolution']} convolutions and {counts['pooling']} pooling layers replaced; fallbacks to torch: "
         f"{fallbacks}. {rounds} rounds. speedup: over torch in the same layout; to best: over torch's better layout. "
         f"Errors are those of the {compared} against float64. peak MiB: what steps need on top of model and images, "
-        f"{result['memory_from']}. "
-        f"Convolutions alone, {result['conv_flops'] / 1e9:.1f} GFLOP, would take {ms(result['limit'])} ms at the "
-        f"machine's measured peak: {100 * result['limit'] / best:.0f} % of our best."
+        f"{result['memory_from']}.{of_peak if result['conv_flops'] else ''}"
     )
 
 
 _LAYER_COLUMNS = [
     ("n", "right", 0),
     ("layer", "left", 0),
-    ("kernel", "left", 0),
+    ("kernel", "left", 6),
     ("", "left", 2),
     ("ms", "right", 0),
     ("+-", "right", 1),
@@ -178,6 +178,12 @@ _LAYER_COLUMNS = [
     ("", "left", 3),
     ("speedup", "right", 0),
 ]
+
+
+def batches(results: list[dict[str, Any]]) -> str:
+    """N of all results; a model may put its pixels or its frames into the batch."""
+    sizes = [result["batch"] for result in results]
+    return f"N={min(sizes)}" + (f" to {max(sizes)}" if min(sizes) < max(sizes) else "")
 
 
 def rate_of(result: dict[str, Any], seconds: float) -> float:
@@ -193,7 +199,7 @@ def layers(results: list[dict[str, Any]], width: int) -> Iterable[Table]:
             continue
         what, rate = ("convolution", "GFLOP/s") if conv else ("pooling", "GB/s")
         dtypes = ", ".join(dict.fromkeys(result["dtype"] for result in chosen))
-        title = f"{chosen[0]['model']} · {what} {direction} · N={chosen[0]['batch']} · {dtypes}"
+        title = f"{chosen[0]['model']} · {what} {direction} · {batches(chosen)} · {dtypes}"
         columns = [(heading.replace("GFLOP/s", rate), *rest) for heading, *rest in _LAYER_COLUMNS]
         rows = Rows(f"{title} · allocator {chosen[0]['allocator']}", columns)  # type: ignore[arg-type]
         for index, result in enumerate(chosen):
@@ -247,10 +253,10 @@ def single_layer(result: dict[str, Any], width: int) -> Table:
     columns = [
         ("", "left", 0),
         ("layout", "left", 0),
-        ("kernel", "left", 0),
+        ("kernel", "left", 4),
         ("median ms", "right", 0),
         ("quartiles", "right", 3),
-        (rate, "right", 0),
+        (rate, "right", 5),
         ("of limit", "right", 0),
         ("max error", "right", 1),
         ("rel. error", "right", 2),
@@ -329,7 +335,7 @@ def geometric_means(results: list[dict[str, Any]], width: int) -> Iterable[Table
     summaries = summary(results)
     for model in dict.fromkeys(row["model"] for row in summaries):
         columns = [("", "left", 0), ("kind", "left", 0), ("n", "right", 0), ("best", "right", 0)]
-        columns += [("lowest-highest", "right", 1), ("NCHW", "right", 0), ("channels_last", "right", 0)]
+        columns += [("lowest-highest", "right", 1), ("NCHW", "right", 3), ("channels_last", "right", 2)]
         rows = Rows(f"{model} · geometric means of the speedup over torch", columns)
         for op, direction in itertools.product(("convolution", "pooling"), DIRECTIONS):
             chosen = [r for r in summaries if (r["model"], r["op"], r["direction"]) == (model, op, direction)]
