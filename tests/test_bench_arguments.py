@@ -10,6 +10,7 @@ pytest.importorskip("rich")
 pytest.importorskip("skimage")
 
 from cnnext import bench
+from cnnext._options import cpus
 from cnnext.bench import cli, layers
 from cnnext.bench.report import Report
 
@@ -83,7 +84,6 @@ def test_single_layer_arguments():
         (["--model", "alexnet"], "no model is named 'alexnet'"),
         (["--model", "yolo_v1"], "yolo_v1 is not run as a whole network: choose its layers by --only layers"),
         (["--direction", "sideways"], "no direction is named 'sideways'"),
-        (["--json", "/no/such/folder/file.json"], "No such file or directory"),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(arguments, message, capsys):
@@ -104,7 +104,9 @@ def test_wrong_arguments_say_what_is_wrong(arguments, message, capsys):
         (["--stride", "1x0"], "got '1x0'"),
         (["--padding", "-1"], "expected whole numbers from 0 joined by x such as 16x64x56x56, got '-1'"),
         (["--batch", "0"], "--batch: expected a whole number from 1 to 2147483647, got '0'"),
-        (["--threads", str(10**20)], f"got '{10**20}'"),
+        (["--threads", "100000"], f"--threads: expected a whole number from 1 to {cpus()}, got '100000'"),
+        (["--json", "/no/such/folder/file"], "--json: cannot write '/no/such/folder/file': No such file or directory"),
+        (["--json", "/"], "--json: cannot write '/': Is a directory"),
         (["--min-time", "-1"], "--min-time: expected a positive number, got '-1'"),
         (["--min-time", "nan"], "got 'nan'"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
@@ -115,6 +117,28 @@ def test_wrong_numbers_are_refused(arguments, message, capsys):
         parse(*arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "cannot write '{}/layer.html': Is a directory"), (["--report", __file__], "File exists: ")],
+    ids=["page", "folder"],
+)
+def test_pages_that_cannot_be_written_are_told_before_measuring(arguments, message, tmp_path, capsys):
+    (tmp_path / "layer.html").mkdir()
+    assert bench.main(parse(*CONV, "--report", tmp_path, *arguments)) == 2
+    printed = capsys.readouterr()
+    assert message.format(tmp_path) in printed.err
+    assert printed.out == ""
+
+
+def test_files_are_tried_and_left_as_they_are(tmp_path):
+    there = tmp_path / "there.json"
+    there.write_text("kept")
+    for file in (there, tmp_path / "new.json"):
+        assert parse("--json", file).json == str(file)
+    assert there.read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [there]
 
 
 def test_plan_of_the_default_run():

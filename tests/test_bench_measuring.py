@@ -146,7 +146,7 @@ def test_bandwidth_of_a_machine_of_one_gigabyte_a_second(size, touched, monkeypa
 
 def test_what_a_larger_copy_reaches_a_smaller_one_does(monkeypatch):
     machine = timing.Machine(seconds=0.0)
-    seconds = iter((1.0, 0.5, 100.0))
+    seconds = iter((1.0, 0.5, 100.0, 1000.0))
     monkeypatch.setattr(machine, "_fastest", lambda functions: next(seconds))
     sizes = [1 << 22, 1 << 24, 1 << 23]
     assert [machine.bandwidth(size) for size in sizes] == [1 << 22, 1 << 25, 1 << 25]
@@ -156,6 +156,7 @@ def test_what_a_larger_copy_reaches_a_smaller_one_does(monkeypatch):
         str(1 << 23): (1 << 23) / 100,
         str(1 << 24): 1 << 25,
     }
+    assert machine.bandwidth(1 << 25) == (1 << 25) / 1000  # but not the other way round
 
 
 def test_the_machine_is_as_fast_as_its_fastest_try(monkeypatch):

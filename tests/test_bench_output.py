@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch._inductor.config
 
 pytest.importorskip("rich")
 pytest.importorskip("skimage")
 
 from test_bench_arguments import CONV
 
-from cnnext.bench import layers, tables
+from cnnext.bench import layer_bench, layers, tables
+from cnnext.bench.layers import LAYOUTS
 
 # --- tables ------------------------------------------------------------------------------------------------------
 
@@ -112,14 +115,63 @@ def test_command_line():
     assert "8→16 3x3 @12 · forward" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--min-time", "-1"], ["--threads", "0"]])
-def test_wrong_arguments_of_call_overhead(arguments, monkeypatch, capsys):
-    path = Path(__file__).parents[1] / "benchmarks" / "call_overhead.py"
-    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("call_overhead.py", ["--min-time", "-1"], "argument --min-time: expected a positive number, got '-1'"),
+        ("call_overhead.py", ["--threads", "0"], "argument --threads: expected a whole number from 1 to "),
+        (
+            "call_overhead.py",
+            ["--json", "/no/such/file"],
+            "argument --json: cannot write '/no/such/file': No such file",
+        ),
+        ("inference.py", ["--threads", "100000"], "argument --threads: expected a whole number from 1 to "),
+        ("inference.py", ["--json", "/no/such/file"], "argument --json: cannot write '/no/such/file': No such file"),
+        ("inference.py", ["--model", "yolo_v1"], "no classifier is named 'yolo_v1'; there are "),
+        ("layers.py", ["--suite", "none"], "argument --suite: invalid choice: 'none'"),
+        ("layers.py", ["--batch", "0"], "argument --batch: expected a whole number from 1 to "),
+        ("layers.py", ["--json", f"{__file__}/x.json"], "argument --json: cannot make the folder "),
+        ("networks.py", ["--batches", "1", "0"], "argument --batches: expected a whole number from 1 to "),
+        ("networks.py", ["--json", __file__], "argument --json: cannot make the folder "),
+        ("networks.py", ["--layout", "nhwc"], "argument --layout: invalid choice: 'nhwc'"),
+    ],
+)
+def test_wrong_arguments_of_scripts(script, arguments, message, monkeypatch, capsys):
+    """Nothing is measured first."""
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(path), run_name="__main__")
+        runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
     assert stopped.value.code == 2
-    assert f"argument {arguments[0]}: expected a" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (layer_bench.Mismatch("wrong"), 1)])
+def test_inference_writes_what_was_measured_before_an_end(error, status, monkeypatch, tmp_path, capsys):
+    script = runpy.run_path(str(BENCHMARKS / "inference.py"))
+    found = {
+        f"{way}|{layout}": {"median": 1.0, "error": {"relative": 0.0}} for way in script["WAYS"] for layout in LAYOUTS
+    }
+
+    def measure(name, *_):
+        if name == "vgg16":
+            raise error
+        return found
+
+    monkeypatch.setitem(script["main"].__globals__, "measure", measure)
+    monkeypatch.setattr(
+        sys, "argv", ["inference.py", "--model", "resnet18", "vgg16", "--json", str(tmp_path / "x.json")]
+    )
+    with torch._inductor.config.patch(freezing=False):  # which the script sets
+        assert script["main"]() == status
+    assert [each["model"] for each in json.loads((tmp_path / "x.json").read_text())["networks"]] == ["resnet18"]
+    printed = capsys.readouterr().out
+    assert "resnet18 · inference" in printed
+    assert f"stopped: {str(error) or 'interrupted'}" in printed
 
 
 @pytest.mark.parametrize(
@@ -131,7 +183,7 @@ def test_wrong_arguments_of_call_overhead(arguments, monkeypatch, capsys):
     ],
 )
 def test_scripts(script, arguments, expected, tmp_path):
-    path = Path(__file__).parents[1] / "benchmarks" / script
+    path = BENCHMARKS / script
     file = tmp_path / "folder" / "out.json" if script == "layers.py" else tmp_path / "out.json"
     command = [sys.executable, str(path), *arguments, "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)

@@ -229,6 +229,11 @@ def test_what_was_measured_before_the_end_is_summed_up(ending, more, capsys):
     assert printed.count("lecture · geometric means") == bool(more)
 
 
+def test_nothing_is_summed_up_where_nothing_was_measured(capsys):
+    report_of(("vgg16", []), ends=0).interrupted()
+    assert capsys.readouterr().out.strip() == "interrupted before anything was measured"
+
+
 # --- pictures ----------------------------------------------------------------------------------------------------
 
 WIDTHS = pytest.mark.parametrize("width", [charts.WIDE, charts.NARROW])

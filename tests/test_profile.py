@@ -20,7 +20,7 @@ pytest.importorskip("rich")
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
-from cnnext.bench import layer_bench, layers, tables, timing
+from cnnext.bench import layer_bench, layers, profiling, tables, timing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -73,6 +73,45 @@ def test_frozen_weights_have_no_gradient_to_measure():
     with FlopCounterMode(display=False) as counter:
         model(x).sum().backward()
     assert whole(found)["conv_flops"] == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("model", [nn.MaxPool2d(2), nn.Conv2d(3, 4, 3).requires_grad_(False)], ids=["pool", "frozen"])
+def test_backward_without_anything_to_compute_is_refused(model):
+    x = torch.randn(1, 3, 8, 8)
+    with pytest.raises(
+        ValueError, match="backward=True, but no output of the model depends on a parameter or input that"
+    ):
+        profile(model, x, backward=True)
+    assert [layer["direction"] for layer in profile(model, x).layers] == ["forward"]
+
+
+def test_gradients_of_inputs_are_measured_where_they_are_required():
+    class Both(nn.Module):
+        def forward(self, x, y):
+            return F.relu(F.max_pool2d(x, 2), inplace=True) * F.avg_pool2d(y, 2)
+
+    x, y = torch.randn(1, 3, 8, 8, requires_grad=True), torch.randn(1, 3, 8, 8)
+    found = profile(Both(), x, y, backward=True)
+    assert [(layer["label"], layer["direction"]) for layer in found.layers] == [
+        ("max 2x2/2 3 @8", "forward"),
+        ("max 2x2/2 3 @8", "backward"),
+        ("avg 2x2/2 3 @8", "forward"),
+    ]
+    assert {name for backend in whole(found)["backends"].values() for name in backend["error"]} == {
+        "output",
+        "gradient",
+    }
+    assert x.grad is None and x.requires_grad
+    # without backward nothing is recorded, also where a model changes its input
+    profile(nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2)), x)
+
+
+def test_gradients_of_inputs_are_of_one_run():
+    model, x = nn.Conv2d(1, 2, 3, bias=False), torch.randn(1, 1, 8, 8, requires_grad=True)
+    step = profiling._Step(model, (x,), True, "torch")
+    first, second = step.results()["gradient"], step.results()["gradient"]
+    assert first.numel() == model.weight.numel() + x.numel()
+    assert torch.equal(first, second)
 
 
 def test_the_record_of_fallbacks_is_the_users():

@@ -167,7 +167,8 @@ class Report:
     def interrupted(self) -> None:
         """Ctrl-C: shows what is there."""
         self.close()
-        self.console.print("\n[yellow]interrupted[/]; measured so far:")
+        so_far = "; measured so far:" if self.networks or self.layers else " before anything was measured"
+        self.console.print(f"\n[yellow]interrupted[/]{so_far}")
         self._flush_pending()
 
     def failed(self, error: BaseException) -> None:

@@ -110,7 +110,7 @@ def network(result: dict[str, Any], width: int) -> Table:
         ("images/s", "right", 1),
         ("peak MiB", "right", 0),
         ("max error", "right", 2),
-        ("rel. error", "right", 5),
+        ("rel. error", "right", 0),
         ("speedup", "right", 0),
         ("to best", "right", 4),
     ]
