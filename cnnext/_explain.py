@@ -446,6 +446,9 @@ def explain(
         def run(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(layer_or_function, state, args, kwargs)
 
+    elif not callable(layer_or_function):
+        came = type(layer_or_function).__name__
+        raise ValueError(f"explain: expected a layer, a model or a function, but got {came}")
     arch_number = _arch_number(device, arch, given)
     with unchanged, module_path(layer_or_function) as path, backends.uncounted_fallbacks():
         recorder = _Recorder(path, arch_number)

@@ -299,6 +299,7 @@ def test_bars_of_ratios(width):
         assert axes.get_ylim() == (len(ticks(axes, "y")) - 0.5, -0.5)  # the first row is at the top
         for place, text in ticks(axes, "x").items():
             assert float(text) == place and math.log2(place) % 1 == 0
+        assert 1 in ticks(axes, "x") and left < min(ticks(axes, "x")) and max(ticks(axes, "x")) < right
     (one, two) = (at(axes, figure) for axes in figure.axes)
     assert two[0] >= one[2] if width == charts.WIDE else two[3] <= one[1]  # beside or under each other
     across, up = figure.get_size_inches() * 72
@@ -416,7 +417,14 @@ def test_layers_of_one_label_are_told_apart():
     assert rows_of(results) == [
         (f"{label} a", "forward"), (f"{label} b", "forward"), ("8→16 3x3 @8", "forward"), (f"{label} a", "grad_weight"),
     ]  # fmt: skip
+    # a layer that is the second forward may be the only one with a gradient
+    more = [*results, layer_result(bare, "grad_input", names=("b",))]
+    assert rows_of(more) == [*rows_of(results), (f"{label} b", "grad_input")]
     assert [result["label"] for result in results[:2]] == [label, label]  # the document stays as it is
+    html = page.render(document(*results))
+    for name in ("a", "b"):
+        assert html.count(f">{label} {name}</td>") == (2 if name == "a" else 1)
+        assert f">{label} {name}</text>" in html
     calls = [layer_result(layer, names=("",)) for layer in (padded, bare, conv(batch=4))]  # of functions
     assert [name for name, _ in rows_of(calls)] == [label, f"{label} (2)", f"{label} (3)"]
     axes = charts.ratios(page._told_apart(calls))(charts.WIDE, {}).axes[0]

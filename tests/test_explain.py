@@ -23,6 +23,12 @@ from cnnext import functional, nn
 from cnnext._explain import Direction, Explanation, Layer
 
 
+@pytest.mark.parametrize(("given", "came"), [(None, "NoneType"), ("conv2d", "str"), (torch.ones(1), "Tensor")])
+def test_what_cannot_be_called_is_refused(given: Any, came: str) -> None:
+    with pytest.raises(ValueError, match=f"explain: expected a layer, a model or a function, but got {came}$"):
+        cnnext.explain(given, torch.ones(1, 3, 8, 8))
+
+
 def test_convolution_layer() -> None:
     layer = torch.nn.Conv2d(6, 8, (3, 5), stride=(1, 2), padding=1, dilation=(2, 1), groups=2)
     x = torch.randn(4, 6, 16, 20)

@@ -186,6 +186,7 @@ class Random(nn.Module):
         ((nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2)), {"layouts": []}, "layouts are nchw and channels_last, not none"),
         ((nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2)), {"min_time": -1}, "min_time must be a positive number, not -1"),
         ((nn.Conv2d(1, 1, 1), 3), {}, "holds no tensor"),
+        ((nn.Flatten(), torch.ones(1, device="meta")), {}, "on the CPU or on a GPU, got an input on 'meta'"),
         ((F.relu, torch.ones(1, 1, 2, 2)), {}, "expected a model that is a torch.nn.Module, got function"),
         ((Random(), torch.ones(1, 1, 2, 2)), {}, "output is random"),
         ((nn.Identity(), torch.tensor([float("nan")])), {}, "not finite"),
@@ -195,7 +196,7 @@ class Random(nn.Module):
             "neither the model nor its input holds a floating",
         ),
     ],
-    ids=["against", "layouts", "no layouts", "min_time", "input", "function", "random", "nan", "integers"],
+    ids=["against", "layouts", "no layouts", "min_time", "input", "meta", "function", "random", "nan", "integers"],
 )
 def test_bad_input(arguments, options, message):
     with pytest.raises(ValueError, match=message):

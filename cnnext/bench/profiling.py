@@ -247,7 +247,10 @@ def profile(
         raise ValueError("the model's input holds no tensor")
     if layouts is None:
         layouts = "channels_last" if _channels_last(*tensors) else "nchw"
-    if torch.is_autocast_enabled(tensors[0].device.type):
+    device = tensors[0].device.type
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"expected a model and an input on the CPU or on a GPU, got an input on {device!r}")
+    if torch.is_autocast_enabled(device):
         raise ValueError(
             "torch.autocast is on, and its results are not as near to float64 as those of the model's own type: call "
             "profile outside of it, with a model and an input of the type to be measured, as by .to(torch.bfloat16)"
