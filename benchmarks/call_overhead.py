@@ -64,7 +64,11 @@ def main() -> int:
         for library, functional in (("torch", F), ("cnnext", cnnext.functional)):
             for name, function in calls(functional, grad, backward).items():
                 functions[f"{name}|{case}|{library}"] = function
-    timings: dict[str, Timing] = finish(interleave(functions, options.min_time))
+    try:
+        timings: dict[str, Timing] = finish(interleave(functions, options.min_time))
+    except KeyboardInterrupt:
+        print("interrupted: the calls take turns, and none has been measured to its end", file=sys.stderr)
+        return 130
 
     console = make_console()
     table = Table(title=f"µs per call on 1x1x4x4, {options.threads} thread(s), median of rounds in turns")

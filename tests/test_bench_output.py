@@ -17,7 +17,7 @@ pytest.importorskip("skimage")
 
 from test_bench_arguments import CONV
 
-from cnnext.bench import layer_bench, layers, tables
+from cnnext.bench import layer_bench, layers, tables, timing
 from cnnext.bench.layers import LAYOUTS
 
 # --- tables ------------------------------------------------------------------------------------------------------
@@ -172,6 +172,17 @@ def test_inference_writes_what_was_measured_before_an_end(error, status, monkeyp
     printed = capsys.readouterr().out
     assert "resnet18 · inference" in printed
     assert f"stopped: {str(error) or 'interrupted'}" in printed
+
+
+@pytest.mark.usefixtures("threads")
+def test_call_overhead_ends_quietly(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(timing, "interleave", interrupted)
+    monkeypatch.setattr(sys, "argv", ["call_overhead.py"])
+    assert runpy.run_path(str(BENCHMARKS / "call_overhead.py"))["main"]() == 130
+    assert "interrupted: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

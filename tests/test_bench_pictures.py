@@ -440,6 +440,12 @@ def test_page_of_a_model_with_several_batches():
 
 def test_headlines():
     html = page.render(document(networks=(network_result(),)))
+    assert "<span>cnnext channels_last</span>" in html and "<span>torch NCHW</span>" in html  # of which the ratio is
+    for to_best, speedup in (("0.75×", "0.75×"), ("1.50×", "3.00×")):
+        assert f"<td>{speedup}</td>\n<td>{to_best}</td></tr>" in html
+    one = network_result()
+    one["backends"] = {name: one["backends"][name] for name in one["best"].values()}
+    assert "<span>cnnext</span>" in page.render(document(networks=(one,)))
     assert '<div class="ratio faster" data-value="1.5">1.50×<small>faster than torch</small>' in html
     assert 'class="ours" style="width: 66.66666666666667%"></i><span>200 ms</span>' in html
     assert 'style="width: 100.0%"></i><span>300 ms</span>' in html
