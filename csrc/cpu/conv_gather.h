@@ -84,15 +84,15 @@ CNNEXT_INLINE Range positions_inside(const PhaseAxis& x, int64_t m) {
   return {begin, max_of(begin, min_of(x.count, ceil_div(max_of(0, x.source - first), x.source_step)))};
 }
 
-// Pairs of a destination pixel of one image and a tap that falls inside the source.
+// Pairs of a destination position and a tap that falls inside the source.
+CNNEXT_INLINE int64_t products_inside_axis(const PhaseAxis& x) {
+  int64_t inside = 0;
+  for (int64_t m = 0; m < x.taps; ++m) inside += positions_inside(x, m).size();
+  return inside;
+}
+// The same of pixels of one image.
 CNNEXT_INLINE int64_t products_inside(const Gather& g) {
-  int64_t products = 1;
-  for (const PhaseAxis& x : g.axis) {
-    int64_t inside = 0;
-    for (int64_t m = 0; m < x.taps; ++m) inside += positions_inside(x, m).size();
-    products *= inside;
-  }
-  return products;
+  return products_inside_axis(g.axis[0]) * products_inside_axis(g.axis[1]) * products_inside_axis(g.axis[2]);
 }
 
 // Source position along the first two axes, or -1 in the padding.

@@ -108,6 +108,20 @@ struct GradWeightGemm {
     order = channels_last || w.tap != 1 ? ColumnOrder{g.channels, 1} : ColumnOrder{1, g.taps()};
     rows = channels_last ? plain_g.channels : g.depth();
     cols = channels_last ? g.depth() : plain_g.channels;
+    choose_blocks();
+    sums_size = round_up(row_block * col_block, 64);
+    scratch = reinterpret_cast<A*>(workspace);
+    partial = scratch + threads * kScratch;
+  }
+
+  int64_t workspace_bytes() const {
+    const int64_t partials = splits > 1 ? blocks * splits * sums_size : 0;
+    return (threads * kScratch + partials) * int64_t(sizeof(A));
+  }
+
+  // Blocks of rows and columns, and splits of the pixels. Splits divide the sums: they follow from the shape
+  // alone. Threads may only ask for smaller blocks.
+  void choose_blocks() {
     int64_t most_splits = max_of(1, ceil_div(g.pixels(), kDepth) / 4);
     int64_t row_cuts = ceil_div(rows, kGradRows);
     row_block = ceil_div(rows, row_cuts);
@@ -127,16 +141,7 @@ struct GradWeightGemm {
       ++(2 * row_block > col_block || col_block == kWide ? row_cuts : col_cuts);
       cut_blocks(row_cuts, col_cuts);
     }
-    sums_size = round_up(row_block * col_block, 64);
-    scratch = reinterpret_cast<A*>(workspace);
-    partial = scratch + threads * kScratch;
   }
-
-  int64_t workspace_bytes() const {
-    const int64_t partials = splits > 1 ? blocks * splits * sums_size : 0;
-    return (threads * kScratch + partials) * int64_t(sizeof(A));
-  }
-
   void cut_blocks(int64_t row_cuts, int64_t col_cuts) {
     row_block = ceil_div(rows, row_cuts);
     col_block = round_up(ceil_div(cols, col_cuts), kWide);

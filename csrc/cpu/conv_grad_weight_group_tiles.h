@@ -4,7 +4,7 @@
 // registers over some rows of pixels. Of joined groups (conv_group_rows.h) the gradients of as many are
 // broadcast at a time, and for the inputs that several taps read.
 //
-// A task owns a few groups. Of each image it copies some rows of both operands into scratch memory (see
+// A task owns a few bundles. Of each image it copies some rows of both operands into scratch memory (see
 // conv_group_tiles.h) and adds to their sums in the order of the images: threads do not change them.
 #pragma once
 
@@ -99,9 +99,9 @@ struct GroupTilesGradWeight {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
   static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
-  static constexpr int64_t kTaskGroups = 4;  // at most, whose channels share lines or follow them
-  static constexpr int64_t kChain = 256;     // pixels summed before they are added to memory
-  static constexpr int kTaps = 3;            // of joined groups, at a time
+  static constexpr int64_t kTaskBundles = 4;  // at most, whose channels share lines or follow them
+  static constexpr int64_t kChain = 256;      // pixels summed before they are added to memory
+  static constexpr int kTaps = 3;             // of joined groups, at a time
 
   GroupTilesGradWeight(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
@@ -111,7 +111,7 @@ struct GroupTilesGradWeight {
         row(shape, false),
         grad_row(0, x.count),
         joined(P == Product::kPairs ? 1 : joined_groups(p)),
-        groups(shape.groups / joined),
+        bundles(shape.groups / joined),
         C(joined * shape.C_per_group()),
         K(joined * shape.K_per_group()),
         outputs(shape.K_per_group()),
@@ -124,10 +124,10 @@ struct GroupTilesGradWeight {
         w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())) {
     band = y.count;
     while (band > 1 && box_size() > kBoxElements) band = ceil_div(band, 2);
-    task_groups = clamp(groups / p.threads, 1, kTaskGroups);
+    task_bundles = clamp(bundles / p.threads, 1, kTaskBundles);
     sums_size = shape.taps() * outputs * pixel;
     memory.base = workspace;
-    scratch = memory.take_each<A>(p.threads, task_groups * sums_size + box_size());
+    scratch = memory.take_each<A>(p.threads, task_bundles * sums_size + box_size());
   }
 
   int64_t workspace_bytes() const { return memory.bytes; }
@@ -138,23 +138,23 @@ struct GroupTilesGradWeight {
   int64_t box_size() const { return source_size() + band * x.count * pixel; }
 
   void run(const Parallel& parallel) const {
-    parallel(ceil_div(groups, task_groups), [&](int64_t task, int thread) {
-      const Range some = block(task, task_groups, groups);
+    parallel(ceil_div(bundles, task_bundles), [&](int64_t task, int thread) {
+      const Range some = block(task, task_bundles, bundles);
       A* sums = scratch[thread];
-      fill_zero(sums, task_groups * sums_size);
+      fill_zero(sums, task_bundles * sums_size);
       for (int64_t image = 0; image < shape.N; ++image) {
         for (int64_t begin = 0; begin < y.count; begin += band) {
-          for (int64_t g = some.begin; g < some.end; ++g)
-            add_band(image, g, {begin, min_of(begin + band, y.count)}, g + 1 == some.end,
-                     sums + (g - some.begin) * sums_size, sums + task_groups * sums_size);
+          for (int64_t n = some.begin; n < some.end; ++n)
+            add_band(image, n, {begin, min_of(begin + band, y.count)}, n + 1 == some.end,
+                     sums + (n - some.begin) * sums_size, sums + task_bundles * sums_size);
         }
       }
-      for (int64_t g = some.begin; g < some.end; ++g, sums += sums_size) store_weight(g, sums);
+      for (int64_t n = some.begin; n < some.end; ++n, sums += sums_size) store_weight(n, sums);
     });
   }
 
-  void store_weight(int64_t group, const A* sums) const {
-    T* to = grad_weight + group * K * w.k;
+  void store_weight(int64_t bundle, const A* sums) const {
+    T* to = grad_weight + bundle * K * w.k;
     for (int64_t tap = 0; tap < shape.taps(); ++tap) {
       for (int64_t k = 0; k < outputs; ++k, sums += pixel) {
         T* out = to + k * w.k + tap * w.tap;
@@ -171,22 +171,22 @@ struct GroupTilesGradWeight {
   }
 
   // Some rows of one image's pixels.
-  void add_band(int64_t image, int64_t group, Range rows, bool last_group, A* sums, A* box) const {
+  void add_band(int64_t image, int64_t bundle, Range rows, bool last_of_task, A* sums, A* box) const {
     const Range read = source_range(shape.axis[1], false, rows.begin, rows.end);
     A* grads = box + source_size();
     const int64_t in_image = shape.C * y.source * x.source, out_image = shape.K * y.count * x.count;
     if (channels_last) {
       with_joined<A>(joined, [&](auto j) {
-        copy_group_rows<j>(input + image * in_image + group * C, shape.C, x.source, read, row, C, pixel,
-                           last_group ? in_image - (task_groups - 1) * C : C, box);
-        copy_group_rows<j>(grad_output + image * out_image + group * K, shape.K, x.count, rows, grad_row, K,
-                           pixel, last_group ? out_image - (task_groups - 1) * K : K, grads);
+        copy_group_rows<j>(input + image * in_image + bundle * C, shape.C, x.source, read, row, C, pixel,
+                           last_of_task ? in_image - (task_bundles - 1) * C : C, box);
+        copy_group_rows<j>(grad_output + image * out_image + bundle * K, shape.K, x.count, rows, grad_row, K,
+                           pixel, last_of_task ? out_image - (task_bundles - 1) * K : K, grads);
       });
     } else {
       const int64_t in_plane = y.source * x.source, out_plane = y.count * x.count;
-      turn_group_rows(input + image * in_image + group * C * in_plane, in_plane, x.source, read, row, C,
+      turn_group_rows(input + image * in_image + bundle * C * in_plane, in_plane, x.source, read, row, C,
                       pixel, box, joined);
-      turn_group_rows(grad_output + image * out_image + group * K * out_plane, out_plane, x.count, rows,
+      turn_group_rows(grad_output + image * out_image + bundle * K * out_plane, out_plane, x.count, rows,
                       grad_row, K, pixel, grads, joined);
     }
     if constexpr (P == Product::kPairs) {
@@ -256,15 +256,15 @@ struct GroupTilesGradWeight {
   bool channels_last;
   PhaseAxis y, x;
   GroupRows row, grad_row;
-  int64_t joined, groups;  // how many are one
-  int64_t C, K;            // channels of joined ones
-  int64_t outputs, pixel;  // output channels of one alone; elements of a copied pixel
+  int64_t joined, bundles;  // groups in a bundle, one if they are not joined
+  int64_t C, K;             // channels of a bundle
+  int64_t outputs, pixel;   // output channels of a group; elements of a copied pixel
   const T *input, *grad_output;
   T* grad_weight;
   WeightStrides w;
-  int64_t band, task_groups, sums_size;
+  int64_t band, task_bundles, sums_size;
   ScratchLayout memory;
-  PerThread<A> scratch;  // the sums of a task's groups, then a copy of both operands
+  PerThread<A> scratch;  // the sums of a task's bundles, then a copy of both operands
 };
 
 inline const char* wide_grad_weight_groups_exclude(const ConvProblem& p) {

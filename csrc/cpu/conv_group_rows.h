@@ -1,6 +1,6 @@
-// How the channels of one group are copied to scratch memory and back, or those of some narrow ones that are
-// joined: two or four of equal width, which fill a vector side by side in memory, [group][channel], and take
-// turns in scratch memory, [channel][group].
+// How the channels of a group are copied to scratch memory and back, or those of a bundle: of two or four
+// narrow groups, which fill a vector side by side in memory, [group][channel], and take turns in scratch
+// memory, [channel][group].
 #pragma once
 
 #include "copy.h"
@@ -9,9 +9,9 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int kMostJoined = 4;         // groups
-constexpr int64_t kMostChannels = 32;  // that are copied, of a group or of joined ones
+constexpr int64_t kMostChannels = 32;  // that are copied, of a bundle
 
-// How many groups are joined; one alone, if that cannot be.
+// How many groups are joined to a bundle; one, if that cannot be.
 inline int64_t joined_groups(const ConvProblem& p) {
   const int64_t channels = p.shape.C_per_group(), lanes = lanes_of(p.dtype);
   if (channels != p.shape.K_per_group()) return 1;
@@ -32,7 +32,7 @@ auto with_joined(int64_t joined, Visit&& visit) {
   return visit(std::integral_constant<int, 1>());
 }
 
-// The rows of one group's source, side by side: columns of each residue of the stride, padded with zeros.
+// The rows of a bundle's source, side by side: columns of each residue of the stride, padded with zeros.
 struct GroupRows {
   GroupRows(const ConvShape& shape, bool gradient) {
     const Window& w = shape.axis[2];

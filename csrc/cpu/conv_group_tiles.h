@@ -2,9 +2,9 @@
 // pixels for each group,
 //   destination[pixel, channel] = bias[channel] + sum over (tap, source channel) of source * weight
 // where source elements are broadcast and destination channels are the lanes. Groups as wide as half or a
-// quarter of a vector are joined (conv_group_rows.h): elements of as many are broadcast at a time.
+// quarter of a vector are joined to bundles (conv_group_rows.h): an element of each is broadcast at a time.
 //
-// A task copies its group's channels of some source rows into scratch memory, where pixels are close to each
+// A task copies its bundle's channels of some source rows into scratch memory, where pixels are close to each
 // other and zeros stand for the columns in the padding; pixels that a stride separates are put side by side.
 // Channels first are turned to channels last as they are copied, and the results back.
 // Rows of taps in the padding are left out. Two spatial axes at most. Each element is summed in one order.
@@ -100,7 +100,7 @@ struct GroupTiles {
         pairs_apart(kProduct == Product::kPairs && !has_pairs_in_weight(p)),
         row(shape, gradient),
         joined(kProduct == Product::kPairs ? 1 : joined_groups(p)),
-        groups(shape.groups / joined),
+        bundles(shape.groups / joined),
         depth(phases.source_channels),
         source_channels(joined * depth),
         to_channels(joined * phases.channels),
@@ -117,11 +117,11 @@ struct GroupTiles {
     band = to_height;
     const auto box_size = [&] { return source_extent(shape.axis[1], gradient, band) * row.size() * pixel; };
     while (band > 1 &&
-           (box_size() > kBoxElements || shape.N * groups * ceil_div(to_height, band) < kFewTasks)) {
+           (box_size() > kBoxElements || shape.N * bundles * ceil_div(to_height, band) < kFewTasks)) {
       band = ceil_div(band, 2);
     }
     panel_size = shape.taps() * (pairs_apart ? 2 * depth : depth) * kCols<A>;
-    packed = PackedWeights<A>(p, groups, panels * panel_size);
+    packed = PackedWeights<A>(p, bundles, panels * panel_size);
     memory.base = packed.place(b, workspace);
     boxes = memory.take_each<A>(p.threads, box_size());
     lists = memory.take_each<GroupTap<A>>(p.threads, phases.max_taps);
@@ -133,7 +133,7 @@ struct GroupTiles {
   // Whether nothing of the result would be left in the caches for the operator that reads it, and whether it
   // is whole lines, each written once.
   bool streams() const {
-    const int64_t pixel_bytes = groups * to_channels * int64_t(sizeof(T));
+    const int64_t pixel_bytes = bundles * to_channels * int64_t(sizeof(T));
     return channels_last && to_channels == L && L * int64_t(sizeof(T)) == kAlignment &&
            shape.N * to_height * to_width * pixel_bytes > kStreamedBytes &&
            phases.max_taps * depth <= kChain &&
@@ -143,24 +143,25 @@ struct GroupTiles {
   void run(const Parallel& parallel) const {
     Gather kernel = phase(0);  // with all taps
     for (int a = 1; a < kAxes; ++a) kernel.axis[a] = {0, 1, 1, 1, 1, shape.axis[a].kernel, 0, 1, 0, 1};
-    const auto pack = [&](int64_t group, A* to, int) {
-      if (joined > 1) return pack_joined(kernel, group, to);
+    const auto pack = [&](int64_t bundle, A* to, int) {
+      if (joined > 1) return pack_joined(kernel, bundle, to);
       for (int64_t n = 0; n < panels; ++n)
-        pack_panel(kernel, group, block(n, kCols<A>, to_channels), to + n * panel_size);
+        pack_panel(kernel, bundle, block(n, kCols<A>, to_channels), to + n * panel_size);
     };
     packed.start(parallel, pack);
     const int64_t bands = ceil_div(to_height, band);
-    parallel(shape.N * bands * groups, [&](int64_t task, int thread) {
-      const int64_t group = task % groups, image = task / groups / bands;
-      compute(image, group, packed.get(group, thread, pack), block(task / groups % bands, band, to_height),
+    parallel(shape.N * bands * bundles, [&](int64_t task, int thread) {
+      const int64_t bundle = task % bundles, image = task / bundles / bands;
+      compute(image, bundle, packed.get(bundle, thread, pack), block(task / bundles % bands, band, to_height),
               boxes[thread], lists[thread], results[thread]);
     });
   }
 
   // [tap][source channel][lane], lanes being [channel][group].
-  void pack_joined(const Gather& kernel, int64_t group, A* to) const {
+  void pack_joined(const Gather& kernel, int64_t bundle, A* to) const {
     for (int64_t m = 0; m < kernel.taps(); ++m, to += depth * kCols<A>) {
-      const E* tap = operands.weight + group * joined * phases.weight_group + phases.weight_offset(kernel, m);
+      const E* tap =
+          operands.weight + bundle * joined * phases.weight_group + phases.weight_offset(kernel, m);
       for (int64_t n = 0; n < joined; ++n) {
         for (int64_t k = 0; k < phases.channels; ++k) {
           const E* w = tap + n * phases.weight_group + k * phases.weight_channel;
@@ -192,11 +193,11 @@ struct GroupTiles {
     return g;
   }
 
-  void compute(int64_t image, int64_t group, const A* weights, Range rows, A* box, GroupTap<A>* taps,
+  void compute(int64_t image, int64_t bundle, const A* weights, Range rows, A* box, GroupTap<A>* taps,
                T* result) const {
-    const Range read = copy_rows(image, group, rows, box);
+    const Range read = copy_rows(image, bundle, rows, box);
     T* first = operands.destination + image * phases.destination.image +
-               group * to_channels * phases.destination.channel +
+               bundle * to_channels * phases.destination.channel +
                rows.begin * to_width * phases.destination.pixel;
     if (channels_last) result = first;
     const int64_t pixel_step = channels_last ? phases.destination.pixel : to_channels;
@@ -219,7 +220,7 @@ struct GroupTiles {
           }
           const int64_t channels = min_of(kCols<A>, to_channels - n * kCols<A>);
           A add[kCols<A>] = {};
-          if (operands.bias) copy_run(operands.bias + group * to_channels + n * kCols<A>, add, channels);
+          if (operands.bias) copy_run(operands.bias + bundle * to_channels + n * kCols<A>, add, channels);
           row_of_tiles(taps, count, x, channels, add,
                        result + (at - rows.begin) * to_width * pixel_step + n * kCols<A>, pixel_step,
                        y.step * to_width * pixel_step);
@@ -264,10 +265,10 @@ struct GroupTiles {
   }
 
   // The source rows that some rows read, to box[row][column][pixel].
-  Range copy_rows(int64_t image, int64_t group, Range rows, A* box) const {
+  Range copy_rows(int64_t image, int64_t bundle, Range rows, A* box) const {
     const Range read = source_range(shape.axis[1], phases.gradient, rows.begin, rows.end);
     const E* from =
-        operands.source + image * phases.source.image + group * source_channels * phases.source.channel;
+        operands.source + image * phases.source.image + bundle * source_channels * phases.source.channel;
     if (channels_last) {
       with_joined<A>(joined, [&](auto j) {
         copy_group_rows<j>(from, phases.source.pixel, width, read, row, source_channels, pixel,
@@ -276,7 +277,7 @@ struct GroupTiles {
     } else if constexpr (kProduct == Product::kPairs) {
       const int64_t plane = numbers.source.channel;
       const T* first = reinterpret_cast<const T*>(operands.source) + image * numbers.source.image +
-                       group * numbers.source_channels * plane;
+                       bundle * numbers.source_channels * plane;
       turn_group_rows(BFloat16Pairs{first, plane}, 2 * plane, width, read, row, source_channels, pixel, box);
     } else {
       turn_group_rows(from, phases.source.channel, width, read, row, source_channels, pixel, box, joined);
@@ -288,8 +289,9 @@ struct GroupTiles {
   ConvShape shape;
   bool channels_last, pairs_apart, streamed;
   GroupRows row;
-  int64_t joined, groups, depth;                // how many are one; source channels of one alone
-  int64_t source_channels, to_channels, pixel;  // of joined ones; elements of a copied pixel
+  int64_t joined, bundles;                      // groups in a bundle, one if they are not joined
+  int64_t depth;                                // source channels of a group
+  int64_t source_channels, to_channels, pixel;  // of a bundle; elements of a copied pixel
   int64_t width, height, to_width, to_height;
   Operands<T, E> operands;
   int64_t panels, band, panel_size;

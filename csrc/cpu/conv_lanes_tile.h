@@ -37,7 +37,8 @@ struct TapForward {
   static constexpr int columns(int pixels, int taps) { return (pixels - 1) * Step + taps; }
   static constexpr int tap(int c, int j, int) { return c - j * Step; }
 };
-// In the gradient a column steps over pixels; the last tap takes the first column to pixel -Residue.
+// In the gradient a column steps over pixels; the last tap takes the first column to pixel -Residue, so that
+// with a residue of 1 no pixel of the tile reads it.
 template <int Step, int Residue>
 struct TapBackward {
   static constexpr int columns(int pixels, int taps) { return (pixels + taps + Residue - 2) / Step + 1; }

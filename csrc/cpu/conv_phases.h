@@ -61,12 +61,14 @@ struct Phases {
   int64_t max_depth() const { return max_taps * source_channels; }
   int64_t total_slots() const { return slots[0] * slots[1] * slots[2]; }
 
+  PhaseAxis axis(int a, int64_t residue) const {
+    return gradient ? grad_input_phase(shape.axis[a], residue) : forward_phase(shape.axis[a]);
+  }
   Gather at(int64_t phase) const {
     Gather g;
     for (int a = kAxes - 1; a >= 0; --a) {
-      const Window& w = shape.axis[a];
-      g.axis[a] = gradient ? grad_input_phase(w, phase % count[a]) : forward_phase(w);
-      g.extent[a] = gradient ? w.input : w.output;
+      g.axis[a] = axis(a, phase % count[a]);
+      g.extent[a] = gradient ? shape.axis[a].input : shape.axis[a].output;
       phase /= count[a];
     }
     g.images = shape.N;
@@ -90,12 +92,10 @@ struct Phases {
     int64_t phase = 0, unit = 1;
     bool found = true;
     for (int a = kAxes - 1; a >= 0; number /= slots[a], unit *= count[a], --a) {
-      const auto fits = [&](int64_t residue) {
-        const PhaseAxis x = grad_input_phase(shape.axis[a], residue);
-        return x.taps > 0 && x.tap % -x.tap_step == number % slots[a];
-      };
-      int64_t residue = 0;
-      while (gradient && residue < count[a] && !fits(residue)) ++residue;
+      const Window& w = shape.axis[a];
+      // Of the position that the smallest tap takes from output 0.
+      const int64_t position = number % slots[a] * w.dilation - w.padding;
+      const int64_t residue = gradient ? (position % w.stride + w.stride) % w.stride : 0;
       found &= residue < count[a];
       phase += residue % count[a] * unit;
     }

@@ -70,18 +70,17 @@ struct Regions {
   int64_t products() const { return cut ? inside_products() : all_products(); }
 
   int64_t most_pixels() const {
-    int64_t most = 0;
-    for (int64_t n = 0; n < phases.size(); ++n) {
-      const Gather g = phases.at(n);
-      int64_t pixels = g.images;
-      for (const PhaseAxis& x : g.axis) {
-        int64_t longest = cut ? 0 : x.count;
+    int64_t pixels = phases.shape.N;
+    for (int a = 0; a < kAxes; ++a) {
+      int64_t longest = 0;
+      for (int64_t r = 0; r < phases.count[a]; ++r) {
+        const PhaseAxis x = phases.axis(a, r);
+        if (!cut) longest = max_of(longest, x.count);
         if (cut) for_each_part(x, [&](Range part, Range) { longest = max_of(longest, part.size()); });
-        pixels *= longest;
       }
-      most = max_of(most, pixels);
+      pixels *= longest;
     }
-    return most;
+    return pixels;
   }
 
   const Phases& phases;
@@ -92,18 +91,20 @@ struct Regions {
   static constexpr int64_t kFewChannels = 64;
 
   int64_t all_products() const {
-    int64_t sum = 0;
-    for (int64_t n = 0; n < phases.size(); ++n) {
-      const Gather g = phases.at(n);
-      sum += g.taps() * g.pixels() / g.images;
-    }
-    return sum;
+    return products_of([](const PhaseAxis& x) { return x.taps * x.count; });
   }
   // Those of taps inside of the source.
-  int64_t inside_products() const {
-    int64_t sum = 0;
-    for (int64_t n = 0; n < phases.size(); ++n) sum += products_inside(phases.at(n));
-    return sum;
+  int64_t inside_products() const { return products_of(products_inside_axis); }
+  // There is a phase for each combination of the axes' residues: the sum over all is a product of sums.
+  template <class OfAxis>
+  int64_t products_of(OfAxis&& of_axis) const {
+    int64_t products = 1;
+    for (int a = 0; a < kAxes; ++a) {
+      int64_t sum = 0;
+      for (int64_t r = 0; r < phases.count[a]; ++r) sum += of_axis(phases.axis(a, r));
+      products *= sum;
+    }
+    return products;
   }
 
   // The position after those that read the same taps as j: where the last of its taps leaves the source or
