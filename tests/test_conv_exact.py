@@ -366,7 +366,7 @@ def test_depthwise_results_beyond_the_caches(channels: int, dilation: int) -> No
 @pytest.mark.parametrize("last", [False, True])
 def test_dilation_beyond_any_image(outputs: int, groups: int, last: bool) -> None:
     """Only the middle tap lies inside; counts of tiles and offsets would overflow."""
-    far = problem((1, 64, 16, 16), (outputs, 64 // groups, 3, 3), padding=2**32, dilation=2**32, groups=groups)
+    far = problem((1, 64, 16, 16), (outputs, 64 // groups, 3, 3), padding=2**31 - 1, dilation=2**31 - 1, groups=groups)
     near = problem((1, 64, 16, 16), (outputs, 64 // groups, 1, 1), groups=groups)
     t = integers(far)
     middle = replace(t, weight=t.weight[..., 1:2, 1:2])

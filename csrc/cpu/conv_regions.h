@@ -94,7 +94,9 @@ struct Regions {
     return products_of([](const PhaseAxis& x) { return x.taps * x.count; });
   }
   // Those of taps inside of the source.
-  int64_t inside_products() const { return products_of(products_inside_axis); }
+  int64_t inside_products() const {
+    return products_of([](const PhaseAxis& x) { return products_inside_axis(x); });
+  }
   // There is a phase for each combination of the axes' residues: the sum over all is a product of sums.
   template <class OfAxis>
   int64_t products_of(OfAxis&& of_axis) const {
