@@ -55,9 +55,9 @@ def measure(name: str, batch: int, compiles: bool, min_time: float) -> dict[str,
     runs = {}
     for way, (library, fuses) in WAYS.items():
         for layout in LAYOUTS:
-            each = network.converted(model, library, layout, None, fuse=fuses)
             if way == COMPILED and not compiles:
                 continue
+            each = network.converted(model, library, layout, None, fuse=fuses)
             runs[f"{way}|{layout}"] = run_of(
                 torch.compile(each) if way == COMPILED else each, layer_bench.in_layout(images, layout)
             )

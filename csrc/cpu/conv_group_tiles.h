@@ -186,8 +186,7 @@ struct GroupTiles {
   Gather phase(int64_t number) const {
     Gather g = {{kUnitAxis, kUnitAxis, kUnitAxis}, {1, to_height, to_width}, shape.N, depth};
     for (int a = kAxes - 1; a > 0; --a) {
-      const Window& w = shape.axis[a];
-      g.axis[a] = phases.gradient ? grad_input_phase(w, number % phases.count[a]) : forward_phase(w);
+      g.axis[a] = phases.axis(a, number % phases.count[a]);
       number /= phases.count[a];
     }
     return g;
