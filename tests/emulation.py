@@ -1,4 +1,5 @@
-"""Builds the emulator of tests/emulator with the CUDA kernels' own sources, and runs operators in it."""
+"""Builds the emulator of tests/emulator with the kernels' own sources, those for CUDA and for AMX, and runs operators
+in it."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ def golden(fault: tuple[str, str] = ("", ""), seed: int = 0) -> str:
 
 
 def _compile(folder: Path, source: Path, tree: Path) -> Path:
-    headers = [path for root in (tree, ROOT / "tests/emulator") for path in sorted(root.rglob("*.*h"))]
+    files = [path for root in (tree, ROOT / "tests/emulator") for path in sorted(root.rglob("*"))]
+    headers = [path for path in files if path.suffix in (".h", ".cuh", ".inl")]
     command = [*CXX, *FLAGS, "-DCNNEXT_WITH_CUDA", f"-I{tree}", f"-I{ROOT / 'tests/emulator'}", "-x", "c++", "-c"]
     text = b"".join(path.read_bytes() for path in (source, *headers)) + " ".join([*CXX, *FLAGS]).encode()
     target = folder / f"{source.stem}-{hashlib.sha256(text).hexdigest()[:16]}.o"
@@ -109,7 +111,9 @@ class Emulator:
 
     def __init__(self, library: Path) -> None:
         self.emulator = ctypes.CDLL(str(library))
-        self.emulator.emulate_conv.restype = self.emulator.emulate_pool.restype = ctypes.c_char_p
+        for name in ("emulate_conv", "emulate_pool", "emulate_amx"):
+            if hasattr(self.emulator, name):
+                getattr(self.emulator, name).restype = ctypes.c_char_p
         self.seed = 0
         self.bank_conflicts = 0
 
@@ -127,31 +131,32 @@ class Emulator:
         of the first and of the last blocks of each launch run.
         """
         given = t if most_blocks else t.to(dtype, last, weight_last)
-        bias = {"conv": given.bias, "conv_grad_input": given.shift}.get(op)
-        empty = torch.empty(0, dtype=dtype)
-        tensors = [given.input, given.weight, empty if bias is None else bias, given.grad_output]
-        if op == "conv_grad_bias":
-            tensors[2] = torch.empty(conv.weight[0], dtype=dtype)
-        result = {"conv": 3, "conv_grad_input": 0, "conv_grad_weight": 1, "conv_grad_bias": 2}[op]
-        if not most_blocks:
-            tensors[result] = torch.full_like(tensors[result], float("nan"))
-        lift = 3 - conv.dims
-        axes: list[int] = [1, 1, 1, 1, 0, 1] * lift
-        for i in range(conv.dims):
-            axes += [conv.input[i + 2], conv.output[i + 2], conv.weight[i + 2]]
-            axes += [conv.stride[i], conv.padding[i], conv.dilation[i]]
-        sizes = [conv.input[0], conv.input[1], conv.weight[0], conv.groups, *axes]
-        in_memory = [last and conv.dims > 1, weight_last and conv.dims > 1]
-        flags = [DTYPES[dtype], *map(int, in_memory), arch, int(tf32)]
+        tensors, result = _conv_tensors(op, conv, given, dtype, fresh=not most_blocks)
         conflicts = ctypes.c_int64()
         answer = self.emulator.emulate_conv(
-            op.encode(), kernel.encode(), _longs(sizes), (ctypes.c_int * 5)(*flags), _pointers(tensors),
-            _longs([each.numel() * each.element_size() for each in tensors]), ctypes.c_int64(shift),
-            self._next_seed(), ctypes.c_int64(blocks), ctypes.c_int64(most_blocks), ctypes.byref(conflicts),
+            op.encode(), kernel.encode(), _conv_sizes(conv), _conv_flags(conv, dtype, last, weight_last, arch, tf32),
+            _pointers(tensors), _bytes(tensors), ctypes.c_int64(shift), self._next_seed(), ctypes.c_int64(blocks),
+            ctypes.c_int64(most_blocks), ctypes.byref(conflicts),
         )  # fmt: skip
         self.bank_conflicts = conflicts.value
         _check(answer)
-        return tensors[result]
+        return result
+
+    def amx(
+        self, op: str, kernel: str, conv: Conv, t: Operands, dtype: torch.dtype, last: bool, weight_last: bool,
+        threads: int = 1, kept: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """The result of one operator by one of the CPU's kernels for AMX; with `kept`, of a packed weight's second use.
+
+        The tasks of all threads run one after the other.
+        """
+        tensors, result = _conv_tensors(op, conv, t.to(dtype, last, weight_last), dtype)
+        answer = self.emulator.emulate_amx(
+            op.encode(), kernel.encode(), _conv_sizes(conv), _conv_flags(conv, dtype, last, weight_last, threads, kept),
+            _pointers(tensors), _bytes(tensors), self._next_seed(),
+        )  # fmt: skip
+        _check(answer)
+        return result
 
     def pool(
         self, op: str, sizes: Sequence[int], axes: Sequence[Sequence[int]], tensors: Sequence[Tensor | None],
@@ -167,11 +172,40 @@ class Emulator:
         flags = [DTYPES[dtype], int(last), int(count_padding), divisor]
         given = [torch.empty(0) if each is None else each for each in tensors]
         answer = self.emulator.emulate_pool(
-            op.encode(), _longs(flat), (ctypes.c_int * 4)(*flags), _pointers(given),
-            _longs([each.numel() * each.element_size() for each in given]), ctypes.c_int64(shift), self._next_seed(),
-            ctypes.c_int64(blocks), ctypes.c_int64(most_blocks),
+            op.encode(), _longs(flat), (ctypes.c_int * 4)(*flags), _pointers(given), _bytes(given),
+            ctypes.c_int64(shift), self._next_seed(), ctypes.c_int64(blocks), ctypes.c_int64(most_blocks),
         )  # fmt: skip
         _check(answer)
+
+
+def _conv_tensors(
+    op: str, conv: Conv, t: Operands, dtype: torch.dtype, fresh: bool = True
+) -> tuple[list[Tensor], Tensor]:
+    """Input, weight, bias and output as the kernel takes them, and the one among them that it writes: if `fresh`, a new
+    one full of NaN."""
+    bias = {"conv": t.bias, "conv_grad_input": t.shift}.get(op)
+    if op == "conv_grad_bias":
+        bias = torch.empty(conv.weight[0], dtype=dtype)
+    tensors = [t.input, t.weight, torch.empty(0, dtype=dtype) if bias is None else bias, t.grad_output]
+    result = {"conv": 3, "conv_grad_input": 0, "conv_grad_weight": 1, "conv_grad_bias": 2}[op]
+    if fresh:
+        tensors[result] = torch.full_like(tensors[result], float("nan"))
+    return tensors, tensors[result]
+
+
+def _conv_sizes(conv: Conv) -> ctypes.Array[ctypes.c_int64]:
+    axes: list[int] = [1, 1, 1, 1, 0, 1] * (3 - conv.dims)
+    for i in range(conv.dims):
+        axes += [conv.input[i + 2], conv.output[i + 2], conv.weight[i + 2]]
+        axes += [conv.stride[i], conv.padding[i], conv.dilation[i]]
+    return _longs([conv.input[0], conv.input[1], conv.weight[0], conv.groups, *axes])
+
+
+def _conv_flags(
+    conv: Conv, dtype: torch.dtype, last: bool, weight_last: bool, *more: int
+) -> ctypes.Array[ctypes.c_int]:
+    in_memory = [last and conv.dims > 1, weight_last and conv.dims > 1]
+    return (ctypes.c_int * 5)(DTYPES[dtype], *map(int, (*in_memory, *more)))
 
 
 def _longs(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
@@ -180,6 +214,10 @@ def _longs(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(tensors))(*(each.data_ptr() for each in tensors))
+
+
+def _bytes(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_int64]:
+    return _longs([each.numel() * each.element_size() for each in tensors])
 
 
 def _check(answer: bytes | None) -> None:

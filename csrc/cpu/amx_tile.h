@@ -1,5 +1,6 @@
 // AMX, the tile registers of newer Intel processors: products of pairs of bfloat16 at 16 times the rate at
-// which AVX-512 multiplies float32. A register reads 16 rows of 64 bytes, wherever they are.
+// which AVX-512 multiplies float32. A register reads 16 rows of 64 bytes, wherever they are. For the tests
+// tests/emulator stands in for the processor.
 #pragma once
 
 #include "vec.h"
@@ -15,6 +16,14 @@ namespace cnnext::cpu::CNNEXT_ISA {
 constexpr int64_t kAmxRows = 16;             // of a register, at most
 constexpr int64_t kAmxPairs = 16;            // pairs of bfloat16, or sums, in a row
 constexpr int64_t kAmxCols = 2 * kAmxPairs;  // of a panel: two registers side by side
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
+
+#ifdef CNNEXT_EMULATED_AMX
+#include "amx.h"
+#else
+
+namespace cnnext::cpu::CNNEXT_ISA {
 
 // Whether the processor has AMX for bfloat16 and the system lets this process use it: Linux wants to be
 // asked.
@@ -65,6 +74,12 @@ template <int Sums, int A, int B>
 CNNEXT_INLINE void tile_multiply() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sums), "i"(A), "i"(B));
 }
+
+}  // namespace cnnext::cpu::CNNEXT_ISA
+
+#endif  // the processor's
+
+namespace cnnext::cpu::CNNEXT_ISA {
 
 // body(0), body(1), ... where the numbers are constants.
 template <class Body, int... I>

@@ -10,6 +10,7 @@
 #include "amx_output.h"
 #include "amx_weights.h"
 #include "entry.h"
+#include "packed_weights.h"
 #include "scratch.h"
 
 #if CNNEXT_VECTOR_BYTES == 64

@@ -1,4 +1,5 @@
 // What the tests call: one operator by one kernel of the table, on copies of its tensors between guard zones.
+// The CPU's kernels for AMX run here too, with emulated registers.
 //
 // Where `most_blocks` is not zero, tensors are too large for that: only so many of the first and of the last
 // blocks of each launch run, in the tensors themselves, and the workspace starts as zeros.
@@ -6,7 +7,10 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
+#include <random>
 
+#include "cpu/kernels.h"
 #include "cuda/kernels.h"
 #include "cuda/plan.h"
 #include "emulator.h"
@@ -80,13 +84,13 @@ const auto* find(const List& list, const std::string& name, const Problem& probl
   return static_cast<decltype(list.begin())>(nullptr);
 }
 
-// Runs the kernel on guarded tensors; `result` is the number of the one that it writes.
-template <class Kernel, class Problem, class Buffers>
-const char* run(const Kernel& kernel, const Problem& problem, const Buffers& buffers, Guarded** tensors,
-                int count, const int* results, int result_count) {
+// Runs the kernel on guarded tensors; `results` are the numbers of those that it writes.
+template <class Kernel, class Problem, class Buffers, class Context>
+const char* run(const Kernel& kernel, const Problem& problem, const Buffers& buffers, const Context& context,
+                Guarded** tensors, int count, const int* results, int result_count) {
   const int64_t bytes = kernel.workspace(problem);
   Guarded workspace(nullptr, bytes, true);
-  kernel.run(problem, buffers, cuda::Stream(), reinterpret_cast<char*>(workspace.data()));
+  kernel.run(problem, buffers, context, reinterpret_cast<char*>(workspace.data()));
   for (int i = 0; i < count; ++i) {
     if (!tensors[i]->untouched_around()) return answer("a write outside of tensor " + std::to_string(i));
   }
@@ -95,17 +99,9 @@ const char* run(const Kernel& kernel, const Problem& problem, const Buffers& buf
   return nullptr;
 }
 
-}  // namespace
-
 // sizes: N, C, K, groups, then input, output, kernel, stride, padding, dilation of each axis. flags: dtype,
-// layout, weight layout, arch, tf32. Tensors with their bytes: input, weight, bias, output. `shift` moves
-// every tensor by that many bytes off its alignment. Null, or what went wrong; "refused: " and the reason if
-// the kernel takes it not.
-extern "C" const char* emulate_conv(const char* op, const char* name, const int64_t* sizes, const int* flags,
-                                    void** tensors, const int64_t* bytes, int64_t shift, unsigned seed,
-                                    int64_t blocks_wanted, int64_t most_blocks, int64_t* conflicts) try {
-  cuda::blocks_wanted = blocks_wanted;
-  emulator::most_blocks = most_blocks;
+// layout, weight layout.
+ConvProblem conv_problem(const int64_t* sizes, const int* flags) {
   ConvProblem p;
   p.shape.N = sizes[0], p.shape.C = sizes[1], p.shape.K = sizes[2], p.shape.groups = sizes[3];
   for (int a = 0; a < kAxes; ++a) {
@@ -113,37 +109,93 @@ extern "C" const char* emulate_conv(const char* op, const char* name, const int6
     p.shape.axis[a] = {s[0], s[1], s[2], s[3], s[4], s[5]};
   }
   p.dtype = DType(flags[0]), p.layout = Layout(flags[1]), p.weight_layout = Layout(flags[2]);
-  p.arch = flags[3], p.tf32 = flags[4], p.aligned = shift % 16 == 0;
-  const auto& table = cuda::kernels();
-  const std::string which = op;
-  const auto& list = which == "conv"               ? table.conv
-                     : which == "conv_grad_input"  ? table.conv_grad_input
-                     : which == "conv_grad_weight" ? table.conv_grad_weight
-                                                   : table.conv_grad_bias;
-  const int result = which == "conv"               ? 3
-                     : which == "conv_grad_input"  ? 0
-                     : which == "conv_grad_weight" ? 1
-                                                   : 2;
+  return p;
+}
+
+// An operator of convolution by one kernel of a table. Tensors with their bytes: input, weight, bias, output.
+template <class Table, class Context>
+const char* run_conv(const Table& table, const Context& context, const std::string& op, const char* name,
+                     const ConvProblem& p, void** tensors, const int64_t* bytes, int64_t shift) {
+  const auto& list = op == "conv"               ? table.conv
+                     : op == "conv_grad_input"  ? table.conv_grad_input
+                     : op == "conv_grad_weight" ? table.conv_grad_weight
+                                                : table.conv_grad_bias;
+  const int result = op == "conv" ? 3 : op == "conv_grad_input" ? 0 : op == "conv_grad_weight" ? 1 : 2;
   std::string refusal;
   const auto* kernel = find(list, name, p, &refusal);
   if (!kernel) return answer(refusal);
-  emulator::set_seed(seed);
-  emulator::clear_regions();
-  emulator::bank_conflicts = 0;
-  std::unique_ptr<Guarded> all[4];
-  Guarded* given[4];
+  std::unique_ptr<Guarded> all[5];
+  Guarded* given[5];
   for (int i = 0; i < 4; ++i) {
     all[i] = std::make_unique<Guarded>(tensors[i], bytes[i], i == result, shift);
     given[i] = all[i].get();
   }
-  const ConvBuffers buffers = {given[0]->pointer(), given[1]->pointer(), given[2]->pointer(),
-                               given[3]->pointer()};
-  const char* failure = run(*kernel, p, buffers, given, 4, &result, 1);
+  ConvBuffers buffers = {given[0]->pointer(), given[1]->pointer(), given[2]->pointer(), given[3]->pointer()};
+  if (!p.keeps_weight) return run(*kernel, p, buffers, context, given, 4, &result, 1);
+  // The first call packs the weight, the second finds it packed.
+  std::vector<unsigned char> packed(kernel->packed(p));
+  all[4] = std::make_unique<Guarded>(packed.data(), int64_t(packed.size()), true);
+  given[4] = all[4].get();
+  buffers.packed = given[4]->pointer();
+  const char* failure = run(*kernel, p, buffers, context, given, 5, &result, 1);
+  buffers.is_packed = true;
+  return failure ? failure : run(*kernel, p, buffers, context, given, 5, &result, 1);
+}
+
+// The CPU's tasks one after the other, in an order and on threads that are drawn.
+std::mt19937 drawn;
+int last_thread;
+void run_tasks(int64_t tasks, void* context, void (*body)(void*, int64_t, int64_t, int)) {
+  std::vector<int64_t> order(tasks);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), drawn);
+  for (int64_t task : order)
+    body(context, task, task + 1, std::uniform_int_distribution<int>(0, last_thread)(drawn));
+}
+
+}  // namespace
+
+#if defined(__x86_64__)
+namespace cnnext::cpu::avx512 {
+const Kernels& emulated_amx();  // amx.cpp
+}
+#endif
+
+// Flags beside those of conv_problem: arch, tf32. `shift` moves every tensor by that many bytes off its
+// alignment. Null, or what went wrong; "refused: " and the reason if the kernel takes it not.
+extern "C" const char* emulate_conv(const char* op, const char* name, const int64_t* sizes, const int* flags,
+                                    void** tensors, const int64_t* bytes, int64_t shift, unsigned seed,
+                                    int64_t blocks_wanted, int64_t most_blocks, int64_t* conflicts) try {
+  cuda::blocks_wanted = blocks_wanted;
+  emulator::most_blocks = most_blocks;
+  ConvProblem p = conv_problem(sizes, flags);
+  p.arch = flags[3], p.tf32 = flags[4], p.aligned = shift % 16 == 0;
+  emulator::set_seed(seed);
+  emulator::clear_regions();
+  emulator::bank_conflicts = 0;
+  const char* failure = run_conv(cuda::kernels(), cuda::Stream(), op, name, p, tensors, bytes, shift);
   *conflicts = emulator::bank_conflicts;
   return failure;
 } catch (const std::exception& error) {
   return answer(error.what());
 }
+
+#if defined(__x86_64__)
+// Flags beside those of conv_problem: threads, whether the packed weight is kept.
+extern "C" const char* emulate_amx(const char* op, const char* name, const int64_t* sizes, const int* flags,
+                                   void** tensors, const int64_t* bytes, unsigned seed) try {
+  emulator::most_blocks = 0;
+  emulator::clear_regions();
+  ConvProblem p = conv_problem(sizes, flags);
+  p.threads = flags[3], p.keeps_weight = flags[4];
+  drawn.seed(seed);
+  last_thread = p.threads - 1;
+  const cpu::Parallel parallel = {p.threads, run_tasks};
+  return run_conv(cpu::avx512::emulated_amx(), parallel, op, name, p, tensors, bytes, 0);
+} catch (const std::exception& error) {
+  return answer(error.what());
+}
+#endif
 
 // sizes: N, C, then input, output, kernel, stride, padding, dilation, adaptive of each axis. flags: dtype,
 // layout, count_padding, divisor_override. Tensors with their bytes: input, output, offsets, indices.
@@ -191,7 +243,8 @@ extern "C" const char* emulate_pool(const char* op, const int64_t* sizes, const 
     }
     const PoolBuffers buffers = {given[0]->pointer(), given[1]->pointer(), given[2]->pointer(),
                                  static_cast<int64_t*>(given[3]->pointer()), nullptr};
-    return run(*entry.list.begin(), p, buffers, given, 4, entry.results.data(), int(entry.results.size()));
+    return run(*entry.list.begin(), p, buffers, cuda::Stream(), given, 4, entry.results.data(),
+               int(entry.results.size()));
   }
   return answer(std::string("there is no operator ") + op);
 } catch (const std::exception& error) {
