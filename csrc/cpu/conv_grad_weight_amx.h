@@ -52,17 +52,17 @@ class GradWeightAmx {
       cut_blocks(row_cuts, col_cuts);
     }
     sums_size = row_block * col_block;
-    memory.base = workspace;
-    scratch.turned = memory.take<char>(row_block * kPitch);
-    scratch.panels = memory.take<float>(kGathered / kWide * kPanel);
-    scratch.gathered = memory.take<float>(max_of(kPixels * kGatheredStride, kGathered * kPixelsStride));
-    scratch.sums = memory.take<float>(splits > 1 ? 0 : sums_size);
-    thread_bytes = memory.bytes;
-    memory.bytes *= p.threads;
+    ScratchLayout memory{workspace};
+    scratch.turned = memory.take_each<char>(p.threads, row_block * kPitch);
+    scratch.panels = memory.take_each<float>(p.threads, kGathered / kWide * kPanel);
+    scratch.gathered =
+        memory.take_each<float>(p.threads, max_of(kPixels * kGatheredStride, kGathered * kPixelsStride));
+    scratch.sums = memory.take_each<float>(p.threads, splits > 1 ? 0 : sums_size);
     partial = memory.take<float>(splits > 1 ? blocks * splits * sums_size : 0);
+    scratch.bytes = memory.bytes;
   }
 
-  int64_t workspace_bytes() const { return memory.bytes; }
+  int64_t workspace_bytes() const { return scratch.bytes; }
 
   // Whether all sums are finite.
   bool run(const Parallel& parallel) const {
@@ -72,7 +72,7 @@ class GradWeightAmx {
     };
     parallel(blocks * splits, [&](int64_t task, int thread) {
       const int64_t b = task / splits;
-      float* sums = splits > 1 ? partial + task * sums_size : of_thread(thread, scratch.sums, thread_bytes);
+      float* sums = splits > 1 ? partial + task * sums_size : scratch.sums[thread];
       const Range all = block(task % splits, ceil_div(pixels, splits), pixels);
       const TileRegisters registers{kAmxRows};
       for (Range part = {all.begin, 0}; part.begin < all.end; part.begin = part.end) {
@@ -125,9 +125,8 @@ class GradWeightAmx {
   // sums[panel][row][kWide] = or += over at most kPixels pixels.
   void add_pixels(int64_t b, Range some, int thread, float* sums, bool add) const {
     const Range k = rows_of(b), columns = cols_of(b);
-    const auto turned = of_thread(thread, scratch.turned, thread_bytes);
-    const auto panels = of_thread(thread, scratch.panels, thread_bytes),
-               gathered = of_thread(thread, scratch.gathered, thread_bytes);
+    char* turned = scratch.turned[thread];
+    float *panels = scratch.panels[thread], *gathered = scratch.gathered[thread];
     const T* from = grad_output + (group_of(b) * rows + k.begin) * out.channel;
     if (planes) {
       pack_rows(from, some, k.size(), reinterpret_cast<T*>(gathered), turned);
@@ -282,12 +281,11 @@ class GradWeightAmx {
   bool in_place;      // the input's pixels are the gathered ones
   ColumnOrder order;  // of the gathered ones of planes
   int64_t pixels, row_block, col_block, row_blocks, col_blocks, blocks, splits, sums_size;
-  struct Scratch {
-    char* turned;
-    float *panels, *gathered, *sums;
-  } scratch;             // of the first thread
-  int64_t thread_bytes;  // from one's to the next one's
-  ScratchLayout memory;
+  struct {
+    PerThread<char> turned;
+    PerThread<float> panels, gathered, sums;
+    int64_t bytes;
+  } scratch;
   float* partial;
 };
 

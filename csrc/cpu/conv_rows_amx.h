@@ -35,48 +35,53 @@ struct ConvAmx {
     for (int64_t n = 0; n < phases.size(); ++n) pixels = max_of(pixels, phases.at(n).pixels());
     one = pixels <= kAmxPixels &&
           (phases.shape.groups % threads == 0 || 17 * panels >= 16 * round_up(panels, threads));
-    int64_t most_chunks = 0, most_slice = 0, most_taps = 0, most_run = 0, most_places = 0, most_strips = 0,
-            copy_bytes = 0, turned = 0;
+    struct {
+      int64_t chunks, slice, taps, run, places, strips, copy_bytes, turned;
+    } most = {};  // of any phase
     bool sliced = false;
     for (int64_t n = 0; n < phases.size(); ++n) {
       const Plan plan = plan_of(phases.at(n));
-      blocks = max_of(blocks, plan.blocks());
-      most_chunks = max_of(most_chunks, plan.units() * plan.chunks);
-      most_slice = max_of(most_slice, plan.units() * plan.slice);
-      most_taps = max_of(most_taps, plan.units());
-      most_run = max_of(most_run, plan.run);
-      most_places = max_of(most_places, plan.places());
-      most_strips = max_of(most_strips, plan.strips());
-      copy_bytes = max_of(copy_bytes, plan.copy_bytes());
-      turned = max_of(turned, AmxCopy<T>::scratch_size(plan));
+      const auto raise = [](int64_t& most, int64_t value) { most = max_of(most, value); };
+      raise(blocks, plan.blocks());
+      raise(most.chunks, plan.units() * plan.chunks);
+      raise(most.slice, plan.units() * plan.slice);
+      raise(most.taps, plan.units());
+      raise(most.run, plan.run);
+      raise(most.places, plan.places());
+      raise(most.strips, plan.strips());
+      raise(most.copy_bytes, plan.copy_bytes());
+      raise(most.turned, AmxCopy<T>::scratch_size(plan));
       sliced |= plan.slice < plan.chunks;
     }
-    panels_each = sliced ? clamp(kAmxBytes / (most_strips * kStripSums * 4), 1, panels) : panels;
+    panels_each = sliced ? clamp(kAmxBytes / (most.strips * kStripSums * 4), 1, panels) : panels;
     const int64_t tasks = phases.total_slots() * phases.shape.groups * blocks;  // that have taps
     if (leave_idle(tasks, threads))
       panels_each = min_of(panels_each, ceil_div(panels, blocks_for(threads, tasks, panels)));
     channel_blocks = ceil_div(panels, panels_each);
     packs_in_task = blocks == 1 && !p.keeps_weight;
-    const int64_t unit = (packs_in_task ? most_slice : most_chunks) * kP * kChunkBytes / 4;
+    const int64_t unit = (packs_in_task ? most.slice : most.chunks) * kP * kChunkBytes / 4;
     packed = PackedWeights<float>(p, packs_in_task ? 0 : phases.total_slots() * phases.shape.groups * panels,
                                   unit);
     ScratchLayout memory{packed.place(b, workspace)};
-    scratch.copy = memory.take<char>(copy_bytes);
+    scratch.copy = memory.take_each<char>(threads, most.copy_bytes);
     // Two buffers of four strips, where a phase is not cut into slices; others may be.
-    scratch.sums = memory.take<float>(max_of(8, sliced ? panels_each * most_strips : 0) * kStripSums);
-    scratch.panel = memory.take<float>(packs_in_task ? unit : 0);
+    const int64_t buffers = max_of(8, sliced ? panels_each * most.strips : 0);
+    scratch.sums = memory.take_each<float>(threads, buffers * kStripSums);
+    scratch.panel = memory.take_each<float>(threads, packs_in_task ? unit : 0);
     const bool all_columns = kP > 1 || !depth_in_parts(phases);
-    scratch.columns = memory.take<float>((all_columns ? phases.max_depth() : most_run) * kWide);
-    scratch.numbers = memory.take<float>(max_of(phases.max_depth(), turned) + kLanes<float>);
-    scratch.taps = memory.take<char>(most_taps * int64_t(sizeof(Inside) + 2 * sizeof(Tap)));
-    scratch.places = memory.take<int64_t>(most_places);
-    scratch.strips = memory.take<Strip>(most_strips);
-    scratch.rows = memory.take<int64_t>(most_strips * kAmxRows);
-    scratch.runs = memory.take<PixelRuns>(Planes ? most_strips : 0);
-    thread_bytes = memory.bytes;
+    scratch.columns = memory.take_each<float>(threads, (all_columns ? phases.max_depth() : most.run) * kWide);
+    scratch.numbers =
+        memory.take_each<float>(threads, max_of(phases.max_depth(), most.turned) + kLanes<float>);
+    scratch.inside = memory.take_each<Inside>(threads, most.taps);
+    scratch.taps = memory.take_each<Tap>(threads, 2 * most.taps);
+    scratch.places = memory.take_each<int64_t>(threads, most.places);
+    scratch.strips = memory.take_each<Strip>(threads, most.strips);
+    scratch.rows = memory.take_each<int64_t>(threads, most.strips * kAmxRows);
+    scratch.runs = memory.take_each<PixelRuns>(threads, Planes ? most.strips : 0);
+    scratch.bytes = memory.bytes;
   }
 
-  int64_t workspace_bytes() const { return packed.bytes() + threads * thread_bytes; }
+  int64_t workspace_bytes() const { return packed.bytes() + scratch.bytes; }
   int64_t packed_bytes() const { return packed.kept_bytes(); }
 
   Plan plan_of(const Gather& g) const {
@@ -120,7 +125,7 @@ struct ConvAmx {
     int64_t strips;
     int64_t* rows;  // of the destination, kAmxRows for a strip
     PixelRuns* runs;
-    Inside* inside_of;
+    Inside* inside;
     Tap* taps;
     const char* copy;
     int64_t pitch;
@@ -131,49 +136,50 @@ struct ConvAmx {
 
   void compute(const Task& t) const {
     const Plan& plan = t.plan;
-    const auto places = of_thread(t.thread, scratch.places, thread_bytes);
+    int64_t* places = scratch.places[t.thread];
     const int64_t count = t.place_pixels(phases.destination, places);
     if (plan.units() == 0) return fill_pixels(t, places, count);
 
     const T* from = operands.source + t.group * plan.g.channels * phases.source.channel;
-    const auto copy = of_thread(t.thread, scratch.copy, thread_bytes);
-    const auto inside_of = reinterpret_cast<Inside*>(of_thread(t.thread, scratch.taps, thread_bytes));
-    for (int64_t m = 0; m < plan.units(); ++m) inside_of[m] = t.inside(m);
+    Inside* inside = scratch.inside[t.thread];
+    for (int64_t m = 0; m < plan.units(); ++m) inside[m] = t.inside(m);
     const int64_t line = plan.line(t.planes.size(), t.lines.size(), t.columns.size());
     const int64_t height = ceil_div(line, ceil_div(line, kAmxRows));
-    const auto strip = of_thread(t.thread, scratch.strips, thread_bytes);
-    const int64_t strips = t.find_strips(count, line, height, inside_of, strip);
-    const auto rows = of_thread(t.thread, scratch.rows, thread_bytes);
+    Strip* strip = scratch.strips[t.thread];
+    const int64_t strips = t.find_strips(count, line, height, inside, strip);
+    int64_t* rows = scratch.rows[t.thread];
     for (int64_t s = 0; s < strips; ++s) {
       for (int64_t r = 0; r < kAmxRows; ++r)
         rows[s * kAmxRows + r] = r < height ? places[strip[s].place + r] : -1;
     }
-    const auto runs = of_thread(t.thread, scratch.runs, thread_bytes);
+    PixelRuns* runs = scratch.runs[t.thread];
     for (int64_t s = 0; s < strips && Planes; ++s)
       runs[s] = PixelRuns(rows + s * kAmxRows, plan.g.axis[2].step);
 
     const TileRegisters registers{uint8_t(height)};
     Output output(operands.destination, phases.destination.channel, operands.bias, {*this, t});
+    char* copy = scratch.copy[t.thread];
     Work work = {t,
                  output,
                  strip,
                  strips,
                  rows,
                  runs,
-                 inside_of,
-                 reinterpret_cast<Tap*>(inside_of + plan.units()),
+                 inside,
+                 scratch.taps[t.thread],
                  copy,
                  plan.pitch(),
-                 of_thread(t.thread, scratch.sums, thread_bytes),
+                 scratch.sums[t.thread],
                  plan.slice < plan.chunks};
     if (plan.in_place) {
       const int64_t first = t.planes.begin * plan.g.axis[1].count * plan.g.axis[2].count + t.columns.begin;
       work.copy = reinterpret_cast<const char*>(from + first * phases.source.pixel);
       work.pitch = phases.source.pixel * int64_t(sizeof(T));
     }
+    const AmxCopy<T> copies{phases.source, source_end, reinterpret_cast<T*>(scratch.numbers[t.thread])};
     for (Range slice = {0, 0}; slice.begin < plan.chunks; slice.begin = slice.end) {
       slice.end = min_of(slice.begin + plan.slice, plan.chunks);
-      if (!plan.in_place) rows_of(t.thread).rows(t, slice, from, copy);
+      if (!plan.in_place) copies.rows(t, slice, from, copy);
       multiply_slice(work, slice);
     }
     output.end();
@@ -240,7 +246,7 @@ struct ConvAmx {
       all_inside &= strip[n].inside;
     }
     Windows w = {work.taps, plan.units(), slice.size(), work.pitch, plan.chain()};
-    if (!all_inside) w = used_taps(w, work.inside_of, strip, strips.size(), work.taps + w.taps);
+    if (!all_inside) w = used_taps(w, work.inside, strip, strips.size(), work.taps + w.taps);
     if (slice.end == plan.chunks) {
       const int64_t* to = work.rows + strips.begin * kAmxRows;
       work.output.begin({strip, to, to + strips.size() * kAmxRows, work.runs + strips.begin, sums,
@@ -270,14 +276,13 @@ struct ConvAmx {
     return [this](int64_t unit, float* to, int thread) {
       const int64_t group = unit / panels % phases.shape.groups;
       const Plan plan = plan_of(phases.of_slot(unit / panels / phases.shape.groups));
-      pack_panel(plan, group, unit % panels, {0, plan.chunks}, to,
-                 of_thread(thread, scratch.columns, thread_bytes));
+      pack_panel(plan, group, unit % panels, {0, plan.chunks}, to, scratch.columns[thread]);
     };
   }
   const float* panel_of(const Task& t, int64_t panel, Range slice) const {
     if (packs_in_task) {
-      const auto to = of_thread(t.thread, scratch.panel, thread_bytes);
-      pack_panel(t.plan, t.group, panel, slice, to, of_thread(t.thread, scratch.columns, thread_bytes));
+      float* to = scratch.panel[t.thread];
+      pack_panel(t.plan, t.group, panel, slice, to, scratch.columns[t.thread]);
       return to;
     }
     return packed.get((phases.slot(t.plan.g) * phases.shape.groups + t.group) * panels + panel, t.thread,
@@ -301,8 +306,7 @@ struct ConvAmx {
   // of infinity and a number with a part that is zero.
   void sum_again(const Task& t, const StripSums& rows, const float* add) const {
     const Gather& g = t.plan.g;
-    const auto columns = of_thread(t.thread, scratch.columns, thread_bytes),
-               numbers = of_thread(t.thread, scratch.numbers, thread_bytes);
+    float *columns = scratch.columns[t.thread], *numbers = scratch.numbers[t.thread];
     const int64_t row = t.plan.columns(t.columns.size()).length;
     const int64_t line = t.plan.line(t.planes.size(), t.lines.size(), t.columns.size());
     const int64_t first = rows.channel - t.group * phases.channels;
@@ -335,11 +339,6 @@ struct ConvAmx {
     }
   }
 
-  AmxCopy<T> rows_of(int thread) const {
-    return {phases.source, source_end,
-            reinterpret_cast<T*>(of_thread(thread, scratch.numbers, thread_bytes))};
-  }
-
   static constexpr int64_t kStripSums = kAmxRows * kWide;
 
   Phases phases;
@@ -349,16 +348,16 @@ struct ConvAmx {
   bool one = false, packs_in_task = false;
   int64_t blocks = 1, panels_each = 1, channel_blocks = 1;  // tasks of a phase and a group
   PackedWeights<float> packed;
-  struct Scratch {
-    char* copy;
-    float *sums, *panel, *columns, *numbers;
-    char* taps;  // an Inside for each, and two lists of Tap
-    int64_t* places;
-    Strip* strips;
-    int64_t* rows;
-    PixelRuns* runs;
-  } scratch;             // of the first thread;
-  int64_t thread_bytes;  // from one's to the next one's
+  struct {
+    PerThread<char> copy;
+    PerThread<float> sums, panel, columns, numbers;
+    PerThread<Inside> inside;
+    PerThread<Tap> taps;  // two lists
+    PerThread<int64_t> places, rows;
+    PerThread<Strip> strips;
+    PerThread<PixelRuns> runs;
+    int64_t bytes;
+  } scratch;
 };
 
 template <bool Gradient>

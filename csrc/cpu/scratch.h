@@ -35,10 +35,4 @@ struct ScratchLayout {
   }
 };
 
-// A thread's own of what the first one has, where threads' memory is `bytes` apart.
-template <class Element>
-CNNEXT_INLINE Element* of_thread(int thread, Element* of_first, int64_t bytes) {
-  return reinterpret_cast<Element*>(reinterpret_cast<char*>(of_first) + thread * bytes);
-}
-
 }  // namespace cnnext::cpu::CNNEXT_ISA
