@@ -79,6 +79,19 @@ def test_each_instruction_set_is_used(registers: dict[str, set[str]]) -> None:
     assert widths("baseline") == {"x"}
 
 
+# Compilers
+
+
+@pytest.mark.skipif(not shutil.which("clang++"), reason="needs Clang")
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc/cpu").glob("units/*.cpp")), ids=lambda path: path.stem)
+def test_clang_accepts_the_kernels(source: Path) -> None:
+    if not X86 and not source.stem.startswith("baseline"):
+        pytest.skip("needs x86-64")
+    flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Werror"]
+    result = run("clang++", *flags, f"-I{ROOT / 'csrc'}", source)
+    assert result.returncode == 0, result.stderr
+
+
 # OpenMP
 
 

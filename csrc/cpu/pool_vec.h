@@ -250,8 +250,8 @@ CNNEXT_INLINE int64_t pack_lanes(OffsetVec<double> mask, OffsetVec<double> x, Ve
 }
 #else
 constexpr bool kPacksLanes = false;
-template <class I, class V, class O, class A>
-CNNEXT_INLINE int64_t pack_lanes(I, I x, V y, O* to_x, A* to_y) {
+template <class Mask, class I, class V, class O, class A>
+CNNEXT_INLINE int64_t pack_lanes(Mask, I x, V y, O* to_x, A* to_y) {
   store_unaligned(to_x, x);
   store_unaligned(to_y, y);
   return kLanes<A>;
