@@ -47,9 +47,8 @@ CNNEXT_INLINE void store_masked(float* to, uint32_t mask, Vec<float> x) {
   _mm512_mask_storeu_ps(to, uint16_t(mask), (__m512)x);
 }
 CNNEXT_INLINE void store_apart(float* to, uint32_t mask, Vec<float> x) {
-  const auto lower = __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
-             upper =
-                 __builtin_shufflevector(x, x, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15);
+  const auto lower = shuffle<0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7>(x, x),
+             upper = shuffle<8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15>(x, x);
   store_masked(to, mask, lower);
   store_masked(to + kLanes<float>, mask >> 16, upper);
 }

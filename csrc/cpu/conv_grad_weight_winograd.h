@@ -24,11 +24,10 @@ constexpr int64_t kWinogradTasks = 16;  // splits are made until there are this 
 template <class A, int kTaps, int kFirst, int... Lane>
 CNNEXT_INLINE Vec<A> interleave_taps(const Vec<A>* g, std::integer_sequence<int, Lane...>) {
   constexpr int L = kLanes<A>;
-  const Vec<A> lower =
-      __builtin_shufflevector(g[0], g[1], ((kFirst + Lane) % kTaps % 2 * L + (kFirst + Lane) / kTaps)...);
-  const Vec<A> upper = __builtin_shufflevector(
-      g[2], g[kTaps - 1], ((kFirst + Lane) % kTaps % 2 * L + (kFirst + Lane) / kTaps)...);
-  return __builtin_shufflevector(lower, upper, ((kFirst + Lane) % kTaps < 2 ? Lane : L + Lane)...);
+  const auto lower = shuffle<((kFirst + Lane) % kTaps % 2 * L + (kFirst + Lane) / kTaps)...>(g[0], g[1]),
+             upper =
+                 shuffle<((kFirst + Lane) % kTaps % 2 * L + (kFirst + Lane) / kTaps)...>(g[2], g[kTaps - 1]);
+  return shuffle<((kFirst + Lane) % kTaps < 2 ? Lane : L + Lane)...>(lower, upper);
 }
 
 template <class T, class Tile>

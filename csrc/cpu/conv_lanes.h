@@ -102,11 +102,11 @@ CNNEXT_INLINE void each_run(const Box& box, const int64_t* extent, Body&& body) 
 
 template <class A, int First, int Step, int... Lane>
 CNNEXT_INLINE Vec<A> every_other(Vec<A> x, Vec<A> y, std::integer_sequence<int, Lane...>) {
-  return __builtin_shufflevector(x, y, (First + Lane * Step)...);
+  return shuffle<(First + Lane * Step)...>(x, y);
 }
 template <class A, int First, int... Lane>
 CNNEXT_INLINE Vec<A> alternate(Vec<A> x, Vec<A> y, std::integer_sequence<int, Lane...>) {
-  return __builtin_shufflevector(x, y, (First + Lane / 2 + Lane % 2 * int(kLanes<A>))...);
+  return shuffle<(First + Lane / 2 + Lane % 2 * int(kLanes<A>))...>(x, y);
 }
 
 // Planes vectors of neighbours, where lane l of plane p is element l * Planes + p, to one vector a plane.

@@ -44,13 +44,11 @@ template <int Step, class T, int... Lane>
 CNNEXT_INLINE Vec<Acc<T>> load_every(const T* from, std::integer_sequence<int, Lane...>) {
   constexpr int L = kLanes<Acc<T>>;
   if constexpr (Step == 2) {
-    return __builtin_shufflevector(load(from), load(from + L - 1),
-                                   (Lane < L / 2 ? 2 * Lane : L + 2 * (Lane - L / 2) + 1)...);
+    return shuffle<(Lane < L / 2 ? 2 * Lane : L + 2 * (Lane - L / 2) + 1)...>(load(from), load(from + L - 1));
   } else {
-    const auto lower = __builtin_shufflevector(load(from), load(from + L), (4 * Lane % (2 * L))...);
-    const auto upper = __builtin_shufflevector(load(from + 2 * L - 3), load(from + 3 * L - 3),
-                                               ((4 * Lane + 3) % (2 * L))...);
-    return __builtin_shufflevector(lower, upper, (Lane < L / 2 ? Lane : L + Lane)...);
+    const auto lower = shuffle<(4 * Lane % (2 * L))...>(load(from), load(from + L)),
+               upper = shuffle<((4 * Lane + 3) % (2 * L))...>(load(from + 2 * L - 3), load(from + 3 * L - 3));
+    return shuffle<(Lane < L / 2 ? Lane : L + Lane)...>(lower, upper);
   }
 }
 

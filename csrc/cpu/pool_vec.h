@@ -223,7 +223,7 @@ CNNEXT_INLINE Vec<A> rotate_lanes(Vec<A> v, Offset<A> by) {
 
 template <class A, int kBy, int... Lane>
 CNNEXT_INLINE Vec<A> slide_lanes(Vec<A> a, Vec<A> b, std::integer_sequence<int, Lane...>) {
-  return __builtin_shufflevector(a, b, (Lane + kBy)...);
+  return shuffle<(Lane + kBy)...>(a, b);
 }
 // Of the pair (a, b) the L lanes from kBy on.
 template <class A, int kBy>

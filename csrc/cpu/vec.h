@@ -65,6 +65,21 @@ CNNEXT_INLINE To bit_cast(From from) {
   return to;
 }
 
+// Elements of x and, behind them, y by their numbers.
+#if __has_builtin(__builtin_shufflevector)
+template <int... Lane, class V>
+CNNEXT_INLINE auto shuffle(V x, V y) {
+  return __builtin_shufflevector(x, y, Lane...);
+}
+#else  // GCC 11: as many as x has
+template <int... Lane, class V>
+CNNEXT_INLINE V shuffle(V x, V y) {
+  using Number =
+      std::conditional_t<sizeof(x[0]) == 8, int64_t, std::conditional_t<sizeof(x[0]) == 4, int32_t, int16_t>>;
+  return __builtin_shuffle(x, y, typename VecOf<Number, sizeof...(Lane)>::type{Lane...});
+}
+#endif
+
 template <class A>
 CNNEXT_INLINE Vec<A> broadcast(A x) {
   return x - Vec<A>{};
@@ -102,7 +117,7 @@ CNNEXT_INLINE Vec<A> repeat(const A* p) {
 template <int Rows, class V, int... Lane>
 CNNEXT_INLINE V turn_lanes(V x, std::integer_sequence<int, Lane...>) {
   constexpr int kColumns = sizeof...(Lane) / Rows;
-  return __builtin_shufflevector(x, x, (Lane % Rows * kColumns + Lane / Rows)...);
+  return shuffle<(Lane % Rows * kColumns + Lane / Rows)...>(x, x);
 }
 template <int Rows, class V>
 CNNEXT_INLINE V turn_lanes(V x) {
@@ -176,11 +191,13 @@ CNNEXT_INLINE Vec<float> load(const Float16* p) { return float16_to_float<Vec<fl
 CNNEXT_INLINE void store(Float16* p, Vec<float> v) { store_bits(p, float_to_float16<UintVec>(v)); }
 #endif
 
-// Lanes whose lower and upper halves these are. With AVX-512 it takes one permutation of words.
+// Lanes of which these are the lower and the upper halves, and their upper halves.
+#if __has_builtin(__builtin_shufflevector)
+// With AVX-512 each takes one permutation of words.
 template <int... Lane>
 CNNEXT_INLINE Vec<float> interleave(ShortVec lower, ShortVec upper, std::integer_sequence<int, Lane...>) {
   constexpr int L = kLanes<float>;
-  return bit_cast<Vec<float>>(__builtin_shufflevector(lower, upper, (Lane % 2 * L + Lane / 2)...));
+  return bit_cast<Vec<float>>(shuffle<(Lane % 2 * L + Lane / 2)...>(lower, upper));
 }
 CNNEXT_INLINE Vec<float> interleave(ShortVec lower, ShortVec upper) {
   return interleave(lower, upper, std::make_integer_sequence<int, 2 * kLanes<float>>());
@@ -188,16 +205,25 @@ CNNEXT_INLINE Vec<float> interleave(ShortVec lower, ShortVec upper) {
 template <int... Lane>
 CNNEXT_INLINE ShortVec upper_halves(UintVec bits, std::integer_sequence<int, Lane...>) {
   const auto words = bit_cast<WideShortVec>(bits);
-  return __builtin_shufflevector(words, words, (2 * Lane + 1)...);
+  return shuffle<(2 * Lane + 1)...>(words, words);
 }
+CNNEXT_INLINE ShortVec upper_halves(UintVec bits) {
+  return upper_halves(bits, std::make_integer_sequence<int, kLanes<float>>());
+}
+#else
+CNNEXT_INLINE Vec<float> interleave(ShortVec lower, ShortVec upper) {
+  return bit_cast<Vec<float>>(__builtin_convertvector(lower, UintVec) |
+                              __builtin_convertvector(upper, UintVec) << 16);
+}
+CNNEXT_INLINE ShortVec upper_halves(UintVec bits) { return __builtin_convertvector(bits >> 16, ShortVec); }
+#endif
 
 #if CNNEXT_VECTOR_BYTES == 64
 CNNEXT_INLINE Vec<float> load(const BFloat16* p) {
   return interleave(ShortVec{}, load_unaligned<ShortVec>(&p->bits));
 }
 CNNEXT_INLINE void store(BFloat16* p, Vec<float> v) {
-  using Lanes = std::make_integer_sequence<int, kLanes<float>>;
-  store_unaligned(&p->bits, upper_halves(round_to_bfloat16<UintVec>(v), Lanes()));
+  store_unaligned(&p->bits, upper_halves(round_to_bfloat16<UintVec>(v)));
 }
 #else
 CNNEXT_INLINE Vec<float> load(const BFloat16* p) { return bfloat16_to_float<Vec<float>>(load_bits(p)); }
@@ -319,9 +345,9 @@ template <class A, int Distance, bool High, int... Lane>
 CNNEXT_INLINE Vec<A> exchange(Vec<A> x, Vec<A> y, std::integer_sequence<int, Lane...>) {
   constexpr int L = kLanes<A>;
   if constexpr (High) {
-    return __builtin_shufflevector(x, y, ((Lane & Distance) ? Lane + L : Lane + Distance)...);
+    return shuffle<((Lane & Distance) ? Lane + L : Lane + Distance)...>(x, y);
   } else {
-    return __builtin_shufflevector(x, y, ((Lane & Distance) ? Lane - Distance + L : Lane)...);
+    return shuffle<((Lane & Distance) ? Lane - Distance + L : Lane)...>(x, y);
   }
 }
 
