@@ -100,6 +100,8 @@ OPENMP = openmp_flags()
 cxx = ["-O3", "-g0", "-Wall", "-Werror=return-type", "-ffp-contract=fast", "-fvisibility=hidden", *OPENMP]
 # Not linked by GCC: its calls into OpenMP then find the one runtime that torch has loaded.
 link = OPENMP if "clang" in compiler_version() else []
+if link and sys.platform == "linux":
+    print("cnnext: threads of Clang's OpenMP will run beside those of torch's, which is GCC's on Linux")
 if SANITIZE:
     instrument = [f"-fsanitize={SANITIZE}", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
     cxx += [*instrument, "-O1", "-g1", "-fno-omit-frame-pointer"]
