@@ -106,85 +106,69 @@ struct GradWeightGemm {
     if (!cut) g = joined(g);
     if (!cut) plain_g = joined(plain_g);
     order = channels_last || w.tap != 1 ? ColumnOrder{g.channels, 1} : ColumnOrder{1, g.taps()};
-    rows = channels_last ? plain_g.channels : g.depth();
-    cols = channels_last ? g.depth() : plain_g.channels;
+    rows = CutAxis(channels_last ? plain_g.channels : g.depth(), 1);
+    cols = CutAxis(channels_last ? g.depth() : plain_g.channels, kWide);
     choose_blocks();
-    sums_size = round_up(row_block * col_block, 64);
     scratch = reinterpret_cast<A*>(workspace);
-    partial = scratch + threads * kScratch;
+    split.memory = scratch + threads * kScratch;
   }
 
-  int64_t workspace_bytes() const {
-    const int64_t partials = splits > 1 ? blocks * splits * sums_size : 0;
-    return (threads * kScratch + partials) * int64_t(sizeof(A));
-  }
+  int64_t workspace_bytes() const { return (threads * kScratch + split.elements()) * int64_t(sizeof(A)); }
 
   // Blocks of rows and columns, and splits of the pixels. Splits divide the sums: they follow from the shape
   // alone. Threads may only ask for smaller blocks.
   void choose_blocks() {
     int64_t most_splits = max_of(1, ceil_div(g.pixels(), kDepth) / 4);
-    int64_t row_cuts = ceil_div(rows, kGradRows);
-    row_block = ceil_div(rows, row_cuts);
+    rows.cut(ceil_div(rows.size, kGradRows));
     // Few rows take more columns: the factor that is the rows is packed again for each block of columns.
-    const int64_t most_cols = kSums / row_block / kGradCols * kGradCols;
-    int64_t col_cuts = ceil_div(cols, cut ? kGradCols : most_cols);
+    const int64_t most_cols = kSums / rows.block / kGradCols * kGradCols;
+    int64_t row_cuts = rows.cuts, col_cuts = ceil_div(cols.size, cut ? kGradCols : most_cols);
     // For few blocks the splits are smaller; where the pixels are too few for that, so are the blocks.
     const int64_t fewest = 4, few_blocks = shape.groups * row_cuts * col_cuts;
     most_splits = max_of(most_splits, min_of(ceil_div(fewest, few_blocks), g.pixels() / kGradPixels));
     while (!cut && shape.groups * row_cuts * col_cuts * most_splits < fewest &&
-           rows * cols > kGradRows * kWide) {
-      ++(2 * ceil_div(rows, row_cuts) > ceil_div(cols, col_cuts) ? row_cuts : col_cuts);
+           rows.size * cols.size > kGradRows * kWide) {
+      ++(2 * ceil_div(rows.size, row_cuts) > ceil_div(cols.size, col_cuts) ? row_cuts : col_cuts);
     }
-    cut_blocks(row_cuts, col_cuts);
-    splits = clamp(kGradTasks / blocks, 1, most_splits);
-    while (!cut && leave_idle(blocks * splits, threads) && (row_block > kRows || col_block > kWide)) {
-      ++(2 * row_block > col_block || col_block == kWide ? row_cuts : col_cuts);
-      cut_blocks(row_cuts, col_cuts);
-    }
-  }
-  void cut_blocks(int64_t row_cuts, int64_t col_cuts) {
-    row_block = ceil_div(rows, row_cuts);
-    col_block = round_up(ceil_div(cols, col_cuts), kWide);
-    row_blocks = ceil_div(rows, row_block);
-    col_blocks = ceil_div(cols, col_block);
-    blocks = shape.groups * row_blocks * col_blocks;
+    rows.cut(row_cuts);
+    cols.cut(col_cuts);
+    split.splits = clamp(kGradTasks / (shape.groups * rows.blocks * cols.blocks), 1, most_splits);
+    if (!cut) cut_for_threads(rows, cols, shape.groups * split.splits, threads, kRows, 2);
+    split.blocks = shape.groups * rows.blocks * cols.blocks;
+    split.size = round_up(rows.block * cols.block, 64);
   }
 
   static constexpr int64_t kScratch = kRowsSize + kColsSize + kSums;
 
   void run(const Parallel& parallel) const {
-    parallel(blocks * splits, [&](int64_t task, int thread) {
+    parallel(split.tasks(), [&](int64_t task, int thread) {
       A* packed = scratch + thread * kScratch;
-      A* sums = splits > 1 ? partial + task * sums_size : packed + kRowsSize + kColsSize;
-      const Factors f = factors_of(task / splits);
-      const Range pixels = block(task % splits, ceil_div(f.g.pixels(), splits), f.g.pixels());
+      A* sums = split.of_task(task, packed + kRowsSize + kColsSize);
+      const int64_t b = split.block_of(task);
+      const Factors f = factors_of(b);
+      const Range pixels = split.part(task, f.g.pixels());
       if (pixels.size() == 0) {
-        fill_zero(sums, sums_size);
-        if (splits == 1) store_weight(task, sums);
+        fill_zero(sums, split.size);
+        if (!split.divided()) store_weight(b, sums);
       }
       for (Range part = {pixels.begin, 0}; part.begin < pixels.end; part.begin = part.end) {
         part.end = min_of(part.begin + kDepth, pixels.end);
-        const bool add = part.begin > pixels.begin, store = splits == 1 && part.end == pixels.end;
+        const bool add = part.begin > pixels.begin, store = !split.divided() && part.end == pixels.end;
         const Range next = {part.end, min_of(part.end + kDepth, pixels.end)};
         if (channels_last) {
-          add_rows_by_taps(task / splits, f, part, next, packed, packed + kRowsSize, sums, add, store);
+          add_rows_by_taps(b, f, part, next, packed, packed + kRowsSize, sums, add, store);
         } else {
-          add_taps_by_columns(task / splits, part, next, packed, packed + kRowsSize, sums, add);
-          if (store) store_weight(task, sums);
+          add_taps_by_columns(b, part, next, packed, packed + kRowsSize, sums, add);
+          if (store) store_weight(b, sums);
         }
       }
     });
-    if (splits == 1) return;
-    parallel(blocks, [&](int64_t b, int) {
-      A* total = partial + b * splits * sums_size;
-      add_splits(total, splits, sums_size, sums_size);
-      store_weight(b, total);
-    });
+    split.add_up(parallel, [&](int64_t b, const A* sums) { store_weight(b, sums); });
   }
 
-  Range rows_of(int64_t b) const { return block(b % row_blocks, row_block, rows); }
-  Range cols_of(int64_t b) const { return block(b / row_blocks % col_blocks, col_block, cols); }
-  int64_t group_of(int64_t b) const { return b / row_blocks / col_blocks; }
+  Range rows_of(int64_t b) const { return rows.at(b % rows.blocks); }
+  Range cols_of(int64_t b) const { return cols.at(b / rows.blocks % cols.blocks); }
+  int64_t group_of(int64_t b) const { return b / rows.blocks / cols.blocks; }
   const T* gathered_of(int64_t b) const {
     return gathered + group_of(b) * g.channels * gathered_strides.channel;
   }
@@ -241,7 +225,7 @@ struct GradWeightGemm {
       if constexpr (P != Product::kNumbers) pair_rows(packed_cols, kColsStride, pixels.size(), part.size());
       for (Range panel = {part.begin, 0}; panel.begin < part.end; panel.begin = panel.end) {
         panel.end = min_of(panel.begin + kWide, part.end);
-        A* c = sums + (panel.begin - taps.begin) * row_block;
+        A* c = sums + (panel.begin - taps.begin) * rows.block;
         const auto multiply = [&](auto output) {
           tile_column<kDepthStride, 1, kColsStride, P>(k.size(), depth, panel.size(), packed_rows,
                                                        packed_cols + panel.begin - part.begin, output,
@@ -308,9 +292,9 @@ struct GradWeightGemm {
                         [&](int64_t i) { return packed_cols + (at + i) * kColsStride; });
       });
       for (int64_t col = 0; col < count; col += kWide) {
-        tile_column<kDepthStride, 1, kColsStride>(taps.size(), pixels.size(), count - col, packed_rows,
-                                                  packed_cols + col,
-                                                  TileSums<A>{sums + (first + col) * row_block, add}, &ahead);
+        tile_column<kDepthStride, 1, kColsStride>(
+            taps.size(), pixels.size(), count - col, packed_rows, packed_cols + col,
+            TileSums<A>{sums + (first + col) * rows.block, add}, &ahead);
       }
     }
   }
@@ -320,7 +304,7 @@ struct GradWeightGemm {
     if (!channels_last) return store_columns(b, sums);
     for (Range panel = {taps.begin, 0}; panel.begin < taps.end; panel.begin = panel.end) {
       panel.end = min_of(panel.begin + kWide, taps.end);
-      store_rows(b, panel, sums + (panel.begin - taps.begin) * row_block);
+      store_rows(b, panel, sums + (panel.begin - taps.begin) * rows.block);
     }
   }
 
@@ -341,12 +325,13 @@ struct GradWeightGemm {
         const int64_t tap = (taps.begin + row) / g.channels, c = (taps.begin + row) % g.channels;
         T* out = to + tap * w.tap + c * w.c;
         for (int64_t i = 0; i < k.size(); ++i)
-          store_one(out + (k.begin + i) * w.k, sums[i / kWide * kWide * row_block + row * kWide + i % kWide]);
+          store_one(out + (k.begin + i) * w.k,
+                    sums[i / kWide * kWide * rows.block + row * kWide + i % kWide]);
       }
       return;
     }
     for (int64_t col = 0; col < k.size(); col += L) {
-      const A* from = sums + col / kWide * kWide * row_block + col % kWide;
+      const A* from = sums + col / kWide * kWide * rows.block + col % kWide;
       const int64_t count = min_of(L, k.size() - col);
       for (int64_t row = 0; row < taps.size(); row += L) {
         const int64_t height = min_of(L, taps.size() - row);
@@ -370,8 +355,9 @@ struct GradWeightGemm {
   Gather g, plain_g;  // of what is gathered, and of the other factor as it is
   ColumnOrder order;  // of (tap, c)
   bool cut;           // products with the padding are left out, see factors_of
-  int64_t rows, cols, row_block, col_block, row_blocks, col_blocks, blocks, splits, sums_size;
-  A *scratch, *partial;
+  CutAxis rows, cols;
+  SplitSums<A> split;
+  A* scratch;
 };
 
 // Whether the operands are turned to channels last: where products with the padding are left out, and for few

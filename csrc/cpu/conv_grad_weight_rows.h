@@ -5,18 +5,18 @@
 // output channels times some terms, a term being a channel and a tap; its vectors are summed over the rows of
 // a block, then lane by lane. The last vector of a row overlaps the one before, without the pixels that they
 // share.
-// A task is a share of the blocks of all images. Shares depend on the shape alone and their sums are added in
-// order: threads do not change the result.
+// A task is a split of the blocks of all images (conv_splits.h) times a block of output channels.
 #pragma once
 
 #include "conv_rows.h"
+#include "conv_splits.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int64_t kRowsGradSide = 16;           // output channels, or terms, that gemm's tiles would not fill
 constexpr int64_t kRowsPixels = 2048;           // of a block, about: its sums are added lane by lane once
 constexpr int64_t kRowsGradCopied = 128 << 10;  // bytes of a block's copied rows, about
-constexpr int64_t kRowsShares = 32;             // at most
+constexpr int64_t kRowsSplits = 32;             // at most
 constexpr int kRowsTileChannels = 4;
 
 // Terms of a tile with so many output channels.
@@ -60,14 +60,13 @@ struct RowsGradWeight {
         w(weight_strides_of(p.weight_layout, g.channels, g.taps())),
         grad_output(static_cast<const T*>(b.output)),
         grad_weight(static_cast<T*>(b.weight)),
-        threads(p.threads) {
+        threads(p.threads),
+        cut_channels(phases.channels, kRowsTileChannels) {
     blocks = g.images * g.axis[0].count * copied.row_blocks;
-    shares = min_of(blocks, kRowsShares);
+    splits = min_of(blocks, kRowsSplits);
     // Where rows are few, as in one dimension, channels are cut; each block copies the rows again.
     const int64_t most_cuts = ceil_div(phases.channels, kRowsTileChannels);
-    const int64_t cuts = blocks_for(p.threads, p.shape.groups * shares, most_cuts);
-    channel_block = ceil_div(most_cuts, cuts) * kRowsTileChannels;
-    channel_blocks = ceil_div(phases.channels, channel_block);
+    cut_channels.cut(blocks_for(p.threads, p.shape.groups * splits, most_cuts));
     terms = g.depth();
     sums = round_up(phases.channels * terms, 64);
     gradient_size = in_place() ? 0 : round_up(phases.channels * plane_size(), 64) + 64;
@@ -76,20 +75,20 @@ struct RowsGradWeight {
   }
 
   int64_t workspace_bytes() const {
-    const int64_t partials = phases.shape.groups * shares * sums;
+    const int64_t partials = phases.shape.groups * splits * sums;
     return (threads * (copied.size + gradient_size) + partials) * int64_t(sizeof(A));
   }
 
   void run(const Parallel& parallel) const {
-    parallel(phases.shape.groups * shares * channel_blocks, [&](int64_t task, int thread) {
-      const Range channels = block(task % channel_blocks, channel_block, phases.channels);
-      task /= channel_blocks;
+    parallel(phases.shape.groups * splits * cut_channels.blocks, [&](int64_t task, int thread) {
+      const Range channels = cut_channels.at(task % cut_channels.blocks);
+      task /= cut_channels.blocks;
       A* copy = scratch + thread * (copied.size + gradient_size);
       A* to = partial + task * sums + channels.begin * terms;
       fill_zero(to, channels.size() * terms);
-      const int64_t share = task % shares;
-      for (int64_t b = share * blocks / shares; b < (share + 1) * blocks / shares; ++b)
-        add_block(task / shares, b, channels, copy, to);
+      const int64_t split = task % splits;
+      for (int64_t b = split * blocks / splits; b < (split + 1) * blocks / splits; ++b)
+        add_block(task / splits, b, channels, copy, to);
     });
     parallel(phases.shape.groups, [&](int64_t group, int) { store_weights(group); });
   }
@@ -181,12 +180,12 @@ struct RowsGradWeight {
   }
 
   void store_weights(int64_t group) const {
-    const A* from = partial + group * shares * sums;
+    const A* from = partial + group * splits * sums;
     T* to = grad_weight + group * phases.channels * w.k;
     for (int64_t k = 0; k < phases.channels; ++k) {
       for (int64_t n = 0; n < terms; ++n) {
         A total = 0;
-        for (int64_t share = 0; share < shares; ++share) total += from[share * sums + k * terms + n];
+        for (int64_t split = 0; split < splits; ++split) total += from[split * sums + k * terms + n];
         store_one(to + k * w.k + n / g.taps() * w.c + n % g.taps() * w.tap, total);
       }
     }
@@ -199,9 +198,9 @@ struct RowsGradWeight {
   const T* grad_output;
   T* grad_weight;
   int64_t threads;
-  int64_t terms, blocks, shares;  // channels times taps; blocks of rows, and the shares of them
-  int64_t channel_block, channel_blocks;
-  int64_t sums, gradient_size;  // elements of a share's sums, and of a block's gradient where it is copied
+  CutAxis cut_channels;           // of the output
+  int64_t terms, blocks, splits;  // channels times taps; blocks of rows, and the splits of them
+  int64_t sums, gradient_size;    // elements of a split's sums, and of a block's gradient where it is copied
   A *scratch, *partial;
 };
 

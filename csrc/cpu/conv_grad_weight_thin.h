@@ -7,10 +7,10 @@
 // image from a copy of its rows (conv_thin.h), the window's part shifted by a pixel's elements each time.
 // A 1x1 convolution to few channels is one from few channels with the image and the gradient swapped.
 // Pixels are cut into runs of a row; blocks of runs stay in the cache while all tiles pass over them. A task
-// is a share of the blocks. Shares depend on the shape alone and their sums are added in order: threads do
-// not change the result.
+// is a split of the blocks (conv_splits.h) times a block of output channels.
 #pragma once
 
+#include "conv_splits.h"
 #include "conv_thin.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
@@ -18,7 +18,7 @@ namespace cnnext::cpu::CNNEXT_ISA {
 constexpr int64_t kThinChannels = 24;     // of more, gemm multiplies windows as fast,
 constexpr int64_t kThinTapChannels = 48;  // and of these, windows of one tap
 constexpr int64_t kThinPixels = 224;      // of a block, at most
-constexpr int64_t kThinSums = 128 << 10;  // elements of all shares' sums, about
+constexpr int64_t kThinSums = 128 << 10;  // elements of all splits' sums, about
 
 // Every output pixel reads the input pixel of its number.
 inline bool is_pointwise(const ConvShape& s) {
@@ -60,25 +60,25 @@ struct ThinGradWeight {
     pitch = (length - 1) * step + window;
     copied = round_up(block_runs * rows * pitch, 64) + 64;  // off the powers of two
     sums = round_up(rows * window * channels, 64);
-    shares = min_of(blocks, clamp(kThinSums / sums, 8, 32));
+    splits = min_of(blocks, clamp(kThinSums / sums, 8, 32));
     // For more threads channels are cut; each block of them copies the rows again.
     const int64_t most_cuts = ceil_div(channels, kVectors * L);
-    channel_block = ceil_div(most_cuts, blocks_for(p.threads, shares, most_cuts)) * kVectors * L;
-    channel_blocks = ceil_div(channels, channel_block);
+    cut_channels = CutAxis(channels, kVectors * L);
+    cut_channels.cut(blocks_for(p.threads, splits, most_cuts));
     scratch = reinterpret_cast<A*>(workspace);
     partial = scratch + threads * copied;
   }
 
-  int64_t workspace_bytes() const { return (threads * copied + shares * sums) * int64_t(sizeof(A)); }
+  int64_t workspace_bytes() const { return (threads * copied + splits * sums) * int64_t(sizeof(A)); }
 
   void run(const Parallel& parallel) const {
-    parallel(shares * channel_blocks, [&](int64_t task, int thread) {
-      const int64_t share = task / channel_blocks;
-      const Range outputs = block(task % channel_blocks, channel_block, channels);
-      A* to = partial + share * sums;
+    parallel(splits * cut_channels.blocks, [&](int64_t task, int thread) {
+      const int64_t split = task / cut_channels.blocks;
+      const Range outputs = cut_channels.at(task % cut_channels.blocks);
+      A* to = partial + split * sums;
       for (int64_t e = 0; e < rows * window; ++e)
         fill_zero(to + e * channels + outputs.begin, outputs.size());
-      const Range mine = {share * blocks / shares, (share + 1) * blocks / shares};
+      const Range mine = {split * blocks / splits, (split + 1) * blocks / splits};
       for (int64_t b = mine.begin; b < mine.end; ++b) {
         const Range next = block(b + 1, block_runs, b + 1 < mine.end ? runs : 0);
         add_block(block(b, block_runs, runs), next, outputs, scratch + thread * copied, to);
@@ -155,12 +155,12 @@ struct ThinGradWeight {
     });
   }
 
-  // The weights of a vector of output channels: the sum of all shares.
+  // The weights of a vector of output channels: the sum of all splits.
   void store_weights(int64_t k) const {
     for (int64_t e = 0; e < rows * window; ++e) {
       const A* from = partial + e * channels + k;
       Vec<A> total = load(from);
-      for (int64_t share = 1; share < shares; ++share) total += load(from + share * sums);
+      for (int64_t split = 1; split < splits; ++split) total += load(from + split * sums);
       T* to = grad_weight + e / g.channels * w.tap + e % g.channels * w.c + k * w.k;
       for (int64_t lane = 0; lane < L; ++lane) store_one(to + lane * w.k, total[lane]);
     }
@@ -173,11 +173,11 @@ struct ThinGradWeight {
   const T *input, *grad_output;
   T* grad_weight;
   int64_t threads;
-  int64_t rows, window, step;             // of a window; elements of a row of it, and from pixel to pixel
-  int64_t length, runs_per_row, runs;     // pixels of a run, and how many runs there are
-  int64_t block_runs, blocks, shares;     // runs of a block; blocks, and the shares of them
-  int64_t channel_block, channel_blocks;  // of the output
-  int64_t pitch, copied, sums;            // elements of a copied row, of a block's copy, of a share's sums
+  int64_t rows, window, step;          // of a window; elements of a row of it, and from pixel to pixel
+  int64_t length, runs_per_row, runs;  // pixels of a run, and how many runs there are
+  int64_t block_runs, blocks, splits;  // runs of a block; blocks, and the splits of them
+  CutAxis cut_channels;                // of the output
+  int64_t pitch, copied, sums;         // elements of a copied row, of a block's copy, of a split's sums
   A *scratch, *partial;
 };
 

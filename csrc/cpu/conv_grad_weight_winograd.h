@@ -49,77 +49,60 @@ struct GradWeightWinograd {
         input(static_cast<const T*>(b.input)),
         grad_output(static_cast<const T*>(b.output)),
         grad_weight(static_cast<T*>(b.weight)),
-        threads(p.threads) {
-    int64_t k_cuts = ceil_div(phases.channels, kGradChannels);
-    int64_t c_cuts = ceil_div(phases.source_channels, kGradChannels);
-    cut_channels(k_cuts, c_cuts);
+        threads(p.threads),
+        K(phases.channels, 1),
+        C(phases.source_channels, kWide) {
+    K.cut(ceil_div(K.size, kGradChannels));
+    C.cut(ceil_div(C.size, kGradChannels));
+    const int64_t each = phases.shape.groups * taps.size();  // blocks of the same channels
     const int64_t chunks = ceil_div(grid.size(), kGradTiles);
-    splits = max_of(1, min_of(kWinogradTasks / blocks, chunks / 2));
-    if (splits > 1) splits = round_up(splits, 2);  // three tasks would leave one of two threads idle
-    while (leave_idle(blocks * splits, threads) && (2 * k_block > kWide || c_block > kWide)) {
-      ++(k_block > c_block || c_block == kWide ? k_cuts : c_cuts);
-      cut_channels(k_cuts, c_cuts);
-    }
-    split_tiles = ceil_div(grid.size(), splits);
+    split.splits = max_of(1, min_of(kWinogradTasks / (K.blocks * C.blocks * each), chunks / 2));
+    // Three tasks would leave one of two threads idle.
+    if (split.divided()) split.splits = round_up(split.splits, 2);
+    cut_for_threads(K, C, each * split.splits, threads, kWide / 2, 1);
     few_tiles = grid.size() <= kFewTiles && kProducts == kWeights;  // sums of one product each
-    block_plane = odd_lines(k_block * c_block);
+    block_plane = odd_lines(K.block * C.block);
     sums_size = kWeights * (few_tiles ? kFewPlane : block_plane);
-    result_size = kTaps * block_plane;
+    split.blocks = K.blocks * C.blocks * each;
+    split.size = kTaps * block_plane;
     scratch = reinterpret_cast<A*>(workspace);
-    scratch_size = 2 * kFactor + round_up(sums_size + result_size, 64) + 16;
-    partial = scratch + threads * scratch_size;
+    scratch_size = 2 * kFactor + round_up(sums_size + split.size, 64) + 16;
+    split.memory = scratch + threads * scratch_size;
   }
 
-  int64_t workspace_bytes() const {
-    const int64_t partials = splits > 1 ? blocks * splits * result_size : 0;
-    return (threads * scratch_size + partials) * int64_t(sizeof(A));
-  }
-
-  void cut_channels(int64_t k_cuts, int64_t c_cuts) {
-    k_block = ceil_div(phases.channels, k_cuts);
-    c_block = round_up(ceil_div(phases.source_channels, c_cuts), kWide);
-    k_blocks = ceil_div(phases.channels, k_block);
-    c_blocks = ceil_div(phases.source_channels, c_block);
-    blocks = phases.shape.groups * k_blocks * taps.size() * c_blocks;
-  }
+  int64_t workspace_bytes() const { return (threads * scratch_size + split.elements()) * int64_t(sizeof(A)); }
 
   void run(const Parallel& parallel) const {
-    parallel(blocks * splits, [&](int64_t task, int thread) {
+    parallel(split.tasks(), [&](int64_t task, int thread) {
       A* outputs = scratch + thread * scratch_size;
       A* inputs = outputs + kFactor;
       A* sums = inputs + kFactor;
-      A* result = splits > 1 ? partial + task * result_size : sums + sums_size;
-      const Range tiles = block(task % splits, split_tiles, grid.size());
+      A* result = split.of_task(task, sums + sums_size);
+      const int64_t b = split.block_of(task);
+      const Range tiles = split.part(task, grid.size());
       if (few_tiles) {
         const Order order(grid, tiles);
-        transform_factors(task, order, outputs, inputs);
-        multiply_few(task, order, outputs, inputs, sums, result);
+        transform_factors(b, order, outputs, inputs);
+        multiply_few(b, order, outputs, inputs, sums, result);
       } else {
-        multiply_many(task / splits, tiles, outputs, inputs, sums);
-        transform_back(task / splits, sums, result);
+        multiply_many(b, tiles, outputs, inputs, sums);
+        transform_back(b, sums, result);
       }
-      if (splits == 1) store_weight(task, result);
+      if (!split.divided()) store_weight(b, result);
     });
-    if (splits == 1) return;
-    parallel(blocks, [&](int64_t b, int) {
-      A* total = partial + b * splits * result_size;
-      add_splits(total, splits, result_size, result_size);
-      store_weight(b, total);
-    });
+    split.add_up(parallel, [&](int64_t b, const A* result) { store_weight(b, result); });
   }
 
-  int64_t group_of(int64_t b) const { return b / c_blocks / taps.size() / k_blocks; }
-  Range k_of(int64_t b) const {
-    return block(b / c_blocks / taps.size() % k_blocks, k_block, phases.channels);
-  }
+  int64_t group_of(int64_t b) const { return b / C.blocks / taps.size() / K.blocks; }
+  Range k_of(int64_t b) const { return K.at(b / C.blocks / taps.size() % K.blocks); }
   const T* input_of(int64_t b) const {
     return input + group_of(b) * phases.source_channels * phases.source.channel;
   }
   const T* grad_of(int64_t b) const {
     return grad_output + group_of(b) * phases.channels * phases.destination.channel;
   }
-  Gather taps_of(int64_t b) const { return taps.at(b / c_blocks % taps.size()); }
-  Range c_of(int64_t b) const { return block(b % c_blocks, c_block, phases.source_channels); }
+  Gather taps_of(int64_t b) const { return taps.at(b / C.blocks % taps.size()); }
+  Range c_of(int64_t b) const { return C.at(b % C.blocks); }
 
   // outputs[product][tile][k] and inputs[product][tile][c]
   void transform_factors(int64_t b, const Order& order, A* outputs, A* inputs) const {
@@ -170,7 +153,7 @@ struct GradWeightWinograd {
         for (int64_t c = 0; c < cols; c += kWide) {
           multiply(
               n, {0, rows}, c, cols, order.rows(n), outputs, inputs,
-              {sums + Tile::weight(n) * block_plane + c * k_block, begin > tiles.begin || !first_of_sum(n)},
+              {sums + Tile::weight(n) * block_plane + c * K.block, begin > tiles.begin || !first_of_sum(n)},
               &ahead);
         }
       }
@@ -178,7 +161,7 @@ struct GradWeightWinograd {
   }
   void transform_back(int64_t b, const A* sums, A* result) const {
     for (int64_t c = 0; c < c_of(b).size(); c += kWide) {
-      transform_panel(k_of(b).size(), sums + c * k_block, block_plane, result + c * k_block);
+      transform_panel(k_of(b).size(), sums + c * K.block, block_plane, result + c * K.block);
     }
   }
 
@@ -193,7 +176,7 @@ struct GradWeightWinograd {
         for (int n = 0; n < kProducts; ++n) {
           multiply(n, k, c, cols, order.rows(n), outputs, inputs, {sums + n * kFewPlane, false});
         }
-        transform_panel(k.size(), sums, kFewPlane, result + c * k_block + k.begin * kWide);
+        transform_panel(k.size(), sums, kFewPlane, result + c * K.block + k.begin * kWide);
       }
     }
   }
@@ -219,7 +202,7 @@ struct GradWeightWinograd {
       plane[tap] = (tap / part.axis[2].taps * W::kTaps + tap % part.axis[2].taps) * block_plane;
     }
     for (int64_t i = 0; i < k.size(); ++i, to += phases.weight_channel) {
-      const auto at = [&](int64_t j) { return result + j / kWide * kWide * k_block + i * kWide + j % kWide; };
+      const auto at = [&](int64_t j) { return result + j / kWide * kWide * K.block + i * kWide + j % kWide; };
       if (whole_filters) {
         store_filters(c.size(), at, to);
         continue;
@@ -273,10 +256,11 @@ struct GradWeightWinograd {
   const T *input, *grad_output;
   T* grad_weight;
   int64_t threads;
-  int64_t k_blocks, c_blocks, k_block, c_block, block_plane, blocks, splits, split_tiles;
-  int64_t sums_size, result_size, scratch_size;  // in elements
+  CutAxis K, C;  // channels in blocks
+  SplitSums<A> split;
+  int64_t block_plane, sums_size, scratch_size;  // in elements
   bool few_tiles;
-  A *scratch, *partial;
+  A* scratch;
 };
 
 template <class Tile>

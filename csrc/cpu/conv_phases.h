@@ -4,6 +4,7 @@
 
 #include "conv_gather.h"
 #include "gemm_tile.h"
+#include "tasks.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -145,23 +146,6 @@ template <class T, class S = T>
 CNNEXT_INLINE Operands<T, S> operands_of(const ConvBuffers& b, bool gradient) {
   return {static_cast<const S*>(gradient ? b.output : b.input), static_cast<const S*>(b.weight),
           static_cast<const T*>(b.bias), static_cast<T*>(gradient ? b.input : b.output), epilogue_of<T>(b)};
-}
-
-// Into how many blocks to cut, from `fewest` to `most`, so that threads have done `others` times as many
-// tasks soonest. What each block prepares again takes a tenth of the whole.
-CNNEXT_INLINE int64_t blocks_for(int64_t threads, int64_t others, int64_t most, int64_t fewest = 1) {
-  int64_t best = fewest;
-  double least = 0;
-  for (int64_t blocks = fewest; blocks == fewest || blocks <= most; ++blocks) {
-    const double time = double(ceil_div(others * blocks, threads)) * (0.1 + 1 / double(blocks));
-    if (blocks == fewest || time < least) best = blocks, least = time;
-    if (others * blocks >= 4 * threads) break;
-  }
-  return best;
-}
-// Whether more than a quarter of the threads' time is lost to tasks too few to share alike.
-CNNEXT_INLINE bool leave_idle(int64_t tasks, int64_t threads) {
-  return 3 * round_up(tasks, threads) > 4 * tasks;
 }
 
 // The sums of a phase run over its taps, and for each tap over the source channels.

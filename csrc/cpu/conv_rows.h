@@ -99,11 +99,11 @@ struct ConvRows {
         g(phases.at(0)),
         operands(operands_of<T>(b, gradient)),
         copied(phases, operands.source, kRowsCopied, clamp(rows() / (4 * p.threads), 1, 8)),
-        threads(p.threads) {
+        threads(p.threads),
+        cut_channels(phases.channels, 1) {
     // Where rows are few, as in one dimension, channels are cut too; each block copies the rows again.
     const int64_t tasks = g.images * phases.shape.groups * g.axis[0].count * copied.row_blocks;
-    channel_block = ceil_div(phases.channels, blocks_for(p.threads, tasks, ceil_div(phases.channels, kRows)));
-    channel_blocks = ceil_div(phases.channels, channel_block);
+    cut_channels.cut(blocks_for(p.threads, tasks, ceil_div(phases.channels, kRows)));
     packed = PackedWeights<A>(p, phases.shape.groups, phases.channels * kRowsWeights);
     scratch = reinterpret_cast<A*>(packed.place(b, workspace));
   }
@@ -114,10 +114,11 @@ struct ConvRows {
   void run(const Parallel& parallel) const {
     const auto pack = [&](int64_t group, A* to, int) { pack_weights(group, to); };
     packed.start(parallel, pack);
-    const int64_t blocks = channel_blocks * copied.row_blocks;
+    const int64_t blocks = cut_channels.blocks * copied.row_blocks;
     parallel(g.images * phases.shape.groups * g.axis[0].count * blocks, [&](int64_t task, int thread) {
-      const Range channels = block(task % channel_blocks, channel_block, phases.channels);
-      const Range rows = block(task / channel_blocks % copied.row_blocks, copied.block_rows, g.axis[1].count);
+      const Range channels = cut_channels.at(task % cut_channels.blocks);
+      const Range rows =
+          block(task / cut_channels.blocks % copied.row_blocks, copied.block_rows, g.axis[1].count);
       task /= blocks;
       const int64_t j0 = task % g.axis[0].count, group = task / g.axis[0].count % phases.shape.groups;
       const int64_t image = task / g.axis[0].count / phases.shape.groups;
@@ -233,7 +234,8 @@ struct ConvRows {
   Gather g;
   Operands<T> operands;
   CopiedRows<T> copied;
-  int64_t threads, channel_block, channel_blocks;
+  int64_t threads;
+  CutAxis cut_channels;  // of the destination
   PackedWeights<A> packed;
   A* scratch;
 };
