@@ -128,7 +128,7 @@ double amx_time(const ConvProblem& p) {
   // A packed weight comes from memory, in the time of products that direct sums overlap with it and AMX not.
   constexpr double kFetch = kFloat ? 38 : 12;
   const Phases phases(p, Gradient);
-  const bool planes = p.layout != Layout::kChannelsLast;
+  const bool channels_first = p.layout == Layout::kChannelsFirst;
   double amx = 0, direct = 0;
   for (int64_t n = 0; n < phases.size(); ++n) {
     const Gather g = phases.at(n);
@@ -143,7 +143,7 @@ double amx_time(const ConvProblem& p) {
     double each =
         kProduct * rows / block * double(plan.units() * plan.chunks * round_up(phases.channels, kAmxPairs)) +
         (alike ? kCopyToo : kCopy) * positions / block * double(plan.chunks) + kPut * K;
-    if (planes) {  // registers of 16 pixels, whose stores are dearer where pixels are apart
+    if (channels_first) {  // registers of 16 pixels, whose stores are dearer where pixels are apart
       const int64_t row = plan.columns(plan.width).length;
       const double step = double(min_of(g.axis[2].step, 6)),
                    full = double(round_up(row, kAmxRows)) / double(row);
@@ -154,7 +154,7 @@ double amx_time(const ConvProblem& p) {
   }
   // Direct sums leave out what is multiplied with the padding, if that is much.
   const int64_t products = Regions(phases).products();
-  direct += (planes ? kDirectTurned : 1.0) * double(products) * double(phases.source_channels) *
+  direct += (channels_first ? kDirectTurned : 1.0) * double(products) * double(phases.source_channels) *
             double(round_up(phases.channels, kLanes<float>));
   return direct > 0 ? amx / direct : 1.0;
 }

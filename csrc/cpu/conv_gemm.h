@@ -25,47 +25,54 @@ constexpr int64_t kPixelPanels = 4;      // the same, channels first
 constexpr int64_t kMaxChannels = 512;    // rows of a task, channels first
 constexpr int64_t kRowsToPackFor = 128;  // that many threads share few pixels, channels first
 
-// How the work is cut. Each block of channels packs the pixels again: there are no more than balance the
-// threads.
+// How the work is cut, and the memory that a task takes.
 template <class A>
-struct Cut {
-  Cut(const Regions& regions, const ConvProblem& p) : channels_last(p.layout == Layout::kChannelsLast) {
-    const Phases& phases = regions.phases;
-    const int64_t pixels = regions.most_pixels(),
-                  most_pixels = channels_last ? kBlockRows : kPixelPanels * kCols<A>;
-    const int64_t panels = ceil_div(phases.channels, kCols<A>);
-    // Few pixels are one block, if the threads can share the channels alike: whole panels, or rows enough to
-    // pack the pixels for.
+struct GemmCut {
+  GemmCut(const Regions& regions, const ConvProblem& p)
+      : channels_last(p.layout == Layout::kChannelsLast),
+        pixels(regions.most_pixels(), channels_last ? 1 : kCols<A>),
+        channels(regions.phases.channels, channels_last ? kCols<A> : 1),
+        depth_blocks(ceil_div(regions.phases.max_depth(), kDepth)) {
+    cut_pixels(regions, p);
+    packs_in_task = pixels.blocks == 1 && !regions.cut && !p.keeps_weight &&
+                    (!channels_last || depth_in_parts(regions.phases));
+    cut_channels(p);
+    const int64_t max_depth = regions.phases.max_depth();
+    units_of_group = channels_last ? ceil_div(channels.size, kCols<A>) : channels.blocks * depth_blocks;
+    unit_size = channels_last ? kCols<A> * max_depth : channels.block * kDepthStride;
+    gathered_size = round_up(pixels.block * (channels_last ? kDepthStride : kDepth), 64);
+    sums_size = round_up(pixels.block * channels.block, 64);
+    const int64_t weights = channels_last ? kCols<A> * kDepth : channels.block * kDepthStride;
+    scratch_size = gathered_size + sums_size + (packs_in_task ? round_up(weights, 64) : 0) + 64;
+  }
+
+  // Few pixels are one block, if the threads can share the channels alike: whole panels, or rows enough to
+  // pack the pixels for.
+  void cut_pixels(const Regions& regions, const ConvProblem& p) {
+    const int64_t most = channels_last ? kBlockRows : kPixelPanels * kCols<A>;
+    const int64_t panels = ceil_div(channels.size, kCols<A>);
     const bool alike =
         p.shape.groups % p.threads == 0 || (channels_last ? 17 * panels >= 16 * round_up(panels, p.threads)
-                                                          : phases.channels >= kRowsToPackFor * p.threads);
-    const bool one = pixels <= 3 * most_pixels && alike;
-    pixel_blocks = one ? 1 : max_of(1, ceil_div(pixels, most_pixels));
-    if (!one && !regions.cut)  // as many for each thread, of equal size
-      pixel_blocks = max_of(pixel_blocks, min_of(round_up(pixel_blocks, p.threads), pixels / kRows));
-    pixel_block = max_of(1, round_up(ceil_div(pixels, pixel_blocks), channels_last ? 1 : kCols<A>));
-    pixel_blocks = max_of(1, ceil_div(pixels, pixel_block));
-    packs_in_task =
-        pixel_blocks == 1 && !regions.cut && (!channels_last || depth_in_parts(phases)) && !p.keeps_weight;
-    const int64_t unit = channels_last ? kCols<A> : 1,
-                  most = channels_last ? kMaxPanels * unit : kMaxChannels;
-    const int64_t wanted =
-        blocks_for(p.threads, pixel_blocks * p.shape.groups,
-                   ceil_div(phases.channels, channels_last ? unit : kRows), ceil_div(phases.channels, most));
-    channel_block = round_up(ceil_div(phases.channels, wanted), unit);
-    channel_blocks = ceil_div(phases.channels, channel_block);
-    depth_blocks = ceil_div(phases.max_depth(), kDepth);
-    units_of_group = channels_last ? panels : channel_blocks * depth_blocks;
-    unit_size = channels_last ? kCols<A> * phases.max_depth() : channel_block * kDepthStride;
-    scratch_gathered = round_up(pixel_block * (channels_last ? kDepthStride : kDepth), 64);
-    scratch_sums = round_up(pixel_block * round_up(channel_block, unit), 64);
-    const int64_t weights = channels_last ? kCols<A> * kDepth : channel_block * kDepthStride;
-    scratch_size = scratch_gathered + scratch_sums + (packs_in_task ? round_up(weights, 64) : 0) + 64;
+                                                          : channels.size >= kRowsToPackFor * p.threads);
+    if (pixels.size <= 3 * most && alike) return;
+    int64_t blocks = max_of(1, ceil_div(pixels.size, most));
+    if (!regions.cut)  // as many for each thread, of equal size
+      blocks = max_of(blocks, min_of(round_up(blocks, p.threads), pixels.size / kRows));
+    pixels.cut(blocks);
   }
+  // Each block of channels packs the pixels again: there are no more than balance the threads.
+  void cut_channels(const ConvProblem& p) {
+    const int64_t least = channels_last ? kCols<A> : kRows,
+                  most = channels_last ? kMaxPanels * kCols<A> : kMaxChannels;
+    channels.cut(blocks_for(p.threads, pixels.blocks * p.shape.groups, ceil_div(channels.size, least),
+                            ceil_div(channels.size, most)));
+  }
+
   bool channels_last, packs_in_task;
-  int64_t pixel_block, pixel_blocks, channel_block, channel_blocks;
-  int64_t depth_blocks, units_of_group;
-  int64_t unit_size, scratch_gathered, scratch_sums, scratch_size;  // in elements
+  CutAxis pixels, channels;
+  int64_t depth_blocks;
+  int64_t units_of_group;                                     // of packed weights
+  int64_t unit_size, gathered_size, sums_size, scratch_size;  // in elements
 };
 
 // T is the type of the tensors, S that of the elements which are multiplied: T or pairs of them.
@@ -88,32 +95,45 @@ struct Gemm {
   int64_t packed_bytes() const { return packed.kept_bytes(); }
   bool applies_epilogue() const { return true; }
 
+  // A block of a region's pixels times a block of channels, and the thread's scratch memory.
+  struct Task {
+    Region r;
+    int64_t group;
+    Range pixels, channels;
+    int thread;
+    A *gathered, *sums, *packing;  // packing: for weights, where the task packs them
+  };
+
   void run(const Parallel& parallel) const {
-    const int64_t groups = phases.shape.groups;
     packed.start(parallel, pack_unit());
+    const int64_t each = phases.shape.groups * cut.pixels.blocks * cut.channels.blocks;
     // Regions differ in their number of taps: tasks of all of them follow each other, so that threads get
     // alike.
-    parallel(regions.size() * groups * cut.pixel_blocks * cut.channel_blocks, [&](int64_t task, int thread) {
-      const Region r = regions.at(task % regions.size());
-      task /= regions.size();
-      const Range channels = block(task % cut.channel_blocks, cut.channel_block, phases.channels);
-      task /= cut.channel_blocks;
-      const Range pixels = block(task % cut.pixel_blocks, block_of(r.g.pixels()), r.g.pixels());
-      if (pixels.size() == 0) return;
-      A* gathered = scratch + thread * cut.scratch_size;
-      A* sums = gathered + cut.scratch_gathered;
-      const int64_t group = task / cut.pixel_blocks;
-      if (cut.channels_last) {
-        pixels_by_channels(r, group, pixels, channels, gathered, sums, sums + cut.scratch_sums, thread);
-      } else {
-        channels_by_pixels(r.g, group, pixels, channels, gathered, sums, sums + cut.scratch_sums, thread);
-      }
+    parallel(regions.size() * each, [&](int64_t number, int thread) {
+      const Task t = task_at(number, thread);
+      if (t.pixels.size() == 0) return;
+      cut.channels_last ? pixels_by_channels(t) : channels_by_pixels(t);
     });
+  }
+  Task task_at(int64_t number, int thread) const {
+    Task t;
+    t.r = regions.at(number % regions.size());
+    number /= regions.size();
+    t.channels = cut.channels.at(number % cut.channels.blocks);
+    number /= cut.channels.blocks;
+    const int64_t pixels = t.r.g.pixels();
+    t.pixels = block(number % cut.pixels.blocks, block_of(pixels), pixels);
+    t.group = number / cut.pixels.blocks;
+    t.thread = thread;
+    t.gathered = scratch + thread * cut.scratch_size;
+    t.sums = t.gathered + cut.gathered_size;
+    t.packing = t.sums + cut.sums_size;
+    return t;
   }
 
   // Blocks of a region's pixels are of one size, if it is not the only one.
   int64_t block_of(int64_t pixels) const {
-    return regions.cut ? ceil_div(pixels, max_of(1, ceil_div(pixels, cut.pixel_block))) : cut.pixel_block;
+    return regions.cut ? ceil_div(pixels, max_of(1, ceil_div(pixels, cut.pixels.block))) : cut.pixels.block;
   }
 
   // A block of a region's depth. Where a region has some taps only, a block is of one tap.
@@ -151,8 +171,7 @@ struct Gemm {
         pack_weight_panel(phases, g, operands.weight, group, block(part, kWide, phases.channels),
                           {0, g.depth()}, to);
       } else {
-        pack_weight_rows(g, group, part % cut.depth_blocks,
-                         block(part / cut.depth_blocks, cut.channel_block, phases.channels), to);
+        pack_weight_rows(g, group, part % cut.depth_blocks, cut.channels.at(part / cut.depth_blocks), to);
       }
     };
   }
@@ -191,72 +210,86 @@ struct Gemm {
   }
   bool as_in_memory() const { return phases.weight_tap == 1 && !phases.gradient; }
 
-  // `packing` is scratch memory for weights, where they are packed by the task.
-  void pixels_by_channels(const Region& r, int64_t group, Range pixels, Range channels, A* gathered, A* sums,
-                          A* packing, int thread) const {
-    const Gather& g = r.g;
-    const S* from = operands.source + group * g.channels * phases.source.channel;
-    const int64_t depth_blocks = this->depth_blocks(r);
-    const bool in_order = g.covers_destination(), in_rows = g.axis[2].count >= kRows;
-    const bool read_in_place = in_place(g);
-    const Range next = {pixels.end, min_of(pixels.end + pixels.size(), g.pixels())};
-    if (depth_blocks == 0) fill_zero(sums, round_up(channels.size(), kWide) * pixels.size());
+  // Channels last: pixels are the rows, channels the panels.
+  void pixels_by_channels(const Task& t) const {
+    const Gather& g = t.r.g;
+    const int64_t depth_blocks = this->depth_blocks(t.r);
+    const bool read_in_place = in_place(g), long_runs = g.covers_destination() || g.axis[2].count >= kRows;
+    const S* from = source_of(t);
+    const Range next = {t.pixels.end, min_of(t.pixels.end + t.pixels.size(), g.pixels())};
+    if (depth_blocks == 0) fill_zero(t.sums, round_up(t.channels.size(), kWide) * t.pixels.size());
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
-      const Depth depth = depth_block(r, d);
+      const Depth depth = depth_block(t.r, d);
       const bool last_block = d + 1 >= depth_blocks;
       if (depth.size() > 0 && !read_in_place)
-        pack_pixels(from, phases.source, g, pixels, depth, gathered, kDepthStride);
-      const int64_t calls = ceil_div(channels.size(), kWide) * fetch_calls(pixels.size(), depth.size());
-      Ahead ahead = {last_block
-                         ? fetched_pixels(from, phases.source, g, next, depth_block(r, 0), calls)
-                         : fetched_pixels(from, phases.source, g, pixels, depth_block(r, d + 1), calls)};
-      for (Range panel = {channels.begin, 0}; panel.begin < channels.end; panel.begin += kWide) {
-        panel.end = min_of(panel.begin + kWide, channels.end);
-        A* c = sums + (panel.begin - channels.begin) * pixels.size();
-        const bool direct =
-            last_block && depth.size() > 0 && (in_order || in_rows) && fills_tiles<A>(panel.size());
+        pack_pixels(from, phases.source, g, t.pixels, depth, t.gathered, kDepthStride);
+      const int64_t panel_calls = fetch_calls(t.pixels.size(), depth.size());
+      const int64_t calls = ceil_div(t.channels.size(), kWide) * panel_calls;
+      Ahead ahead;
+      ahead.source = last_block
+                         ? fetched_pixels(from, phases.source, g, next, depth_block(t.r, 0), calls)
+                         : fetched_pixels(from, phases.source, g, t.pixels, depth_block(t.r, d + 1), calls);
+      for (Range panel = {t.channels.begin, 0}; panel.begin < t.channels.end; panel.begin += kWide) {
+        panel.end = min_of(panel.begin + kWide, t.channels.end);
+        A* c = t.sums + (panel.begin - t.channels.begin) * t.pixels.size();
+        const bool direct = last_block && depth.size() > 0 && long_runs && fills_tiles<A>(panel.size());
         if (depth.size() > 0) {
-          if (cut.packs_in_task) pack_weight_panel(phases, g, operands.weight, group, panel, depth, packing);
-          const bool end = panel.end == channels.end;
-          const int64_t first = end ? channels.begin : panel.end;
-          ahead.weights = fetched_panel(g, group, {first, min_of(first + kWide, channels.end)},
-                                        end ? (last_block ? Depth() : depth_block(r, d + 1)) : depth,
-                                        fetch_calls(pixels.size(), depth.size()), thread);
+          if (cut.packs_in_task)
+            pack_weight_panel(phases, g, operands.weight, t.group, panel, depth, t.packing);
+          const bool end = panel.end == t.channels.end;
+          const int64_t first = end ? t.channels.begin : panel.end;
+          ahead.weights =
+              fetched_panel(t, {first, min_of(first + kWide, t.channels.end)},
+                            end ? (last_block ? Depth() : depth_block(t.r, d + 1)) : depth, panel_calls);
           const A* b = cut.packs_in_task
-                           ? packing
-                           : packed.get(unit_of(g, group, panel.begin / kWide), thread, pack_unit()) +
+                           ? t.packing
+                           : packed.get(unit_of(g, t.group, panel.begin / kWide), t.thread, pack_unit()) +
                                  depth.packed * kWide;
           const auto multiply = [&](int64_t at, int64_t count, auto out) {
             if constexpr (kInPlace) {
               if (read_in_place) {
                 const int64_t stride = phases.source.pixel;
-                const S* first = from + (pixels.begin + at) * stride + depth.begin;
-                return tile_column<0, 1, kWide, kProduct>(count, depth.size(), panel.size(), first, b, out,
+                const S* rows = from + (t.pixels.begin + at) * stride + depth.begin;
+                return tile_column<0, 1, kWide, kProduct>(count, depth.size(), panel.size(), rows, b, out,
                                                           &ahead, stride);
               }
             }
             tile_column<kDepthStride, 1, kWide, kProduct>(count, depth.size(), panel.size(),
-                                                          gathered + at * kDepthStride, b, out, &ahead);
+                                                          t.gathered + at * kDepthStride, b, out, &ahead);
           };
           if (direct) {
-            const int64_t first = group * phases.channels + panel.begin;
-            A add[kWide];
-            if (operands.bias) copy_run(operands.bias + first, add, panel.size());
-            const auto write = [&](int64_t at, int64_t image, int64_t pixel, int64_t step, int64_t count) {
-              const Strides& s = phases.destination;
-              multiply(
-                  at, count,
-                  TileOutput<T, kProduct>{operands.destination + image * s.image + pixel * s.pixel + first,
-                                          step * s.pixel, d > 0 ? c + at * kWide : nullptr,
-                                          operands.bias ? add : nullptr, nullptr, operands.any_epilogue()});
-            };
-            in_order ? write(0, 0, pixels.begin, 1, pixels.size()) : for_each_run(g, pixels, write);
+            write_pixels(t, panel, d > 0 ? c : nullptr, multiply);
           } else {
-            multiply(0, pixels.size(), TileSums<A>{c, d > 0});
+            multiply(0, t.pixels.size(), TileSums<A>{c, d > 0});
           }
         }
-        if (last_block && !direct) store_pixels(g, group, pixels, panel, c);
+        if (last_block && !direct) store_pixels(g, t.group, t.pixels, panel, c);
       }
+    }
+  }
+
+  // Channel 0 of the group in the source.
+  const S* source_of(const Task& t) const {
+    return operands.source + t.group * t.r.g.channels * phases.source.channel;
+  }
+
+  // Channels last: multiply(first pixel, count, output) for runs of the task's pixels, to the destination.
+  template <class Multiply>
+  void write_pixels(const Task& t, Range panel, const A* sums, const Multiply& multiply) const {
+    const Strides& s = phases.destination;
+    const int64_t first = t.group * phases.channels + panel.begin;
+    A add[kWide];
+    if (operands.bias) copy_run(operands.bias + first, add, panel.size());
+    const auto write = [&](int64_t at, int64_t image, int64_t pixel, int64_t step, int64_t count) {
+      T* to = operands.destination + image * s.image + pixel * s.pixel + first;
+      multiply(at, count,
+               TileOutput<T, kProduct>{to, step * s.pixel, sums ? sums + at * kWide : nullptr,
+                                       operands.bias ? add : nullptr, nullptr, operands.any_epilogue()});
+    };
+    if (t.r.g.covers_destination()) {
+      write(0, 0, t.pixels.begin, 1, t.pixels.size());
+    } else {
+      for_each_run(t.r.g, t.pixels, write);
     }
   }
 
@@ -270,10 +303,11 @@ struct Gemm {
   }
 
   // The weights of a panel that comes next, as they are or packed.
-  FetchedRows fetched_panel(const Gather& g, int64_t group, Range panel, const Depth& depth, int64_t calls,
-                            int thread) const {
-    if (cut.packs_in_task) return fetched_weights(phases, g, operands.weight, group, panel, depth, calls);
-    const A* packed_panel = packed.at(unit_of(g, group, panel.begin / kWide), thread) + depth.packed * kWide;
+  FetchedRows fetched_panel(const Task& t, Range panel, const Depth& depth, int64_t calls) const {
+    const Gather& g = t.r.g;
+    if (cut.packs_in_task) return fetched_weights(phases, g, operands.weight, t.group, panel, depth, calls);
+    const A* packed_panel =
+        packed.at(unit_of(g, t.group, panel.begin / kWide), t.thread) + depth.packed * kWide;
     return {packed_panel, depth.size() * kWide, {1, 0}, {1, 0}, calls};
   }
 
@@ -298,54 +332,55 @@ struct Gemm {
     });
   }
 
-  void channels_by_pixels(const Gather& g, int64_t group, Range pixels, Range channels, A* gathered, A* sums,
-                          A* packing, int thread) const {
-    const S* from = operands.source + group * g.channels * phases.source.channel;
-    const int64_t panel_sums = channels.size() * kWide, depth_blocks = ceil_div(g.depth(), kDepth);
-    const bool in_order = g.covers_destination();
-    const int64_t image_pixels = g.pixels() / g.images;
-    const Range next = {pixels.end, min_of(pixels.end + pixels.size(), g.pixels())};
-    if (g.depth() == 0) fill_zero(sums, ceil_div(pixels.size(), kWide) * panel_sums);
+  // Channels first: channels are the rows, pixels the panels.
+  void channels_by_pixels(const Task& t) const {
+    const Gather& g = t.r.g;
+    const S* from = source_of(t);
+    const int64_t panel_sums = t.channels.size() * kWide, depth_blocks = ceil_div(g.depth(), kDepth);
+    const int64_t panels = ceil_div(t.pixels.size(), kWide), image_pixels = g.pixels() / g.images;
+    const Range next = {t.pixels.end, min_of(t.pixels.end + t.pixels.size(), g.pixels())};
+    const auto pixels_of = [&](int64_t panel) {
+      const int64_t begin = t.pixels.begin + panel * kWide;
+      return Range{begin, min_of(begin + kWide, t.pixels.end)};
+    };
+    if (g.depth() == 0) fill_zero(t.sums, panels * panel_sums);
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
       const Range depth = block(d, kDepth, g.depth());
-      for (int64_t panel = 0; depth.size() > 0 && panel * kWide < pixels.size(); ++panel) {
-        const int64_t begin = pixels.begin + panel * kWide;
-        const Range wide = {begin, min_of(begin + kWide, pixels.end)};
-        A* b = gathered + panel * kWide * kDepth;
-        if (wide.size() < kWide) fill_zero(b, depth.size() * kWide);
-        pack_columns(from, phases.source, g, wide, depth, column_order(g), b, kWide);
+      for (int64_t panel = 0; depth.size() > 0 && panel < panels; ++panel) {
+        A* b = t.gathered + panel * kWide * kDepth;
+        if (pixels_of(panel).size() < kWide) fill_zero(b, depth.size() * kWide);
+        pack_columns(from, phases.source, g, pixels_of(panel), depth, column_order(g), b, kWide);
       }
       const bool last_block = d + 1 >= depth_blocks;
-      const int64_t calls = ceil_div(pixels.size(), kWide) * fetch_calls(channels.size(), depth.size());
-      Ahead ahead = {fetched_columns(from, phases.source, g, last_block ? next : pixels,
+      Ahead ahead;
+      ahead.source = fetched_columns(from, phases.source, g, last_block ? next : t.pixels,
                                      block(last_block ? 0 : d + 1, kDepth, g.depth()), column_order(g),
-                                     calls)};
-      if (cut.packs_in_task) pack_weight_rows(g, group, d, channels, packing);
-      const int64_t part = channels.begin / cut.channel_block * cut.depth_blocks + d;
+                                     panels * fetch_calls(t.channels.size(), depth.size()));
+      if (cut.packs_in_task) pack_weight_rows(g, t.group, d, t.channels, t.packing);
+      const int64_t part = t.channels.begin / cut.channels.block * cut.depth_blocks + d;
       const A* rows = cut.packs_in_task || depth.size() == 0
-                          ? packing
-                          : packed.get(unit_of(g, group, part), thread, pack_unit());
-      for (int64_t panel = 0; panel * kWide < pixels.size(); ++panel) {
-        const int64_t begin = pixels.begin + panel * kWide;
-        const Range wide = {begin, min_of(begin + kWide, pixels.end)};
-        const int64_t image = begin / image_pixels, pixel = begin % image_pixels;
-        const bool direct = last_block && depth.size() > 0 && in_order && fills_tiles<A>(wide.size()) &&
-                            pixel + wide.size() <= image_pixels;
-        A* c = sums + panel * panel_sums;
+                          ? t.packing
+                          : packed.get(unit_of(g, t.group, part), t.thread, pack_unit());
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const Range wide = pixels_of(panel);
+        A* c = t.sums + panel * panel_sums;
         const auto multiply = [&](auto out) {
-          tile_column<kDepthStride, 1, kWide, kProduct>(channels.size(), depth.size(), wide.size(), rows,
-                                                        gathered + panel * kWide * kDepth, out, &ahead);
+          tile_column<kDepthStride, 1, kWide, kProduct>(t.channels.size(), depth.size(), wide.size(), rows,
+                                                        t.gathered + panel * kWide * kDepth, out, &ahead);
         };
+        const int64_t image = wide.begin / image_pixels, pixel = wide.begin % image_pixels;
+        const bool direct = last_block && depth.size() > 0 && g.covers_destination() &&
+                            fills_tiles<A>(wide.size()) && pixel + wide.size() <= image_pixels;
         if (direct) {
-          const int64_t first = group * phases.channels + channels.begin;
-          T* to = operands.destination + image * phases.destination.image +
-                  first * phases.destination.channel + pixel;
-          multiply(TileOutput<T, kProduct>{to, phases.destination.channel, d > 0 ? c : nullptr, nullptr,
+          const Strides& s = phases.destination;
+          const int64_t first = t.group * phases.channels + t.channels.begin;
+          T* to = operands.destination + image * s.image + first * s.channel + pixel;
+          multiply(TileOutput<T, kProduct>{to, s.channel, d > 0 ? c : nullptr, nullptr,
                                            operands.bias ? operands.bias + first : nullptr,
                                            operands.any_epilogue()});
         } else {
           if (depth.size() > 0) multiply(TileSums<A>{c, d > 0});
-          if (last_block) store_columns(g, group, wide, channels, c);
+          if (last_block) store_columns(g, t.group, wide, t.channels, c);
         }
       }
     }
@@ -372,7 +407,7 @@ struct Gemm {
 
   Phases phases;
   Regions regions;
-  Cut<A> cut;
+  GemmCut<A> cut;
   Operands<T, S> operands;
   int64_t threads;
   PackedWeights<A> packed;

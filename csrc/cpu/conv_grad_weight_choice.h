@@ -40,13 +40,13 @@ inline const char* grouped_grad_weight_refuses(const ConvProblem& p) {
 }
 
 inline const char* gemm_amx_refuses_floats(const ConvProblem& p) {
-  constexpr int64_t kFewest = 48, kFewestPixels = 128, kFewestPlanes = 16;
+  constexpr int64_t kFewest = 48, kFewestPixels = 128, kFewestChannels = 16;
   const ConvShape& s = p.shape;
-  const bool planes = p.layout != Layout::kChannelsLast;
+  const bool channels_first = p.layout == Layout::kChannelsFirst;
   if (s.K_per_group() < kFewest || s.C_per_group() * s.taps() < kFewest)
     return "takes at least 48 rows and columns of float32";
-  if (planes && s.C_per_group() < kFewestPlanes) return "takes at least 16 planes of float32";
-  if ((!planes || s.taps() > 1) && s.N * s.output_pixels() < kFewestPixels)
+  if (channels_first && s.C_per_group() < kFewestChannels) return "takes at least 16 planes of float32";
+  if ((!channels_first || s.taps() > 1) && s.N * s.output_pixels() < kFewestPixels)
     return "sums at least 128 pixels of float32";
   const bool strided = s.axis[1].stride > 1 || s.axis[2].stride > 1;
   if (!strided && !winograd_grad_weight_refuses(p)) return "Winograd's algorithm takes fewer products";
@@ -55,8 +55,8 @@ inline const char* gemm_amx_refuses_floats(const ConvProblem& p) {
 // Each tap's copy of the input costs the same for any number of rows; short rows of planes cost more.
 inline const char* gemm_amx_refuses_pairs(const ConvProblem& p) {
   const ConvShape& s = p.shape;
-  const bool planes = p.layout != Layout::kChannelsLast;
-  const int64_t few = !planes ? 12 : s.taps() == 1 ? 0 : 16 + 512 / max_of(s.axis[2].output, 1);
+  const bool channels_first = p.layout == Layout::kChannelsFirst;
+  const int64_t few = !channels_first ? 12 : s.taps() == 1 ? 0 : 16 + 512 / max_of(s.axis[2].output, 1);
   return s.K_per_group() < few ? "copies would cost more than few output channels save" : nullptr;
 }
 inline const char* gemm_amx_grad_weight_refuses(const ConvProblem& p) {

@@ -27,7 +27,7 @@ struct Region {
 // All phases, each cut into its regions where it may be and that saves much, else a region of its own.
 struct Regions {
   explicit Regions(const Phases& all, bool may_cut = true) : phases(all) {
-    if (!may_cut || phases.source_channels * phases.numbers < kFewChannels ||
+    if (!may_cut || phases.source_channels * phases.numbers < kLeastChannels ||
         8 * inside_products() >= 7 * all_products())
       return;
     // A region costs its products, and so many more as if each tap had kRows pixels more.
@@ -88,7 +88,7 @@ struct Regions {
   bool cut = false;
 
  private:
-  static constexpr int64_t kFewChannels = 64;
+  static constexpr int64_t kLeastChannels = 64;  // of fewer there is little to save
 
   int64_t all_products() const {
     return products_of([](const PhaseAxis& x) { return x.taps * x.count; });

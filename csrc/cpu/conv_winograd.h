@@ -14,9 +14,6 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-// Up to so many tiles use transformed weights as they are made, those of a few channels at a time.
-constexpr int64_t kFewRows = min_of(8, kRows), kFewChannels = 16;
-
 template <class T, class Tile>
 struct Winograd : WinogradSteps<T, Tile> {
   using Steps = WinogradSteps<T, Tile>;
@@ -26,6 +23,8 @@ struct Winograd : WinogradSteps<T, Tile> {
   using Steps::phases, Steps::taps, Steps::grid, Steps::depth, Steps::groups, Steps::panels, Steps::by_chunks,
       Steps::operands;
   using typename Steps::A, typename Steps::Reader, typename Steps::Order;
+  // What multiply_few takes: tiles at most, and channels at a time.
+  static constexpr int64_t kFewTiles = min_of(8, kRows), kChannelsAtOnce = 16;
 
   Winograd(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : Steps(p, gradient, b) {
@@ -127,7 +126,7 @@ struct Winograd : WinogradSteps<T, Tile> {
                 A* weights, A* product, Ahead& ahead) const {
     const int64_t tiles = order.tiles.size();
     if constexpr (kProducts == kWeights) {
-      if (!shared_panels && tiles <= kFewRows && depth.blocks_of(0).size() == 1)
+      if (!shared_panels && tiles <= kFewTiles && depth.blocks_of(0).size() == 1)
         return multiply_few(group, tiles, panel, patch, weights, product, ahead);
     }
     for (int64_t chunk = 0; chunk < depth.chunks(); ++chunk, patch += kProducts * patches.plane) {
@@ -166,14 +165,14 @@ struct Winograd : WinogradSteps<T, Tile> {
       const int64_t channels = depth.size_of(chunk);
       ahead.weights = fetched_chunk(group, panel, chunk + 1, kProducts * fetch_calls(tiles, channels));
       const auto packed = this->pack_taps(group, panel, chunk, depth.blocks_of(chunk).begin, raw);
-      for (int64_t c = 0; c < channels; c += kFewChannels) {
-        const Range some = {c, min_of(c + kFewChannels, channels)};
+      for (int64_t c = 0; c < channels; c += kChannelsAtOnce) {
+        const Range some = {c, min_of(c + kChannelsAtOnce, channels)};
         const PlaneTiles<A> tile = {patch + c,
                                     weights,
                                     product + kProducts * products.plane,
                                     product,
                                     patches.plane,
-                                    kFewChannels * kWide,
+                                    kChannelsAtOnce * kWide,
                                     products.plane,
                                     c % chain() == 0,
                                     some.end % chain() == 0 || some.end == channels,
@@ -196,7 +195,7 @@ struct Winograd : WinogradSteps<T, Tile> {
     for (int64_t i = 0; i < some.size() * kWide; i += narrow ? kWide : Steps::L) {
       transform_row<A, Transform::kWeight, Tile, Row>(
           [&](int h, int w) { return load(tap[h * Tile::W::kTaps + w] + some.begin * kWide + i); },
-          [&](int j, Vec<A> u) { store(weights + j * kFewChannels * kWide + i, u); });
+          [&](int j, Vec<A> u) { store(weights + j * kChannelsAtOnce * kWide + i, u); });
     }
     tile.a += Row * kPlanes * tile.a_plane;
     tile.chain += Row * kPlanes * tile.c_plane;

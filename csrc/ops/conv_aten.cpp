@@ -18,15 +18,15 @@ namespace {
 
 using Symbols = PerAxis<c10::SymInt>;
 
-Symbols expanded(const char* op, const char* what, SymInts list, size_t dims) {
+// Axes of a forward convolution, for which torch checks the lists. It is given a number for each, as from
+// Python: vmap's rule for a bias counts them.
+size_t axes_of(const at::Tensor& weight) { return std::max<int64_t>(weight.dim() - 2, 1); }
+
+// A gradient's lists are checked here.
+Symbols checked_per_axis(const char* op, const char* what, SymInts list, size_t dims) {
   TORCH_CHECK(list.size() == dims || list.size() == 1, op, ": expected ", what, " of 1 or ", dims,
               " numbers, but got ", list);
   return per_axis(list, dims);
-}
-
-// A number for each axis, where torch checks the others. As from Python: vmap's rule for a bias counts them.
-Symbols for_axes_of(const at::Tensor& weight, SymInts list) {
-  return per_axis(list, std::max<int64_t>(weight.dim() - 2, 1));
 }
 
 }  // namespace
@@ -34,8 +34,8 @@ Symbols for_axes_of(const at::Tensor& weight, SymInts list) {
 at::Tensor conv(const char* reason, const at::Tensor& input, const at::Tensor& weight,
                 const OptionalTensor& bias, SymInts stride, SymInts padding, SymInts dilation,
                 c10::SymInt groups) {
-  const Symbols s = for_axes_of(weight, stride), p = for_axes_of(weight, padding),
-                d = for_axes_of(weight, dilation);
+  const size_t dims = axes_of(weight);
+  const Symbols s = per_axis(stride, dims), p = per_axis(padding, dims), d = per_axis(dilation, dims);
   // Not at::convolution, which knows no complex numbers and lets a bias of another type pass.
   const auto by_dims = [&] {
     switch (weight.dim()) {
@@ -53,8 +53,9 @@ at::Tensor conv(const char* reason, const at::Tensor& input, const at::Tensor& w
 at::Tensor conv_transpose(const char* reason, const at::Tensor& input, const at::Tensor& weight,
                           const OptionalTensor& bias, SymInts stride, SymInts padding, SymInts output_padding,
                           c10::SymInt groups, SymInts dilation) {
-  const Symbols s = for_axes_of(weight, stride), p = for_axes_of(weight, padding),
-                o = for_axes_of(weight, output_padding), d = for_axes_of(weight, dilation);
+  const size_t dims = axes_of(weight);
+  const Symbols s = per_axis(stride, dims), p = per_axis(padding, dims), o = per_axis(output_padding, dims),
+                d = per_axis(dilation, dims);
   const auto by_dims = [&] {
     switch (weight.dim()) {
       case 3:
@@ -77,8 +78,9 @@ at::Tensor conv_grad_input(const char* reason, const at::Tensor& grad_output, co
               "-dimensional grad_output and weight for an input_size of ", dims, " values, but got ",
               grad_output.dim(), " and ", weight.dim(), " dimensions");
   const char* op = "conv_grad_input";
-  const Symbols s = expanded(op, "a stride", stride, dims), p = expanded(op, "a padding", padding, dims),
-                d = expanded(op, "a dilation", dilation, dims);
+  const Symbols s = checked_per_axis(op, "a stride", stride, dims),
+                p = checked_per_axis(op, "a padding", padding, dims),
+                d = checked_per_axis(op, "a dilation", dilation, dims);
   Symbols output_padding;
   for (size_t i = 0; i < dims; ++i) {
     const c10::SymInt smallest =
@@ -100,8 +102,9 @@ at::Tensor conv_grad_weight(const char* reason, const at::Tensor& grad_output, c
   const at::Tensor weight =  // only its size and format are read
       input.new_empty_symint(size).contiguous(memory_format(layout, int64_t(dims) + 2));
   const char* op = "conv_grad_weight";
-  const Symbols s = expanded(op, "a stride", stride, dims), p = expanded(op, "a padding", padding, dims),
-                d = expanded(op, "a dilation", dilation, dims);
+  const Symbols s = checked_per_axis(op, "a stride", stride, dims),
+                p = checked_per_axis(op, "a padding", padding, dims),
+                d = checked_per_axis(op, "a dilation", dilation, dims);
   const Symbols no_output_padding(dims, 0);
   at::Tensor grad_weight =
       std::get<1>(at::convolution_backward_symint(grad_output, input, weight, std::nullopt, s, p, d, false,
