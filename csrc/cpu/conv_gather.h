@@ -84,6 +84,22 @@ CNNEXT_INLINE Range positions_inside(const PhaseAxis& x, int64_t m) {
   return {begin, max_of(begin, min_of(x.count, ceil_div(max_of(0, x.source - first), x.source_step)))};
 }
 
+// The positions of every n-th destination pixel along an axis, from a first one on.
+inline PhaseAxis every_nth(PhaseAxis x, int64_t first, int64_t n) {
+  x.start += first * x.step;
+  x.offset += first * x.source_step;
+  x.step *= n;
+  x.source_step *= n;
+  x.count = ceil_div(max_of(0, x.count - first), n);
+  return x;
+}
+
+// Those of its positions that lie in a range of destination pixels.
+inline Range positions_in(const PhaseAxis& x, int64_t begin, int64_t end) {
+  const int64_t first = min_of(x.count, ceil_div(max_of(0, begin - x.start), x.step));
+  return {first, max_of(first, min_of(x.count, ceil_div(max_of(0, end - x.start), x.step)))};
+}
+
 // Pairs of a destination position and a tap that falls inside the source.
 CNNEXT_INLINE int64_t products_inside_axis(const PhaseAxis& x) {
   int64_t inside = 0;

@@ -39,10 +39,10 @@ struct GemmCut {
     cut_channels(p);
     const int64_t max_depth = regions.phases.max_depth();
     units_of_group = channels_last ? ceil_div(channels.size, kCols<A>) : channels.blocks * depth_blocks;
-    unit_size = channels_last ? kCols<A> * max_depth : channels.block * kDepthStride;
-    gathered_size = round_up(pixels.block * (channels_last ? kDepthStride : kDepth), 64);
-    sums_size = round_up(pixels.block * channels.block, 64);
-    const int64_t weights = channels_last ? kCols<A> * kDepth : channels.block * kDepthStride;
+    unit_size = channels_last ? kCols<A> * max_depth : channels.block_size * kDepthStride;
+    gathered_size = round_up(pixels.block_size * (channels_last ? kDepthStride : kDepth), 64);
+    sums_size = round_up(pixels.block_size * channels.block_size, 64);
+    const int64_t weights = channels_last ? kCols<A> * kDepth : channels.block_size * kDepthStride;
     scratch_size = gathered_size + sums_size + (packs_in_task ? round_up(weights, 64) : 0) + 64;
   }
 
@@ -133,7 +133,8 @@ struct Gemm {
 
   // Blocks of a region's pixels are of one size, if it is not the only one.
   int64_t block_of(int64_t pixels) const {
-    return regions.cut ? ceil_div(pixels, max_of(1, ceil_div(pixels, cut.pixels.block))) : cut.pixels.block;
+    return regions.cut ? ceil_div(pixels, max_of(1, ceil_div(pixels, cut.pixels.block_size)))
+                       : cut.pixels.block_size;
   }
 
   // A block of a region's depth. Where a region has some taps only, a block is of one tap.
@@ -357,7 +358,7 @@ struct Gemm {
                                      block(last_block ? 0 : d + 1, kDepth, g.depth()), column_order(g),
                                      panels * fetch_calls(t.channels.size(), depth.size()));
       if (cut.packs_in_task) pack_weight_rows(g, t.group, d, t.channels, t.packing);
-      const int64_t part = t.channels.begin / cut.channels.block * cut.depth_blocks + d;
+      const int64_t part = t.channels.begin / cut.channels.block_size * cut.depth_blocks + d;
       const A* rows = cut.packs_in_task || depth.size() == 0
                           ? t.packing
                           : packed.get(unit_of(g, t.group, part), t.thread, pack_unit());

@@ -1,6 +1,5 @@
 // Gradient of dense convolution with respect to the weight, as one blocked matrix product summed over pixels:
-//   grad_weight[k, (tap, c)] = sum over output pixels of grad_output[pixel, k] * gathered input[pixel, (tap,
-//   c)]
+//   grad_weight[k, (tap, c)] = sum over pixels of grad_output[pixel, k] * gathered input[pixel, (tap, c)]
 //
 // Of the two factors the one that is not gathered is transposed as it is packed, which is the smaller work.
 // Few output channels are gathered instead of many input channels (`swapped`): without a stride, input pixels
@@ -102,9 +101,9 @@ struct GradWeightGemm {
       grad_weight += (shape.taps() - 1) * w.tap;
       w.tap = -w.tap;
     }
-    cut = channels_last && P == Product::kNumbers && leaves_out_padding(p);
-    if (!cut) g = joined(g);
-    if (!cut) plain_g = joined(plain_g);
+    by_tap = channels_last && P == Product::kNumbers && leaves_out_padding(p);
+    if (!by_tap) g = joined(g);
+    if (!by_tap) plain_g = joined(plain_g);
     order = channels_last || w.tap != 1 ? ColumnOrder{g.channels, 1} : ColumnOrder{1, g.taps()};
     rows = CutAxis(channels_last ? plain_g.channels : g.depth(), 1);
     cols = CutAxis(channels_last ? g.depth() : plain_g.channels, kWide);
@@ -121,21 +120,21 @@ struct GradWeightGemm {
     int64_t most_splits = max_of(1, ceil_div(g.pixels(), kDepth) / 4);
     rows.cut(ceil_div(rows.size, kGradRows));
     // Few rows take more columns: the factor that is the rows is packed again for each block of columns.
-    const int64_t most_cols = kSums / rows.block / kGradCols * kGradCols;
-    int64_t row_cuts = rows.cuts, col_cuts = ceil_div(cols.size, cut ? kGradCols : most_cols);
+    const int64_t most_cols = kSums / rows.block_size / kGradCols * kGradCols;
+    int64_t row_cuts = rows.cuts, col_cuts = ceil_div(cols.size, by_tap ? kGradCols : most_cols);
     // For few blocks the splits are smaller; where the pixels are too few for that, so are the blocks.
     const int64_t fewest = 4, few_blocks = shape.groups * row_cuts * col_cuts;
     most_splits = max_of(most_splits, min_of(ceil_div(fewest, few_blocks), g.pixels() / kGradPixels));
-    while (!cut && shape.groups * row_cuts * col_cuts * most_splits < fewest &&
+    while (!by_tap && shape.groups * row_cuts * col_cuts * most_splits < fewest &&
            rows.size * cols.size > kGradRows * kWide) {
       ++(2 * ceil_div(rows.size, row_cuts) > ceil_div(cols.size, col_cuts) ? row_cuts : col_cuts);
     }
     rows.cut(row_cuts);
     cols.cut(col_cuts);
     split.splits = clamp(kGradTasks / (shape.groups * rows.blocks * cols.blocks), 1, most_splits);
-    if (!cut) cut_for_threads(rows, cols, shape.groups * split.splits, threads, kRows, 2);
+    if (!by_tap) cut_for_threads(rows, cols, shape.groups * split.splits, threads, kRows, 2);
     split.blocks = shape.groups * rows.blocks * cols.blocks;
-    split.size = round_up(rows.block * cols.block, 64);
+    split.size = round_up(rows.block_size * cols.block_size, 64);
   }
 
   static constexpr int64_t kScratch = kRowsSize + kColsSize + kSums;
@@ -177,15 +176,15 @@ struct GradWeightGemm {
   }
   T* weight_of(int64_t b) const { return grad_weight + group_of(b) * plain_g.channels * w.k; }
 
-  // The factors of a block. Where they are cut, its columns are of one tap, and its pixels those for which
-  // this tap lies inside of the input.
+  // The factors of a block: by taps, its columns are of one, and its pixels those for which it lies inside of
+  // the input.
   struct Factors {
     Gather g, plain_g;
     int64_t first;  // of the columns of all taps
   };
   Factors factors_of(int64_t b) const {
     Factors f = {g, plain_g, 0};
-    if (!cut) return f;
+    if (!by_tap) return f;
     int64_t tap = cols_of(b).begin / g.channels;
     f.first = tap * g.channels;
     for (int a = kAxes - 1; a >= 0; --a) {
@@ -205,8 +204,8 @@ struct GradWeightGemm {
   void add_rows_by_taps(int64_t b, const Factors& f, Range pixels, Range next, A* packed_rows, A* packed_cols,
                         A* sums, bool add, bool finish) const {
     const Range k = rows_of(b), taps = cols_of(b);
-    const int64_t depth =
-        cut ? pack_cut_rows(b, f, pixels, k, packed_cols, packed_rows) : pack_rows(b, pixels, k, packed_rows);
+    const int64_t depth = by_tap ? pack_rows_of_tap(b, f, pixels, k, packed_cols, packed_rows)
+                                 : pack_rows(b, pixels, k, packed_rows);
     const auto columns_from = [&](int64_t begin) {
       return Range{begin - f.first, min_of(begin + kGradCols, taps.end) - f.first};
     };
@@ -225,7 +224,7 @@ struct GradWeightGemm {
       if constexpr (P != Product::kNumbers) pair_rows(packed_cols, kColsStride, pixels.size(), part.size());
       for (Range panel = {part.begin, 0}; panel.begin < part.end; panel.begin = panel.end) {
         panel.end = min_of(panel.begin + kWide, part.end);
-        A* c = sums + (panel.begin - taps.begin) * rows.block;
+        A* c = sums + (panel.begin - taps.begin) * rows.block_size;
         const auto multiply = [&](auto output) {
           tile_column<kDepthStride, 1, kColsStride, P>(k.size(), depth, panel.size(), packed_rows,
                                                        packed_cols + panel.begin - part.begin, output,
@@ -265,7 +264,7 @@ struct GradWeightGemm {
   }
 
   // The same for the pixels of one tap, which are copied first.
-  int64_t pack_cut_rows(int64_t b, const Factors& f, Range pixels, Range k, A* copy, A* to) const {
+  int64_t pack_rows_of_tap(int64_t b, const Factors& f, Range pixels, Range k, A* copy, A* to) const {
     for (Range part = {k.begin, 0}; part.begin < k.end; part.begin = part.end) {
       part.end = min_of(part.begin + kGradCols, k.end);
       pack_pixels(plain_of(b), plain_strides, f.plain_g, pixels, part, copy, kColsStride);
@@ -294,7 +293,7 @@ struct GradWeightGemm {
       for (int64_t col = 0; col < count; col += kWide) {
         tile_column<kDepthStride, 1, kColsStride>(
             taps.size(), pixels.size(), count - col, packed_rows, packed_cols + col,
-            TileSums<A>{sums + (first + col) * rows.block, add}, &ahead);
+            TileSums<A>{sums + (first + col) * rows.block_size, add}, &ahead);
       }
     }
   }
@@ -304,7 +303,7 @@ struct GradWeightGemm {
     if (!channels_last) return store_columns(b, sums);
     for (Range panel = {taps.begin, 0}; panel.begin < taps.end; panel.begin = panel.end) {
       panel.end = min_of(panel.begin + kWide, taps.end);
-      store_rows(b, panel, sums + (panel.begin - taps.begin) * rows.block);
+      store_rows(b, panel, sums + (panel.begin - taps.begin) * rows.block_size);
     }
   }
 
@@ -326,12 +325,12 @@ struct GradWeightGemm {
         T* out = to + tap * w.tap + c * w.c;
         for (int64_t i = 0; i < k.size(); ++i)
           store_one(out + (k.begin + i) * w.k,
-                    sums[i / kWide * kWide * rows.block + row * kWide + i % kWide]);
+                    sums[i / kWide * kWide * rows.block_size + row * kWide + i % kWide]);
       }
       return;
     }
     for (int64_t col = 0; col < k.size(); col += L) {
-      const A* from = sums + col / kWide * kWide * rows.block + col % kWide;
+      const A* from = sums + col / kWide * kWide * rows.block_size + col % kWide;
       const int64_t count = min_of(L, k.size() - col);
       for (int64_t row = 0; row < taps.size(); row += L) {
         const int64_t height = min_of(L, taps.size() - row);
@@ -354,7 +353,7 @@ struct GradWeightGemm {
   int64_t threads;
   Gather g, plain_g;  // of what is gathered, and of the other factor as it is
   ColumnOrder order;  // of (tap, c)
-  bool cut;           // products with the padding are left out, see factors_of
+  bool by_tap;        // products with the padding are left out, see factors_of
   CutAxis rows, cols;
   SplitSums<A> split;
   A* scratch;

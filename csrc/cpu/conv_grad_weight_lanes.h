@@ -20,12 +20,9 @@ struct LanesGradWeight {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
   static constexpr bool kMayBeInPlace = LanesConv<T>::kMayBeInPlace;
-  static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
   static constexpr int64_t kRowsInCache = (256 << 10) / sizeof(A);  // elements of both operands, in place
-  static constexpr int64_t kTasks = 16;                             // splits are made until there are so many
-  static constexpr int64_t kChain = 64;      // pixels that are summed before they are added to memory
-  static constexpr int64_t kMaxRows = 8;     // of pixels in such a chain
-  static constexpr int64_t kMostBlocks = 8;  // of a task, out of place
+  static constexpr int64_t kChain = 64;   // pixels that are summed before they are added to memory
+  static constexpr int64_t kMaxRows = 8;  // of pixels in such a chain
 
   LanesGradWeight(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
@@ -35,35 +32,35 @@ struct LanesGradWeight {
         input(static_cast<const T*>(b.input)),
         grad_output(static_cast<const T*>(b.output)),
         grad_weight(static_cast<T*>(b.weight)),
-        w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())) {
-    for (int a = 0; a < kAxes; ++a) {
-      x[a] = forward_phase(shape.axis[a]);
-      box_size[a] = shape.axis[a].output;
-    }
+        w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())),
+        boxes(shape, false, in, out) {
+    for (int a = 0; a < kAxes; ++a) x[a] = forward_phase(shape.axis[a]);
     const int64_t row_elements = (source_extent(shape.axis[1], false, 1) * in.extent[2] + out.extent[2]) * L;
-    tiled = in.planes == 1 && out.planes <= kGradPlanes && grad_tiles<A>(shape.axis[1], shape.axis[2]);
-    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && in.channels_last && in.planes == 1 &&
-               out.planes == 1 && blocks.lanes == L && row_elements <= kRowsInCache / 4;
+    tiled =
+        in.channels == 1 && out.channels <= kGradRunChannels && grad_tiles<A>(shape.axis[1], shape.axis[2]);
+    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && in.channels_last && in.channels == 1 &&
+               out.channels == 1 && blocks.lanes == L && row_elements <= kRowsInCache / 4;
     far = beyond_caches(p) && !reads_planes(p);
     tap_rows = shape.axis[0].kernel * shape.axis[1].kernel;
     block_weights = shape.K_per_group() * w.k * L;
     if (in_place) {
-      part_blocks = clamp(kRowsInCache / row_elements, 1, blocks.count);
-      box_size[0] = 1;
-      box_size[1] = tiled ? round_up(rows_of_chain(), kTileRows) : rows_of_chain();
+      boxes.part_blocks = clamp(kRowsInCache / row_elements, 1, blocks.count);
+      boxes.size[0] = 1;
+      boxes.size[1] = tiled ? round_up(rows_of_chain(), kTileRows) : rows_of_chain();
     } else {
-      choose_box();
-      scratch_input = (part_blocks + 1) * in.planes * box_input() * L;  // the last part has a block more
-      scratch = (part_blocks + 1) * box_elements();
+      boxes.cut_to_fit(in.channels_last && sizeof(T) < sizeof(A) ? 2 : 1);
+      boxes.join_small(1);
+      scratch_input = (boxes.part_blocks + 1) * boxes.source_elements();  // the last part has a block more
+      scratch = (boxes.part_blocks + 1) * boxes.elements();
     }
-    units = shape.N * boxes(0) * boxes(1) * boxes(2);
-    splits = clamp(kTasks / blocks.parts(part_blocks), 1, units);
+    units = shape.N * boxes.count();
+    splits = clamp(boxes.kFewTasks / boxes.parts(), 1, units);  // made until there are so many tasks
 
     memory.base = workspace;
     partial = memory.take<A>(splits * blocks.count * block_weights);
     scratches = memory.take_each<A>(p.threads, scratch);
     offsets = memory.take_each<int64_t>(p.threads, kMaxRows * tap_rows);
-    tile_count = tiled ? ceil_div(box_size[1], kTileRows) * ceil_div(box_size[2], kGradTilePixels) : 0;
+    tile_count = tiled ? ceil_div(boxes.size[1], kTileRows) * ceil_div(boxes.size[2], kGradTilePixels) : 0;
     tile_list = memory.take_each<char>(p.threads, tile_count * int64_t(sizeof(GradTile<A>)));
     inside = memory.take<Range>(shape.axis[2].kernel);
   }
@@ -71,37 +68,12 @@ struct LanesGradWeight {
   int64_t workspace_bytes() const { return memory.bytes; }
 
   int64_t rows_of_chain() const { return clamp(kChain / out.extent[2], 1, min_of(kMaxRows, out.extent[1])); }
-  int64_t box_input() const {
-    int64_t pixels = 1;
-    for (int a = 0; a < kAxes; ++a) pixels *= source_extent(shape.axis[a], false, box_size[a]);
-    return pixels;
-  }
-  int64_t boxes(int a) const { return ceil_div(out.extent[a], box_size[a]); }
-
-  int64_t box_pixels() const { return box_size[0] * box_size[1] * box_size[2]; }
-  // Of a block.
-  int64_t box_elements() const { return (in.planes * box_input() + out.planes * box_pixels()) * L; }
-  int64_t tasks() const { return shape.N * boxes(0) * boxes(1) * boxes(2) * blocks.parts(part_blocks); }
-
-  void choose_box() {
-    part_blocks = in.channels_last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
-    for (int a = 0; a < kAxes; ++a) {
-      while (box_size[a] > 1 &&
-             (part_blocks * box_elements() > kBoxElements || (tasks() < kTasks && box_pixels() > 512))) {
-        box_size[a] = ceil_div(box_size[a], 2);
-      }
-    }
-    while (part_blocks < kMostBlocks && 2 * part_blocks * box_elements() <= kBoxElements / 4 &&
-           blocks.parts(part_blocks) >= 2 * kTasks) {
-      part_blocks *= 2;  // small planes share what is done once for a row
-    }
-  }
 
   void run(const Parallel& parallel) const {
     for (int64_t m = 0; m < x[2].taps; ++m) inside[m] = positions_inside(x[2], m);
-    const int64_t parts = blocks.parts(part_blocks), size = blocks.count * block_weights;
+    const int64_t parts = boxes.parts(), size = blocks.count * block_weights;
     parallel(parts * splits, [&](int64_t task, int thread) {
-      const Range part = blocks.part(task % parts, part_blocks);
+      const Range part = boxes.part(task % parts);
       const int64_t split = task / parts;
       A* sums = partial + split * size + part.begin * block_weights;
       fill_zero(sums, part.size() * block_weights);
@@ -123,27 +95,24 @@ struct LanesGradWeight {
 
   // One box of one image, for some blocks.
   void add_unit(int64_t unit, Range part, A* sums, int64_t* offsets, char* list, A* loaded) const {
-    Box box, read;
-    for (int a = kAxes - 1; a >= 0; unit /= boxes(a), --a) {
-      box.set(a, block(unit % boxes(a), box_size[a], out.extent[a]));
-      read.set(a, source_range(shape.axis[a], false, box.begin[a], box.end[a]));
-    }
+    int64_t image = unit;
+    const Box box = boxes.take(image), read = boxes.source_of(box);
     const auto input_of = [&](int64_t b) {
-      return input + unit * in.strides.image + blocks.first(b) * in.planes * in.strides.channel;
+      return input + image * in.strides.image + blocks.first(b) * in.channels * in.strides.channel;
     };
     const auto grad_of = [&](int64_t b) {
-      return grad_output + unit * out.strides.image + blocks.first(b) * out.planes * out.strides.channel;
+      return grad_output + image * out.strides.image + blocks.first(b) * out.channels * out.strides.channel;
     };
-    const Images all = {input_of(part.begin), grad_of(part.begin), unit + 1 == shape.N};
+    const Images all = {input_of(part.begin), grad_of(part.begin), image + 1 == shape.N};
     if constexpr (kMayBeInPlace) {
       if (in_place) {
         return add_box<T>(view_in_place(all.input, in), view_in_place(all.grad, out), box, part, all, sums,
                           offsets, list);
       }
     }
-    const auto reading = staged_view<const A>(loaded, read, in.planes);
+    const auto reading = staged_view<const A>(loaded, read, in.channels);
     A* grads = loaded + scratch_input;
-    const auto grad = staged_view<const A>(grads, box, out.planes);
+    const auto grad = staged_view<const A>(grads, box, out.channels);
     for (int64_t b = part.begin; b < part.end; ++b) {
       load_lanes(input_of(b), in, blocks.lanes, read, loaded + (b - part.begin) * reading.block);
       load_lanes(grad_of(b), out, blocks.lanes, box, grads + (b - part.begin) * grad.block);
@@ -168,7 +137,7 @@ struct LanesGradWeight {
                 const Images& images, A* sums, int64_t* offsets) const {
     const LanesGradSteps steps = {grad.stride[2],
                                   grad.stride[1],
-                                  grad.plane,
+                                  grad.channel,
                                   x[2].source_step * read.stride[2],
                                   x[2].offset_step * read.stride[2],
                                   w.tap * L,
@@ -195,7 +164,7 @@ struct LanesGradWeight {
                                    range,
                                    inside,
                                    sums + (b - part.begin) * block_weights};
-            add_planes(run, steps, read);
+            add_channels(run, steps, read);
           }
         }
       }
@@ -221,10 +190,10 @@ struct LanesGradWeight {
             for (int64_t b = part.begin; b < part.end; ++b) {  // their lines follow each other, in place
               ahead.fetch();
               of_next.next(blocks.first(b) - blocks.first(part.begin), run);
-              for (int64_t k = 0; k < out.planes; ++k) {
+              for (int64_t k = 0; k < out.channels; ++k) {
                 tiles.run[g.height - 1][g.width - 1](
                     g.first + i, min_of(chain(), g.count - i), offset(read, part, b),
-                    offset(grad, part, b) + k * grad.plane,
+                    offset(grad, part, b) + k * grad.channel,
                     sums + (b - part.begin) * block_weights +
                         (k * w.k + m0 * kSharedTaps * kSharedTaps * w.tap) * L,
                     steps);
@@ -290,34 +259,34 @@ struct LanesGradWeight {
     }
   }
 
-  // All taps of all pairs of planes.
-  void add_planes(const LanesGradRun<A>& of_block, const LanesGradSteps& steps,
-                  const LanesView<const A>& read) const {
+  // All taps of all pairs of channels.
+  void add_channels(const LanesGradRun<A>& of_block, const LanesGradSteps& steps,
+                    const LanesView<const A>& read) const {
     const int64_t taps = x[2].taps, chunks = ceil_div(taps, kGradTaps);
-    for (int64_t k = 0; k < out.planes;) {
-      const int planes = k + kGradPlanes <= out.planes ? kGradPlanes : 1;
-      for (int64_t c = 0; c < in.planes; ++c) {
+    for (int64_t k = 0; k < out.channels;) {
+      const int channels = k + kGradRunChannels <= out.channels ? kGradRunChannels : 1;
+      for (int64_t c = 0; c < in.channels; ++c) {
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
           const int64_t tap = chunk * taps / chunks, count = (chunk + 1) * taps / chunks - tap;
-          const int64_t most = grad_tap_rows(static_cast<int>(count), planes);
+          const int64_t most = grad_tap_rows(static_cast<int>(count), channels);
           LanesGradRun<A> run = of_block;
-          run.grad += k * steps.grad_plane;
-          run.source += c * read.plane + x[2].source_index(0, tap) * read.stride[2];
+          run.grad += k * steps.grad_channel;
+          run.source += c * read.channel + x[2].source_index(0, tap) * read.stride[2];
           run.inside += tap;
           run.sums += (k * w.k + c * w.c + tap * w.tap) * L;
           for (int64_t row = 0; row < tap_rows; row += most) {
             const int64_t some = min_of(most, tap_rows - row);
-            if (planes == 1) {
+            if (channels == 1) {
               lanes_grad_of<A, 1>(some, count, run, steps);
             } else {
-              lanes_grad_of<A, kGradPlanes>(some, count, run, steps);
+              lanes_grad_of<A, kGradRunChannels>(some, count, run, steps);
             }
             run.offsets += some;
             run.sums += some * steps.sum_row;
           }
         }
       }
-      k += planes;
+      k += channels;
     }
   }
 
@@ -341,7 +310,7 @@ struct LanesGradWeight {
             {begin, end},
             {y, min_of(y + height, out.extent[1])}};
   }
-  int64_t rows_at_once() const { return tiled ? box_size[1] : rows_of_chain(); }
+  int64_t rows_at_once() const { return tiled ? boxes.size[1] : rows_of_chain(); }
 
   // In place, what the rows of pixels after these touch first, be it of the next image.
   Ahead ahead_of(int64_t z, int64_t y, Range part, const Images& images, int64_t runs) const {
@@ -367,9 +336,9 @@ struct LanesGradWeight {
     if (!far || in_place || part.end + part.size() > blocks.count) return {};
     const NewRows rows = new_rows(z, y, rows_at_once());
     const int64_t next = part.size() * L;  // in groups
-    return {FetchedShares<T>(images.input + next * in.planes * in.strides.channel, in, blocks.lanes,
+    return {FetchedShares<T>(images.input + next * in.channels * in.strides.channel, in, blocks.lanes,
                              rows.plane, rows.input, 1, shares),
-            FetchedShares<T>(images.grad + next * out.planes * out.strides.channel, out, blocks.lanes, z,
+            FetchedShares<T>(images.grad + next * out.channels * out.strides.channel, out, blocks.lanes, z,
                              rows.grad, 1, shares)};
   }
 
@@ -381,8 +350,10 @@ struct LanesGradWeight {
   WeightStrides w;
   PhaseAxis x[kAxes];
   bool in_place, far, tiled;
-  int64_t box_size[kAxes], part_blocks = 1, tap_rows, block_weights;
-  int64_t scratch_input = 0, scratch = 0, units, splits;
+  LaneBoxes<A> boxes;
+  int64_t tap_rows, block_weights;
+  int64_t scratch_input = 0, scratch = 0;  // elements where boxes are copied: of the input first, and of both
+  int64_t units, splits;                   // boxes of all images, and the splits of them
   ScratchLayout memory;
   A* partial;
   PerThread<A> scratches;

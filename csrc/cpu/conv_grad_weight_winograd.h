@@ -61,7 +61,7 @@ struct GradWeightWinograd {
     if (split.divided()) split.splits = round_up(split.splits, 2);
     cut_for_threads(K, C, each * split.splits, threads, kWide / 2, 1);
     few_tiles = grid.size() <= kFewTiles && kProducts == kWeights;  // sums of one product each
-    block_plane = odd_lines(K.block * C.block);
+    block_plane = odd_lines(K.block_size * C.block_size);
     sums_size = kWeights * (few_tiles ? kFewPlane : block_plane);
     split.blocks = K.blocks * C.blocks * each;
     split.size = kTaps * block_plane;
@@ -151,17 +151,17 @@ struct GradWeightWinograd {
                                    H::kOutputs, W::kOutputs, k_of(b), calls)};
       for (int n = 0; n < kProducts; ++n) {
         for (int64_t c = 0; c < cols; c += kWide) {
-          multiply(
-              n, {0, rows}, c, cols, order.rows(n), outputs, inputs,
-              {sums + Tile::weight(n) * block_plane + c * K.block, begin > tiles.begin || !first_of_sum(n)},
-              &ahead);
+          multiply(n, {0, rows}, c, cols, order.rows(n), outputs, inputs,
+                   {sums + Tile::weight(n) * block_plane + c * K.block_size,
+                    begin > tiles.begin || !first_of_sum(n)},
+                   &ahead);
         }
       }
     }
   }
   void transform_back(int64_t b, const A* sums, A* result) const {
     for (int64_t c = 0; c < c_of(b).size(); c += kWide) {
-      transform_panel(k_of(b).size(), sums + c * K.block, block_plane, result + c * K.block);
+      transform_panel(k_of(b).size(), sums + c * K.block_size, block_plane, result + c * K.block_size);
     }
   }
 
@@ -176,7 +176,7 @@ struct GradWeightWinograd {
         for (int n = 0; n < kProducts; ++n) {
           multiply(n, k, c, cols, order.rows(n), outputs, inputs, {sums + n * kFewPlane, false});
         }
-        transform_panel(k.size(), sums, kFewPlane, result + c * K.block + k.begin * kWide);
+        transform_panel(k.size(), sums, kFewPlane, result + c * K.block_size + k.begin * kWide);
       }
     }
   }
@@ -202,7 +202,9 @@ struct GradWeightWinograd {
       plane[tap] = (tap / part.axis[2].taps * W::kTaps + tap % part.axis[2].taps) * block_plane;
     }
     for (int64_t i = 0; i < k.size(); ++i, to += phases.weight_channel) {
-      const auto at = [&](int64_t j) { return result + j / kWide * kWide * K.block + i * kWide + j % kWide; };
+      const auto at = [&](int64_t j) {
+        return result + j / kWide * kWide * K.block_size + i * kWide + j % kWide;
+      };
       if (whole_filters) {
         store_filters(c.size(), at, to);
         continue;

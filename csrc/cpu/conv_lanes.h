@@ -1,77 +1,16 @@
 // Convolution of many narrow groups with a lane for each group: what its kernels share.
 //
-// A block is as many groups as a vector has lanes. A group has one or more channels, its planes, and a vector
-// holds the same plane of every group of a block: lanes are full however narrow a group is. Depthwise in
-// channels last finds such vectors in memory. All else is brought into this form, lanes[plane][pixel][lane],
-// a box of pixels at a time, small enough to stay in the cache.
+// A block is as many groups as a vector has lanes, and a vector holds the same channel of every group of a
+// block: lanes are full however narrow a group is. Depthwise in channels last finds such vectors in memory.
+// All else is brought into this form, lanes[channel][pixel][lane], a box of pixels at a time, small enough to
+// stay in the cache.
 #pragma once
 
+#include "conv_lanes_boxes.h"
 #include "copy.h"
 #include "fetch_ahead.h"
-#include "range.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
-
-// Blocks of groups. Where the last is not full it overlaps the one before; both are of one task then.
-template <class A>
-struct LaneBlocks {
-  explicit LaneBlocks(int64_t groups)
-      : groups(groups), lanes(min_of(kLanes<A>, groups)), count(ceil_div(groups, lanes)) {}
-  int64_t first(int64_t block) const { return min_of(block * lanes, groups - lanes); }  // group
-  int64_t parts(int64_t size) const { return ceil_div(groups / lanes, size); }
-  Range part(int64_t index, int64_t size) const {
-    return {index * size, index + 1 == parts(size) ? count : (index + 1) * size};
-  }
-  int64_t neighbours(int64_t block, int64_t end) const {  // from a block on that do not overlap
-    return max_of(min_of(end, groups / lanes) - block, 1);
-  }
-  int64_t groups, lanes, count;
-};
-
-// The positions of every n-th destination pixel along an axis, from a first one on.
-inline PhaseAxis every_nth(PhaseAxis x, int64_t first, int64_t n) {
-  x.start += first * x.step;
-  x.offset += first * x.source_step;
-  x.step *= n;
-  x.source_step *= n;
-  x.count = ceil_div(max_of(0, x.count - first), n);
-  return x;
-}
-
-// Those of its positions that lie in a range of destination pixels.
-inline Range positions_in(const PhaseAxis& x, int64_t begin, int64_t end) {
-  const int64_t first = min_of(x.count, ceil_div(max_of(0, begin - x.start), x.step));
-  return {first, max_of(first, min_of(x.count, ceil_div(max_of(0, end - x.start), x.step)))};
-}
-
-// Pixels [begin, end) along each axis.
-struct Box {
-  int64_t begin[kAxes], end[kAxes];
-  void set(int a, Range r) {
-    begin[a] = r.begin;
-    end[a] = r.end;
-  }
-  int64_t size(int a) const { return end[a] - begin[a]; }
-  int64_t pixels() const { return size(0) * size(1) * size(2); }
-};
-
-// A box of an activation whose channels are the planes of groups.
-struct GroupedLayout {
-  GroupedLayout(Layout layout, int64_t channels, int64_t groups, const int64_t* extents)
-      : channels_last(layout == Layout::kChannelsLast),
-        planes(channels / groups),
-        extent{extents[0], extents[1], extents[2]},
-        strides(strides_of(layout, channels, extents[0] * extents[1] * extents[2])) {}
-  bool channels_last;
-  int64_t planes, extent[kAxes];
-  Strides strides;
-};
-
-inline GroupedLayout grouped_layout(const ConvProblem& p, bool of_input) {
-  int64_t extent[kAxes];
-  for (int a = 0; a < kAxes; ++a) extent[a] = of_input ? p.shape.axis[a].input : p.shape.axis[a].output;
-  return {p.layout, of_input ? p.shape.C : p.shape.K, p.shape.groups, extent};
-}
 
 // Whether the activations are so large that kernels fetch ahead: in the caches that only costs.
 inline bool beyond_caches(const ConvProblem& p) {
@@ -109,32 +48,32 @@ CNNEXT_INLINE Vec<A> alternate(Vec<A> x, Vec<A> y, std::integer_sequence<int, La
   return shuffle<(First + Lane / 2 + Lane % 2 * int(kLanes<A>))...>(x, y);
 }
 
-// Planes vectors of neighbours, where lane l of plane p is element l * Planes + p, to one vector a plane.
-template <class A, int Planes>
-CNNEXT_INLINE void split_planes(Vec<A>* x) {
+// Vectors of neighbours, where lane l of channel c is element l * Channels + c, to one vector a channel.
+template <class A, int Channels>
+CNNEXT_INLINE void split_channels(Vec<A>* x) {
   using Lanes = std::make_integer_sequence<int, kLanes<A>>;
-  if constexpr (Planes > 1) {
-    Vec<A> odd[Planes / 2];
-    for (int i = 0; i < Planes / 2; ++i) {
+  if constexpr (Channels > 1) {
+    Vec<A> odd[Channels / 2];
+    for (int i = 0; i < Channels / 2; ++i) {
       const Vec<A> even = every_other<A, 0, 2>(x[2 * i], x[2 * i + 1], Lanes());
       odd[i] = every_other<A, 1, 2>(x[2 * i], x[2 * i + 1], Lanes());
       x[i] = even;
     }
-    split_planes<A, Planes / 2>(x);
-    split_planes<A, Planes / 2>(odd);
-    for (int i = Planes / 2 - 1; i >= 0; --i) x[2 * i] = x[i], x[2 * i + 1] = odd[i];
+    split_channels<A, Channels / 2>(x);
+    split_channels<A, Channels / 2>(odd);
+    for (int i = Channels / 2 - 1; i >= 0; --i) x[2 * i] = x[i], x[2 * i + 1] = odd[i];
   }
 }
-template <class A, int Planes>
-CNNEXT_INLINE void join_planes(Vec<A>* x) {  // the inverse
+template <class A, int Channels>
+CNNEXT_INLINE void join_channels(Vec<A>* x) {  // the inverse
   using Lanes = std::make_integer_sequence<int, kLanes<A>>;
-  if constexpr (Planes > 1) {
-    Vec<A> odd[Planes / 2];
-    for (int i = 0; i < Planes / 2; ++i) odd[i] = x[2 * i + 1];
-    for (int i = 0; i < Planes / 2; ++i) x[i] = x[2 * i];
-    join_planes<A, Planes / 2>(x);
-    join_planes<A, Planes / 2>(odd);
-    for (int i = Planes / 2 - 1; i >= 0; --i) {
+  if constexpr (Channels > 1) {
+    Vec<A> odd[Channels / 2];
+    for (int i = 0; i < Channels / 2; ++i) odd[i] = x[2 * i + 1];
+    for (int i = 0; i < Channels / 2; ++i) x[i] = x[2 * i];
+    join_channels<A, Channels / 2>(x);
+    join_channels<A, Channels / 2>(odd);
+    for (int i = Channels / 2 - 1; i >= 0; --i) {
       const Vec<A> even = x[i];
       x[2 * i] = alternate<A, 0>(even, odd[i], Lanes());
       x[2 * i + 1] = alternate<A, int(kLanes<A>) / 2>(even, odd[i], Lanes());
@@ -143,74 +82,76 @@ CNNEXT_INLINE void join_planes(Vec<A>* x) {  // the inverse
 }
 
 // A run of pixels in channels last, to lanes and from them.
-template <int Planes, class T, class A>
-void split_run(const T* from, int64_t pixel, int64_t count, A* to, int64_t plane) {
+template <int Channels, class T, class A>
+void split_run(const T* from, int64_t pixel, int64_t count, A* to, int64_t channel) {
   constexpr int64_t L = kLanes<A>;
   for (; count > 0; --count, from += pixel, to += L) {
-    Vec<A> x[Planes];
-    for (int p = 0; p < Planes; ++p) x[p] = load(from + p * L);
-    for (int p = 0; p < Planes; ++p) __builtin_prefetch(from + 8 * pixel + p * L);
-    split_planes<A, Planes>(x);
-    for (int p = 0; p < Planes; ++p) store(to + p * plane, x[p]);
+    Vec<A> x[Channels];
+    for (int c = 0; c < Channels; ++c) x[c] = load(from + c * L);
+    for (int c = 0; c < Channels; ++c) __builtin_prefetch(from + 8 * pixel + c * L);
+    split_channels<A, Channels>(x);
+    for (int c = 0; c < Channels; ++c) store(to + c * channel, x[c]);
   }
 }
-template <int Planes, class T, class A>
-void join_run(const A* from, int64_t plane, int64_t count, T* to, int64_t pixel) {
+template <int Channels, class T, class A>
+void join_run(const A* from, int64_t channel, int64_t count, T* to, int64_t pixel) {
   constexpr int64_t L = kLanes<A>;
   for (; count > 0; --count, from += L, to += pixel) {
-    Vec<A> x[Planes];
-    for (int p = 0; p < Planes; ++p) x[p] = load(from + p * plane);
-    join_planes<A, Planes>(x);
-    for (int p = 0; p < Planes; ++p) store(to + p * L, x[p]);
+    Vec<A> x[Channels];
+    for (int c = 0; c < Channels; ++c) x[c] = load(from + c * channel);
+    join_channels<A, Channels>(x);
+    for (int c = 0; c < Channels; ++c) store(to + c * L, x[c]);
   }
 }
 
 template <class T>
 void lanes_of_run(const T* from, const GroupedLayout& g, int64_t lanes, int64_t count, Acc<T>* to,
-                  int64_t plane) {
+                  int64_t channel) {
   constexpr int64_t L = kLanes<Acc<T>>;
   if (!g.channels_last) {
-    for (int64_t p = 0; p < g.planes; ++p) {
-      transpose_block(from + p * g.strides.channel, g.planes * g.strides.channel, lanes, count,
-                      [&](int64_t i) { return to + p * plane + i * L; });
+    for (int64_t c = 0; c < g.channels; ++c) {
+      transpose_block(from + c * g.strides.channel, g.channels * g.strides.channel, lanes, count,
+                      [&](int64_t i) { return to + c * channel + i * L; });
     }
     return;
   }
   if (lanes == L) {
-    if (g.planes == 1) return split_run<1>(from, g.strides.pixel, count, to, plane);
-    if (g.planes == 2) return split_run<2>(from, g.strides.pixel, count, to, plane);
-    if (g.planes == 4) return split_run<4>(from, g.strides.pixel, count, to, plane);
-    if (g.planes == 8) return split_run<8>(from, g.strides.pixel, count, to, plane);
-    if (g.planes == 16) return split_run<16>(from, g.strides.pixel, count, to, plane);
+    if (g.channels == 1) return split_run<1>(from, g.strides.pixel, count, to, channel);
+    if (g.channels == 2) return split_run<2>(from, g.strides.pixel, count, to, channel);
+    if (g.channels == 4) return split_run<4>(from, g.strides.pixel, count, to, channel);
+    if (g.channels == 8) return split_run<8>(from, g.strides.pixel, count, to, channel);
+    if (g.channels == 16) return split_run<16>(from, g.strides.pixel, count, to, channel);
   }
   for (int64_t i = 0; i < count; ++i, from += g.strides.pixel, to += L) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      for (int64_t p = 0; p < g.planes; ++p) to[p * plane + lane] = load_one(from + lane * g.planes + p);
+      for (int64_t c = 0; c < g.channels; ++c)
+        to[c * channel + lane] = load_one(from + lane * g.channels + c);
     }
   }
 }
 
 template <class T>
-void run_of_lanes(const Acc<T>* from, int64_t plane, const GroupedLayout& g, int64_t lanes, int64_t count,
+void run_of_lanes(const Acc<T>* from, int64_t channel, const GroupedLayout& g, int64_t lanes, int64_t count,
                   T* to) {
   constexpr int64_t L = kLanes<Acc<T>>;
   if (!g.channels_last) {
-    for (int64_t p = 0; p < g.planes; ++p) {
-      transpose_block(from + p * plane, L, count, lanes,
-                      [&](int64_t lane) { return to + (lane * g.planes + p) * g.strides.channel; });
+    for (int64_t c = 0; c < g.channels; ++c) {
+      transpose_block(from + c * channel, L, count, lanes,
+                      [&](int64_t lane) { return to + (lane * g.channels + c) * g.strides.channel; });
     }
     return;
   }
   if (lanes == L) {
-    if (g.planes == 1) return join_run<1>(from, plane, count, to, g.strides.pixel);
-    if (g.planes == 2) return join_run<2>(from, plane, count, to, g.strides.pixel);
-    if (g.planes == 4) return join_run<4>(from, plane, count, to, g.strides.pixel);
-    if (g.planes == 8) return join_run<8>(from, plane, count, to, g.strides.pixel);
-    if (g.planes == 16) return join_run<16>(from, plane, count, to, g.strides.pixel);
+    if (g.channels == 1) return join_run<1>(from, channel, count, to, g.strides.pixel);
+    if (g.channels == 2) return join_run<2>(from, channel, count, to, g.strides.pixel);
+    if (g.channels == 4) return join_run<4>(from, channel, count, to, g.strides.pixel);
+    if (g.channels == 8) return join_run<8>(from, channel, count, to, g.strides.pixel);
+    if (g.channels == 16) return join_run<16>(from, channel, count, to, g.strides.pixel);
   }
   for (int64_t i = 0; i < count; ++i, from += L, to += g.strides.pixel) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      for (int64_t p = 0; p < g.planes; ++p) store_one(to + lane * g.planes + p, from[p * plane + lane]);
+      for (int64_t c = 0; c < g.channels; ++c)
+        store_one(to + lane * g.channels + c, from[c * channel + lane]);
     }
   }
 }
@@ -247,26 +188,26 @@ void lanes_to_rows(const Acc<T>* from, int64_t count, int64_t lanes, T* to) {
   }
 }
 
-// What a block multiplies with and adds: to[weight of a group, as in memory][lane] and add[plane][lane].
+// What a block multiplies with and adds: to[weight of a group, as in memory][lane] and add[channel][lane].
 template <class T>
-void pack_lanes(const T* weight, int64_t weights, const T* bias, int64_t planes,
+void pack_lanes(const T* weight, int64_t weights, const T* bias, int64_t channels,
                 const LaneBlocks<Acc<T>>& blocks, int64_t block, Acc<T>* to, Acc<T>* add) {
   constexpr int64_t L = kLanes<Acc<T>>;
   const int64_t first = blocks.first(block);
   if (blocks.lanes < L) fill_zero(to, weights * L);
   rows_to_lanes(weight + first * weights, weights, blocks.lanes, (blocks.groups - first - L) * weights, to);
-  fill_zero(add, planes * L);
+  fill_zero(add, channels * L);
   if (!bias) return;
   for (int64_t lane = 0; lane < blocks.lanes; ++lane) {
-    for (int64_t p = 0; p < planes; ++p) add[p * L + lane] = load_one(bias + (first + lane) * planes + p);
+    for (int64_t c = 0; c < channels; ++c) add[c * L + lane] = load_one(bias + (first + lane) * channels + c);
   }
 }
 
 // A box of lanes: staged in scratch memory, or found in place.
 template <class A>
 struct LanesView {
-  A* base;                                             // of plane 0 at the pixel `origin`
-  int64_t origin[kAxes], stride[kAxes], plane, block;  // distances in elements
+  A* base;                                               // of channel 0 at the pixel `origin`
+  int64_t origin[kAxes], stride[kAxes], channel, block;  // distances in elements
 
   A* at(int64_t i0, int64_t i1, int64_t i2) const {
     return base + (i0 - origin[0]) * stride[0] + (i1 - origin[1]) * stride[1] + (i2 - origin[2]) * stride[2];
@@ -274,13 +215,13 @@ struct LanesView {
 };
 
 template <class A>
-CNNEXT_INLINE LanesView<A> staged_view(A* base, const Box& box, int64_t planes) {
+CNNEXT_INLINE LanesView<A> staged_view(A* base, const Box& box, int64_t channels) {
   constexpr int64_t L = kLanes<A>;
   return {base,
           {box.begin[0], box.begin[1], box.begin[2]},
           {box.size(1) * box.size(2) * L, box.size(2) * L, L},
           box.pixels() * L,
-          planes * box.pixels() * L};
+          channels * box.pixels() * L};
 }
 template <class A>
 CNNEXT_INLINE LanesView<A> view_in_place(A* base, const GroupedLayout& g) {
@@ -292,7 +233,7 @@ CNNEXT_INLINE LanesView<A> view_in_place(A* base, const GroupedLayout& g) {
 template <class T>
 void load_lanes(const T* from, const GroupedLayout& g, int64_t lanes, const Box& box, Acc<T>* to) {
   constexpr int64_t L = kLanes<Acc<T>>;
-  if (lanes < L) fill_zero(to, g.planes * box.pixels() * L);
+  if (lanes < L) fill_zero(to, g.channels * box.pixels() * L);
   each_run(box, g.extent, [&](int64_t at, int64_t pixel, int64_t count) {
     lanes_of_run(from + pixel * g.strides.pixel, g, lanes, count, to + at * L, box.pixels() * L);
   });
@@ -324,15 +265,15 @@ struct FetchedShares {
   // Every step-th row of some in a plane.
   FetchedShares(const T* image, const GroupedLayout& g, int64_t lanes, int64_t plane, Range some,
                 int64_t step, int64_t shares)
-      : group(g.planes * g.strides.channel),
+      : group(g.channels * g.strides.channel),
         at(image + (plane * g.extent[1] + some.begin) * g.extent[2] * g.strides.pixel),
         row(step * g.extent[2] * g.strides.pixel),
         stride(g.channels_last ? g.strides.pixel : g.strides.channel),
         rows(ceil_div(some.size(), step)) {
     int64_t pixels = g.extent[2];
     if (step == 1) pixels *= rows, rows = min_of(rows, 1);
-    count = g.channels_last ? pixels : lanes * g.planes;
-    length = g.channels_last ? lanes * g.planes : pixels;
+    count = g.channels_last ? pixels : lanes * g.channels;
+    length = g.channels_last ? lanes * g.channels : pixels;
     share = ceil_div(count, shares);
     two_of_line = g.channels_last && 2 * length * int64_t(sizeof(T)) == kAlignment;
   }

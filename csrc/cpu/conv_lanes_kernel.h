@@ -1,6 +1,5 @@
 // Convolution of many narrow groups and its gradient with respect to the input, a lane for each group:
-//   destination[pixel, plane] = bias[plane] + sum over (source plane, tap) of source[pixel, tap, plane] *
-//   weight
+//   destination[pixel, k] = bias[k] + sum over (c, tap) of source[pixel, tap, c] * weight[k, c, tap]
 // for every group of a block at once (conv_lanes.h). Any stride, padding, dilation and number of axes: the
 // gradient runs as a gather for each residue of the stride, taps in the padding are left out.
 //
@@ -23,10 +22,9 @@ struct LanesConv {
   static constexpr int64_t L = kLanes<A>;
   // float16 takes long to convert: once, as it is copied.
   static constexpr bool kMayBeInPlace = std::is_same_v<T, A> || std::is_same_v<T, BFloat16>;
-  static constexpr int64_t kBoxElements = (192 << 10) / sizeof(A);  // of scratch memory, where rows are short
   static constexpr int64_t kRowsInCache = (512 << 10) / sizeof(A);  // elements of the source, in place
   static constexpr int64_t kLeastProducts = 1 << 17;                // of a task, in place
-  static constexpr int64_t kFewTasks = 16, kMostBlocks = 8, kFewBoxes = 4;
+  static constexpr int64_t kFewBoxes = 4;
 
   LanesConv(const ConvProblem& p, bool is_gradient, const ConvBuffers& b, char* workspace)
       : shape(p.shape),
@@ -35,28 +33,34 @@ struct LanesConv {
         from(grouped_layout(p, !gradient)),
         to(grouped_layout(p, gradient)),
         operands(operands_of<T>(b, gradient)),
-        w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())) {
+        w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())),
+        boxes(shape, gradient, from, to) {
     choose_tiles();
-    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && from.channels_last && from.planes == 1 &&
-               to.planes == 1 && blocks.lanes == L && rows_read() <= kRowsInCache / 16;
+    in_place = (std::is_same_v<T, A> || (kMayBeInPlace && tiled)) && from.channels_last &&
+               from.channels == 1 && to.channels == 1 && blocks.lanes == L &&
+               rows_read() <= kRowsInCache / 16;
     for (int a = 0; a < kAxes; ++a) {
       phases[a] = gradient ? min_of(shape.axis[a].stride, shape.axis[a].input) : 1;
       if (a == 2) phases[a] *= column_step;
-      box_size[a] = to.extent[a];
     }
     streamed = in_place && tiled && streams();
-    choose_boxes(p.threads);
-    far = beyond_caches(p) && !(reads_planes(p) && box_count() > kFewBoxes);
-    block_weights = to.planes * from.planes * shape.taps() * L;
-    if (!in_place) {  // the last part has a block more
-      source_scratch = (part_blocks + 1) * source_elements();
-      scratch = (part_blocks + 1) * box_elements();
+    if (in_place) {
+      choose_boxes_in_place(4 * p.threads);
+    } else {
+      boxes.cut_to_fit(from.channels_last && sizeof(T) < sizeof(A) ? 2 : 1);
+      boxes.join_small(shape.N * boxes.count());
     }
-    rows = from.planes * shape.axis[0].kernel * shape.axis[1].kernel * kTileRows;
+    far = beyond_caches(p) && !(reads_planes(p) && boxes.count() > kFewBoxes);
+    block_weights = to.channels * from.channels * shape.taps() * L;
+    if (!in_place) {  // the last part has a block more
+      source_scratch = (boxes.part_blocks + 1) * boxes.source_elements();
+      scratch = (boxes.part_blocks + 1) * boxes.elements();
+    }
+    rows = from.channels * shape.axis[0].kernel * shape.axis[1].kernel * kTileRows;
 
     memory.base = workspace;
     packed = memory.take<A>(blocks.count * block_weights);
-    packed_bias = memory.take<A>(blocks.count * to.planes * L);
+    packed_bias = memory.take<A>(blocks.count * to.channels * L);
     tap_rows = memory.take_each<char>(p.threads, rows * int64_t(sizeof(TapRow<A>)));
     for (int a = 0; a < kAxes; ++a) phase[a] = memory.take<PhaseAxis>(phases[a]);
     insides = memory.take<Range>(phases[2] * shape.axis[2].kernel);
@@ -76,14 +80,10 @@ struct LanesConv {
     return shape.N * to.extent[0] * to.extent[1] * to.extent[2] * pixel > kStreamedBytes &&
            pixel % kAlignment == 0 && reinterpret_cast<uintptr_t>(operands.destination) % kAlignment == 0;
   }
-  int64_t box_pixels() const { return box_size[0] * box_size[1] * box_size[2]; }
-  int64_t boxes(int a) const { return ceil_div(to.extent[a], box_size[a]); }
-  int64_t box_count() const { return boxes(0) * boxes(1) * boxes(2); }
-  int64_t tasks() const { return shape.N * box_count() * blocks.parts(part_blocks); }
 
   void choose_tiles() {
     const Window& x = shape.axis[2];
-    if (to.planes >= kRunPlanes || (x.dilation > 1 && x.stride > 1)) return;
+    if (to.channels >= kRunChannels || (x.dilation > 1 && x.stride > 1)) return;
     spread = gradient && x.stride > 1;
     tiled = tiles_of_residue<A>(0) != nullptr;
     spread = spread && tiled;
@@ -109,48 +109,28 @@ struct LanesConv {
                   : forward_tiles<E>(x.kernel, gradient ? 1 : x.stride);
   }
 
-  void choose_boxes(int64_t threads) {
-    if (in_place) return choose_boxes_in_place(4 * threads);
-    part_blocks = from.channels_last && sizeof(T) < sizeof(A) ? 2 : 1;  // these share lines of the cache
-    for (int a = 0; a < kAxes; ++a) {
-      while (box_size[a] > 1 &&
-             (part_blocks * box_elements() > kBoxElements || (tasks() < kFewTasks && box_pixels() > 512))) {
-        box_size[a] = ceil_div(box_size[a], 2);
-      }
-    }
-    while (part_blocks < kMostBlocks && 2 * part_blocks * box_elements() <= kBoxElements / 4 &&
-           tasks() >= 2 * kFewTasks) {
-      part_blocks *= 2;  // small planes share what is done once for a row
-    }
-  }
   // So many blocks that the rows which a row reads stay in L2, and with several planes of taps so many rows;
   // but boxes as large as balance the threads, because what two of them read comes from memory twice.
   void choose_boxes_in_place(int64_t few) {
+    int64_t *size = boxes.size, &part_blocks = boxes.part_blocks;
     part_blocks = clamp(kRowsInCache / rows_read(), 1, blocks.count);
     const auto cut_rows = [&](int64_t rows) {
       rows = round_up(max_of(rows, 1), chain_rows());
-      if (rows >= box_size[1]) return false;
-      box_size[1] = rows;
+      if (rows >= size[1]) return false;
+      size[1] = rows;
       return true;
     };
     if (shape.axis[0].kernel > 1)
       cut_rows(kRowsInCache / (shape.axis[0].kernel * from.extent[2] * L * part_blocks));
-    while (tasks() < few && box_pixels() * L * part_blocks * shape.taps() > 2 * kLeastProducts) {
-      if (box_size[0] > box_size[1]) {
-        box_size[0] = ceil_div(box_size[0], 2);
-      } else if (!cut_rows(ceil_div(box_size[1], 2))) {
+    while (boxes.tasks() < few && boxes.pixels() * L * part_blocks * shape.taps() > 2 * kLeastProducts) {
+      if (size[0] > size[1]) {
+        size[0] = ceil_div(size[0], 2);
+      } else if (!cut_rows(ceil_div(size[1], 2))) {
         if (part_blocks == 1) break;
         part_blocks = ceil_div(part_blocks, 2);
       }
     }
   }
-  // Of scratch memory for a block; the source comes first.
-  int64_t source_elements() const {
-    int64_t elements = from.planes * L;
-    for (int a = 0; a < kAxes; ++a) elements *= source_extent(shape.axis[a], gradient, box_size[a]);
-    return elements;
-  }
-  int64_t box_elements() const { return source_elements() + to.planes * box_pixels() * L; }
 
   void run(const Parallel& parallel) const {
     for (int a = 0; a < kAxes; ++a) {
@@ -166,19 +146,16 @@ struct LanesConv {
         insides[r * shape.axis[2].kernel + m] = positions_inside(phase[2][r], m);
     }
     parallel(blocks.count, [&](int64_t b, int) {
-      pack_lanes(operands.weight, block_weights / L, operands.bias, to.planes, blocks, b,
-                 packed + b * block_weights, packed_bias + b * to.planes * L);
+      pack_lanes(operands.weight, block_weights / L, operands.bias, to.channels, blocks, b,
+                 packed + b * block_weights, packed_bias + b * to.channels * L);
     });
-    parallel(tasks(), [&](int64_t task, int thread) {
-      const int64_t parts = blocks.parts(part_blocks);
-      const Range part = blocks.part(task % parts, part_blocks);
-      int64_t index = task / parts;
-      Box box;
-      for (int a = kAxes - 1; a >= 0; index /= boxes(a), --a) {
-        box.set(a, block(index % boxes(a), box_size[a], to.extent[a]));
-      }
-      const T* image = operands.source + index * from.strides.image;
-      T* result = operands.destination + index * to.strides.image;
+    parallel(boxes.tasks(), [&](int64_t task, int thread) {
+      const int64_t parts = boxes.parts();
+      const Range part = boxes.part(task % parts);
+      int64_t number = task / parts;
+      const Box box = boxes.take(number);
+      const T* image = operands.source + number * from.strides.image;
+      T* result = operands.destination + number * to.strides.image;
       char* list = tap_rows[thread];
       if constexpr (kMayBeInPlace) {
         if (in_place) {
@@ -189,22 +166,20 @@ struct LanesConv {
           return;
         }
       }
-      Box read;
-      for (int a = 0; a < kAxes; ++a)
-        read.set(a, source_range(shape.axis[a], gradient, box.begin[a], box.end[a]));
+      const Box read = boxes.source_of(box);
       A* loaded = scratches[thread];
       A* sums = loaded + source_scratch;
-      const auto reading = staged_view<const A>(loaded, read, from.planes);
-      const auto writing = staged_view(sums, box, to.planes);
+      const auto reading = staged_view<const A>(loaded, read, from.channels);
+      const auto writing = staged_view(sums, box, to.channels);
       for (int64_t b = part.begin; b < part.end; ++b) {
-        const T* first = image + blocks.first(b) * from.planes * from.strides.channel;
+        const T* first = image + blocks.first(b) * from.channels * from.strides.channel;
         load_lanes(first, from, blocks.lanes, read, loaded + (b - part.begin) * reading.block);
       }
       const int64_t first = blocks.first(part.begin);
-      compute<A>(reading, writing, box, part, image + first * from.planes * from.strides.channel,
-                 result + first * to.planes * to.strides.channel, list);
+      compute<A>(reading, writing, box, part, image + first * from.channels * from.strides.channel,
+                 result + first * to.channels * to.strides.channel, list);
       for (int64_t b = part.begin; b < part.end; ++b) {
-        T* first = result + blocks.first(b) * to.planes * to.strides.channel;
+        T* first = result + blocks.first(b) * to.channels * to.strides.channel;
         store_lanes(sums + (b - part.begin) * writing.block, to, blocks.lanes, box, first);
       }
     });
@@ -296,14 +271,14 @@ struct LanesConv {
     ahead.other = FetchedShares<T>(result, to, blocks.lanes, z, {y, last + 1}, row_step, shares);
     if (part.end + part.size() <= blocks.count) {
       const int64_t plane = min_of(source_of(0, z).begin, from.extent[0] - 1);
-      const T* next = image + part.size() * L * from.planes * from.strides.channel;
+      const T* next = image + part.size() * L * from.channels * from.strides.channel;
       ahead.source = FetchedShares<T>(next, from, blocks.lanes, plane, newest_rows(y, last),
                                       phase[1][0].offset_step, shares);
     }
     return ahead;
   }
 
-  // Rows of taps inside the source of `height` rows from y on, of all source planes. Each source row is
+  // Rows of taps inside the source of `height` rows from y on, of all source channels. Each source row is
   // listed once for all of them.
   template <class E>
   int64_t list_rows(int64_t z, int64_t y, int64_t height, const LanesView<const E>& read, const A* weights,
@@ -312,7 +287,7 @@ struct LanesConv {
     const PhaseAxis& x0 = phase[0][z % step0];
     const Range taps0 = taps_inside(x0, z / step0);
     int64_t count = 0;
-    for (int64_t p = 0; p < from.planes; ++p) {
+    for (int64_t c = 0; c < from.channels; ++c) {
       for (int64_t m0 = taps0.begin; m0 < taps0.end; ++m0) {
         const int64_t tap0 = (x0.tap + m0 * x0.tap_step) * shape.axis[1].kernel;
         const int64_t first = count;
@@ -323,14 +298,14 @@ struct LanesConv {
           int64_t at = first;  // both lists are in the order of the source rows
           for (int64_t m1 = taps1.begin; m1 < taps1.end; ++m1) {
             const E* row =
-                read.at(x0.source_index(z / step0, m0), x1.source_index(j1, m1), 0) + p * read.plane;
+                read.at(x0.source_index(z / step0, m0), x1.source_index(j1, m1), 0) + c * read.channel;
             while (at < count && list[at].source < row) ++at;
             if (at == count || list[at].source != row) {
               for (int64_t i = count++; i > at; --i) list[i] = list[i - 1];
               list[at] = {row, {}};
             }
             const int64_t tap = (tap0 + x1.tap + m1 * x1.tap_step) * shape.axis[2].kernel;
-            list[at].weight[r] = weights + (p * (gradient ? w.k : w.c) + tap * w.tap) * L;
+            list[at].weight[r] = weights + (c * (gradient ? w.k : w.c) + tap * w.tap) * L;
           }
         }
       }
@@ -361,15 +336,15 @@ struct LanesConv {
       if (in_place) together = blocks.neighbours(b, rows.part.end);
       const int64_t source_offset = offset(read, rows.part, b);
       const int64_t first = blocks.first(b) - blocks.first(rows.part.begin);
-      for (int64_t plane = 0; plane < to.planes; ++plane) {
+      for (int64_t k = 0; k < to.channels; ++k) {
         const int64_t weight_at = (b - rows.part.begin) * block_weights +
-                                  ((spread ? 0 : x.tap * w.tap) + plane * (gradient ? w.c : w.k)) * L;
-        const A* add = packed_bias + (b * to.planes + plane) * L;
-        E* out = rows.to + (spread ? 0 : x.start) * write.stride[2] + plane * write.plane +
+                                  ((spread ? 0 : x.tap * w.tap) + k * (gradient ? w.c : w.k)) * L;
+        const A* add = packed_bias + (b * to.channels + k) * L;
+        E* out = rows.to + (spread ? 0 : x.start) * write.stride[2] + k * write.channel +
                  offset(write, rows.part, b);
         for (int64_t i = 0, j = pixels.begin, count; i < runs; ++i, j += count) {
           count = least + (i < longer);
-          if (plane == 0) rows.of_next.next(first, begun + i);
+          if (k == 0) rows.of_next.next(first, begun + i);
           const int64_t last = j + window.padding - (window.kernel - 1);  // where the last tap would reach
           const int64_t residue = spread ? last & 1 : 0;
           const int64_t column = spread ? (last - residue) / 2 : x.source_index(j, 0);
@@ -398,37 +373,38 @@ struct LanesConv {
     const Range pixels = positions_in(x, box.begin[2], box.end[2]);
     const RunSteps steps = {x.source_step * read.stride[2], x.offset_step * read.stride[2],
                             x.tap_step * w.tap * L,         (gradient ? w.c : w.k) * L,
-                            x.step * write.stride[2],       write.plane};
+                            x.step * write.stride[2],       write.channel};
     for (int64_t b = rows.part.begin; b < rows.part.end; ++b) {
       const int64_t source_offset = offset(read, rows.part, b), to_offset = offset(write, rows.part, b);
       const int64_t first = blocks.first(b) - blocks.first(rows.part.begin);
       const int64_t weight_at = (b - rows.part.begin) * block_weights + x.tap * w.tap * L;
-      for (int64_t plane = 0; plane < to.planes;) {
-        const bool single = plane + kRunPlanes > to.planes;
-        const int64_t runs = ceil_div(pixels.size(), single ? kRunPixels : kPlanePixels);
+      for (int64_t k = 0; k < to.channels;) {
+        const bool single = k + kRunChannels > to.channels;
+        const int64_t runs = ceil_div(pixels.size(), single ? kRunPixels : kSharedRunPixels);
         const int64_t least = pixels.size() / max_of(runs, 1), longer = pixels.size() - least * runs;
-        A* out = rows.to + x.start * write.stride[2] + plane * write.plane + to_offset;
+        A* out = rows.to + x.start * write.stride[2] + k * write.channel + to_offset;
         for (int64_t i = 0, j = pixels.begin, count; i < runs; ++i, j += count) {
           count = least + (i < longer);
-          if (plane == 0) rows.of_next.next(first, begun + i);
+          if (k == 0) rows.of_next.next(first, begun + i);
           const LanesRun<A> run = {rows.list,
                                    x.taps > 0 ? rows.count : 0,
                                    x.source_index(j, 0) * read.stride[2] + source_offset,
-                                   weight_at + plane * steps.weight_plane,
+                                   weight_at + k * steps.weight_channel,
                                    insides + r2 * shape.axis[2].kernel,
                                    x.taps,
                                    j,
-                                   packed_bias + (b * to.planes + plane) * L,
+                                   packed_bias + (b * to.channels + k) * L,
                                    out + j * steps.to_pixel,
                                    epilogue_in_place<A>()};
           if (rows.ahead) rows.ahead->fetch();
           if (single) {
             lanes_run_of<A, 1>(count, std::make_integer_sequence<int, kRunPixels>())(run, steps);
           } else {
-            lanes_run_of<A, kRunPlanes>(count, std::make_integer_sequence<int, kPlanePixels>())(run, steps);
+            lanes_run_of<A, kRunChannels>(count, std::make_integer_sequence<int, kSharedRunPixels>())(run,
+                                                                                                      steps);
           }
         }
-        plane += single ? 1 : kRunPlanes;
+        k += single ? 1 : kRunChannels;
       }
     }
     return begun + ceil_div(pixels.size(), kRunPixels);
@@ -447,8 +423,11 @@ struct LanesConv {
   GroupedLayout from, to;
   Operands<T> operands;
   WeightStrides w;
-  int64_t phases[kAxes], box_size[kAxes];
-  int64_t part_blocks = 1, block_weights, source_scratch = 0, scratch = 0, rows;
+  LaneBoxes<A> boxes;
+  int64_t phases[kAxes];
+  int64_t block_weights, rows;
+  int64_t source_scratch = 0,
+          scratch = 0;  // elements where boxes are copied: of the source first, and of both
   ScratchLayout memory;
   A *packed, *packed_bias;
   PerThread<A> scratches;

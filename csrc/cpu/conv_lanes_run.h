@@ -1,8 +1,7 @@
 // The innermost sums of convolution with a lane for each group: a run of destination pixels in registers,
-//   sum[pixel][plane] = bias[plane] + sum over rows of taps and taps of source[pixel + tap] *
-//   weight[plane][tap]
+//   sum[pixel][c] = bias[c] + sum over (row of taps, tap) of source[pixel + tap] * weight[c][tap]
 //
-// Each product is one load of a source vector, shared by a few planes: loads keep up with the multipliers
+// Each product is one load of a source vector, shared by a few channels: loads keep up with the multipliers
 // where a run is long, so taps take no registers and there may be any number. Taps in the padding are left
 // out.
 #pragma once
@@ -12,9 +11,9 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-constexpr int kRunPixels = CNNEXT_VECTOR_BYTES == 64 ? 14 : 10;  // with one plane
-constexpr int kRunPlanes = CNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
-constexpr int kPlanePixels = 6;                               // with kRunPlanes
+constexpr int kRunPixels = CNNEXT_VECTOR_BYTES == 64 ? 14 : 10;  // of one channel
+constexpr int kRunChannels = CNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
+constexpr int kSharedRunPixels = 6;                           // of kRunChannels, which share what is loaded
 constexpr int kTileRows = CNNEXT_VECTOR_BYTES == 64 ? 2 : 1;  // of conv_lanes_tile.h
 
 template <class T>
@@ -24,7 +23,7 @@ struct TapRow {  // of taps that are a constant distance apart
 };
 
 struct RunSteps {  // in elements, from one to the next
-  int64_t source_pixel, source_tap, weight_tap, weight_plane, to_pixel, to_plane;
+  int64_t source_pixel, source_tap, weight_tap, weight_channel, to_pixel, to_channel;
 };
 
 template <class A>
@@ -39,30 +38,30 @@ struct LanesRun {
   const EpilogueOf<A>* epilogue;  // or null
 };
 
-template <class A, int Pixels, int Planes>
+template <class A, int Pixels, int Channels>
 void lanes_run(const LanesRun<A>& run, const RunSteps& steps) {
   constexpr int64_t L = kLanes<A>;
   const RunSteps s = steps;
-  Vec<A> sum[Pixels][Planes];
+  Vec<A> sum[Pixels][Channels];
 #pragma GCC unroll 14
   for (int j = 0; j < Pixels; ++j) {
 #pragma GCC unroll 4
-    for (int k = 0; k < Planes; ++k) sum[j][k] = load(run.bias + k * L);
+    for (int k = 0; k < Channels; ++k) sum[j][k] = load(run.bias + k * L);
   }
   for (int64_t row = 0; row < run.row_count; ++row) {
     const A* x = run.rows[row].source + run.source_at;
     const A* w = run.rows[row].weight[0] + run.weight_at;
     for (int64_t tap = 0; tap < run.taps; ++tap, x += s.source_tap, w += s.weight_tap) {
-      Vec<A> factor[Planes];
+      Vec<A> factor[Channels];
 #pragma GCC unroll 4
-      for (int k = 0; k < Planes; ++k) factor[k] = load(w + k * s.weight_plane);
+      for (int k = 0; k < Channels; ++k) factor[k] = load(w + k * s.weight_channel);
       const int64_t begin = run.inside[tap].begin - run.first, end = run.inside[tap].end - run.first;
       if (begin <= 0 && end >= Pixels) {
 #pragma GCC unroll 14
         for (int j = 0; j < Pixels; ++j) {
           const Vec<A> value = load(x + j * s.source_pixel);
 #pragma GCC unroll 4
-          for (int k = 0; k < Planes; ++k) sum[j][k] += value * factor[k];
+          for (int k = 0; k < Channels; ++k) sum[j][k] += value * factor[k];
         }
       } else {
 #pragma GCC unroll 14
@@ -70,7 +69,7 @@ void lanes_run(const LanesRun<A>& run, const RunSteps& steps) {
           if (j < begin || j >= end) continue;
           const Vec<A> value = load(x + j * s.source_pixel);
 #pragma GCC unroll 4
-          for (int k = 0; k < Planes; ++k) sum[j][k] += value * factor[k];
+          for (int k = 0; k < Channels; ++k) sum[j][k] += value * factor[k];
         }
       }
     }
@@ -78,18 +77,18 @@ void lanes_run(const LanesRun<A>& run, const RunSteps& steps) {
 #pragma GCC unroll 14
   for (int j = 0; j < Pixels; ++j) {
 #pragma GCC unroll 4
-    for (int k = 0; k < Planes; ++k) {
-      A* out = run.to + j * s.to_pixel + k * s.to_plane;
+    for (int k = 0; k < Channels; ++k) {
+      A* out = run.to + j * s.to_pixel + k * s.to_channel;
       store(out, run.epilogue ? (*run.epilogue)(out, sum[j][k]) : sum[j][k]);
     }
   }
 }
 
 // The run of a number of pixels; Number: 0 up to the most, excluded.
-template <class A, int Planes, int... Number>
+template <class A, int Channels, int... Number>
 CNNEXT_INLINE auto lanes_run_of(int64_t pixels, std::integer_sequence<int, Number...>) {
   static constexpr void (*runs[])(const LanesRun<A>&,
-                                  const RunSteps&) = {&lanes_run<A, Number + 1, Planes>...};
+                                  const RunSteps&) = {&lanes_run<A, Number + 1, Channels>...};
   return runs[pixels - 1];
 }
 

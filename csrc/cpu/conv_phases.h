@@ -105,7 +105,7 @@ struct Phases {
     return g;
   }
 
-  // Number of the weight's tap that is the gather's m-th.
+  // Where the weight's tap is that is the gather's m-th, in elements.
   int64_t weight_offset(const Gather& g, int64_t m) const {
     int64_t tap = 0, unit = 1;
     for (int a = kAxes - 1; a >= 0; --a) {

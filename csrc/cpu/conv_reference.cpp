@@ -1,6 +1,7 @@
-// output[n, k, o] = bias[k] + sum over c, tap of input[n, c, o * stride - padding + tap * dilation] *
-// weight[k, c, tap] and its two gradients, each element computed on its own in double precision, in the order
-// of memory.
+// Convolution,
+//   output[n, k, o] = bias[k] + sum over (c, tap) of input[n, c, i] * weight[k, c, tap],
+//   i = o * stride - padding + tap * dilation,
+// and its two gradients, each element computed on its own in double precision, in the order of memory.
 #include "conv_reference.h"
 
 #define CNNEXT_ISA reference

@@ -53,7 +53,7 @@ int64_t packed_of(const Problem& p) {
                 [&](const auto& kernel) { bytes = kernel.packed_bytes(); });
   return bytes;
 }
-// Whether a kernel applies a convolution's epilogue as it stores; those that may have a function that tells.
+// Whether a kernel applies a convolution's epilogue itself, as it stores: it says so if it has the function.
 template <class Class>
 auto applies_epilogue(const Class& kernel, int) -> decltype(kernel.applies_epilogue()) {
   return kernel.applies_epilogue();
@@ -62,7 +62,7 @@ template <class Class>
 bool applies_epilogue(const Class&, long) {
   return false;
 }
-// An epilogue that the kernel has not applied.
+// Applies an epilogue that the kernel has not applied.
 inline void finish(const ConvProblem& p, const ConvBuffers& b, const Parallel& parallel) {
   if (!b.epilogue.any()) return;
   with_type(p.dtype, [&](auto* tag) {

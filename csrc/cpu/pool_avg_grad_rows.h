@@ -32,10 +32,10 @@ struct AvgPoolGradRows {
         strides(one_by_one ? 1 : min_of(w.stride, w.input)),
         grad_output(static_cast<const T*>(b.output)),
         grad_input(static_cast<T*>(b.input)) {
-    shared.base = workspace;
-    for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, a < 2, shared);
-    divisor = shared.take<A>(round_up(w.output, L));
-    if (!one_by_one) phase = shared.take<PhaseAxis>(strides);
+    scratch.base = workspace;
+    for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, a < 2, scratch);
+    divisor = scratch.take<A>(round_up(w.output, L));
+    if (!one_by_one) phase = scratch.take<PhaseAxis>(strides);
     left = 0;
     right = w.output;
     for (int64_t f = 0; f < strides && !one_by_one; ++f) {
@@ -45,24 +45,22 @@ struct AvgPoolGradRows {
       right = max_of(right, round_up(x.count, L) + x.offset + x.taps * x.offset_step);
     }
     pitch = PhasedRow<T>(strides, 0, w.input, ceil_div(w.input, strides)).elements();
-    ScratchLayout scratch;
-    local(scratch);
-    local_bytes = scratch.bytes;
+    locals = scratch.take_layouts(p.threads, [&](ScratchLayout& own) { local(own); });
   }
 
-  int64_t workspace_bytes() const { return shared.bytes + problem.threads * local_bytes; }
+  int64_t workspace_bytes() const { return scratch.bytes; }
 
-  Local local(ScratchLayout& scratch) const {
+  Local local(ScratchLayout& own) const {
     Local l;
     l.grad_output = PhasedRow<T>(1, left, w.output, left + right);
-    l.grad_output.data = scratch.take<A>(l.grad_output.elements());
+    l.grad_output.data = own.take<A>(l.grad_output.elements());
     l.grad_input = PhasedRow<T>(strides, 0, w.input, ceil_div(w.input, strides));
-    l.grad_input.data = scratch.take<A>(l.grad_input.elements());
+    l.grad_input.data = own.take<A>(l.grad_input.elements());
     l.ring = RowRing(shape.windows_over_input(0),
                      shape.window_extent(0) == 1 ? shape.windows_over_input(1) : shape.axis[1].output);
-    l.ring.key = scratch.take<int64_t>(l.ring.slots());
-    l.columns = scratch.take<A>(l.ring.slots() * pitch);
-    l.rows = scratch.take<const A*>(shape.windows_over_input(0) * shape.windows_over_input(1));
+    l.ring.key = own.take<int64_t>(l.ring.slots());
+    l.columns = own.take<A>(l.ring.slots() * pitch);
+    l.rows = own.take<const A*>(shape.windows_over_input(0) * shape.windows_over_input(1));
     return l;
   }
 
@@ -73,8 +71,8 @@ struct AvgPoolGradRows {
     const int64_t per_plane = shape.axis[0].input * shape.axis[1].input;
     const int64_t rows = shape.N * shape.C * per_plane, per_task = rows_per_task(per_plane, w.input * 2);
     parallel(ceil_div(rows, per_task), [&](int64_t task, int thread) {
-      ScratchLayout scratch{shared.base + shared.bytes + thread * local_bytes};
-      Local l = local(scratch);
+      ScratchLayout own{locals[thread]};
+      Local l = local(own);
       l.grad_output.fill(A(0));
       l.ring.clear();
       const int64_t end = min_of(rows, (task + 1) * per_task);
@@ -166,11 +164,11 @@ struct AvgPoolGradRows {
   int64_t strides, left, right, pitch;
   const T* grad_output;
   T* grad_input;
-  ScratchLayout shared;
+  ScratchLayout scratch;
+  PerThread<char> locals;
   AxisTable axis[kAxes];
   A* divisor = nullptr;  // [Q], of the last axis
   PhaseAxis* phase = nullptr;
-  int64_t local_bytes = 0;
 };
 
 inline const char* avg_grad_rows_refuses(const PoolProblem& p) {

@@ -74,37 +74,35 @@ struct PoolLanes {
                      : p.wide_offsets()    ? 4
                                            : 1),
         pool(problem, {}, workspace) {
-    ScratchLayout scratch;
-    local(scratch);
-    local_bytes = scratch.bytes;
+    tiles = pool.scratch.take_layouts(problem.threads, [&](ScratchLayout& own) { local(own); });
   }
 
-  int64_t workspace_bytes() const { return pool.workspace_bytes() + problem.threads * local_bytes; }
+  int64_t workspace_bytes() const { return pool.workspace_bytes(); }
 
   void run(const Parallel& parallel) const {
     pool.prepare();
     parallel(ceil_div(planes, lanes), [&](int64_t task, int thread) {
-      ScratchLayout scratch{pool.scratch.base + pool.workspace_bytes() + thread * local_bytes};
-      const Tiles tiles = local(scratch);
+      ScratchLayout own{tiles[thread]};
+      const Tile tile = local(own);
       const int64_t first = task * lanes, count = min_of(lanes, planes - first);
       T *input = static_cast<T*>(buffers.input), *output = static_cast<T*>(buffers.output);
       Pool on_tile = pool;
-      on_tile.set_buffers({tiles.input, tiles.output, tiles.offsets});
+      on_tile.set_buffers({tile.input, tile.output, tile.offsets});
       if constexpr (Pool::kGradient) {
         planes_to_tile<T>(output + first * output_pixels, output_pixels, count,
-                          output + planes * output_pixels, tiles.output, lanes);
+                          output + planes * output_pixels, tile.output, lanes);
       } else {
         planes_to_tile<T>(input + first * input_pixels, input_pixels, count, input + planes * input_pixels,
-                          tiles.input, lanes);
+                          tile.input, lanes);
       }
       on_tile.all_rows(thread);
       if constexpr (Pool::kGradient) {
-        tile_to_planes<T>(tiles.input, lanes, input + first * input_pixels, input_pixels, count);
+        tile_to_planes<T>(tile.input, lanes, input + first * input_pixels, input_pixels, count);
       } else {
-        tile_to_planes<T>(tiles.output, lanes, output + first * output_pixels, output_pixels, count);
+        tile_to_planes<T>(tile.output, lanes, output + first * output_pixels, output_pixels, count);
         if constexpr (Pool::kStoresOffsets) {
           with_offset_type(problem, [&](auto* tag) {
-            offsets_to_planes(static_cast<decltype(tag)>(tiles.offsets), first, count);
+            offsets_to_planes(static_cast<decltype(tag)>(tile.offsets), first, count);
           });
         }
       }
@@ -112,13 +110,13 @@ struct PoolLanes {
   }
 
  private:
-  struct Tiles {
+  struct Tile {
     A *input, *output;
     void* offsets;
   };
-  Tiles local(ScratchLayout& scratch) const {
-    return {scratch.take<A>(input_pixels * lanes), scratch.take<A>(output_pixels * lanes),
-            scratch.take<char>(output_pixels * lanes * offset_bytes)};
+  Tile local(ScratchLayout& own) const {
+    return {own.take<A>(input_pixels * lanes), own.take<A>(output_pixels * lanes),
+            own.take<char>(output_pixels * lanes * offset_bytes)};
   }
 
   static PoolProblem on_tiles(PoolProblem p) {
@@ -139,8 +137,9 @@ struct PoolLanes {
 
   const PoolProblem problem;
   const PoolBuffers& buffers;
-  int64_t planes, input_pixels, output_pixels, lanes, offset_bytes, local_bytes;
+  int64_t planes, input_pixels, output_pixels, lanes, offset_bytes;
   Pool pool;
+  PerThread<char> tiles;
 };
 
 inline const char* lanes_refuses(const PoolProblem& p) {

@@ -1,5 +1,5 @@
-// The gradient of max pooling in channels first: grad_output and offsets [N, C, P, Q], grad_input [N, C, H,
-// W], vectors along the rows.
+// The gradient of max pooling in channels first, vectors along the rows: grad_output and offsets [N, C, P,
+// Q], grad_input [N, C, H, W].
 //
 // For each column tap, the gradients whose offset names that tap are added up over the rows of windows that
 // reach over an input row, output beneath output; an input is then the sum of one such number for each column
@@ -53,8 +53,7 @@ struct MaxPoolGradRows {
   };
 
   MaxPoolGradRows(const PoolProblem& p, const PoolBuffers& b, char* workspace)
-      : threads(p.threads),
-        input(p.shape.axis[2].input),
+      : input(p.shape.axis[2].input),
         input_height(p.shape.axis[1].input),
         width(ceil_div(input, kStride)),
         height(ceil_div(input_height, kRows)),
@@ -65,20 +64,18 @@ struct MaxPoolGradRows {
         offsets(static_cast<const uint8_t*>(b.offsets)),
         grad_input(static_cast<T*>(b.input)),
         streamed(beyond_caches<T>(p.shape)),
-        run_rows(max_of(1, (streamed ? kOutputs / 2 : kOutputs) / width)),
-        workspace(workspace) {
+        run_rows(max_of(1, (streamed ? kOutputs / 2 : kOutputs) / width)) {
     for (int t = 0; t < Rows::kTaps * Columns::kTaps; ++t) keys[t] = OffsetMatch<A>::key(t);
-    ScratchLayout scratch;
-    local(scratch);
-    local_bytes = scratch.bytes;
+    scratch.base = workspace;
+    locals = scratch.take_layouts(p.threads, [&](ScratchLayout& own) { local(own); });
   }
 
   void run(const Parallel& parallel) const {
     const int64_t runs = ceil_div(all_rows, run_rows);
     const int64_t per_task = max_of(1, (1 << 14) / (kRows * kStride * run_rows * width));
     parallel(ceil_div(runs, per_task), [&](int64_t task, int thread) {
-      ScratchLayout scratch{workspace + thread * local_bytes};
-      const Local l = local(scratch);
+      ScratchLayout own{locals[thread]};
+      const Local l = local(own);
       for (int64_t n = task * per_task; n < min_of(runs, (task + 1) * per_task); ++n) {
         input_rows(l, n * run_rows, min_of(run_rows, all_rows - n * run_rows));
       }
@@ -86,18 +83,18 @@ struct MaxPoolGradRows {
     });
   }
 
-  int64_t workspace_bytes() const { return threads * local_bytes; }
+  int64_t workspace_bytes() const { return scratch.bytes; }
 
  private:
   static constexpr int64_t kOutputs = 1 << 9;  // of a run: what is kept of it stays in the innermost cache
 
-  Local local(ScratchLayout& scratch) const {
+  Local local(ScratchLayout& own) const {
     const int64_t copied = (run_rows + kLast - kFirst) * width + L, stored = kStride * (run_rows * width + L);
     Local l;
-    l.grad = scratch.take<T>(copied);
-    l.offsets = scratch.take<uint8_t>(copied);
-    for (int f = 0; f < kRows; ++f) l.rows[f] = scratch.take<T>(stored);
-    l.run = scratch.take<T>(streamed ? run_rows * kRows * input + L : 0);
+    l.grad = own.take<T>(copied);
+    l.offsets = own.take<uint8_t>(copied);
+    for (int f = 0; f < kRows; ++f) l.rows[f] = own.take<T>(stored);
+    l.run = own.take<T>(streamed ? run_rows * kRows * input + L : 0);
     return l;
   }
 
@@ -221,7 +218,6 @@ struct MaxPoolGradRows {
     }
   }
 
-  int threads;
   int64_t input, input_height;  // extents
   int64_t width, height;        // of the outputs, those included that are missing
   int64_t outputs, outputs_height;
@@ -229,10 +225,10 @@ struct MaxPoolGradRows {
   const T* grad_output;
   const uint8_t* offsets;
   T* grad_input;
-  bool streamed;        // stores pass the caches
-  int64_t run_rows;     // rows of outputs that are worked on at once, less where streams run beside
-  int64_t local_bytes;  // of a thread's memory
-  char* workspace;
+  bool streamed;     // stores pass the caches
+  int64_t run_rows;  // rows of outputs that are worked on at once, less where streams run beside
+  ScratchLayout scratch;
+  PerThread<char> locals;
   typename OffsetMatch<A>::Key keys[Rows::kTaps * Columns::kTaps];
 };
 

@@ -58,30 +58,28 @@ struct PoolRows {
         input(static_cast<const T*>(b.input)),
         output(static_cast<T*>(b.output)),
         offsets(b.offsets) {
-    shared.base = workspace;
-    for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, false, shared);
-    if (mode == PoolMode::kAverage) divisor = shared.take<A>(pitch);
-    if (kOffsets) first_tap = shared.take<Offset<A>>(pitch);
-    if (!one_by_one) tap_at = shared.take<int64_t>(w.kernel);
-    ScratchLayout scratch;
-    local(scratch);
-    local_bytes = scratch.bytes;
+    scratch.base = workspace;
+    for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, false, scratch);
+    if (mode == PoolMode::kAverage) divisor = scratch.take<A>(pitch);
+    if (kOffsets) first_tap = scratch.take<Offset<A>>(pitch);
+    if (!one_by_one) tap_at = scratch.take<int64_t>(w.kernel);
+    locals = scratch.take_layouts(p.threads, [&](ScratchLayout& own) { local(own); });
   }
 
-  int64_t workspace_bytes() const { return shared.bytes + problem.threads * local_bytes; }
+  int64_t workspace_bytes() const { return scratch.bytes; }
 
-  Local local(ScratchLayout& scratch) const {
+  Local local(ScratchLayout& own) const {
     Local l;
     l.phases = one_by_one ? PhasedRow<T>(1, 0, kInPlace ? 0 : w.input, 0)
                           : PhasedRow<T>(w.stride, w.padding, w.input,
                                          pitch + (w.kernel - 1) * w.dilation / w.stride);
-    l.phases.data = scratch.take<A>(l.phases.elements());
+    l.phases.data = own.take<A>(l.phases.elements());
     const int64_t depths = shape.window_extent(0);
     l.ring = RowRing(depths, depths == 1 ? shape.window_extent(1) : shape.axis[1].input);
-    l.ring.key = scratch.take<int64_t>(l.ring.slots());
-    l.value = scratch.take<A>(l.ring.slots() * pitch);
-    l.offset = kOffsets ? scratch.take<Offset<A>>(l.ring.slots() * pitch) : nullptr;
-    l.rows = scratch.take<Row>(shape.axis[0].kernel * shape.axis[1].kernel);
+    l.ring.key = own.take<int64_t>(l.ring.slots());
+    l.value = own.take<A>(l.ring.slots() * pitch);
+    l.offset = kOffsets ? own.take<Offset<A>>(l.ring.slots() * pitch) : nullptr;
+    l.rows = own.take<Row>(shape.axis[0].kernel * shape.axis[1].kernel);
     return l;
   }
 
@@ -102,8 +100,8 @@ struct PoolRows {
     const int64_t per_plane = shape.axis[0].output * shape.axis[1].output;
     const int64_t rows = shape.N * shape.C * per_plane, per_task = rows_per_task(per_plane, w.output * 2);
     parallel(ceil_div(rows, per_task), [&](int64_t task, int thread) {
-      ScratchLayout scratch{shared.base + shared.bytes + thread * local_bytes};
-      Local l = local(scratch);
+      ScratchLayout own{locals[thread]};
+      Local l = local(own);
       l.phases.fill(neutral());
       l.ring.clear();
       const int64_t end = min_of(rows, (task + 1) * per_task);
@@ -284,12 +282,12 @@ struct PoolRows {
   const T* input;
   T* output;
   void* offsets;
-  ScratchLayout shared;
+  ScratchLayout scratch;
+  PerThread<char> locals;
   AxisTable axis[kAxes];
   A* divisor = nullptr;            // [pitch], of the last axis
   Offset<A>* first_tap = nullptr;  // [pitch], of the last axis
   int64_t* tap_at = nullptr;       // [S], where the taps of the first window are in a phased row
-  int64_t local_bytes = 0;
 };
 
 constexpr const char* kRowsSummary = "separable, vectors along the rows";

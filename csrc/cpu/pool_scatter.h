@@ -81,17 +81,19 @@ struct MaxPoolGradScatter {
         windows(shape.output_pixels()),
         buffers(b),
         table(shape, workspace) {
-    shared = table.scratch;
-    origin = shared.take<Offset<A>>(windows + L);
+    scratch = table.scratch;
+    origin = scratch.take<Offset<A>>(windows + L);
     channels = channels_last ? shape.C : shape.N * shape.C;  // channels first, all planes are one image
     blocks = ceil_div(channels, width);
     parts = (channels_last ? shape.N : 1) * blocks;
     per_task = max_of(1, (1 << 14) / max_of(1, (pixels + windows) * width));
     tasks = ceil_div(parts, per_task);
-    sums_bytes = kInPlace && !channels_last ? 0 : round_up(pixels * width * sizeof(A), kAlignment);
+    const int64_t summed = kInPlace && !channels_last ? 0 : pixels * width;
+    tiles = scratch.take_layouts(min_of(problem.threads, tasks),
+                                 [&](ScratchLayout& own) { own.take<A>(summed); });
   }
 
-  int64_t workspace_bytes() const { return shared.bytes + min_of(problem.threads, tasks) * sums_bytes; }
+  int64_t workspace_bytes() const { return scratch.bytes; }
 
   void run(const Parallel& parallel) const {
     table.fill(true);
@@ -101,11 +103,10 @@ struct MaxPoolGradScatter {
       origin[i] = static_cast<Offset<A>>(at > pixels ? -2 * kFar : at);
     }
     parallel(tasks, [&](int64_t task, int thread) {
-      const int64_t owner = tasks < problem.threads ? task : thread;
-      A* scratch = reinterpret_cast<A*>(shared.base + shared.bytes + owner * sums_bytes);
+      A* own = reinterpret_cast<A*>(tiles[tasks < problem.threads ? int(task) : thread]);
       for (int64_t part = task * per_task; part < min_of(parts, (task + 1) * per_task); ++part) {
         const int64_t c = part % blocks * width, count = min_of(width, channels - c);
-        channels_last ? channels_of_image(part / blocks, c, count, scratch) : planes_from(c, count, scratch);
+        channels_last ? channels_of_image(part / blocks, c, count, own) : planes_from(c, count, own);
       }
     });
   }
@@ -130,9 +131,9 @@ struct MaxPoolGradScatter {
   }
   const O* offsets() const { return static_cast<const O*>(buffers.offsets); }
 
-  void planes_from(int64_t plane, int64_t count, A* scratch) const {
+  void planes_from(int64_t plane, int64_t count, A* own) const {
     T* grad_input = static_cast<T*>(buffers.input) + plane * pixels;
-    A* sums = kInPlace ? reinterpret_cast<A*>(grad_input) : scratch;
+    A* sums = kInPlace ? reinterpret_cast<A*>(grad_input) : own;
     __builtin_memset(sums, 0, pixels * count * sizeof(A));
     const TapSteps<A, O> steps(table);
     alignas(kAlignment) Parts parts;
@@ -209,11 +210,12 @@ struct MaxPoolGradScatter {
   int64_t width;  // planes, or channels of a tile
   int64_t windows;
   int64_t channels, blocks, parts;  // of an image; of its channels or planes; of all images
-  int64_t per_task, tasks, sums_bytes;
+  int64_t per_task, tasks;
   const PoolBuffers& buffers;
   OffsetTable<O> table;
-  ScratchLayout shared;
-  Offset<A>* origin;  // [windows + L], input of tap 0
+  ScratchLayout scratch;
+  PerThread<char> tiles;  // sums of a thread, where planes are not their own
+  Offset<A>* origin;      // [windows + L], input of tap 0
 };
 
 // The inputs of windows are numbered in 32 bits, also those beyond the plane, where dilation and padding

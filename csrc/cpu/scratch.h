@@ -33,6 +33,13 @@ struct ScratchLayout {
     const int64_t size = round_up(count * static_cast<int64_t>(sizeof(T)), 2 * kAlignment);
     return {reinterpret_cast<T*>(take<char>(threads * size)), size};
   }
+  // The same for all that lay_out(layout) takes, in which a thread lays it out again.
+  template <class LayOut>
+  PerThread<char> take_layouts(int64_t threads, const LayOut& lay_out) {
+    ScratchLayout one;
+    lay_out(one);
+    return {take<char>(threads * one.bytes), one.bytes};
+  }
 };
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

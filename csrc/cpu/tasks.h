@@ -13,13 +13,13 @@ struct CutAxis {
   // Into so many blocks, or fewer where the units do not come out even.
   void cut(int64_t into) {
     cuts = into;
-    block = max_of(1, round_up(ceil_div(size, cuts), unit));
-    blocks = max_of(1, ceil_div(size, block));
+    block_size = max_of(1, round_up(ceil_div(size, cuts), unit));
+    blocks = max_of(1, ceil_div(size, block_size));
   }
-  Range at(int64_t index) const { return cnnext::cpu::CNNEXT_ISA::block(index, block, size); }
+  Range at(int64_t index) const { return block(index, block_size, size); }
 
   int64_t size = 1, unit = 1;
-  int64_t cuts = 1, block = 1, blocks = 1;  // blocks that were asked for; the size of one; how many there are
+  int64_t cuts = 1, block_size = 1, blocks = 1;  // cuts: blocks that were asked for
 };
 
 // Into how many blocks to cut, from `fewest` to `most`, so that threads have done `others` times as many
@@ -45,8 +45,9 @@ CNNEXT_INLINE bool leave_idle(int64_t tasks, int64_t threads) {
 inline void cut_for_threads(CutAxis& rows, CutAxis& cols, int64_t each, int64_t threads, int64_t fewest_rows,
                             int64_t weight) {
   while (leave_idle(rows.blocks * cols.blocks * each, threads) &&
-         (rows.block > fewest_rows || cols.block > cols.unit)) {
-    CutAxis& longer = weight * rows.block > cols.block || cols.block == cols.unit ? rows : cols;
+         (rows.block_size > fewest_rows || cols.block_size > cols.unit)) {
+    CutAxis& longer =
+        weight * rows.block_size > cols.block_size || cols.block_size == cols.unit ? rows : cols;
     longer.cut(longer.cuts + 1);
   }
 }

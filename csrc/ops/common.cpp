@@ -79,8 +79,7 @@ std::optional<DType> element_type(at::ScalarType type) {
 
 Layout layout_of(const at::Tensor& tensor) {
   const auto format = tensor.suggest_memory_format();
-  const bool last = format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d;
-  return last ? Layout::kChannelsLast : Layout::kChannelsFirst;
+  return last_if(format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d);
 }
 
 at::MemoryFormat memory_format(Layout layout, int64_t dim) {

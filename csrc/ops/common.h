@@ -44,9 +44,10 @@ std::optional<DType> element_type(at::ScalarType type);
 Layout layout_of(const at::Tensor& tensor);
 at::MemoryFormat memory_format(Layout layout, int64_t dim);
 // Channels last where that is asked for, and there is such a layout.
-inline Layout last_if(bool channels_last, int64_t dim) {
-  return channels_last && dim > 3 ? Layout::kChannelsLast : Layout::kChannelsFirst;
+inline Layout last_if(bool channels_last) {
+  return channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst;
 }
+inline Layout last_if(bool channels_last, int64_t dim) { return last_if(channels_last && dim > 3); }
 
 // Kernels can be forced by name, for tests; an empty name chooses again by the problem's shape.
 void force_kernel(const std::string& op, const std::string& name, bool cuda);

@@ -330,9 +330,8 @@ TORCH_LIBRARY_FRAGMENT(cnnext, m) {
       "float negative_slope=0.01) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "conv_grad_input(Tensor grad_output, Tensor weight, Tensor? bias, SymInt[] input_size, SymInt[1] "
-      "stride=1, "
-      "SymInt[1] padding=0, SymInt[1] dilation=1, SymInt groups=1) -> Tensor",
+      "conv_grad_input(Tensor grad_output, Tensor weight, Tensor? bias, SymInt[] input_size, "
+      "SymInt[1] stride=1, SymInt[1] padding=0, SymInt[1] dilation=1, SymInt groups=1) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "conv_grad_weight(Tensor grad_output, Tensor input, SymInt[] kernel_size, SymInt[1] stride=1, "

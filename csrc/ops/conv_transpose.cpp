@@ -46,9 +46,8 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
 
 TORCH_LIBRARY_FRAGMENT(cnnext, m) {
   m.def(
-      "conv_transpose(Tensor input, Tensor weight, Tensor? bias=None, SymInt[1] stride=1, SymInt[1] "
-      "padding=0, "
-      "SymInt[1] output_padding=0, SymInt groups=1, SymInt[1] dilation=1) -> Tensor",
+      "conv_transpose(Tensor input, Tensor weight, Tensor? bias=None, SymInt[1] stride=1, "
+      "SymInt[1] padding=0, SymInt[1] output_padding=0, SymInt groups=1, SymInt[1] dilation=1) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
 

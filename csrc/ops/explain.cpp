@@ -59,9 +59,8 @@ Choice explain_conv(const std::string& op, const std::vector<int64_t>& input,
                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
                     c10::ScalarType type, bool channels_last, bool weight_channels_last, bool keeps_weight,
                     int arch) {
-  const auto layout = [](bool last) { return last ? Layout::kChannelsLast : Layout::kChannelsFirst; };
   ConvProblem problem = conv_problem(op, input, weight, stride, padding, dilation, groups, type,
-                                     layout(channels_last), layout(weight_channels_last));
+                                     last_if(channels_last), last_if(weight_channels_last));
   problem.keeps_weight = keeps_weight;
   return explain(op, problem, arch);
 }
@@ -80,7 +79,7 @@ Choice explain_pool(const std::string& op, const std::vector<int64_t>& input,
   }
   const PoolProblem problem =
       pool_problem(op, input, output, adaptive ? at::IntArrayRef() : at::IntArrayRef(kernel_size), stride,
-                   padding, dilation, type, channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst);
+                   padding, dilation, type, last_if(channels_last));
   return explain(name, problem, arch);
 }
 
