@@ -78,7 +78,7 @@ struct LanesGradWeight {
       A* sums = partial + split * size + part.begin * block_weights;
       fill_zero(sums, part.size() * block_weights);
       for (int64_t unit = units * split / splits; unit < units * (split + 1) / splits; ++unit) {
-        add_unit(unit, part, sums, offsets[thread], tile_list[thread], scratches[thread]);
+        add_unit(unit, part, sums, thread);
       }
     });
     parallel(blocks.count,
@@ -94,7 +94,7 @@ struct LanesGradWeight {
   }
 
   // One box of one image, for some blocks.
-  void add_unit(int64_t unit, Range part, A* sums, int64_t* offsets, char* list, A* loaded) const {
+  void add_unit(int64_t unit, Range part, A* sums, int thread) const {
     int64_t image = unit;
     const Box box = boxes.take(image), read = boxes.source_of(box);
     const auto input_of = [&](int64_t b) {
@@ -107,9 +107,10 @@ struct LanesGradWeight {
     if constexpr (kMayBeInPlace) {
       if (in_place) {
         return add_box<T>(view_in_place(all.input, in), view_in_place(all.grad, out), box, part, all, sums,
-                          offsets, list);
+                          thread);
       }
     }
+    A* loaded = scratches[thread];
     const auto reading = staged_view<const A>(loaded, read, in.channels);
     A* grads = loaded + scratch_input;
     const auto grad = staged_view<const A>(grads, box, out.channels);
@@ -117,7 +118,7 @@ struct LanesGradWeight {
       load_lanes(input_of(b), in, blocks.lanes, read, loaded + (b - part.begin) * reading.block);
       load_lanes(grad_of(b), out, blocks.lanes, box, grads + (b - part.begin) * grad.block);
     }
-    add_box<A>(reading, grad, box, part, all, sums, offsets, list);
+    add_box<A>(reading, grad, box, part, all, sums, thread);
   }
 
   struct Images {  // of both operands, from the first channel of a part on
@@ -128,13 +129,16 @@ struct LanesGradWeight {
   // Elements E are T in place, else A.
   template <class E>
   void add_box(const LanesView<const E>& read, const LanesView<const E>& grad, const Box& box, Range part,
-               const Images& images, A* sums, int64_t* offsets, char* list) const {
-    if (tiled) return add_tiles(read, grad, box, part, images, sums, reinterpret_cast<GradTile<E>*>(list));
-    if constexpr (std::is_same_v<E, A>) add_rows(read, grad, box, part, images, sums, offsets);
+               const Images& images, A* sums, int thread) const {
+    if (tiled) {
+      return add_tiles(read, grad, box, part, images, sums,
+                       reinterpret_cast<GradTile<E>*>(tile_list[thread]));
+    }
+    if constexpr (std::is_same_v<E, A>) add_rows(read, grad, box, part, images, sums, offsets[thread]);
   }
 
   void add_rows(const LanesView<const A>& read, const LanesView<const A>& grad, const Box& box, Range part,
-                const Images& images, A* sums, int64_t* offsets) const {
+                const Images& images, A* sums, int64_t* row_offsets) const {
     const LanesGradSteps steps = {grad.stride[2],
                                   grad.stride[1],
                                   grad.channel,
@@ -149,7 +153,7 @@ struct LanesGradWeight {
     for (int64_t z = box.begin[0]; z < box.end[0]; ++z) {
       for (int64_t y = box.begin[1]; y < box.end[1]; y += height) {
         const int64_t rows = min_of(height, box.end[1] - y);
-        list_offsets(read, z, y, rows, offsets);
+        list_offsets(read, z, y, rows, row_offsets);
         Ahead ahead = ahead_of(z, y, part, images, ceil_div(box.size(2), pixels));
         const NextPart of_next = ahead_of_part(z, y, part, images, 1);
         for (int64_t j = box.begin[2]; j < box.end[2]; j += pixels) {
@@ -159,7 +163,7 @@ struct LanesGradWeight {
             if (j == box.begin[2]) of_next.next(blocks.first(b) - blocks.first(part.begin), 0);
             LanesGradRun<A> run = {grad.at(z, y, 0) + offset(grad, part, b),
                                    read.base + offset(read, part, b) - read.origin[2] * read.stride[2],
-                                   offsets,
+                                   row_offsets,
                                    rows,
                                    range,
                                    inside,

@@ -40,8 +40,8 @@ struct LanesConv {
                from.channels == 1 && to.channels == 1 && blocks.lanes == L &&
                rows_read() <= kRowsInCache / 16;
     for (int a = 0; a < kAxes; ++a) {
-      phases[a] = gradient ? min_of(shape.axis[a].stride, shape.axis[a].input) : 1;
-      if (a == 2) phases[a] *= column_step;
+      phase_count[a] = gradient ? min_of(shape.axis[a].stride, shape.axis[a].input) : 1;
+      if (a == 2) phase_count[a] *= column_step;
     }
     streamed = in_place && tiled && streams();
     if (in_place) {
@@ -56,14 +56,14 @@ struct LanesConv {
       source_scratch = (boxes.part_blocks + 1) * boxes.source_elements();
       scratch = (boxes.part_blocks + 1) * boxes.elements();
     }
-    rows = from.channels * shape.axis[0].kernel * shape.axis[1].kernel * kTileRows;
+    most_tap_rows = from.channels * shape.axis[0].kernel * shape.axis[1].kernel * kTileRows;
 
     memory.base = workspace;
     packed = memory.take<A>(blocks.count * block_weights);
     packed_bias = memory.take<A>(blocks.count * to.channels * L);
-    tap_rows = memory.take_each<char>(p.threads, rows * int64_t(sizeof(TapRow<A>)));
-    for (int a = 0; a < kAxes; ++a) phase[a] = memory.take<PhaseAxis>(phases[a]);
-    insides = memory.take<Range>(phases[2] * shape.axis[2].kernel);
+    tap_rows = memory.take_each<char>(p.threads, most_tap_rows * int64_t(sizeof(TapRow<A>)));
+    for (int a = 0; a < kAxes; ++a) phase[a] = memory.take<PhaseAxis>(phase_count[a]);
+    insides = memory.take<Range>(phase_count[2] * shape.axis[2].kernel);
     scratches = memory.take_each<A>(p.threads, scratch);
   }
 
@@ -134,14 +134,14 @@ struct LanesConv {
 
   void run(const Parallel& parallel) const {
     for (int a = 0; a < kAxes; ++a) {
-      for (int64_t r = 0; r < phases[a]; ++r) {
+      for (int64_t r = 0; r < phase_count[a]; ++r) {
         const int64_t step = a == 2 ? column_step : 1;
         phase[a][r] =
             every_nth(gradient ? grad_input_phase(shape.axis[a], r / step) : forward_phase(shape.axis[a]),
                       r % step, step);
       }
     }
-    for (int64_t r = 0; r < phases[2]; ++r) {
+    for (int64_t r = 0; r < phase_count[2]; ++r) {
       for (int64_t m = 0; m < phase[2][r].taps; ++m)
         insides[r * shape.axis[2].kernel + m] = positions_inside(phase[2][r], m);
     }
@@ -209,7 +209,7 @@ struct LanesConv {
         const Rows<E> of_tile = {
             list, count, height, write.at(z, y, 0), part, far && in_place ? &next : nullptr, of_next};
         int64_t run = 0;
-        for (int64_t r2 = 0; r2 < (spread ? 1 : phases[2]); ++r2) {
+        for (int64_t r2 = 0; r2 < (spread ? 1 : phase_count[2]); ++r2) {
           if (tiled) {
             run = compute_tiles<E>(r2, run, box, of_tile, read, write);
           } else if constexpr (std::is_same_v<E, A>) {
@@ -417,25 +417,25 @@ struct LanesConv {
   }
 
   ConvShape shape;
-  bool gradient, in_place, streamed;
-  bool far, spread = false;  // spread: a gradient's phases of the last axis in one tile
+  bool gradient;
   LaneBlocks<A> blocks;
   GroupedLayout from, to;
   Operands<T> operands;
   WeightStrides w;
   LaneBoxes<A> boxes;
-  int64_t phases[kAxes];
-  int64_t block_weights, rows;
+  bool in_place, streamed, far;
+  bool tiled = false, spread = false;  // spread: a gradient's phases of the last axis in one tile
+  int64_t tile_rows = 1, row_step = 1, column_step = 1;
+  int64_t phase_count[kAxes];
+  int64_t block_weights, most_tap_rows;
   int64_t source_scratch = 0,
           scratch = 0;  // elements where boxes are copied: of the source first, and of both
   ScratchLayout memory;
   A *packed, *packed_bias;
-  PerThread<A> scratches;
-  bool tiled = false;
-  int64_t tile_rows = 1, row_step = 1, column_step = 1;
   PhaseAxis* phase[kAxes];
   Range* insides;  // [phase][tap] of the last axis
   PerThread<char> tap_rows;
+  PerThread<A> scratches;
 };
 
 template <bool Gradient>

@@ -222,22 +222,22 @@ void pack_weight_columns(const Phases& phases, const Gather& g, const T* weight,
       });
     }
   }
-  if (phases.weight_channel == 1) {  // the channels are neighbours in memory
+  if (phases.weight_channel == 1) {  // the channels are neighbours in memory: rows are copied
     for_each_tap(g, depth, [&](int64_t m, Range source) {
       const T* tap = from + phases.weight_offset(g, m);
       for (int64_t c = source.begin; c < source.end; ++c)
         copy_run(tap + c * phases.weight_source, row(m, c), channels.size());
     });
   } else if (phases.weight_source == 1 && phases.weight_tap == g.channels && !phases.gradient &&
-             taps == phases.shape.taps()) {  // the source channels of all taps are
+             taps == phases.shape.taps()) {  // so are [tap][source channel], all of them: one transpose
     transpose_block(from + depth.begin, phases.weight_channel, channels.size(), depth.size(),
                     [&](int64_t i) { return to + i * kWide; });
-  } else if (phases.weight_source == 1) {  // those of a tap are
+  } else if (phases.weight_source == 1) {  // source channels are: a transpose for each tap
     for_each_tap(g, depth, [&](int64_t m, Range source) {
       transpose_block(from + phases.weight_offset(g, m) + source.begin, phases.weight_channel,
                       channels.size(), source.size(), [&](int64_t c) { return row(m, source.begin + c); });
     });
-  } else if (!phases.gradient && taps == phases.shape.taps()) {  // source channels and taps are
+  } else if (!phases.gradient && taps == phases.shape.taps()) {  // [source channel][tap] are, all of them
     constexpr int64_t kMost = 1024;  // rows whose places are listed: a division for each is slow
     const int64_t some = clamp(kMost / taps, 1, kLanes<Acc<T>>);
     int32_t place[kMost];
@@ -249,7 +249,7 @@ void pack_weight_columns(const Phases& phases, const Gather& g, const T* weight,
                         return taps <= kMost ? row(0, c) + place[j] * kWide : row(j % taps, c + j / taps);
                       });
     }
-  } else {  // taps are, and a gradient's channels; some of them may be wanted only
+  } else {  // taps are, and behind them a gradient's channels; a phase may have some of the taps only
     const SmallKernel<Acc<T>> kernel(phases, g);
     const int64_t ends = phases.gradient ? -channels.begin : channels.size() - 1;  // where the last one does
     for (int64_t c = 0; c < g.channels; ++c) {

@@ -13,18 +13,21 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 const Kernels& dense() {
-  static const ConvKernel conv[] = {kConvWinograd<false>,
-                                    CNNEXT_AMX(kConvRowsAmx<false>) kConvThinBf16,
-                                    kConvThin,
-                                    kConvRows<false>,
-                                    kConvCol2Im<false>,
-                                    kConvGemmBf16<false>,
-                                    kConvGemm,
-                                    kConvReference};
+  static const ConvKernel conv[] = {
+      kConvWinograd<false>,
+      CNNEXT_AMX(kConvRowsAmx<false>) kConvThinBf16,
+      kConvThin,
+      kConvRows<false>,
+      kConvCol2Im<false>,
+      kConvGemmBf16<false>,
+      kConvGemm,
+      kConvReference,
+  };
   static const ConvKernel conv_grad_input[] = {
       kConvWinograd<true>, CNNEXT_AMX(kConvRowsAmx<true>) kConvRows<true>,
       kConvCol2Im<true>,   kConvGemmBf16<true>,
-      kConvGradInputGemm,  kConvGradInputReference};
+      kConvGradInputGemm,  kConvGradInputReference,
+  };
   static const Kernels table = [] {
     Kernels all = {};
     all.conv = list(conv);

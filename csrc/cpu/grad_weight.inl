@@ -13,12 +13,14 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 const Kernels& grad_weight() {
-  static const ConvKernel conv_grad_weight[] = {CNNEXT_AMX(kConvGradWeightAmx) kConvGradWeightWinograd,
-                                                kConvGradWeightRows,
-                                                kConvGradWeightGemmBf16,
-                                                kConvGradWeightThin,
-                                                kConvGradWeightGemm,
-                                                kConvGradWeightReference};
+  static const ConvKernel conv_grad_weight[] = {
+      CNNEXT_AMX(kConvGradWeightAmx) kConvGradWeightWinograd,
+      kConvGradWeightRows,
+      kConvGradWeightGemmBf16,
+      kConvGradWeightThin,
+      kConvGradWeightGemm,
+      kConvGradWeightReference,
+  };
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
   static const Kernels table = [] {
     Kernels all = {};

@@ -58,7 +58,8 @@ CNNEXT_INLINE int64_t tile_lanes(const PoolShape& shape, int64_t element_size) {
   return max_of(1, min_of(kMostVectors, min_of(fit, share) / L)) * L;
 }
 
-// Pool is a kernel of channels last for elements of type Acc<T>.
+// Pool is a kernel of channels last for elements of type Acc<T>. It prepares its tables once, and then pools
+// all rows of the tile that its buffers are set to.
 template <class T, class Pool>
 struct PoolLanes {
   using A = Acc<T>;
