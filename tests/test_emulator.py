@@ -299,6 +299,38 @@ def test_more_images_than_a_grid_has_rows(emulator: Emulator, last: bool) -> Non
     assert torch.equal(found[-32:], F.conv2d(x[-32:].float(), t.weight.float()).bfloat16())
 
 
+# Of each depthwise body, by its window and stride; and direct ones, of one tile in a group and of several.
+MANY_GROUPS = [
+    ("depthwise", 2**16 + 2, (1, 1), 3, 1),
+    ("depthwise", 2**16 + 2, (1, 1), 3, 2),
+    ("depthwise", 2**16 + 2, (1, 1), 2, 1),
+    ("direct", 2**16 + 2, (1, 1), 2, 1),
+    ("direct", 2**14 + 2, (2, 65), 1, 1),
+]
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("kernel", "groups", "channels", "window", "stride"), MANY_GROUPS)
+@pytest.mark.parametrize("op", OPS[:3])
+def test_more_groups_than_a_grid_has_rows(
+    emulator: Emulator, op: str, kernel: str, groups: int, channels: tuple[int, int], window: int, stride: int,
+    last: bool,
+) -> None:  # fmt: skip
+    """The first and the last of them, which a later launch computes."""
+    C, K = channels
+    conv, few = (
+        problem((1, n * C, 2, 3), (n * K, C, window, window), stride, window // 2, groups=n) for n in (groups, 3)
+    )
+    whole = integers(conv).to(torch.bfloat16)
+    t = whole.to(torch.bfloat16, last)
+    {"conv": t.grad_output, "conv_grad_input": t.input, "conv_grad_weight": t.weight}[op].fill_(math.nan)
+    found = emulator.conv(op, kernel, conv, t, torch.bfloat16, last, False, most_blocks=64)
+    for c, k in ((slice(3 * C), slice(3 * K)), (slice(-3 * C, None), slice(-3 * K, None))):
+        ends = Operands(whole.input[:, c], whole.weight[k], whole.grad_output[:, k], whole.bias[k], whole.shift[c])
+        result = {"conv": found[:, k], "conv_grad_input": found[:, c], "conv_grad_weight": found[k]}[op]
+        assert torch.equal(result, by_torch(few, ends.to(torch.float64))[op].bfloat16())
+
+
 def error(result: Tensor, right: Tensor) -> float:
     return float((result.double() - right).norm() / right.norm())
 

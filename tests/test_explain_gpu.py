@@ -88,6 +88,19 @@ def test_large_tensors_on_a_gpu(op: str) -> None:
             conv_of_a_gpu(op, size, [1, 1, *[3] * (len(size) - 2)], half, False, padding)
 
 
+@pytest.mark.parametrize("op", ["conv", "conv_grad_input", "conv_grad_weight"])
+def test_many_groups_and_taps_on_a_gpu(op: str) -> None:
+    """More groups than a grid has rows are several launches; but taps and a group's channels are numbered."""
+    half = torch.bfloat16
+    for last in (False, True):
+        assert conv_of_a_gpu(op, [2, 1 << 17, 9, 9], [1 << 17, 1, 3, 3], half, last) == "depthwise"
+        assert conv_of_a_gpu(op, [2, 1 << 18, 9, 9], [1 << 18, 2, 3, 3], half, last) == "direct"
+    with pytest.raises(RuntimeError, match=r"direct: a window of more than 2\^31 taps"):
+        conv_of_a_gpu(op, [1, 1, 1, 1], [1, 1, 46341, 46341], half, False, 23170)
+    with pytest.raises(RuntimeError, match=r"direct: more than 2\^20 channels in a group"):
+        conv_of_a_gpu(op, [1, 1 << 21, 1], [1, 1 << 21, 1], torch.float64, False)
+
+
 @pytest.mark.parametrize("op", ["max_pool", "max_pool_with_indices", "avg_pool", "avg_pool_grad_input"])
 def test_large_planes_are_pooled_on_a_gpu(op: str) -> None:
     """Planes of more than 2^31 pixels too, but not axes of more than 2^30, nor windows of more than 2^31 taps."""

@@ -53,6 +53,12 @@ void gather(const ConvGather& g, const Stream& stream) {
   start<T, kPack, kLanes, kStrip, 0, 0>(a, stream);
 }
 
+// As for_each_phases, for so many channels at a time that a grid has a row for each.
+template <class T, class Run>
+void for_each_gather(Direction direction, const ConvProblem& p, const ConvBuffers& b, const Run& run) {
+  for_each_phases(direction, p, b, [&](const ConvGather& all) { for_each_groups<T>(all, 1, run); });
+}
+
 // Calls run(taps, step, dilated) for a square kernel that strips are computed by, in channels first; false if
 // it is none. Float64 would not find room in registers.
 template <class T, class Run>
@@ -85,7 +91,7 @@ bool gather_strips(Direction direction, const ConvProblem& p, const ConvBuffers&
   const bool forward = direction == Direction::kForward;
   if (!forward && (axis[0].stride > 1 || axis[1].stride > 1)) return false;
   return with_strips<T>(p, [&](auto taps, auto step, auto dilated) {
-    for_each_phases(direction, p, b, [&](const ConvGather& g) {
+    for_each_gather<T>(direction, p, b, [&](const ConvGather& g) {
       const Phase* count = g.phase[0].axis;
       const DepthwiseStrips a = {g, {count[0].count, count[1].count, count[2].count, axis[1].dilation}};
       launch(conv_gather_depthwise_strip<T, taps, step, dilated>,
@@ -111,11 +117,11 @@ bool is_plane(const Window& depth) {
   return depth.kernel == 1 && depth.input == 1 && depth.output == 1 && depth.padding == 0;
 }
 
-Slides slides_of(const ConvProblem& p, int64_t rows, int64_t columns) {
+Slides slides_of(const ConvProblem& p, int64_t channels, int64_t rows, int64_t columns) {
   const Window *axis = p.shape.axis, &h = axis[1], &w = axis[2];
   return {p.shape.N,
-          p.shape.C / kSlideChannels,
-          slide_tiles(p.shape.C),
+          channels / kSlideChannels,
+          slide_tiles(channels),
           rows,
           columns,
           slide_columns(int(w.kernel)),
@@ -155,9 +161,9 @@ bool gather_slides(Direction direction, const ConvProblem& p, const ConvBuffers&
   const Window* axis = p.shape.axis;
   if (direction == Direction::kGradInput && axis[1].stride > 1) return false;
   return with_slides<T>(p, b, [&](auto taps, auto step) {
-    for_each_phases(direction, p, b, [&](const ConvGather& g) {
+    for_each_gather<T>(direction, p, b, [&](const ConvGather& g) {
       const Phase* count = g.phase[0].axis;
-      const DepthwiseSlides a = {g, slides_of(p, count[1].count, count[2].count)};
+      const DepthwiseSlides a = {g, slides_of(p, g.groups, count[1].count, count[2].count)};
       launch(conv_gather_depthwise_slide<T, taps, step>,
              {ceil_div(g.images * a.slides.in_image, a.slides.per_block), slide_tiles(g.groups)},
              a.slides.threads(), 0, stream, a);
@@ -169,7 +175,7 @@ template <class T>
 bool grad_weight_slides(const ConvProblem& p, const ConvGradWeight& g, const ConvBuffers& b,
                         const Stream& stream) {
   return with_slides<T>(p, b, [&](auto taps, auto step) {
-    DepthwiseGradWeightSlides a = {g, slides_of(p, g.output[1], g.output[2]), {}};
+    DepthwiseGradWeightSlides a = {g, slides_of(p, g.groups, g.output[1], g.output[2]), {}};
     // What no window reads is not multiplied by zeros either: it may be infinite.
     for (int i = 1; i < kAxes; ++i) {
       const int64_t read = (g.output[i] - 1) * g.stride[i] + (taps - 1) * g.dilation[i] - g.padding[i] + 1;
@@ -186,7 +192,7 @@ bool grad_weight_slides(const ConvProblem& p, const ConvGradWeight& g, const Con
 template <class T, int kPack, int kTaps, bool kOdd>
 void start_pairs(const ConvProblem& p, const ConvGather& g, const Stream& stream) {
   const Window &h = p.shape.axis[1], &w = p.shape.axis[2];
-  const int64_t packs = p.shape.C / kPack, tiles = kPack == 1 ? packs : slide_tiles(p.shape.C);
+  const int64_t packs = g.groups / kPack, tiles = kPack == 1 ? packs : slide_tiles(g.groups);
   const DepthwisePairs a = {
       g,
       {g.images, packs, tiles, ceil_div(h.input, 2), ceil_div(w.input, 2), 1, 1, 1},
@@ -211,7 +217,7 @@ bool grad_input_pairs(const ConvProblem& p, const ConvBuffers& b, const Stream& 
     return false;
   }
   if constexpr (sizeof(T) < 8) {
-    for_each_phases(Direction::kGradInput, p, b, [&](const ConvGather& g) {  // once: there are four
+    for_each_gather<T>(Direction::kGradInput, p, b, [&](const ConvGather& g) {  // of four phases at most
       const auto start = [&](auto taps, auto odd) {
         if (h.kernel != taps || h.padding % 2 != odd) return;
         last ? start_pairs<T, kSlideChannels, taps, odd>(p, g, stream)
@@ -234,7 +240,7 @@ void gather(Direction direction, const ConvProblem& p, const ConvBuffers& b, con
     if (direction == Direction::kGradInput && grad_input_pairs<T>(p, b, stream)) return;
     if (gather_strips<T>(direction, p, b, stream)) return;
     const bool vectors = p.layout == Layout::kChannelsLast && p.shape.C % kPerVector<T> == 0;
-    for_each_phases(direction, p, b, [&](const ConvGather& g) {
+    for_each_gather<T>(direction, p, b, [&](const ConvGather& g) {
       if (vectors && are_aligned(g.source, g.destination)) {
         gather<T, kPerVector<T>, 8, 4>(g, stream);
       } else if (p.layout == Layout::kChannelsLast) {

@@ -17,12 +17,14 @@ void with_tile(int64_t channels, Run&& run) {
 void gather(Direction direction, const ConvProblem& p, const ConvBuffers& b, const Stream& stream) {
   with_type(p.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
-    for_each_phases(direction, p, b, [&](const ConvGather& g) {
-      with_tile(g.destination_channels, [&](auto width) {
+    for_each_phases(direction, p, b, [&](const ConvGather& all) {
+      with_tile(all.destination_channels, [&](auto width) {
         constexpr int kM = sizeof(T) == 8 ? 64 : 128, kN = decltype(width)::value;  // what registers hold
-        const int64_t tiles = ceil_div(g.destination_channels, kN) * g.groups;
-        launch(conv_gather_direct<T, kM, kN>, {ceil_div(most_rows(g), kM), tiles, g.phases}, kDirectThreads,
-               DirectTile<T, kM, kN>::kBytes, stream, g);
+        const int64_t tiles = ceil_div(all.destination_channels, kN);
+        for_each_groups<T>(all, tiles, [&](const ConvGather& g) {
+          launch(conv_gather_direct<T, kM, kN>, {ceil_div(most_rows(g), kM), tiles * g.groups, g.phases},
+                 kDirectThreads, DirectTile<T, kM, kN>::kBytes, stream, g);
+        });
       });
     });
   });
@@ -40,14 +42,20 @@ void run_conv_grad_weight_direct(const ConvProblem& p, const ConvBuffers& b, con
                                  char* workspace) {
   with_type(p.dtype, [&](auto* tag) {
     using T = Pointee<decltype(tag)>;
-    const ConvGradWeight g = grad_weight_arguments(p, b, workspace, direct_parts(p));
-    with_tile(g.C, [&](auto width) {
+    const ConvGradWeight all = grad_weight_arguments(p, b, workspace, direct_parts(p));
+    with_tile(all.C, [&](auto width) {
       constexpr int kM = 64, kN = decltype(width)::value;
-      const Grid grid = {g.taps * ceil_div(g.C, kN), ceil_div(g.K, kM) * g.groups, g.parts};
-      launch(conv_grad_weight_direct<T, kM, kN>, grid, kDirectThreads, DirectTile<T, kM, kN>::kBytes, stream,
-             g);
+      const int64_t tiles = ceil_div(all.K, kM), most = groups_at_once(tiles);
+      ConvGradWeight g = all;
+      for (int64_t first = 0; first < all.groups; first += most) {
+        g.groups = int(min_of(most, all.groups - first));
+        g.grad_output = static_cast<const T*>(all.grad_output) + first * g.output_group;
+        g.input = static_cast<const T*>(all.input) + first * g.input_group;
+        launch(conv_grad_weight_direct<T, kM, kN>, {g.taps * ceil_div(g.C, kN), tiles * g.groups, g.parts},
+               kDirectThreads, DirectTile<T, kM, kN>::kBytes, stream, g);
+        reduce_parts<T>(p, g, static_cast<T*>(b.weight) + first * g.K * g.taps * g.C, stream);
+      }
     });
-    reduce_parts<T>(p, g, b.weight, stream);
   });
 }
 

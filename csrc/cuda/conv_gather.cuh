@@ -197,6 +197,22 @@ void for_each_phases(Direction direction, const ConvProblem& p, const ConvBuffer
   }
 }
 
+// Calls run(arguments) for all groups, for so many at a time that a grid has a row for each of their tiles.
+template <class T, class Run>
+void for_each_groups(const ConvGather& all, int64_t tiles_of_group, Run&& run) {
+  ConvGather g = all;
+  const int64_t most = groups_at_once(tiles_of_group);
+  for (int64_t first = 0; first < all.groups; first += most) {
+    g.groups = int(min_of(most, all.groups - first));
+    g.source = static_cast<const T*>(all.source) + first * g.source_group;
+    g.weight = static_cast<const T*>(all.weight) + first * g.weight_group;
+    const int64_t channel = first * g.destination_channels;
+    if (all.bias) g.bias = static_cast<const T*>(all.bias) + channel;
+    g.destination = static_cast<T*>(all.destination) + channel * g.destination_strides.channel;
+    run(g);
+  }
+}
+
 // Rows of the largest phase.
 inline int64_t most_rows(const ConvGather& g) {
   int64_t most = 0;

@@ -16,6 +16,10 @@ enum class Direction { kForward, kGradInput };  // of a gather
 
 constexpr int64_t kMostGridX = 0x7fffffff, kMostGridYZ = 65535;
 
+// So many groups are computed by one grid that has a row for each of their tiles; what starts behind them has
+// the alignment of the first.
+constexpr int64_t groups_at_once(int64_t tiles_of_group) { return max_of(1, (1 << 15) / tiles_of_group); }
+
 using ConvKernel = Kernel<ConvProblem, ConvBuffers, Stream>;
 using PoolKernel = Kernel<PoolProblem, PoolBuffers, Stream>;
 using Kernels = KernelTable<Stream>;

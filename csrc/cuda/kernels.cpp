@@ -27,8 +27,9 @@ const char* direct_refuses(const ConvProblem& p) {
   const ConvShape& s = p.shape;
   if (const char* reason = axes_refuse(s)) return reason;
   if (max_of(s.input_pixels(), s.output_pixels()) > kMostPixels) return "an image of more than 2^31 pixels";
-  const int64_t tiles = ceil_div(max_of(s.C_per_group(), s.K_per_group()), 16) * s.groups;
-  return tiles > kMostGridYZ ? "more than 65535 groups" : nullptr;
+  if (s.taps() > kMostPixels) return "a window of more than 2^31 taps";
+  const int64_t tiles = ceil_div(max_of(s.C_per_group(), s.K_per_group()), 16);
+  return tiles > kMostGridYZ ? "more than 2^20 channels in a group" : nullptr;
 }
 int64_t direct_workspace(const ConvProblem& p) {
   return direct_parts(p) * p.shape.weights() * accumulator_bytes(p);
@@ -38,7 +39,6 @@ const char* depthwise_refuses(const ConvProblem& p) {
   const ConvShape& s = p.shape;
   if (s.groups != s.C || s.K != s.C) return "a group has other than one input and one output";
   if (s.axis[2].kernel > 128) return "a kernel of more than 128 columns";
-  if (p.layout == Layout::kChannelsFirst && s.C > kMostGridYZ) return "more than 65535 channels";
   return direct_refuses(p);
 }
 const char* grad_weight_depthwise_refuses(const ConvProblem& p) {
