@@ -5,7 +5,6 @@
 #if defined(CNNEXT_WITH_CUDA)
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <array>
@@ -24,16 +23,10 @@ void set_gpu(PoolProblem& problem, int arch) { problem.arch = arch; }
 
 #if defined(CNNEXT_WITH_CUDA)
 
-struct OnGpu::State {
-  c10::cuda::CUDAGuard guard;
-};
-
-OnGpu::OnGpu(const at::Tensor& tensor) : state_(new State{c10::cuda::CUDAGuard(tensor.device())}) {}
-OnGpu::~OnGpu() { delete state_; }
-
+OnGpu::OnGpu(const at::Tensor& tensor) : guard_(tensor.device()) {}
 int OnGpu::arch() const {
   static std::array<std::atomic<int>, C10_COMPILE_TIME_MAX_GPUS> known;  // by device; 0 until it is asked for
-  std::atomic<int>& arch = known[state_->guard.current_device().index()];
+  std::atomic<int>& arch = known[guard_.current_device().index()];
   if (arch == 0) arch = cuda::code_arch();
   return arch;
 }
@@ -48,11 +41,9 @@ at::DataPtr OnGpu::workspace(int64_t bytes) const {
 
 #else
 
-struct OnGpu::State {};
-OnGpu::OnGpu(const at::Tensor&) : state_(nullptr) {
+OnGpu::OnGpu(const at::Tensor& tensor) : guard_(tensor.device()) {
   TORCH_CHECK(false, "this build of cnnext has no CUDA kernels");
 }
-OnGpu::~OnGpu() = default;
 int OnGpu::arch() const { return 0; }
 cuda::Stream OnGpu::stream() const { return {}; }
 at::DataPtr OnGpu::workspace(int64_t) const { return {}; }

@@ -1,6 +1,8 @@
 // Runs a kernel on the device that its tensors are on: the one place where CPU and GPU part.
 #pragma once
 
+#include <c10/core/DeviceGuard.h>
+
 #include "common.h"
 #include "memory.h"
 
@@ -22,17 +24,12 @@ void set_gpu(PoolProblem& problem, int arch);
 class OnGpu {
  public:
   explicit OnGpu(const at::Tensor& tensor);
-  ~OnGpu();
-  OnGpu(const OnGpu&) = delete;
-  OnGpu& operator=(const OnGpu&) = delete;
-
   int arch() const;  // that the code was compiled for which this GPU runs
   cuda::Stream stream() const;
   at::DataPtr workspace(int64_t bytes) const;
 
  private:
-  struct State;
-  State* state_;
+  c10::DeviceGuard guard_;
 };
 
 // Chooses a candidate of the operator for the device of `result` and runs it.
