@@ -117,6 +117,16 @@ bool is_plane(const Window& depth) {
   return depth.kernel == 1 && depth.input == 1 && depth.output == 1 && depth.padding == 0;
 }
 
+// Whether channels can be read and written in pairs.
+template <class T>
+bool has_pairs(const ConvProblem& p, const ConvBuffers& b) {
+  const auto is_aligned = [](const void* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) % (kSlideChannels * sizeof(T)) == 0;
+  };
+  return p.layout == Layout::kChannelsLast && p.shape.C % kSlideChannels == 0 && is_aligned(b.input) &&
+         is_aligned(b.output);
+}
+
 Slides slides_of(const ConvProblem& p, int64_t channels, int64_t rows, int64_t columns) {
   const Window *axis = p.shape.axis, &h = axis[1], &w = axis[2];
   return {p.shape.N,
@@ -133,16 +143,12 @@ Slides slides_of(const ConvProblem& p, int64_t channels, int64_t rows, int64_t c
 template <class T, class Run>
 bool with_slides(const ConvProblem& p, const ConvBuffers& b, const Run& run) {
   const Window &d = p.shape.axis[0], &h = p.shape.axis[1], &w = p.shape.axis[2];
-  const auto is_aligned = [](const void* pointer) {
-    return reinterpret_cast<uintptr_t>(pointer) % (kSlideChannels * sizeof(T)) == 0;
-  };
   // Where taps lie so far apart that few outputs share an input, a strip is not worth its weights.
   const auto is_far = [](const Window& axis) {
     return axis.dilation > 1 && axis.dilation * 4 > min_of(axis.input, axis.output);
   };
-  if (p.layout != Layout::kChannelsLast || p.shape.C % kSlideChannels || !is_plane(d) ||
-      h.kernel != w.kernel || h.stride != w.stride || is_far(h) || is_far(w) ||
-      w.dilation * p.shape.C >= int64_t{1} << 31 || !is_aligned(b.input) || !is_aligned(b.output)) {
+  if (!has_pairs<T>(p, b) || !is_plane(d) || h.kernel != w.kernel || h.stride != w.stride || is_far(h) ||
+      is_far(w) || w.dilation * p.shape.C >= int64_t{1} << 31) {
     return false;
   }
   const auto is = [&](auto taps, auto step) {
@@ -208,12 +214,8 @@ template <class T>
 bool grad_input_pairs(const ConvProblem& p, const ConvBuffers& b, const Stream& stream) {
   const Window &d = p.shape.axis[0], &h = p.shape.axis[1], &w = p.shape.axis[2];
   const bool last = p.layout == Layout::kChannelsLast;
-  const auto is_aligned = [](const void* pointer) {
-    return reinterpret_cast<uintptr_t>(pointer) % (kSlideChannels * sizeof(T)) == 0;
-  };
   if (!is_plane(d) || h.stride != 2 || w.stride != 2 || h.dilation * w.dilation > 1 || h.kernel != w.kernel ||
-      (h.kernel != 3 && h.kernel != 5) || (h.padding - w.padding) % 2 != 0 ||
-      (last && (p.shape.C % kSlideChannels != 0 || !is_aligned(b.input) || !is_aligned(b.output)))) {
+      (h.kernel != 3 && h.kernel != 5) || (h.padding - w.padding) % 2 != 0 || (last && !has_pairs<T>(p, b))) {
     return false;
   }
   if constexpr (sizeof(T) < 8) {
@@ -223,10 +225,10 @@ bool grad_input_pairs(const ConvProblem& p, const ConvBuffers& b, const Stream& 
         last ? start_pairs<T, kSlideChannels, taps, odd>(p, g, stream)
              : start_pairs<T, 1, taps, odd>(p, g, stream);
       };
-      start(std::integral_constant<int, 3>(), std::false_type());
-      start(std::integral_constant<int, 3>(), std::true_type());
-      start(std::integral_constant<int, 5>(), std::false_type());
-      start(std::integral_constant<int, 5>(), std::true_type());
+      start(three, std::false_type());
+      start(three, std::true_type());
+      start(five, std::false_type());
+      start(five, std::true_type());
     });
     return true;
   }

@@ -166,4 +166,35 @@ void run_grad_weight(const ConvProblem& p, ConvBuffers b, const Stream& stream, 
   reduce_parts<T>(p, a.g, b.weight, stream);
 }
 
+// Call run with a tag of the element type, as with_type does, for the types of one kind of products.
+template <class Run>
+void with_half(DType dtype, const Run& run) {
+  if (dtype == DType::kFloat16) return run(static_cast<Float16*>(nullptr));
+  run(static_cast<BFloat16*>(nullptr));
+}
+template <class Run>
+void with_float(DType, const Run& run) {
+  run(static_cast<float*>(nullptr));
+}
+
+// Defines run_conv_gemm_<suffix> and the launchers of both gradients, by the products of Gpu.
+#define CNNEXT_GEMM_KERNELS(suffix, Gpu, with_element)                                                       \
+  void run_conv_gemm_##suffix(const ConvProblem& p, const ConvBuffers& b, const Stream& stream,              \
+                              char* workspace) {                                                             \
+    with_element(p.dtype, [&](auto* tag) {                                                                   \
+      run_gather<Pointee<decltype(tag)>, Gpu>(Direction::kForward, p, b, stream, workspace);                 \
+    });                                                                                                      \
+  }                                                                                                          \
+  void run_conv_grad_input_gemm_##suffix(const ConvProblem& p, const ConvBuffers& b, const Stream& stream,   \
+                                         char* workspace) {                                                  \
+    with_element(p.dtype, [&](auto* tag) {                                                                   \
+      run_gather<Pointee<decltype(tag)>, Gpu>(Direction::kGradInput, p, b, stream, workspace);               \
+    });                                                                                                      \
+  }                                                                                                          \
+  void run_conv_grad_weight_gemm_##suffix(const ConvProblem& p, const ConvBuffers& b, const Stream& stream,  \
+                                          char* workspace) {                                                 \
+    with_element(p.dtype,                                                                                    \
+                 [&](auto* tag) { run_grad_weight<Pointee<decltype(tag)>, Gpu>(p, b, stream, workspace); }); \
+  }
+
 }  // namespace cnnext::cuda

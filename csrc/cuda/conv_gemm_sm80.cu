@@ -1,24 +1,8 @@
+// Float16 and bfloat16 on tensor cores.
 #include "conv_gemm_launch.cuh"
 
 namespace cnnext::cuda {
 
-void run_conv_gemm_sm80(const ConvProblem& p, const ConvBuffers& b, const Stream& stream, char* workspace) {
-  if (p.dtype == DType::kFloat16)
-    return run_gather<Float16, Sm80<false>>(Direction::kForward, p, b, stream, workspace);
-  run_gather<BFloat16, Sm80<false>>(Direction::kForward, p, b, stream, workspace);
-}
-
-void run_conv_grad_input_gemm_sm80(const ConvProblem& p, const ConvBuffers& b, const Stream& stream,
-                                   char* workspace) {
-  if (p.dtype == DType::kFloat16)
-    return run_gather<Float16, Sm80<false>>(Direction::kGradInput, p, b, stream, workspace);
-  run_gather<BFloat16, Sm80<false>>(Direction::kGradInput, p, b, stream, workspace);
-}
-
-void run_conv_grad_weight_gemm_sm80(const ConvProblem& p, const ConvBuffers& b, const Stream& stream,
-                                    char* workspace) {
-  if (p.dtype == DType::kFloat16) return run_grad_weight<Float16, Sm80<false>>(p, b, stream, workspace);
-  run_grad_weight<BFloat16, Sm80<false>>(p, b, stream, workspace);
-}
+CNNEXT_GEMM_KERNELS(sm80, Sm80<false>, with_half)
 
 }  // namespace cnnext::cuda

@@ -1,3 +1,4 @@
+// Float16 and bfloat16 by Hopper's tensor cores.
 #include "conv_gemm_launch.cuh"
 
 namespace cnnext::cuda {
@@ -9,23 +10,6 @@ int code_arch() {
   return arch == 90 && !has_body(sm90) ? 89 : arch;
 }
 
-void run_conv_gemm_sm90(const ConvProblem& p, const ConvBuffers& b, const Stream& stream, char* workspace) {
-  if (p.dtype == DType::kFloat16)
-    return run_gather<Float16, Sm90>(Direction::kForward, p, b, stream, workspace);
-  run_gather<BFloat16, Sm90>(Direction::kForward, p, b, stream, workspace);
-}
-
-void run_conv_grad_input_gemm_sm90(const ConvProblem& p, const ConvBuffers& b, const Stream& stream,
-                                   char* workspace) {
-  if (p.dtype == DType::kFloat16)
-    return run_gather<Float16, Sm90>(Direction::kGradInput, p, b, stream, workspace);
-  run_gather<BFloat16, Sm90>(Direction::kGradInput, p, b, stream, workspace);
-}
-
-void run_conv_grad_weight_gemm_sm90(const ConvProblem& p, const ConvBuffers& b, const Stream& stream,
-                                    char* workspace) {
-  if (p.dtype == DType::kFloat16) return run_grad_weight<Float16, Sm90>(p, b, stream, workspace);
-  run_grad_weight<BFloat16, Sm90>(p, b, stream, workspace);
-}
+CNNEXT_GEMM_KERNELS(sm90, Sm90, with_half)
 
 }  // namespace cnnext::cuda

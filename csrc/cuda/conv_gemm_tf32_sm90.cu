@@ -3,19 +3,6 @@
 
 namespace cnnext::cuda {
 
-void run_conv_gemm_tf32_sm90(const ConvProblem& p, const ConvBuffers& b, const Stream& stream,
-                             char* workspace) {
-  run_gather<float, Tf32Sm90>(Direction::kForward, p, b, stream, workspace);
-}
-
-void run_conv_grad_input_gemm_tf32_sm90(const ConvProblem& p, const ConvBuffers& b, const Stream& stream,
-                                        char* workspace) {
-  run_gather<float, Tf32Sm90>(Direction::kGradInput, p, b, stream, workspace);
-}
-
-void run_conv_grad_weight_gemm_tf32_sm90(const ConvProblem& p, const ConvBuffers& b, const Stream& stream,
-                                         char* workspace) {
-  run_grad_weight<float, Tf32Sm90>(p, b, stream, workspace);
-}
+CNNEXT_GEMM_KERNELS(tf32_sm90, Tf32Sm90, with_float)
 
 }  // namespace cnnext::cuda

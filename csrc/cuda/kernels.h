@@ -9,33 +9,22 @@ namespace cnnext::cuda {
 // meant for a newer one is not in it. 89 stands for code for 9.0 without Hopper's own instructions.
 int code_arch();
 
-#define CNNEXT_CONV_KERNEL(name) \
-  void name(const ConvProblem&, const ConvBuffers&, const Stream&, char* workspace)
+// A convolution kernel's three directions.
+#define CNNEXT_CONV_KERNELS(method)                                                                          \
+  void run_conv_##method(const ConvProblem&, const ConvBuffers&, const Stream&, char* workspace);            \
+  void run_conv_grad_input_##method(const ConvProblem&, const ConvBuffers&, const Stream&, char* workspace); \
+  void run_conv_grad_weight_##method(const ConvProblem&, const ConvBuffers&, const Stream&, char* workspace)
 #define CNNEXT_POOL_KERNEL(name) \
   void name(const PoolProblem&, const PoolBuffers&, const Stream&, char* workspace)
 
-CNNEXT_CONV_KERNEL(run_conv_direct);
-CNNEXT_CONV_KERNEL(run_conv_grad_input_direct);
-CNNEXT_CONV_KERNEL(run_conv_grad_weight_direct);
-CNNEXT_CONV_KERNEL(run_conv_depthwise);
-CNNEXT_CONV_KERNEL(run_conv_grad_input_depthwise);
-CNNEXT_CONV_KERNEL(run_conv_grad_weight_depthwise);
-CNNEXT_CONV_KERNEL(run_conv_gemm_sm80);
-CNNEXT_CONV_KERNEL(run_conv_gemm_sm90);
-CNNEXT_CONV_KERNEL(run_conv_grad_input_gemm_sm80);
-CNNEXT_CONV_KERNEL(run_conv_grad_input_gemm_sm90);
-CNNEXT_CONV_KERNEL(run_conv_grad_weight_gemm_sm80);
-CNNEXT_CONV_KERNEL(run_conv_grad_weight_gemm_sm90);
-CNNEXT_CONV_KERNEL(run_conv_gemm_tf32_sm90);
-CNNEXT_CONV_KERNEL(run_conv_grad_input_gemm_tf32_sm90);
-CNNEXT_CONV_KERNEL(run_conv_grad_weight_gemm_tf32_sm90);
-CNNEXT_CONV_KERNEL(run_conv_gemm_tf32_sm80);
-CNNEXT_CONV_KERNEL(run_conv_grad_input_gemm_tf32_sm80);
-CNNEXT_CONV_KERNEL(run_conv_grad_weight_gemm_tf32_sm80);
-CNNEXT_CONV_KERNEL(run_conv_gemm_3xtf32_sm80);
-CNNEXT_CONV_KERNEL(run_conv_grad_input_gemm_3xtf32_sm80);
-CNNEXT_CONV_KERNEL(run_conv_grad_weight_gemm_3xtf32_sm80);
-CNNEXT_CONV_KERNEL(run_conv_grad_bias);
+CNNEXT_CONV_KERNELS(direct);
+CNNEXT_CONV_KERNELS(depthwise);
+CNNEXT_CONV_KERNELS(gemm_sm80);
+CNNEXT_CONV_KERNELS(gemm_sm90);
+CNNEXT_CONV_KERNELS(gemm_tf32_sm90);
+CNNEXT_CONV_KERNELS(gemm_tf32_sm80);
+CNNEXT_CONV_KERNELS(gemm_3xtf32_sm80);
+void run_conv_grad_bias(const ConvProblem&, const ConvBuffers&, const Stream&, char* workspace);
 
 CNNEXT_POOL_KERNEL(run_max_pool);
 CNNEXT_POOL_KERNEL(run_max_pool_with_offsets);

@@ -236,7 +236,6 @@ CNNEXT_DEVICE uint64_t wgmma_advance(uint64_t operand, int bytes) { return opera
       f(i + 11), f(i + 12), f(i + 13), f(i + 14), f(i + 15)
 #define CNNEXT_R32(f, i) CNNEXT_R16(f, i), CNNEXT_R16(f, i + 16)
 #define CNNEXT_R64(f, i) CNNEXT_R32(f, i), CNNEXT_R32(f, i + 32)
-#define CNNEXT_R128(f, i) CNNEXT_R64(f, i), CNNEXT_R64(f, i + 64)
 #define CNNEXT_N16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define CNNEXT_N32 \
   CNNEXT_N16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -244,12 +243,6 @@ CNNEXT_DEVICE uint64_t wgmma_advance(uint64_t operand, int bytes) { return opera
   CNNEXT_N32                                                                                               \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
   "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define CNNEXT_N128                                                                                        \
-  CNNEXT_N64                                                                                               \
-  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, " \
-  "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "     \
-  "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, " \
-  "%120, %121, %122, %123, %124, %125, %126, %127"
 #define CNNEXT_SUM(i) "+f"(c[i])
 #define CNNEXT_WGMMA(n, type, registers, names, a_at, b_at, ta_at, tb_at)                                    \
   asm volatile("{.reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type \
@@ -260,20 +253,16 @@ template <class T, bool kAcrossA, bool kAcrossB, int kCount>
 CNNEXT_DEVICE void wgmma(float (&c)[kCount], uint64_t a, uint64_t b) {
   constexpr bool kHalf = std::is_same_v<T, Float16>;
   static_assert(kHalf || std::is_same_v<T, BFloat16>);
-  static_assert(kCount == 32 || kCount == 64 || kCount == 128);
+  static_assert(kCount == 32 || kCount == 64);
 #if CNNEXT_SM90A
   if constexpr (kCount == 32 && kHalf) {
     CNNEXT_WGMMA("64", "f16", CNNEXT_R32, CNNEXT_N32, "%32", "%33", "%34", "%35");
   } else if constexpr (kCount == 32) {
     CNNEXT_WGMMA("64", "bf16", CNNEXT_R32, CNNEXT_N32, "%32", "%33", "%34", "%35");
-  } else if constexpr (kCount == 64 && kHalf) {
-    CNNEXT_WGMMA("128", "f16", CNNEXT_R64, CNNEXT_N64, "%64", "%65", "%66", "%67");
-  } else if constexpr (kCount == 64) {
-    CNNEXT_WGMMA("128", "bf16", CNNEXT_R64, CNNEXT_N64, "%64", "%65", "%66", "%67");
   } else if constexpr (kHalf) {
-    CNNEXT_WGMMA("256", "f16", CNNEXT_R128, CNNEXT_N128, "%128", "%129", "%130", "%131");
+    CNNEXT_WGMMA("128", "f16", CNNEXT_R64, CNNEXT_N64, "%64", "%65", "%66", "%67");
   } else {
-    CNNEXT_WGMMA("256", "bf16", CNNEXT_R128, CNNEXT_N128, "%128", "%129", "%130", "%131");
+    CNNEXT_WGMMA("128", "bf16", CNNEXT_R64, CNNEXT_N64, "%64", "%65", "%66", "%67");
   }
 #endif
 }
