@@ -123,7 +123,7 @@ class Emulator:
 
     def conv(
         self, op: str, kernel: str, conv: Conv, t: Operands, dtype: torch.dtype, last: bool, weight_last: bool,
-        arch: int = 90, tf32: bool = False, shift: int = 0, blocks: int = 264, most_blocks: int = 0,
+        arch: int = 90, tf32: bool = False, shift: int | Sequence[int] = 0, blocks: int = 264, most_blocks: int = 0,
     ) -> Tensor:  # fmt: skip
         """The result of one operator by one kernel, on small tensors of that type and layout.
 
@@ -135,8 +135,8 @@ class Emulator:
         conflicts = ctypes.c_int64()
         answer = self.emulator.emulate_conv(
             op.encode(), kernel.encode(), _conv_sizes(conv), _conv_flags(conv, dtype, last, weight_last, arch, tf32),
-            _pointers(tensors), _bytes(tensors), ctypes.c_int64(shift), self._next_seed(), ctypes.c_int64(blocks),
-            ctypes.c_int64(most_blocks), ctypes.byref(conflicts),
+            _pointers(tensors), _bytes(tensors), _longs([shift] * 4 if isinstance(shift, int) else shift),
+            self._next_seed(), ctypes.c_int64(blocks), ctypes.c_int64(most_blocks), ctypes.byref(conflicts),
         )  # fmt: skip
         self.bank_conflicts = conflicts.value
         _check(answer)
@@ -160,8 +160,8 @@ class Emulator:
 
     def pool(
         self, op: str, sizes: Sequence[int], axes: Sequence[Sequence[int]], tensors: Sequence[Tensor | None],
-        dtype: torch.dtype, last: bool, count_padding: bool = True, divisor: int = 0, shift: int = 0, blocks: int = 264,
-        most_blocks: int = 0,
+        dtype: torch.dtype, last: bool, count_padding: bool = True, divisor: int = 0, shift: int | Sequence[int] = 0,
+        blocks: int = 264, most_blocks: int = 0,
     ) -> None:  # fmt: skip
         """One operator of pooling, on tensors (input, output, offsets, indices); it writes those it makes.
 
@@ -173,7 +173,8 @@ class Emulator:
         given = [torch.empty(0) if each is None else each for each in tensors]
         answer = self.emulator.emulate_pool(
             op.encode(), _longs(flat), (ctypes.c_int * 4)(*flags), _pointers(given), _bytes(given),
-            ctypes.c_int64(shift), self._next_seed(), ctypes.c_int64(blocks), ctypes.c_int64(most_blocks),
+            _longs([shift] * 3 + [0] if isinstance(shift, int) else shift), self._next_seed(), ctypes.c_int64(blocks),
+            ctypes.c_int64(most_blocks),
         )  # fmt: skip
         _check(answer)
 

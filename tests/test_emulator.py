@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from convolutions import OPS, Conv, Operands, by_torch, integers, normals, problem
 from emulation import Emulator, Refused, build
-from kernels import DTYPES, layout
+from kernels import DTYPES, Ints, layout
 from pooling import TABLE as POOLS
 from pooling import Pool
 from test_conv_exact import CASES
@@ -79,31 +79,33 @@ def kernels(op: str) -> list[str]:
 
 def run(
     emulator: Emulator, op: str, kernel: str, conv: Conv, t: Operands, expected: Tensor,
-    dtype: torch.dtype, last: bool, weight_last: bool, shift: int, blocks: int,
+    dtype: torch.dtype, last: bool, weight_last: bool, shift: Ints, blocks: int, arch: int = 90,
 ) -> bool:  # fmt: skip
     """Whether the kernel takes the problem; then its result is exact. TF32 is exact for small integers too.
 
-    `shift`: elements by which tensors are off the alignment that memory has.
+    `shift`: elements by which tensors (input, weight, bias, output) are off the alignment that memory has.
     """
     ways = (dtype, last, weight_last)
-    more = {"tf32": "3xtf32" not in kernel, "shift": shift * dtype.itemsize, "blocks": blocks}
+    shifts = [each * dtype.itemsize for each in ((shift,) * 4 if isinstance(shift, int) else shift)]
+    tf32 = "3xtf32" not in kernel
     try:
-        result = emulator.conv(op, kernel, conv, t, *ways, **more)
+        result = emulator.conv(op, kernel, conv, t, *ways, arch, tf32, shifts, blocks)
     except Refused:
         return False
-    assert torch.equal(result, expected.to(dtype)), (op, kernel, str(conv), *ways, shift, blocks)
+    assert torch.equal(result, expected.to(dtype)), (op, kernel, str(conv), *ways, shift, blocks, arch)
     return True
 
 
 @pytest.mark.parametrize(("op", "kernel"), [(op, kernel) for op in OPS for kernel in kernels(op)])
 def test_convolution(emulator: Emulator, op: str, kernel: str) -> None:
-    """Every kernel, all its types, layouts and tiles in turn, aligned memory and not."""
+    """Every kernel, all its types, layouts and tiles in turn, aligned memory and not, on several GPUs."""
     ways = itertools.cycle(itertools.product(DTYPES, (False, True), (False, True), (0, 1), (1, 264)))
+    archs = itertools.cycle([90] if "sm90" in kernel else [90, 86, 80, 120, 75])
     taken = 0
     for conv in [*SMALL, *TILES]:
         operands = integers(conv)
         expected = by_torch(conv, operands)[op]
-        tries = (run(emulator, op, kernel, conv, operands, expected, *next(ways)) for _ in range(64))
+        tries = (run(emulator, op, kernel, conv, operands, expected, *next(ways), next(archs)) for _ in range(64))
         taken += sum(itertools.islice((taken for taken in tries if taken), 1 if conv in SMALL else 4))
     assert taken > 5
 
@@ -153,11 +155,13 @@ def test_the_sum_of_a_bias_is_accurate(emulator: Emulator) -> None:
 @pytest.mark.parametrize("op", OPS[:3])
 @pytest.mark.parametrize("conv", STRIPS, ids=str)
 def test_depthwise(emulator: Emulator, op: str, conv: Conv) -> None:
-    """Every type and layout; the sum in one part and in many."""
+    """Every type and layout; the sum in one part and in many; each tensor with an alignment of its own."""
     operands = integers(conv)
     expected = by_torch(conv, operands)[op]
-    for way in itertools.product(DTYPES, (False, True), (False, True), (0, 2), (1, 264)):
-        assert run(emulator, op, "depthwise", conv, operands, expected, *way)
+    shifts = itertools.cycle([0, 2, (1, 0, 0, 0), (0, 0, 0, 1), (0, 1, 1, 0)])
+    for dtype, last, weight_last, blocks in itertools.product(DTYPES, (False, True), (False, True), (1, 264)):
+        ways = (dtype, last, weight_last, next(shifts), blocks)
+        assert run(emulator, op, "depthwise", conv, operands, expected, *ways)
 
 
 def test_sum_of_many_parts(emulator: Emulator) -> None:

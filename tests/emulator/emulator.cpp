@@ -11,6 +11,7 @@ namespace cnnext::emulator {
 Fiber* current = nullptr;
 Launch launched;
 int64_t most_blocks = 0;
+int most_shared = kMostShared;
 unsigned char* shared = nullptr;
 
 namespace {
@@ -213,7 +214,7 @@ void together(void (*what)(void**), void* argument) {
 
 void run(Dim grid, int threads, int shared_bytes, const std::function<void()>& body) {
   static std::vector<unsigned char> memory(kMostShared + 2 * kGuard + kAlignment);
-  if (shared_bytes > kMostShared) throw std::runtime_error("too much shared memory");
+  if (shared_bytes > most_shared) throw std::runtime_error("too much shared memory");
   shared = memory.data() + kGuard;
   shared += kAlignment - reinterpret_cast<uintptr_t>(shared) % kAlignment;
   shared_size = shared_bytes;

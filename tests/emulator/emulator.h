@@ -8,7 +8,8 @@
 // - asynchronous matrix products read their operands and write their sums as late as at the wait, or earlier;
 // what threads wrote to shared memory they find only behind a fence and a barrier;
 // - all threads reach every barrier, all lanes every instruction of a warp: else the launch fails by name.
-// It counts bank conflicts of ldmatrix and of single loads. It knows no memory model and no limits of a GPU.
+// It counts bank conflicts of ldmatrix and of single loads. Of a GPU's limits it knows shared memory and the
+// size of a grid; it knows no memory model.
 #pragma once
 
 #include <setjmp.h>
@@ -30,7 +31,7 @@ struct Dim {
 };
 
 constexpr int kWarp = 32;
-constexpr int kMostShared = 113 * 1024;  // bytes, of which two blocks find room on 9.0
+constexpr int kMostShared = 113 * 1024;  // bytes of a block, of which two find room on 9.0
 constexpr unsigned char kPoison = 0xff;  // NaN in every type
 
 struct Copy {
@@ -76,6 +77,7 @@ extern Fiber* current;
 extern Launch launched;
 extern int64_t bank_conflicts;
 extern int64_t most_blocks;  // of the first and of the last of a launch that run; 0 for all
+extern int most_shared;      // bytes that a block may have
 extern unsigned char* shared;
 
 [[noreturn]] void fail(const std::string& message);  // ends the launch

@@ -66,6 +66,11 @@ class Guarded {
   std::vector<unsigned char> memory_;
 };
 
+// Of a block, in bytes; where a multiprocessor has 164 KB and more, two blocks must find room.
+int shared_memory_of(int arch) {
+  return 1024 * (arch == 75 ? 64 : arch == 80 ? 81 : arch == 90 || arch == 100 ? 113 : 99);
+}
+
 std::string message;
 const char* answer(const std::string& text) {
   message = text;
@@ -115,7 +120,7 @@ ConvProblem conv_problem(const int64_t* sizes, const int* flags) {
 // An operator of convolution by one kernel of a table. Tensors with their bytes: input, weight, bias, output.
 template <class Table, class Context>
 const char* run_conv(const Table& table, const Context& context, const std::string& op, const char* name,
-                     const ConvProblem& p, void** tensors, const int64_t* bytes, int64_t shift) {
+                     const ConvProblem& p, void** tensors, const int64_t* bytes, const int64_t* shifts) {
   const auto& list = op == "conv"               ? table.conv
                      : op == "conv_grad_input"  ? table.conv_grad_input
                      : op == "conv_grad_weight" ? table.conv_grad_weight
@@ -127,7 +132,7 @@ const char* run_conv(const Table& table, const Context& context, const std::stri
   std::unique_ptr<Guarded> all[5];
   Guarded* given[5];
   for (int i = 0; i < 4; ++i) {
-    all[i] = std::make_unique<Guarded>(tensors[i], bytes[i], i == result, shift);
+    all[i] = std::make_unique<Guarded>(tensors[i], bytes[i], i == result, shifts[i]);
     given[i] = all[i].get();
   }
   ConvBuffers buffers = {given[0]->pointer(), given[1]->pointer(), given[2]->pointer(), given[3]->pointer()};
@@ -161,19 +166,22 @@ const Kernels& emulated_amx();  // amx.cpp
 }
 #endif
 
-// Flags beside those of conv_problem: arch, tf32. `shift` moves every tensor by that many bytes off its
+// Flags beside those of conv_problem: arch, tf32. `shifts` move each tensor by so many bytes off its
 // alignment. Null, or what went wrong; "refused: " and the reason if the kernel takes it not.
 extern "C" const char* emulate_conv(const char* op, const char* name, const int64_t* sizes, const int* flags,
-                                    void** tensors, const int64_t* bytes, int64_t shift, unsigned seed,
-                                    int64_t blocks_wanted, int64_t most_blocks, int64_t* conflicts) try {
+                                    void** tensors, const int64_t* bytes, const int64_t* shifts,
+                                    unsigned seed, int64_t blocks_wanted, int64_t most_blocks,
+                                    int64_t* conflicts) try {
   cuda::blocks_wanted = blocks_wanted;
   emulator::most_blocks = most_blocks;
   ConvProblem p = conv_problem(sizes, flags);
-  p.arch = flags[3], p.tf32 = flags[4], p.aligned = shift % 16 == 0;
+  p.arch = flags[3], p.tf32 = flags[4];
+  p.aligned = (shifts[0] | shifts[1] | shifts[3]) % 16 == 0;
+  emulator::most_shared = shared_memory_of(p.arch);
   emulator::set_seed(seed);
   emulator::clear_regions();
   emulator::bank_conflicts = 0;
-  const char* failure = run_conv(cuda::kernels(), cuda::Stream(), op, name, p, tensors, bytes, shift);
+  const char* failure = run_conv(cuda::kernels(), cuda::Stream(), op, name, p, tensors, bytes, shifts);
   *conflicts = emulator::bank_conflicts;
   return failure;
 } catch (const std::exception& error) {
@@ -191,7 +199,8 @@ extern "C" const char* emulate_amx(const char* op, const char* name, const int64
   drawn.seed(seed);
   last_thread = p.threads - 1;
   const cpu::Parallel parallel = {p.threads, run_tasks};
-  return run_conv(cpu::avx512::emulated_amx(), parallel, op, name, p, tensors, bytes, 0);
+  const int64_t no_shifts[4] = {};
+  return run_conv(cpu::avx512::emulated_amx(), parallel, op, name, p, tensors, bytes, no_shifts);
 } catch (const std::exception& error) {
   return answer(error.what());
 }
@@ -200,10 +209,11 @@ extern "C" const char* emulate_amx(const char* op, const char* name, const int64
 // sizes: N, C, then input, output, kernel, stride, padding, dilation, adaptive of each axis. flags: dtype,
 // layout, count_padding, divisor_override. Tensors with their bytes: input, output, offsets, indices.
 extern "C" const char* emulate_pool(const char* op, const int64_t* sizes, const int* flags, void** tensors,
-                                    const int64_t* bytes, int64_t shift, unsigned seed, int64_t blocks_wanted,
-                                    int64_t most_blocks) try {
+                                    const int64_t* bytes, const int64_t* shifts, unsigned seed,
+                                    int64_t blocks_wanted, int64_t most_blocks) try {
   cuda::blocks_wanted = blocks_wanted;
   emulator::most_blocks = most_blocks;
+  emulator::most_shared = 48 * 1024;  // what every GPU has
   PoolProblem p;
   p.shape.N = sizes[0], p.shape.C = sizes[1];
   for (int a = 0; a < kAxes; ++a) {
@@ -238,7 +248,7 @@ extern "C" const char* emulate_pool(const char* op, const int64_t* sizes, const 
     Guarded* given[4];
     for (int i = 0; i < 4; ++i) {
       const bool is_result = std::find(entry.results.begin(), entry.results.end(), i) != entry.results.end();
-      all[i] = std::make_unique<Guarded>(tensors[i], bytes[i], is_result, i == 3 ? 0 : shift);
+      all[i] = std::make_unique<Guarded>(tensors[i], bytes[i], is_result, shifts[i]);
       given[i] = all[i].get();
     }
     const PoolBuffers buffers = {given[0]->pointer(), given[1]->pointer(), given[2]->pointer(),
