@@ -125,6 +125,16 @@ def test_packing(emulator: Emulator, op: str, conv: Conv) -> None:
             assert run(emulator, op, "gemm_tf32_sm90_packed", conv, operands, expected, *ways)
 
 
+@pytest.mark.parametrize("op", OPS[:3])
+def test_images_of_one_pixel_are_not_packed(emulator: Emulator, op: str) -> None:
+    """They lie in memory as in channels last; so does a weight of one tap."""
+    conv = problem((5, 16, 1, 1), (24, 16, 1, 1))
+    operands = integers(conv)
+    expected = by_torch(conv, operands)[op]
+    for dtype, kernel in ((torch.bfloat16, "gemm_sm90"), (torch.float32, "gemm_tf32_sm80")):
+        assert run(emulator, op, kernel, conv, operands, expected, dtype, False, False, 0, 264)
+
+
 # Sums of many pixels in many parts: images in whole vectors and not, weights that are.
 SUMS = [
     problem((5, 3, 33, 40), (16, 3, 2, 1)),

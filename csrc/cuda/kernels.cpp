@@ -124,9 +124,9 @@ int64_t unpool_workspace(const PoolProblem& p) {  // an owner for each element o
   return unpool_blocks(p) * p.shape.input_pixels() * 4;
 }
 
-const char* const kDirect = "multiply-adds, any shape and type";
-const char* const kDepthwise = "one channel in a group: a strip of pixels for each thread";
-const char* const kGather = "each element gathered by one thread";
+constexpr const char* kDirect = "multiply-adds, any shape and type";
+constexpr const char* kDepthwise = "one channel in a group: a strip of pixels for each thread";
+constexpr const char* kGather = "each element gathered by one thread";
 
 // A matrix product, by operands as they are and by packed ones.
 #define CNNEXT_GEMM(name, what, product, packed, workspace, launcher)                                   \
@@ -167,19 +167,16 @@ const ConvKernel kConvGradWeight[] = {
 const ConvKernel kConvGradBias[] = {
     {"sum", "parts added in order", grad_bias_refuses, grad_bias_workspace, CNNEXT_RUN(run_conv_grad_bias)},
 };
-#define CNNEXT_GATHER(launcher)                                           \
-  {                                                                       \
-    {                                                                     \
-      "gather", kGather, pool_refuses, no_workspace, CNNEXT_RUN(launcher) \
-    }                                                                     \
-  }
-const PoolKernel kMaxPool[] = CNNEXT_GATHER(run_max_pool);
-const PoolKernel kMaxPoolWithOffsets[] = CNNEXT_GATHER(run_max_pool_with_offsets);
-const PoolKernel kMaxPoolIndices[] = CNNEXT_GATHER(run_max_pool_indices);
-const PoolKernel kMaxPoolGradInput[] = CNNEXT_GATHER(run_max_pool_grad_input);
-const PoolKernel kMaxPoolSelect[] = CNNEXT_GATHER(run_max_pool_select);
-const PoolKernel kAvgPool[] = CNNEXT_GATHER(run_avg_pool);
-const PoolKernel kAvgPoolGradInput[] = CNNEXT_GATHER(run_avg_pool_grad_input);
+constexpr PoolKernel gather(decltype(PoolKernel::run) run) {
+  return {"gather", kGather, pool_refuses, no_workspace, run};
+}
+const PoolKernel kMaxPool[] = {gather(CNNEXT_RUN(run_max_pool))};
+const PoolKernel kMaxPoolWithOffsets[] = {gather(CNNEXT_RUN(run_max_pool_with_offsets))};
+const PoolKernel kMaxPoolIndices[] = {gather(CNNEXT_RUN(run_max_pool_indices))};
+const PoolKernel kMaxPoolGradInput[] = {gather(CNNEXT_RUN(run_max_pool_grad_input))};
+const PoolKernel kMaxPoolSelect[] = {gather(CNNEXT_RUN(run_max_pool_select))};
+const PoolKernel kAvgPool[] = {gather(CNNEXT_RUN(run_avg_pool))};
+const PoolKernel kAvgPoolGradInput[] = {gather(CNNEXT_RUN(run_avg_pool_grad_input))};
 const PoolKernel kMaxUnpoolGradInput[] = {
     {"gather", kGather, unpool_refuses, no_workspace, CNNEXT_RUN(run_max_unpool_grad_input)},
 };

@@ -7,8 +7,8 @@
 namespace cnnext::cuda {
 
 constexpr int64_t kMostPartialBytes = 64 << 20;  // of workspace
-inline int64_t blocks_wanted =
-    264;  // two for each multiprocessor of a large GPU; tests change it to reach all tiles
+// Two for each multiprocessor of a large GPU; tests change it to reach all tiles.
+inline int64_t blocks_wanted = 264;
 
 // Pixels are numbered in 32 bits, from the first of an image to the last of a part that starts in it.
 constexpr int64_t kMostPartPixels = int64_t{1} << 26,
@@ -80,12 +80,12 @@ inline int64_t packed_bytes(const ConvProblem& p, bool moves, int64_t rows, int6
 }
 inline int64_t packed_input_bytes(const ConvProblem& p) {
   const ConvShape& s = p.shape;
-  const bool moves = p.layout == Layout::kChannelsFirst;
+  const bool moves = p.layout == Layout::kChannelsFirst && s.input_pixels() > 1;
   return packed_bytes(p, moves, s.N * s.input_pixels() * s.groups, s.C_per_group());
 }
 inline int64_t packed_output_bytes(const ConvProblem& p) {
   const ConvShape& s = p.shape;
-  const bool moves = p.layout == Layout::kChannelsFirst;
+  const bool moves = p.layout == Layout::kChannelsFirst && s.output_pixels() > 1;
   return packed_bytes(p, moves, s.N * s.output_pixels() * s.groups, s.K_per_group());
 }
 inline int64_t packed_weight_bytes(const ConvProblem& p) {
