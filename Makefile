@@ -70,14 +70,16 @@ format: $(STAMP)  ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-# Tests of the operators on a library compiled with AddressSanitizer and UndefinedBehaviorSanitizer.
+# Tests of the operators on a library compiled with AddressSanitizer and UndefinedBehaviorSanitizer. Without the memory
+# pool, in which one tensor follows another and nothing is noticed beyond an end.
 SANITIZED := build/sanitize
-SANITIZE_TESTS ?= $(wildcard tests/test_conv*.py tests/test_*pool*.py tests/test_threads.py tests/test_errors.py)
+SANITIZE_TESTS ?= $(wildcard tests/test_conv.py tests/test_conv_*.py tests/test_*pool*.py tests/test_fused_conv.py \
+  tests/test_packed_weights.py tests/test_threads.py tests/test_errors.py)
 sanitize: $(STAMP)  ## run the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	CNNEXT_SANITIZE=address,undefined $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$($(or $(CXX),c++) -print-file-name=libasan.so) $$($(or $(CXX),c++) -print-file-name=libstdc++.so.6)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
-	$(BIN)/pytest -q --capture=no -p no:cacheprovider $(SANITIZE_TESTS)
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 CNNEXT_MEMORY_POOL=0 PYTHONPATH=$(SANITIZED)/lib \
+	$(BIN)/pytest -q --capture=no -p no:cacheprovider -o timeout=1200 $(SANITIZE_TESTS)
 
 # Needs nvcc and no GPU. ARCHS="80 90a" for some architectures; CUDA_PYTHON=path also builds, links and imports the
 # extension with that Python's torch for CUDA.

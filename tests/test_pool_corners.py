@@ -98,6 +98,30 @@ def test_windows_wide_apart_take_little_memory(size: tuple[int, ...], layer: tor
         assert each.workspace_bytes < 512 << 10, each
 
 
+# A table of all taps would take 34 to 172 GB.
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("axis", "format"), [
+    (2, torch.contiguous_format), (2, torch.channels_last), (3, torch.channels_last)
+])  # fmt: skip
+def test_windows_beyond_the_input_take_little_memory(axis: int, format: torch.memory_format) -> None:
+    kernel, padding = [1, 1], [0, 0]
+    kernel[axis - 2], padding[axis - 2] = 2**31 - 1, 2**30 - 1
+    x = torch.randn(1, 2, 4, 5).to(memory_format=format).requires_grad_()
+    most = cnnext.nn.MaxPool2d(kernel, 1, padding)
+    mean = cnnext.nn.AvgPool2d(kernel, 1, padding)
+    for layer in (most, mean):
+        (explained,) = cnnext.explain(layer, x).layers
+        for each in explained.directions:
+            assert each.workspace_bytes < 512 << 10, each
+    assert torch.equal(most(x), x.amax(axis, keepdim=True).expand_as(x))
+    (grad,) = torch.autograd.grad(most(x).sum(), x)
+    assert torch.equal(grad, (x == x.amax(axis, keepdim=True)) * float(x.shape[axis]))
+    torchs = F.avg_pool2d(x, kernel, 1, padding)
+    torch.testing.assert_close(mean(x), torchs, rtol=1e-4, atol=0)
+    ours = torch.autograd.grad(mean(x).sum(), x)
+    torch.testing.assert_close(ours, torch.autograd.grad(torchs.sum(), x))
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_a_dilation_beyond_the_input_takes_one_tap() -> None:
     x = torch.randn(1, 1, 20000, requires_grad=True)

@@ -153,24 +153,31 @@ def test_transposes(pool: Pool) -> None:
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("pool", [pool for pool in TABLE if pool.is_max], ids=str)
 def test_ties_nan_and_infinities(pool: Pool, last: bool) -> None:
-    """The first of equals, the last NaN, and the first element of a window of nothing but -inf."""
+    """The first of equals, zeros of either sign too, the last NaN, and the first of nothing but -inf."""
     if last and pool.dims == 1:
         pytest.skip("one dimension has no channels_last")
     x = torch.randint(-1, 2, pool.input).float()
     for share, value in ((0.3, float("-inf")), (0.05, float("inf")), (0.1, float("nan"))):
         x[torch.rand(pool.input) < share] = value
-    for data in (x, torch.full(pool.input, float("-inf")), torch.full(pool.input, float("nan"))):
+    zeros = torch.tensor([-1.0, -0.0, 0.0])[torch.randint(0, 3, pool.input)]
+    for data in (x, zeros, torch.full(pool.input, float("-inf")), torch.full(pool.input, float("nan"))):
         expected, indices = pool.by_torch(data)
         source = layout(data, last)
         for kernel in backends.kernels("max_pool_with_offsets"):
             found = forced("max_pool_with_offsets", kernel, lambda s=source: pool.with_indices(s))
             if found is not None:
-                torch.testing.assert_close(found[0], expected, rtol=0, atol=0, equal_nan=True)
+                assert_same(found[0], expected)
                 assert torch.equal(found[1], indices), kernel
         for kernel in backends.kernels("max_pool"):
             output = forced("max_pool", kernel, lambda s=source: pool.by_cnnext(s))
             if output is not None:
-                torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
+                assert_same(output, expected)
+
+
+def assert_same(result: Tensor, expected: Tensor) -> None:
+    """Also in the signs of zeros; NaN as any other."""
+    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(result[expected == 0].signbit(), expected[expected == 0].signbit())
 
 
 @pytest.mark.parametrize("size", [(2, 3, 9), (2, 3, 5, 6), (2, 17, 6, 5), (1, 3, 4, 3, 5)])

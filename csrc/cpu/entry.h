@@ -2,6 +2,7 @@
 #pragma once
 
 #include "epilogue.h"
+#include "scratch.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -78,6 +79,7 @@ void run_by(const Problem& p, const typename BuffersOf<Problem>::Type& b, const 
             char* workspace) {
   Classes::with(p, b, workspace, [&](const auto& kernel) {
     kernel.run(parallel);
+    allow(workspace, kernel.workspace_bytes());
     if (!applies_epilogue(kernel, 0)) finish(p, b, parallel);
   });
 }

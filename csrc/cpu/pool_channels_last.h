@@ -74,7 +74,7 @@ struct PoolChannelsLast {
         put(shape, output) {
     scratch.base = workspace;
     for (int a = 0; a < kAxes; ++a) axis[a].lay_out(shape, a, false, scratch);
-    rows = scratch.take_each<Row>(p.threads, shape.axis[0].kernel * shape.axis[1].kernel);
+    rows = scratch.take_each<Row>(p.threads, most_taps(shape.axis[0]) * most_taps(shape.axis[1]));
   }
 
   static constexpr bool kGradient = false, kStoresOffsets = mode == PoolMode::kMaxOffsets;

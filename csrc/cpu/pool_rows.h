@@ -79,7 +79,7 @@ struct PoolRows {
     l.ring.key = own.take<int64_t>(l.ring.slots());
     l.value = own.take<A>(l.ring.slots() * pitch);
     l.offset = kOffsets ? own.take<Offset<A>>(l.ring.slots() * pitch) : nullptr;
-    l.rows = own.take<Row>(shape.axis[0].kernel * shape.axis[1].kernel);
+    l.rows = own.take<Row>(most_taps(shape.axis[0]) * most_taps(shape.axis[1]));
     return l;
   }
 

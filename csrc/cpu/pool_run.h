@@ -63,7 +63,12 @@ Acc<T> maximum_run(const T* from, int64_t count, int64_t available, Offset<Acc<T
       best = larger(best, other);
     }
   }
-  if constexpr (kOffsets) *place = where[0];
+  if constexpr (kOffsets) {
+    *place = where[0];
+  } else if (best[0] == A(0)) {  // equals but for their signs; which came first the lanes do not tell
+    while (load_one(from) != A(0)) ++from;
+    return load_one(from);
+  }
   return best[0];
 }
 

@@ -20,6 +20,9 @@ struct Reader {
   int64_t output, tap;
 };
 
+// Taps of one window of an axis that fall inside the input, at most.
+inline int64_t most_taps(const Window& w) { return min_of(w.kernel, w.input); }
+
 struct AxisTable {
   Span* span = nullptr;  // [output]
   // The readers of input i are reader[begin[i]] to reader[begin[i + 1] - 1], in the order of the outputs.
@@ -31,7 +34,7 @@ struct AxisTable {
     span = scratch.take<Span>(w.output);
     if (!inverse) return;
     begin = scratch.take<int64_t>(w.input + 2);
-    reader = scratch.take<Reader>(w.output * w.kernel);
+    reader = scratch.take<Reader>(w.output * most_taps(w));
   }
 
   void fill(const PoolShape& shape, int a) const {
@@ -64,7 +67,7 @@ const char* layout_refuses(const PoolProblem& p) {
 inline const char* readers_refuse(const PoolShape& shape, int axes) {
   constexpr double kMostBytes = 64 << 20;
   double readers = 0;
-  for (int a = 0; a < axes; ++a) readers += double(shape.axis[a].output) * double(shape.axis[a].kernel);
+  for (int a = 0; a < axes; ++a) readers += double(shape.axis[a].output) * double(most_taps(shape.axis[a]));
   return readers * sizeof(Reader) > kMostBytes ? "its tables of windows would be large" : nullptr;
 }
 inline const char* readers_refuse(const PoolProblem& p) { return readers_refuse(p.shape, kAxes); }
