@@ -166,14 +166,17 @@ def _skip_identities(graph: Graph, modules: dict[str, torch.nn.Module]) -> None:
 
 
 def _settle_weights(model: torch.nn.Module) -> None:
-    """Weight and spectral norm, and other parametrizations: the weights that they give in eval mode."""
+    """Weight and spectral norm, and other parametrizations: the weights that they give in eval mode.
+
+    Not by `remove_parametrizations`, which takes the property from the class: a copy has that of the module given."""
     for module in model.modules():
         if not isinstance(module, _ConvNd) or module.training or not parametrize.is_parametrized(module):
             continue
-        for name in list(cast(torch.nn.ModuleDict, module.parametrizations)):
-            value = getattr(module, name).detach()
-            parametrize.remove_parametrizations(module, name)
-            delattr(module, name)
+        names = cast(torch.nn.ModuleDict, module.parametrizations)
+        values = {name: getattr(module, name).detach() for name in names}
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        for name, value in values.items():
             module.register_parameter(name, torch.nn.Parameter(value))
 
 

@@ -39,7 +39,7 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def check(model: nn.Module, x: Tensor) -> torch.fx.GraphModule:
-    """Fuses a model and compares it with the model, whose state stays as it was."""
+    """Fuses a model and compares it with the model, which stays as it was."""
     given, before = x.clone(), {name: value.clone() for name, value in model.state_dict().items()}
     expected = outputs(model, x.clone())
     fused = cnnext.fuse(model)
@@ -47,6 +47,7 @@ def check(model: nn.Module, x: Tensor) -> torch.fx.GraphModule:
     assert torch.equal(x, given)
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(after[name], value) for name, value in before.items())
+    torch.testing.assert_close(outputs(model, x.clone()), expected)
     return fused
 
 
