@@ -30,8 +30,8 @@ class GradWeightAmx {
         in(strides_of(p.layout, shape.C, shape.input_pixels())),
         out(strides_of(p.layout, shape.K, shape.output_pixels())),
         w(weight_strides_of(p.weight_layout, shape.C_per_group(), shape.taps())),
-        rows(shape.K_per_group()),
-        cols(shape.taps() * shape.C_per_group()),
+        rows(shape.K_per_group(), kAmxRows),
+        cols(shape.taps() * shape.C_per_group(), kWide),
         g(gathered_factor(shape, false)) {
     planes = p.layout == Layout::kChannelsFirst;
     // Rows a multiple of 1 KiB apart would push each other out of the first-level cache.
@@ -40,25 +40,21 @@ class GradWeightAmx {
     order = planes && w.tap == 1 ? ColumnOrder{1, g.taps()} : ColumnOrder{g.channels, 1};
     g = joined(g);
     pixels = g.pixels();
-    int64_t row_cuts = ceil_div(rows, kMostRows);
-    cut_blocks(row_cuts, 1);
-    int64_t col_cuts = ceil_div(cols, max_of(kGathered, kMostSums / row_block / kGathered * kGathered));
-    cut_blocks(row_cuts, col_cuts);
-    const int64_t most_splits = min_of(pixels / (2 * kPixels), kMostPartials / (rows * cols));
-    splits = clamp(kTasks / blocks, 1, max_of(1, most_splits));
-    if (splits > 1) splits -= splits % 2;  // that two threads get alike
-    while (leave_idle(blocks * splits, p.threads) && (row_block > 2 * kAmxRows || col_block > kWide)) {
-      ++(2 * row_block > col_block || col_block == kWide ? row_cuts : col_cuts);
-      cut_blocks(row_cuts, col_cuts);
-    }
-    sums_size = row_block * col_block;
+    rows.cut(ceil_div(rows.size, kMostRows));
+    cols.cut(ceil_div(cols.size, max_of(kGathered, kMostSums / rows.block_size / kGathered * kGathered)));
+    const int64_t most_splits = min_of(pixels / (2 * kPixels), kMostPartials / (rows.size * cols.size));
+    split.splits = clamp(kTasks / (shape.groups * rows.blocks * cols.blocks), 1, max_of(1, most_splits));
+    if (split.divided()) split.splits -= split.splits % 2;  // that two threads get alike
+    cut_for_threads(rows, cols, shape.groups * split.splits, p.threads, 2 * kAmxRows, 2);
+    split.blocks = shape.groups * rows.blocks * cols.blocks;
+    split.size = rows.block_size * cols.block_size;
     ScratchLayout memory{workspace};
-    scratch.turned = memory.take_each<char>(p.threads, row_block * kPitch);
+    scratch.turned = memory.take_each<char>(p.threads, rows.block_size * kPitch);
     scratch.panels = memory.take_each<float>(p.threads, kGathered / kWide * kPanel);
     scratch.gathered =
         memory.take_each<float>(p.threads, max_of(kPixels * kGatheredStride, kGathered * kPixelsStride));
-    scratch.sums = memory.take_each<float>(p.threads, splits > 1 ? 0 : sums_size);
-    partial = memory.take<float>(splits > 1 ? blocks * splits * sums_size : 0);
+    scratch.sums = memory.take_each<float>(p.threads, split.divided() ? 0 : split.size);
+    split.memory = memory.take<float>(split.elements());
     scratch.bytes = memory.bytes;
   }
 
@@ -70,25 +66,19 @@ class GradWeightAmx {
     const auto store_block = [&](int64_t b, const float* sums) {
       if (!store_weight(b, sums)) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
     };
-    parallel(blocks * splits, [&](int64_t task, int thread) {
-      const int64_t b = task / splits;
-      float* sums = splits > 1 ? partial + task * sums_size : scratch.sums[thread];
-      const Range all = block(task % splits, ceil_div(pixels, splits), pixels);
+    parallel(split.tasks(), [&](int64_t task, int thread) {
+      const int64_t b = split.block_of(task);
+      float* sums = split.of_task(task, scratch.sums[thread]);
+      const Range all = split.part(task, pixels);
       const TileRegisters registers{kAmxRows};
       for (Range part = {all.begin, 0}; part.begin < all.end; part.begin = part.end) {
         part.end = min_of(part.begin + kPixels, all.end);
         add_pixels(b, part, thread, sums, part.begin > all.begin);
       }
-      if (all.size() == 0) fill_zero(sums, sums_size);
-      if (splits == 1) store_block(b, sums);
+      if (all.size() == 0) fill_zero(sums, split.size);
+      if (!split.divided()) store_block(b, sums);
     });
-    if (splits > 1) {
-      parallel(blocks, [&](int64_t b, int) {
-        float* total = partial + b * splits * sums_size;
-        add_splits(total, splits, sums_size, sums_size);
-        store_block(b, total);
-      });
-    }
+    split.add_up(parallel, store_block);
     return __atomic_load_n(&finite, __ATOMIC_RELAXED);
   }
 
@@ -107,16 +97,9 @@ class GradWeightAmx {
   static constexpr int64_t kChunk = kP * kAmxPairs * kWide;
   static constexpr int64_t kTurned = 64;  // rows transposed at a time
 
-  void cut_blocks(int64_t row_cuts, int64_t col_cuts) {
-    row_block = round_up(ceil_div(rows, row_cuts), kAmxRows);
-    col_block = round_up(ceil_div(cols, col_cuts), kWide);
-    row_blocks = ceil_div(rows, row_block);
-    col_blocks = ceil_div(cols, col_block);
-    blocks = shape.groups * row_blocks * col_blocks;
-  }
-  Range rows_of(int64_t b) const { return block(b % row_blocks, row_block, rows); }
-  Range cols_of(int64_t b) const { return block(b / row_blocks % col_blocks, col_block, cols); }
-  int64_t group_of(int64_t b) const { return b / row_blocks / col_blocks; }
+  Range rows_of(int64_t b) const { return rows.at(b % rows.blocks); }
+  Range cols_of(int64_t b) const { return cols.at(b / rows.blocks % cols.blocks); }
+  int64_t group_of(int64_t b) const { return b / rows.blocks / cols.blocks; }
 
   struct Nothing {
     void operator()() const {}
@@ -127,7 +110,7 @@ class GradWeightAmx {
     const Range k = rows_of(b), columns = cols_of(b);
     char* turned = scratch.turned[thread];
     float *panels = scratch.panels[thread], *gathered = scratch.gathered[thread];
-    const T* from = grad_output + (group_of(b) * rows + k.begin) * out.channel;
+    const T* from = grad_output + (group_of(b) * rows.size + k.begin) * out.channel;
     if (planes) {
       pack_rows(from, some, k.size(), reinterpret_cast<T*>(gathered), turned);
     } else {
@@ -147,7 +130,7 @@ class GradWeightAmx {
           const auto run =
               one ? (narrow ? &multiply_windows<kP, 1, 1, Nothing> : &multiply_windows<kP, 1, 2, Nothing>)
                   : (narrow ? &multiply_windows<kP, 2, 1, Nothing> : &multiply_windows<kP, 2, 2, Nothing>);
-          float* to = sums + (panel.begin - columns.begin) * row_block + s * kAmxRows * kWide;
+          float* to = sums + (panel.begin - columns.begin) * rows.block_size + s * kAmxRows * kWide;
           Nothing meanwhile;
           run(windows, strip,
               reinterpret_cast<const char*>(panels + (panel.begin - part.begin) / kWide * kPanel), to, add,
@@ -248,15 +231,16 @@ class GradWeightAmx {
   // Whether all are finite.
   bool store_weight(int64_t b, const float* sums) const {
     const Range k = rows_of(b), columns = cols_of(b);
-    T* weight = grad_weight + (group_of(b) * rows + k.begin) * w.k;
+    T* weight = grad_weight + (group_of(b) * rows.size + k.begin) * w.k;
     const bool as_weights = order.tap == 1;  // columns are in the order of the weight
     const WeightStrides strides = as_weights ? WeightStrides{w.k, 1, 0} : w;
     bool finite = true;
     for (Range panel = {columns.begin, 0}; panel.begin < columns.end; panel.begin = panel.end) {
       panel.end = min_of(panel.begin + kWide, columns.end);
-      const float* from = sums + (panel.begin - columns.begin) * row_block;
+      const float* from = sums + (panel.begin - columns.begin) * rows.block_size;
       for (int64_t i = 0; i < k.size(); ++i)
-        store_columns_of(from + i * kWide, panel, as_weights ? cols : g.channels, strides, weight + i * w.k);
+        store_columns_of(from + i * kWide, panel, as_weights ? cols.size : g.channels, strides,
+                         weight + i * w.k);
       if (kP > 1) finite &= all_finite(from, k.size(), panel.size());
     }
     return finite;
@@ -275,18 +259,18 @@ class GradWeightAmx {
   T* grad_weight;
   Strides in, out;
   WeightStrides w;
-  int64_t rows, cols;
+  CutAxis rows, cols;
   Gather g;
   bool planes;        // channels first
   bool in_place;      // the input's pixels are the gathered ones
   ColumnOrder order;  // of the gathered ones of planes
-  int64_t pixels, row_block, col_block, row_blocks, col_blocks, blocks, splits, sums_size;
+  int64_t pixels;
+  SplitSums<float> split;
   struct {
     PerThread<char> turned;
     PerThread<float> panels, gathered, sums;
     int64_t bytes;
   } scratch;
-  float* partial;
 };
 
 inline int64_t grad_weight_amx_workspace(const ConvProblem& p) {
