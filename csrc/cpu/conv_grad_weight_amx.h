@@ -1,6 +1,5 @@
 // Gradient of dense convolution with respect to the weight by AMX, as one matrix product summed over pixels:
-//   grad_weight[k, (tap, c)] = sum over output pixels of grad_output[pixel, k] * gathered input[pixel, (tap,
-//   c)]
+//   grad_weight[k, (tap, c)] = sum over pixels of grad_output[pixel, k] * gathered input[pixel, (tap, c)]
 // in bfloat16, and in float32 in three parts (amx_rows.h).
 //
 // A task is a block of output channels times a block of columns (tap, c) times a split of the pixels
