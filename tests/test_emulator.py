@@ -457,6 +457,17 @@ def check_pool(emulator: Emulator, pool: Pool, dtype: torch.dtype, last: bool, s
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (3, 1), (2, 2), (4, 3)])
 def test_maxima_of_no_numbers(emulator: Emulator, dtype: torch.dtype, last: bool, kernel: int, stride: int) -> None:
+    check_maxima(emulator, dtype, last, kernel, stride)
+
+
+def test_maxima_of_bfloat16_before_compute_capability_9() -> None:
+    """One by one: there are no comparisons of pairs."""
+    older = Emulator(build(("pool_strip.cuh", "|| CNNEXT_SM90", "|| false"), "pool.cu"))
+    for kernel, stride in ((3, 2), (3, 1), (2, 2)):
+        check_maxima(older, torch.bfloat16, True, kernel, stride)
+
+
+def check_maxima(emulator: Emulator, dtype: torch.dtype, last: bool, kernel: int, stride: int) -> None:
     x = torch.randint(-2, 3, (1, 8, 9, 11)).to(dtype)
     for value in (math.nan, -math.inf, math.inf):
         x[torch.rand(x.shape) < 0.15] = value
