@@ -28,7 +28,7 @@ struct AvgPoolGradRows {
         shape(p.shape),
         w(p.shape.axis[2]),
         separate(!shape.adaptive[2] && w.stride > 2 && w.stride >= w.kernel),
-        one_by_one(separate || shape.adaptive[2] || are_apart(w, PoolMode::kAverage)),
+        one_by_one(separate || shape.adaptive[2] || are_taken_apart(w, PoolMode::kAverage)),
         strides(one_by_one ? 1 : min_of(w.stride, w.input)),
         grad_output(static_cast<const T*>(b.output)),
         grad_input(static_cast<T*>(b.input)) {

@@ -22,10 +22,10 @@ CNNEXT_INLINE int64_t rows_per_task(int64_t rows_per_plane, int64_t elements_per
                                : rows / max_of(1, rows_per_plane) * rows_per_plane;
 }
 
-// Whether the windows along a row are so wide apart that splitting it into a phase for each element of the
-// stride takes longer than they do.
-CNNEXT_INLINE bool are_apart(const Window& w, PoolMode mode) {
-  return w.stride >= (mode == PoolMode::kMaxOffsets ? 64 : 32);
+// Whether windows along a row are taken one by one: so wide apart that splitting it into a phase for each
+// element of the stride takes longer than they do, or so wide that nearly all of their taps lie outside.
+CNNEXT_INLINE bool are_taken_apart(const Window& w, PoolMode mode) {
+  return w.stride >= (mode == PoolMode::kMaxOffsets ? 64 : 32) || w.kernel > 64 * w.input;
 }
 
 template <class T, PoolMode mode>
@@ -53,7 +53,7 @@ struct PoolRows {
       : problem(p),
         shape(p.shape),
         w(p.shape.axis[2]),
-        one_by_one(shape.adaptive[2] || are_apart(w, mode)),
+        one_by_one(shape.adaptive[2] || are_taken_apart(w, mode)),
         pitch(round_up(p.shape.axis[2].output, L)),
         input(static_cast<const T*>(b.input)),
         output(static_cast<T*>(b.output)),
