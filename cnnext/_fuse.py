@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from . import nn
 from ._convert import _OURS, _exchange
+from ._explain import check_sizes
 from ._override import _REDIRECTIONS
 from ._trace import iadd, trace, writes
 
@@ -229,7 +230,8 @@ def fuse(model: torch.nn.Module) -> GraphModule:
         on its own. The model that was given is left as it is.
 
     Raises:
-        ValueError: the model or one of its batch norms is in training mode, or the model itself has hooks.
+        ValueError: the model or one of its batch norms is in training mode, the model itself has hooks, or one of its
+            layers is lazy and has not run yet.
         torch.fx.proxy.TraceError: a forward can not be traced, which the message names; parts of the model may be
             fused instead.
 
@@ -253,6 +255,7 @@ def fuse(model: torch.nn.Module) -> GraphModule:
             "cnnext.fuse: expected a model without hooks, whose forward is neither replaced nor compiled, as a trace "
             "sees none of these; give the hooks to what fuse returns"
         )
+    check_sizes(model)
     with torch.inference_mode(False):  # else its new weights were of use only there
         source = copy.deepcopy(model)
         _settle_weights(source)

@@ -416,6 +416,16 @@ def test_errors() -> None:
         cnnext.fuse(F.relu)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("lazy", [0, 1])
+def test_lazy_layers_are_to_run_first(lazy: int) -> None:
+    layers = [nn.LazyConv2d(4, 1), nn.BatchNorm2d(4)] if lazy == 0 else [nn.Conv2d(3, 4, 1), nn.LazyBatchNorm2d()]
+    model = nn.Sequential(*layers).eval()
+    with pytest.raises(ValueError, match=rf"the size of {lazy}\.weight is not known yet: run the model once first"):
+        cnnext.fuse(model)
+    model(torch.randn(1, 3, 4, 4))
+    assert "BatchNorm2d" not in fused_layers(cnnext.fuse(model))
+
+
 def test_profile_of_a_fused_model() -> None:
     pytest.importorskip("rich")
     fused = cnnext.fuse(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.MaxPool2d(2)).eval())
