@@ -6,6 +6,8 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import hashlib
+import math
+import mmap
 import os
 import shutil
 import subprocess
@@ -100,6 +102,13 @@ def _faulty(folder: Path, name: str, old: str, new: str) -> Path:
     assert text.count(old) == 1, f"{old!r} is not in {name} once"
     (tree / "cuda" / name).write_text(text.replace(old, new))
     return tree
+
+
+def unwritten(size: tuple[int, ...], last: bool = False, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Zeros that take no memory until they are written."""
+    memory = mmap.mmap(-1, math.prod(size) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+    flat = torch.frombuffer(memory, dtype=dtype)
+    return flat.view(size[0], *size[2:], size[1]).movedim(-1, 1) if last else flat.view(size)
 
 
 class Refused(Exception):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import mmap
 
 import pytest
 import torch
 import torch.nn.functional as F
 from convolutions import OPS, Conv, Operands, by_torch, integers, normals, problem
-from emulation import Emulator, Refused, build
+from emulation import Emulator, Refused, build, unwritten
 from kernels import DTYPES, Ints, layout
 from pooling import TABLE as POOLS
 from pooling import Pool
@@ -196,13 +195,6 @@ def test_no_bank_is_met_twice(emulator: Emulator, op: str, kernel: str) -> None:
             tf32="3xtf32" not in kernel, blocks=blocks,
         )  # fmt: skip
         assert emulator.bank_conflicts == 0
-
-
-def unwritten(size: tuple[int, ...], last: bool = False, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Zeros that take no memory until they are written."""
-    memory = mmap.mmap(-1, math.prod(size) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
-    flat = torch.frombuffer(memory, dtype=dtype)
-    return flat.view(size[0], *size[2:], size[1]).movedim(-1, 1) if last else flat.view(size)
 
 
 def corners(tensor: Tensor) -> list[Tensor]:
