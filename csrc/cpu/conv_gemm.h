@@ -23,15 +23,16 @@ namespace cnnext::cpu::CNNEXT_ISA {
 constexpr int64_t kMaxPanels = 16;       // columns of tiles in a task, channels last
 constexpr int64_t kPixelPanels = 4;      // the same, channels first
 constexpr int64_t kMaxChannels = 512;    // rows of a task, channels first
-constexpr int64_t kRowsToPackFor = 128;  // that many threads share few pixels, channels first
+constexpr int64_t kRowsToPackFor = 128;  // at least; fewer multiply pixels in place, channels first
 
 // How the work is cut, and the memory that a task takes.
 template <class A>
 struct GemmCut {
-  GemmCut(const Regions& regions, const ConvProblem& p)
+  GemmCut(const Regions& regions, const ConvProblem& p, bool read_in_place)
       : channels_last(p.layout == Layout::kChannelsLast),
-        pixels(regions.most_pixels(), channels_last ? 1 : kCols<A>),
-        channels(regions.phases.channels, channels_last ? kCols<A> : 1),
+        in_place(read_in_place),
+        pixels(regions.most_pixels(), channels_last ? 1 : unit_of(regions.most_pixels(), p.threads)),
+        channels(regions.phases.channels, channels_last ? kLanes<A> : 1),
         depth_blocks(ceil_div(regions.phases.max_depth(), kDepth)) {
     cut_pixels(regions, p);
     packs_in_task = pixels.blocks == 1 && !regions.cut && !p.keeps_weight &&
@@ -40,20 +41,27 @@ struct GemmCut {
     const int64_t max_depth = regions.phases.max_depth();
     units_of_group = channels_last ? ceil_div(channels.size, kCols<A>) : channels.blocks * depth_blocks;
     unit_size = channels_last ? kCols<A> * max_depth : channels.block_size * kDepthStride;
-    gathered_size = round_up(pixels.block_size * (channels_last ? kDepthStride : kDepth), 64);
-    sums_size = round_up(pixels.block_size * channels.block_size, 64);
+    const int64_t block_pixels = round_up(pixels.block_size, channels_last ? 1 : kCols<A>);
+    const int64_t block_channels = channels_last ? kCols<A> * most_panels() : channels.block_size;
+    gathered_size = round_up(block_pixels * (channels_last ? kDepthStride : kDepth), 64);
+    sums_size = round_up(block_pixels * block_channels, 64);
     const int64_t weights = channels_last ? kCols<A> * kDepth : channels.block_size * kDepthStride;
     scratch_size = gathered_size + sums_size + (packs_in_task ? round_up(weights, 64) : 0) + 64;
   }
 
-  // Few pixels are one block, if the threads can share the channels alike: whole panels, or rows enough to
-  // pack the pixels for.
+  // Channels first: whole panels of pixels, or vectors where threads would not get alike.
+  static int64_t unit_of(int64_t pixels, int64_t threads) {
+    return pixels < 16 * threads * kCols<A> ? kLanes<A> : kCols<A>;
+  }
+
+  // Few pixels are one block, if the threads can share the channels alike: whole vectors, or rows enough to
+  // pack the pixels for; where they are not packed, two tiles.
   void cut_pixels(const Regions& regions, const ConvProblem& p) {
     const int64_t most = channels_last ? kBlockRows : kPixelPanels * kCols<A>;
-    const int64_t panels = ceil_div(channels.size, kCols<A>);
+    const int64_t vectors = ceil_div(channels.size, kLanes<A>), rows = in_place ? 2 * kRows : kRowsToPackFor;
     const bool alike =
-        p.shape.groups % p.threads == 0 || (channels_last ? 17 * panels >= 16 * round_up(panels, p.threads)
-                                                          : channels.size >= kRowsToPackFor * p.threads);
+        p.shape.groups % p.threads == 0 || (channels_last ? 17 * vectors >= 16 * round_up(vectors, p.threads)
+                                                          : channels.size >= rows * p.threads);
     if (pixels.size <= 3 * most && alike) return;
     int64_t blocks = max_of(1, ceil_div(pixels.size, most));
     if (!regions.cut)  // as many for each thread, of equal size
@@ -62,13 +70,19 @@ struct GemmCut {
   }
   // Each block of channels packs the pixels again: there are no more than balance the threads.
   void cut_channels(const ConvProblem& p) {
-    const int64_t least = channels_last ? kCols<A> : kRows,
+    const int64_t least = channels_last ? kLanes<A> : kRows,
                   most = channels_last ? kMaxPanels * kCols<A> : kMaxChannels;
     channels.cut(blocks_for(p.threads, pixels.blocks * p.shape.groups, ceil_div(channels.size, least),
                             ceil_div(channels.size, most)));
   }
 
-  bool channels_last, packs_in_task;
+  // Of packed weights, that a block of channels has a part in. Channels last.
+  int64_t most_panels() const {
+    const int64_t vectors = channels.block_size / kLanes<A>;
+    return channels.blocks == 1 ? ceil_div(vectors, kVectors) : ceil_div(vectors - 1, kVectors) + 1;
+  }
+
+  bool channels_last, in_place, packs_in_task;
   CutAxis pixels, channels;
   int64_t depth_blocks;
   int64_t units_of_group;                                     // of packed weights
@@ -85,7 +99,7 @@ struct Gemm {
   Gemm(const ConvProblem& p, bool gradient, const ConvBuffers& b, char* workspace)
       : phases(phases_of(p, gradient, kProduct)),
         regions(phases, p.layout == Layout::kChannelsLast),
-        cut(regions, p),
+        cut(regions, p, reads_in_place()),
         operands(operands_of<T, S>(b, gradient)),
         threads(p.threads),
         packed(p, units(), cut.unit_size),
@@ -100,6 +114,7 @@ struct Gemm {
     Region r;
     int64_t group;
     Range pixels, channels;
+    int64_t channel_block;
     int thread;
     A *gathered, *sums, *packing;  // packing: for weights, where the task packs them
   };
@@ -119,10 +134,10 @@ struct Gemm {
     Task t;
     t.r = regions.at(number % regions.size());
     number /= regions.size();
-    t.channels = cut.channels.at(number % cut.channels.blocks);
+    t.channel_block = number % cut.channels.blocks;
+    t.channels = cut.channels.at(t.channel_block);
     number /= cut.channels.blocks;
-    const int64_t pixels = t.r.g.pixels();
-    t.pixels = block(number % cut.pixels.blocks, block_of(pixels), pixels);
+    t.pixels = pixels_at(t.r, number % cut.pixels.blocks);
     t.group = number / cut.pixels.blocks;
     t.thread = thread;
     t.gathered = scratch + thread * cut.scratch_size;
@@ -131,10 +146,11 @@ struct Gemm {
     return t;
   }
 
-  // Blocks of a region's pixels are of one size, if it is not the only one.
-  int64_t block_of(int64_t pixels) const {
-    return regions.cut ? ceil_div(pixels, max_of(1, ceil_div(pixels, cut.pixels.block_size)))
-                       : cut.pixels.block_size;
+  // Of several regions, small ones have fewer blocks.
+  Range pixels_at(const Region& r, int64_t index) const {
+    CutAxis pixels(r.g.pixels(), cut.pixels.unit);
+    pixels.cut(regions.cut ? ceil_div(pixels.size, cut.pixels.block_size) : cut.pixels.blocks);
+    return index < pixels.blocks ? pixels.at(index) : Range{};
   }
 
   // A block of a region's depth. Where a region has some taps only, a block is of one tap.
@@ -215,14 +231,14 @@ struct Gemm {
   void pixels_by_channels(const Task& t) const {
     const Gather& g = t.r.g;
     const int64_t depth_blocks = this->depth_blocks(t.r);
-    const bool read_in_place = in_place(g), long_runs = g.covers_destination() || g.axis[2].count >= kRows;
+    const bool long_runs = g.covers_destination() || g.axis[2].count >= kRows;
     const S* from = source_of(t);
     const Range next = {t.pixels.end, min_of(t.pixels.end + t.pixels.size(), g.pixels())};
-    if (depth_blocks == 0) fill_zero(t.sums, round_up(t.channels.size(), kWide) * t.pixels.size());
+    if (depth_blocks == 0) fill_zero(t.sums, cut.sums_size);
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
       const Depth depth = depth_block(t.r, d);
       const bool last_block = d + 1 >= depth_blocks;
-      if (depth.size() > 0 && !read_in_place)
+      if (depth.size() > 0 && !cut.in_place)
         pack_pixels(from, phases.source, g, t.pixels, depth, t.gathered, kDepthStride);
       const int64_t panel_calls = fetch_calls(t.pixels.size(), depth.size());
       const int64_t calls = ceil_div(t.channels.size(), kWide) * panel_calls;
@@ -230,29 +246,28 @@ struct Gemm {
       ahead.source = last_block
                          ? fetched_pixels(from, phases.source, g, next, depth_block(t.r, 0), calls)
                          : fetched_pixels(from, phases.source, g, t.pixels, depth_block(t.r, d + 1), calls);
-      for (Range panel = {t.channels.begin, 0}; panel.begin < t.channels.end; panel.begin += kWide) {
-        panel.end = min_of(panel.begin + kWide, t.channels.end);
-        A* c = t.sums + (panel.begin - t.channels.begin) * t.pixels.size();
+      A* c = t.sums;
+      for (Range panel = panel_of(t, t.channels.begin); panel.size() > 0;
+           panel = panel_of(t, panel.end), c += t.pixels.size() * kWide) {
         const bool direct = last_block && depth.size() > 0 && long_runs && fills_tiles<A>(panel.size());
         if (depth.size() > 0) {
           if (cut.packs_in_task)
             pack_weight_panel(phases, g, operands.weight, t.group, panel, depth, t.packing);
           const bool end = panel.end == t.channels.end;
-          const int64_t first = end ? t.channels.begin : panel.end;
           ahead.weights =
-              fetched_panel(t, {first, min_of(first + kWide, t.channels.end)},
+              fetched_panel(t, panel_of(t, end ? t.channels.begin : panel.end),
                             end ? (last_block ? Depth() : depth_block(t.r, d + 1)) : depth, panel_calls);
           const A* b = cut.packs_in_task
                            ? t.packing
                            : packed.get(unit_of(g, t.group, panel.begin / kWide), t.thread, pack_unit()) +
-                                 depth.packed * kWide;
+                                 depth.packed * kWide + panel.begin % kWide;
           const auto multiply = [&](int64_t at, int64_t count, auto out) {
-            if constexpr (kInPlace) {
-              if (read_in_place) {
+            if constexpr (kMayReadInPlace) {
+              if (cut.in_place) {
                 const int64_t stride = phases.source.pixel;
                 const S* rows = from + (t.pixels.begin + at) * stride + depth.begin;
                 return tile_column<0, 1, kWide, kProduct>(count, depth.size(), panel.size(), rows, b, out,
-                                                          &ahead, stride);
+                                                          &ahead, {stride, kWide});
               }
             }
             tile_column<kDepthStride, 1, kWide, kProduct>(count, depth.size(), panel.size(),
@@ -267,6 +282,11 @@ struct Gemm {
         if (last_block && !direct) store_pixels(g, t.group, t.pixels, panel, c);
       }
     }
+  }
+
+  // What a task has of the panel of packed weights in which a channel is.
+  Range panel_of(const Task& t, int64_t channel) const {
+    return {channel, min_of(round_up(channel + 1, kWide), t.channels.end)};
   }
 
   // Channel 0 of the group in the source.
@@ -294,12 +314,13 @@ struct Gemm {
     }
   }
 
-  // Whether the source's pixels are the rows of a as they are. Rows a multiple of 4 KiB apart would push each
+  // Whether the source is a factor of the product as it is. Pixels a multiple of 4 KiB apart would push each
   // other out of the first-level cache.
-  static constexpr bool kInPlace = sizeof(S) == sizeof(A);
-  bool in_place(const Gather& g) const {
-    bool plain = kInPlace && phases.source.pixel * int64_t(sizeof(S)) % 4096 != 0;
-    for (const PhaseAxis& x : g.axis) plain &= is_plain(x);
+  static constexpr bool kMayReadInPlace = sizeof(S) == sizeof(A);
+  bool reads_in_place() const {
+    bool plain = kMayReadInPlace && phases.size() == 1;
+    plain &= phases.source.pixel * int64_t(sizeof(S)) % 4096 != 0;
+    for (const PhaseAxis& x : phases.at(0).axis) plain &= is_plain(x);
     return plain;
   }
 
@@ -344,11 +365,18 @@ struct Gemm {
       const int64_t begin = t.pixels.begin + panel * kWide;
       return Range{begin, min_of(begin + kWide, t.pixels.end)};
     };
+    // Whole vectors of an image's pixels.
+    const auto are_vectors = [&](Range pixels) {
+      return fills_tiles<A>(pixels.size()) && pixels.begin % image_pixels + pixels.size() <= image_pixels;
+    };
+    constexpr bool kMayReadColumns = std::is_same_v<S, A>;
+    const bool few_rows = kMayReadColumns && cut.in_place && t.channels.size() <= kRowsToPackFor;
     if (g.depth() == 0) fill_zero(t.sums, panels * panel_sums);
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
       const Range depth = block(d, kDepth, g.depth());
       for (int64_t panel = 0; depth.size() > 0 && panel < panels; ++panel) {
         A* b = t.gathered + panel * kWide * kDepth;
+        if (few_rows && are_vectors(pixels_of(panel))) continue;
         if (pixels_of(panel).size() < kWide) fill_zero(b, depth.size() * kWide);
         pack_columns(from, phases.source, g, pixels_of(panel), depth, column_order(g), b, kWide);
       }
@@ -358,20 +386,28 @@ struct Gemm {
                                      block(last_block ? 0 : d + 1, kDepth, g.depth()), column_order(g),
                                      panels * fetch_calls(t.channels.size(), depth.size()));
       if (cut.packs_in_task) pack_weight_rows(g, t.group, d, t.channels, t.packing);
-      const int64_t part = t.channels.begin / cut.channels.block_size * cut.depth_blocks + d;
+      const int64_t part = t.channel_block * cut.depth_blocks + d;
       const A* rows = cut.packs_in_task || depth.size() == 0
                           ? t.packing
                           : packed.get(unit_of(g, t.group, part), t.thread, pack_unit());
       for (int64_t panel = 0; panel < panels; ++panel) {
         const Range wide = pixels_of(panel);
         A* c = t.sums + panel * panel_sums;
+        const int64_t image = wide.begin / image_pixels, pixel = wide.begin % image_pixels;
+        const bool vectors = are_vectors(wide);
         const auto multiply = [&](auto out) {
+          if constexpr (kMayReadColumns) {
+            if (few_rows && vectors) {
+              const int64_t stride = phases.source.channel;
+              const S* b = from + image * phases.source.image + depth.begin * stride + pixel;
+              return tile_column<kDepthStride, 1, 0, kProduct>(t.channels.size(), depth.size(), wide.size(),
+                                                               rows, b, out, &ahead, {kDepthStride, stride});
+            }
+          }
           tile_column<kDepthStride, 1, kWide, kProduct>(t.channels.size(), depth.size(), wide.size(), rows,
                                                         t.gathered + panel * kWide * kDepth, out, &ahead);
         };
-        const int64_t image = wide.begin / image_pixels, pixel = wide.begin % image_pixels;
-        const bool direct = last_block && depth.size() > 0 && g.covers_destination() &&
-                            fills_tiles<A>(wide.size()) && pixel + wide.size() <= image_pixels;
+        const bool direct = last_block && depth.size() > 0 && g.covers_destination() && vectors;
         if (direct) {
           const Strides& s = phases.destination;
           const int64_t first = t.group * phases.channels + t.channels.begin;

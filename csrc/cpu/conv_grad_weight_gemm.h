@@ -121,7 +121,7 @@ struct GradWeightGemm {
     rows.cut(ceil_div(rows.size, kGradRows));
     // Few rows take more columns: the factor that is the rows is packed again for each block of columns.
     const int64_t most_cols = kSums / rows.block_size / kGradCols * kGradCols;
-    int64_t row_cuts = rows.cuts, col_cuts = ceil_div(cols.size, by_tap ? kGradCols : most_cols);
+    int64_t row_cuts = rows.blocks, col_cuts = ceil_div(cols.size, by_tap ? kGradCols : most_cols);
     // For few blocks the splits are smaller; where the pixels are too few for that, so are the blocks.
     const int64_t fewest = 4, few_blocks = shape.groups * row_cuts * col_cuts;
     most_splits = max_of(most_splits, min_of(ceil_div(fewest, few_blocks), g.pixels() / kGradPixels));

@@ -1,9 +1,10 @@
 // The innermost product of every dense kernel: a[rows][depth] * b[depth][kCols].
 //
 // The strides of packed a and b are compile-time constants, so each address is one register and a
-// displacement. a is read one element at a time and broadcast, b by whole vectors; the rows x kVectors sums
-// stay in registers (14 x 2 of 32 with AVX-512, 6 x 2 of 16 otherwise). A block's sum starts from zero and is
-// then added to the sums so far: short chains round less.
+// displacement; where they are read in place, only TileStrides tells them. a is read one element at a time and
+// broadcast, b by whole vectors; the rows x kVectors sums stay in registers (14 x 2 of 32 with AVX-512, 6 x 2
+// of 16 otherwise). A block's sum starts from zero and is then added to the sums so far: short chains round
+// less.
 #pragma once
 
 #include "epilogue.h"
@@ -73,6 +74,11 @@ struct TileOutput {
   }
 };
 
+// Of rows of a and of rows of b, in elements, also where the compiler knows them.
+struct TileStrides {
+  int64_t a, b;
+};
+
 // The rows of a: at a stride that the compiler knows,
 template <class S, int Rows, int64_t Stride>
 struct TileRows {
@@ -124,9 +130,10 @@ CNNEXT_INLINE void add_products(Vec<Acc<B>> (&sum)[Rows][Vectors], const Source&
 
 template <Product P, class A, class S, class Out, int Rows, int Vectors, int64_t RowStride,
           int64_t DepthStride, int64_t ColumnStride>
-void tile(int64_t depth, const S* a, int64_t row_stride, const A* b, const Out& out, Ahead* ahead) {
+void tile(int64_t depth, const S* a, const A* b, TileStrides strides, const Out& out, Ahead* ahead) {
   Vec<A> sum[Rows][Vectors] = {};
-  TileRows<S, Rows, RowStride> source(a, row_stride);
+  TileRows<S, Rows, RowStride> source(a, strides.a);
+  const int64_t column_stride = ColumnStride > 0 ? ColumnStride : strides.b;
   const int each = int(ceil_div(Rows * kFetchSteps, max_of(depth, kFetchSteps)));
   int fetched = 0;  // rows of the output
   for (; depth > 0; depth -= kFetchSteps) {
@@ -135,7 +142,7 @@ void tile(int64_t depth, const S* a, int64_t row_stride, const A* b, const Out& 
 #pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) out.fetch(fetched, v);
     }
-    for (int64_t d = min_of(depth, kFetchSteps); d > 0; --d, source.advance(DepthStride), b += ColumnStride) {
+    for (int64_t d = min_of(depth, kFetchSteps); d > 0; --d, source.advance(DepthStride), b += column_stride) {
       add_products<P>(sum, source, b);
     }
   }
@@ -197,18 +204,18 @@ auto tile_of(int64_t rows, bool narrow) {
 }
 
 // The product a[rows][depth] * b[depth][cols]: a column of tiles of almost equal height, whole vectors wide.
-// Element (row, d) of a is at row * RowStride + d * DepthStride, row d of b at d * ColumnStride. RowStride is
-// 0 where only `row_stride` tells it. Meanwhile `ahead` is fetched, if there is one, fetch_calls(rows, depth)
+// Element (row, d) of a is at row * RowStride + d * DepthStride, row d of b at d * ColumnStride. RowStride and
+// ColumnStride are 0 where only `strides` tells them. Meanwhile `ahead` is fetched, if there is one, fetch_calls(rows, depth)
 // times.
 template <int64_t RowStride, int64_t DepthStride, int64_t ColumnStride, Product P = Product::kNumbers,
           class A, class S, class Out>
 void tile_column(int64_t rows, int64_t depth, int64_t cols, const S* a, const A* b, Out out,
-                 Ahead* ahead = nullptr, int64_t row_stride = RowStride) {
+                 Ahead* ahead = nullptr, TileStrides strides = {RowStride, ColumnStride}) {
   const bool narrow = cols <= kLanes<A>;
   for (int64_t tiles = ceil_div(rows, kRows), row = 0; tiles > 0; --tiles) {
     const int64_t height = ceil_div(rows - row, tiles);
     const auto run = tile_of<P, A, S, Out, RowStride, DepthStride, ColumnStride>(height, narrow);
-    run(depth, a + row * row_stride, row_stride, b, out.from_row(row), ahead);
+    run(depth, a + row * strides.a, b, strides, out.from_row(row), ahead);
     row += height;
   }
 }

@@ -5,21 +5,23 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-// An axis in blocks of one size, a number of units, of which the last may be shorter. There is one at least.
+// An axis in blocks, at least one, as equal as whole units allow.
 struct CutAxis {
   CutAxis() = default;
   CutAxis(int64_t extent, int64_t unit_size) : size(extent), unit(unit_size) { cut(1); }
 
-  // Into so many blocks, or fewer where the units do not come out even.
   void cut(int64_t into) {
-    cuts = into;
-    block_size = max_of(1, round_up(ceil_div(size, cuts), unit));
-    blocks = max_of(1, ceil_div(size, block_size));
+    const int64_t units = max_of(1, ceil_div(size, unit));
+    blocks = clamp(into, 1, units);
+    block_size = ceil_div(units, blocks) * unit;
   }
-  Range at(int64_t index) const { return block(index, block_size, size); }
+  Range at(int64_t index) const { return {begin(index), begin(index + 1)}; }
+  int64_t begin(int64_t index) const {
+    return min_of(index * ceil_div(size, unit) / blocks * unit, size);
+  }
 
   int64_t size = 1, unit = 1;
-  int64_t cuts = 1, block_size = 1, blocks = 1;  // cuts: blocks that were asked for
+  int64_t blocks = 1, block_size = 1;  // of the largest
 };
 
 // Into how many blocks to cut, from `fewest` to `most`, so that threads have done `others` times as many
@@ -48,7 +50,7 @@ inline void cut_for_threads(CutAxis& rows, CutAxis& cols, int64_t each, int64_t 
          (rows.block_size > fewest_rows || cols.block_size > cols.unit)) {
     CutAxis& longer =
         weight * rows.block_size > cols.block_size || cols.block_size == cols.unit ? rows : cols;
-    longer.cut(longer.cuts + 1);
+    longer.cut(longer.blocks + 1);
   }
 }
 
