@@ -221,6 +221,14 @@ struct Gemm {
       }
     }
   }
+  // What it is going to read for a task.
+  FetchedRows fetched_rows(const Task& t, Range depth, int64_t calls) const {
+    if (!as_in_memory())
+      return fetched_weights(phases, t.r.g, operands.weight, t.group, t.channels, depth, calls);
+    const S* from = operands.weight + t.group * phases.weight_group +
+                    t.channels.begin * phases.weight_channel + depth.begin;
+    return {from, depth.size(), {t.channels.size(), phases.weight_channel}, {1, 0}, calls};
+  }
   // Channels first: forward, the order of the weight in memory; for a gradient, source channels fastest.
   ColumnOrder column_order(const Gather& g) const {
     return as_in_memory() ? ColumnOrder{1, g.taps()} : taps_outside(g);
@@ -267,7 +275,7 @@ struct Gemm {
                 const int64_t stride = phases.source.pixel;
                 const S* rows = from + (t.pixels.begin + at) * stride + depth.begin;
                 return tile_column<0, 1, kWide, kProduct>(count, depth.size(), panel.size(), rows, b, out,
-                                                          &ahead, {stride, kWide});
+                                                          &ahead, {stride, 1, kWide});
               }
             }
             tile_column<kDepthStride, 1, kWide, kProduct>(count, depth.size(), panel.size(),
@@ -381,10 +389,13 @@ struct Gemm {
         pack_columns(from, phases.source, g, pixels_of(panel), depth, column_order(g), b, kWide);
       }
       const bool last_block = d + 1 >= depth_blocks;
+      const int64_t calls = panels * fetch_calls(t.channels.size(), depth.size());
       Ahead ahead;
-      ahead.source = fetched_columns(from, phases.source, g, last_block ? next : t.pixels,
-                                     block(last_block ? 0 : d + 1, kDepth, g.depth()), column_order(g),
-                                     panels * fetch_calls(t.channels.size(), depth.size()));
+      ahead.source =
+          fetched_columns(from, phases.source, g, last_block ? next : t.pixels,
+                          block(last_block ? 0 : d + 1, kDepth, g.depth()), column_order(g), calls);
+      if (cut.packs_in_task && !last_block)
+        ahead.weights = fetched_rows(t, block(d + 1, kDepth, g.depth()), calls);
       if (cut.packs_in_task) pack_weight_rows(g, t.group, d, t.channels, t.packing);
       const int64_t part = t.channel_block * cut.depth_blocks + d;
       const A* rows = cut.packs_in_task || depth.size() == 0
@@ -401,7 +412,8 @@ struct Gemm {
               const int64_t stride = phases.source.channel;
               const S* b = from + image * phases.source.image + depth.begin * stride + pixel;
               return tile_column<kDepthStride, 1, 0, kProduct>(t.channels.size(), depth.size(), wide.size(),
-                                                               rows, b, out, &ahead, {kDepthStride, stride});
+                                                               rows, b, out, &ahead,
+                                                               {kDepthStride, 1, stride});
             }
           }
           tile_column<kDepthStride, 1, kWide, kProduct>(t.channels.size(), depth.size(), wide.size(), rows,

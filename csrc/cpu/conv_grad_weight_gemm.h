@@ -102,6 +102,10 @@ struct GradWeightGemm {
       w.tap = -w.tap;
     }
     by_tap = channels_last && P == Product::kNumbers && leaves_out_padding(p);
+    cols_in_place = std::is_same_v<T, A> && channels_last && g.channels % kLanes<A> == 0;
+    for (const PhaseAxis& x : g.axis) cols_in_place &= is_plain(x);
+    // Pixels a multiple of 4 KiB apart would push each other out of the caches.
+    rows_in_place = cols_in_place && plain_strides.pixel * int64_t(sizeof(T)) % 4096 != 0;
     if (!by_tap) g = joined(g);
     if (!by_tap) plain_g = joined(plain_g);
     order = channels_last || w.tap != 1 ? ColumnOrder{g.channels, 1} : ColumnOrder{1, g.taps()};
@@ -204,8 +208,9 @@ struct GradWeightGemm {
   void add_rows_by_taps(int64_t b, const Factors& f, Range pixels, Range next, A* packed_rows, A* packed_cols,
                         A* sums, bool add, bool finish) const {
     const Range k = rows_of(b), taps = cols_of(b);
-    const int64_t depth = by_tap ? pack_rows_of_tap(b, f, pixels, k, packed_cols, packed_rows)
-                                 : pack_rows(b, pixels, k, packed_rows);
+    const int64_t depth = rows_in_place ? pixels.size()
+                          : by_tap      ? pack_rows_of_tap(b, f, pixels, k, packed_cols, packed_rows)
+                                        : pack_rows(b, pixels, k, packed_rows);
     const auto columns_from = [&](int64_t begin) {
       return Range{begin - f.first, min_of(begin + kGradCols, taps.end) - f.first};
     };
@@ -215,8 +220,10 @@ struct GradWeightGemm {
         fetched_pixels(plain_of(b), plain_strides, f.plain_g, next, k, ceil_div(taps.size(), kWide) * calls);
     for (Range part = {taps.begin, 0}; part.begin < taps.end; part.begin = part.end) {
       part.end = min_of(part.begin + kGradCols, taps.end);
-      pack_pixels(gathered_of(b), gathered_strides, f.g, pixels, columns_from(part.begin), packed_cols,
-                  kColsStride);
+      if (!cols_in_place) {
+        pack_pixels(gathered_of(b), gathered_strides, f.g, pixels, columns_from(part.begin), packed_cols,
+                    kColsStride);
+      }
       const bool more = part.end < taps.end;
       ahead.source =
           fetched_pixels(gathered_of(b), gathered_strides, f.g, more ? pixels : next,
@@ -226,6 +233,9 @@ struct GradWeightGemm {
         panel.end = min_of(panel.begin + kWide, part.end);
         A* c = sums + (panel.begin - taps.begin) * rows.block_size;
         const auto multiply = [&](auto output) {
+          if constexpr (std::is_same_v<T, A>) {
+            if (cols_in_place) return multiply_in_place(b, pixels, panel, packed_rows, output, ahead);
+          }
           tile_column<kDepthStride, 1, kColsStride, P>(k.size(), depth, panel.size(), packed_rows,
                                                        packed_cols + panel.begin - part.begin, output,
                                                        &ahead);
@@ -241,6 +251,23 @@ struct GradWeightGemm {
         }
       }
     }
+  }
+
+  // A panel's products where each pixel's channels are a row of columns as they are, and of rows unless
+  // packed.
+  template <class Output>
+  void multiply_in_place(int64_t b, Range pixels, Range panel, const A* packed_rows, const Output& output,
+                         Ahead& ahead) const {
+    const Range k = rows_of(b);
+    const int64_t pixel = gathered_strides.pixel;
+    const T* columns = gathered_of(b) + pixels.begin * pixel + panel.begin;
+    if (!rows_in_place) {
+      return tile_column<kDepthStride, 1, 0>(k.size(), pixels.size(), panel.size(), packed_rows, columns,
+                                             output, &ahead, {kDepthStride, 1, pixel});
+    }
+    const T* first = plain_of(b) + pixels.begin * plain_strides.pixel + k.begin;
+    tile_column<1, 0, 0>(k.size(), pixels.size(), panel.size(), first, columns, output, &ahead,
+                         {1, plain_strides.pixel, pixel});
   }
 
   // to[k][pixel], or pairs of pixels; returns their number. Channels last: pixels of all images are one
@@ -351,9 +378,10 @@ struct GradWeightGemm {
   Strides gathered_strides, plain_strides;
   WeightStrides w;
   int64_t threads;
-  Gather g, plain_g;  // of what is gathered, and of the other factor as it is
-  ColumnOrder order;  // of (tap, c)
-  bool by_tap;        // products with the padding are left out, see factors_of
+  Gather g, plain_g;                  // of what is gathered, and of the other factor as it is
+  ColumnOrder order;                  // of (tap, c)
+  bool rows_in_place, cols_in_place;  // channels last
+  bool by_tap;                        // products with the padding are left out, see factors_of
   CutAxis rows, cols;
   SplitSums<A> split;
   A* scratch;

@@ -1,10 +1,10 @@
 // The innermost product of every dense kernel: a[rows][depth] * b[depth][kCols].
 //
 // The strides of packed a and b are compile-time constants, so each address is one register and a
-// displacement; where they are read in place, only TileStrides tells them. a is read one element at a time and
-// broadcast, b by whole vectors; the rows x kVectors sums stay in registers (14 x 2 of 32 with AVX-512, 6 x 2
-// of 16 otherwise). A block's sum starts from zero and is then added to the sums so far: short chains round
-// less.
+// displacement; where they are read in place, only TileStrides tells them. a is read one element at a time
+// and broadcast, b by whole vectors; the rows x kVectors sums stay in registers (14 x 2 of 32 with AVX-512,
+// 6 x 2 of 16 otherwise). A block's sum starts from zero and is then added to the sums so far: short chains
+// round less.
 #pragma once
 
 #include "epilogue.h"
@@ -74,9 +74,10 @@ struct TileOutput {
   }
 };
 
-// Of rows of a and of rows of b, in elements, also where the compiler knows them.
+// In elements, also where the compiler knows them: from a row of a to the next, and from one step of the
+// depth to the next.
 struct TileStrides {
-  int64_t a, b;
+  int64_t row, a, b;
 };
 
 // The rows of a: at a stride that the compiler knows,
@@ -132,8 +133,9 @@ template <Product P, class A, class S, class Out, int Rows, int Vectors, int64_t
           int64_t DepthStride, int64_t ColumnStride>
 void tile(int64_t depth, const S* a, const A* b, TileStrides strides, const Out& out, Ahead* ahead) {
   Vec<A> sum[Rows][Vectors] = {};
-  TileRows<S, Rows, RowStride> source(a, strides.a);
-  const int64_t column_stride = ColumnStride > 0 ? ColumnStride : strides.b;
+  TileRows<S, Rows, RowStride> source(a, strides.row);
+  const int64_t a_step = DepthStride > 0 ? DepthStride : strides.a;
+  const int64_t b_step = ColumnStride > 0 ? ColumnStride : strides.b;
   const int each = int(ceil_div(Rows * kFetchSteps, max_of(depth, kFetchSteps)));
   int fetched = 0;  // rows of the output
   for (; depth > 0; depth -= kFetchSteps) {
@@ -142,7 +144,7 @@ void tile(int64_t depth, const S* a, const A* b, TileStrides strides, const Out&
 #pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) out.fetch(fetched, v);
     }
-    for (int64_t d = min_of(depth, kFetchSteps); d > 0; --d, source.advance(DepthStride), b += column_stride) {
+    for (int64_t d = min_of(depth, kFetchSteps); d > 0; --d, source.advance(a_step), b += b_step) {
       add_products<P>(sum, source, b);
     }
   }
@@ -204,18 +206,18 @@ auto tile_of(int64_t rows, bool narrow) {
 }
 
 // The product a[rows][depth] * b[depth][cols]: a column of tiles of almost equal height, whole vectors wide.
-// Element (row, d) of a is at row * RowStride + d * DepthStride, row d of b at d * ColumnStride. RowStride and
-// ColumnStride are 0 where only `strides` tells them. Meanwhile `ahead` is fetched, if there is one, fetch_calls(rows, depth)
+// Element (row, d) of a is at row * RowStride + d * DepthStride, row d of b at d * ColumnStride. Those are 0
+// which only `strides` tells. Meanwhile `ahead` is fetched, if there is one, fetch_calls(rows, depth)
 // times.
 template <int64_t RowStride, int64_t DepthStride, int64_t ColumnStride, Product P = Product::kNumbers,
           class A, class S, class Out>
 void tile_column(int64_t rows, int64_t depth, int64_t cols, const S* a, const A* b, Out out,
-                 Ahead* ahead = nullptr, TileStrides strides = {RowStride, ColumnStride}) {
+                 Ahead* ahead = nullptr, TileStrides strides = {RowStride, DepthStride, ColumnStride}) {
   const bool narrow = cols <= kLanes<A>;
   for (int64_t tiles = ceil_div(rows, kRows), row = 0; tiles > 0; --tiles) {
     const int64_t height = ceil_div(rows - row, tiles);
     const auto run = tile_of<P, A, S, Out, RowStride, DepthStride, ColumnStride>(height, narrow);
-    run(depth, a + row * strides.a, b, strides, out.from_row(row), ahead);
+    run(depth, a + row * strides.row, b, strides, out.from_row(row), ahead);
     row += height;
   }
 }
