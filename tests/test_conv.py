@@ -224,14 +224,17 @@ def test_padding_is_no_value(kernel: str) -> None:
         conv = problem((1, 2, 5, 14), (16, 2, 3, 3), padding=2, dilation=(2, 1))
     if kernel == "rows":
         conv = problem((1, 2, 5, 14), (4, 2, 3, 3), padding=2, dilation=(2, 1))
+    if kernel == "depthwise_rows":
+        conv = problem((1, 3, 5, 14), (3, 1, 3, 3), padding=2, dilation=(2, 1), groups=3)
     if kernel == "col2im":
         conv = problem((1, 32, 5, 14), (2, 32, 3, 3), padding=2, dilation=(2, 1))
     if kernel == "rows_amx":
         conv = problem((1, 96, 9, 14), (96, 96, 3, 3), padding=2, dilation=(2, 1))
     t = integers(conv)
     t.input[0, 1, 0, 4] = float("nan")
-    dtype = torch.bfloat16 if takes_bfloat16_only(kernel) else torch.float32 if kernel == "rows_amx" else torch.float64
-    last = kernel != "rows"
+    float32 = kernel in ("rows_amx", "depthwise_rows")
+    dtype = torch.bfloat16 if takes_bfloat16_only(kernel) else torch.float32 if float32 else torch.float64
+    last = kernel not in ("rows", "depthwise_rows")
     result = by_kernel("conv", kernel, conv, t.to(dtype, last, last))
     assert torch.equal(result.isnan(), by_torch(conv, t)["conv"].isnan())
     assert 0 < result.isnan().sum() < result.numel() / 2

@@ -2,6 +2,7 @@
 // leave to them (conv_choice.h).
 #include "vec.h"
 
+#include "conv_depthwise_rows.h"
 #include "conv_group_tiles.h"
 #include "conv_lanes_kernel.h"
 #include "conv_grad_weight_group_tiles.h"
@@ -13,10 +14,11 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 const Kernels& grouped() {
-  static const ConvKernel conv[] = {kConvDepthwise<false>, kConvGroupTilesBf16<false>, kConvGroupTiles<false>,
-                                    kConvGrouped<false>};
-  static const ConvKernel conv_grad_input[] = {kConvDepthwise<true>, kConvGroupTilesBf16<true>,
-                                               kConvGroupTiles<true>, kConvGrouped<true>};
+  static const ConvKernel conv[] = {CNNEXT_MASKED(kConvDepthwiseRows<false>) kConvDepthwise<false>,
+                                    kConvGroupTilesBf16<false>, kConvGroupTiles<false>, kConvGrouped<false>};
+  static const ConvKernel conv_grad_input[] = {CNNEXT_MASKED(kConvDepthwiseRows<true>) kConvDepthwise<true>,
+                                               kConvGroupTilesBf16<true>, kConvGroupTiles<true>,
+                                               kConvGrouped<true>};
   static const ConvKernel conv_grad_weight[] = {kConvGradWeightDepthwise, kConvGradWeightGroupTilesBf16,
                                                 kConvGradWeightGroupTiles, kConvGradWeightGrouped};
   static const Kernels table = [] {

@@ -11,6 +11,13 @@
 #define CNNEXT_AMX(...)
 #endif
 
+// Kernels by loads of some lanes of a vector.
+#if CNNEXT_VECTOR_BYTES >= 32
+#define CNNEXT_MASKED(...) __VA_ARGS__,
+#else
+#define CNNEXT_MASKED(...)
+#endif
+
 namespace cnnext::cpu::CNNEXT_ISA {
 
 template <class Kernel, int kCount>

@@ -16,9 +16,7 @@ struct CutAxis {
     block_size = ceil_div(units, blocks) * unit;
   }
   Range at(int64_t index) const { return {begin(index), begin(index + 1)}; }
-  int64_t begin(int64_t index) const {
-    return min_of(index * ceil_div(size, unit) / blocks * unit, size);
-  }
+  int64_t begin(int64_t index) const { return min_of(index * ceil_div(size, unit) / blocks * unit, size); }
 
   int64_t size = 1, unit = 1;
   int64_t blocks = 1, block_size = 1;  // of the largest
