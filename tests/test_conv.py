@@ -225,7 +225,7 @@ def test_padding_is_no_value(kernel: str) -> None:
     if kernel == "rows":
         conv = problem((1, 2, 5, 14), (4, 2, 3, 3), padding=2, dilation=(2, 1))
     if kernel == "depthwise_rows":
-        conv = problem((1, 3, 5, 14), (3, 1, 3, 3), padding=2, dilation=(2, 1), groups=3)
+        conv = problem((1, 3, 5, 14), (3, 1, 3, 3), padding=2, groups=3)
     if kernel == "col2im":
         conv = problem((1, 32, 5, 14), (2, 32, 3, 3), padding=2, dilation=(2, 1))
     if kernel == "rows_amx":

@@ -2,9 +2,8 @@
 // where there is no stride. A lane for each channel would have to be transposed, there and back.
 //
 // A tile is some rows of the destination times one or two vectors: what it loads is multiplied by the taps of
-// all its rows. With a dilation its rows are as far apart, so that they too read the same rows of the source.
-// Lanes that lie in the padding are zero by a mask. The last rows and vectors of a plane overlap those
-// before, and write the same there again.
+// all its rows. Lanes that lie in the padding are zero by a mask. The last vector of a row overlaps the one
+// before, and writes the same there again.
 #pragma once
 
 #include "conv_phases.h"
@@ -14,7 +13,7 @@
 #if CNNEXT_VECTOR_BYTES >= 32
 namespace cnnext::cpu::CNNEXT_ISA {
 
-constexpr int kDepthwiseRows = CNNEXT_VECTOR_BYTES == 64 ? 7 : 3;  // of a tile
+constexpr int kDepthwiseRows = CNNEXT_VECTOR_BYTES == 64 ? 7 : 3;  // of a tile, at most
 constexpr int kDepthwiseTaps = CNNEXT_VECTOR_BYTES == 64 ? 5 : 3;  // of a row, at most
 constexpr int64_t kDepthwiseProducts = 1 << 15;                    // of a task, about
 
@@ -50,9 +49,8 @@ CNNEXT_INLINE Vec<float> every_second(Vec<float> x, Vec<float> y, std::integer_s
 
 struct DepthwiseTile {
   const float* source;  // of the first row's first vector, where its first tap reads
-  int64_t source_row;   // from a row that its taps read to the next, in elements
-  Range inside;         // rows of the source that are not padding
-  int64_t tap;          // from a tap of a row to the next, in elements
+  int64_t source_row;   // from a row to the next, in elements
+  Range inside;         // rows that are not padding
   const LaneMask* masks;
   const float* weight;  // [taps][taps]
   float bias;
@@ -79,7 +77,7 @@ void depthwise_tile(const DepthwiseTile& given) {
       Vec<float> value[Vectors];
 #pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v) {
-        const float* from = x + n * tile.tap + v * Stride * tile.vector;
+        const float* from = x + n + v * Stride * tile.vector;
         if constexpr (Stride == 1) {
           value[v] = load_masked(from, tile.masks[n * Vectors + v]);
         } else if (n % 2 == 0) {
@@ -192,55 +190,43 @@ struct DepthwiseRows {
     const float* weight = operands.weight + channel * phases.weight_group;
     float weights[kDepthwiseTaps * kDepthwiseTaps];
     for (int64_t m = 0; m < taps * taps; ++m) weights[m] = weight[weight_at[m]];
-    // Rows of a tile are as far apart as those which its taps read.
-    const int64_t apart = h.offset_step;
-    const auto rows_in = [apart](int64_t size) { return apart == 1 ? size : ceil_div(size, apart); };
     DepthwiseTile tile;
-    tile.source_row = apart * w.source;
-    tile.tap = w.offset_step;
+    tile.source_row = w.source;
     tile.weight = weights;
     tile.bias = operands.bias ? operands.bias[channel] : 0;
-    tile.row = apart * w.count;
+    tile.row = w.count;
     tile.count = min_of(w.count, L);
     tile.epilogue = operands.any_epilogue();
-    for (int64_t first = 0; first < min_of(apart, rows.size()); ++first) {
-      const int64_t count = rows_in(rows.size() - first);
-      const int64_t height = count < kDepthwiseRows ? 1 : kDepthwiseRows;
-      const RunTile runs[] = {tile_of(height, 1), tile_of(height, 2)};
-      for (int64_t at = 0; at < count; at += height) {
-        const int64_t row = rows.begin + first + min_of(at, count - height) * apart;
-        const int64_t from = h.source_index(row, 0);
-        tile.inside = {rows_in(max_of(-from, 0)), rows_in(max_of(h.source - from, 0))};
-        const float* source = operands.source + (plane * h.source + from) * w.source;
-        float* to = operands.destination + (plane * h.count + row) * w.count;
-        for (int64_t index = 0; index < columns; ++index) {
-          const Column column = column_at(index);
-          tile.masks = masks + index * kMostMasks;
-          tile.source = source + w.source_index(column.first, 0);
-          tile.to = to + column.first;
-          tile.vector = column.vector;
-          runs[column.vectors - 1](tile);
-        }
+    for (int64_t tiles = ceil_div(rows.size(), kDepthwiseRows), row = rows.begin; tiles > 0; --tiles) {
+      const int64_t height = ceil_div(rows.end - row, tiles), from = h.source_index(row, 0);
+      const RunTile runs[] = {tile_of<1>(height), tile_of<2>(height)};
+      const float* source = operands.source + (plane * h.source + from) * w.source;
+      float* to = operands.destination + (plane * h.count + row) * w.count;
+      tile.inside = {max_of(-from, 0), max_of(h.source - from, 0)};
+      for (int64_t index = 0; index < columns; ++index) {
+        const Column column = column_at(index);
+        tile.masks = masks + index * kMostMasks;
+        tile.source = source + w.source_index(column.first, 0);
+        tile.to = to + column.first;
+        tile.vector = column.vector;
+        runs[column.vectors - 1](tile);
       }
+      row += height;
     }
   }
 
-  RunTile tile_of(int64_t height, int64_t vectors) const {
+  template <int Vectors>
+  RunTile tile_of(int64_t height) const {
     if constexpr (kDepthwiseTaps > 3) {
-      if (taps == 5) return tile_of<5>(height, vectors);
+      if (taps == 5) return tile_of<Vectors, 5>(height);
     }
-    return tile_of<3>(height, vectors);
+    return tile_of<Vectors, 3>(height);
   }
-  template <int Taps>
-  RunTile tile_of(int64_t height, int64_t vectors) const {
-    return stride == 1 ? tile_of<Taps, 1>(height, vectors) : tile_of<Taps, 2>(height, vectors);
-  }
-  template <int Taps, int Stride>
-  static RunTile tile_of(int64_t height, int64_t vectors) {
-    if (height == 1)
-      return vectors == 1 ? depthwise_tile<Taps, Stride, 1, 1> : depthwise_tile<Taps, Stride, 1, 2>;
-    return vectors == 1 ? depthwise_tile<Taps, Stride, kDepthwiseRows, 1>
-                        : depthwise_tile<Taps, Stride, kDepthwiseRows, 2>;
+  template <int Vectors, int Taps>
+  RunTile tile_of(int64_t height) const {
+    return with_count<kDepthwiseRows>(height, [this](auto rows) -> RunTile {
+      return stride == 1 ? depthwise_tile<Taps, 1, rows, Vectors> : depthwise_tile<Taps, 2, rows, Vectors>;
+    });
   }
 
   static constexpr int64_t kMostMasks = 2 * (kDepthwiseTaps + 1);
@@ -266,8 +252,9 @@ const char* depthwise_rows_refuses(const ConvProblem& p) {
   if (h.kernel != w.kernel || w.kernel < 3 || w.kernel > kDepthwiseTaps || w.kernel % 2 == 0)
     return "takes kernels of 3x3 and, with AVX-512, 5x5";
   if (d.kernel != 1 || d.stride != 1 || d.padding != 0) return "takes planes";
-  const bool strided = h.stride == 2 && w.stride == 2 && h.dilation == 1 && w.dilation == 1 && !Gradient;
-  if ((h.stride != 1 || w.stride != 1) && !strided) return "takes strides of two without a dilation, forward";
+  if (h.dilation > 1 || w.dilation > 1) return "takes no dilation";
+  const int64_t most = Gradient ? 1 : 2;
+  if (h.stride != w.stride || h.stride > most) return "takes strides of one and, forward, of two";
   const int64_t width = Gradient ? w.input : w.output, lanes = round_up(width, kLanes<float>);
   return 3 * width >= 2 * lanes ? nullptr : "takes rows that fill vectors to two thirds";
 }

@@ -12,7 +12,7 @@
 //                     are.
 //   rows              few output channels, or few taps and input channels, in channels first.
 //   gemm_bf16         bfloat16 by products of pairs of pixels, where turning to channels last costs less.
-//   thin              few input channels in channels last, and 1x1 from or to few.
+//   thin              few input channels in channels last.
 //   gemm              everything. Turns channels first to channels last where that pays.
 #pragma once
 

@@ -1,11 +1,9 @@
-// Gradient with respect to the weight where one side has few channels, channels last: images, and 1x1
-// convolutions to or from few channels.
+// Gradient with respect to the weight of images of few channels in channels last.
 //
 // gemm copies each pixel's window and transposes the gradient of the output; for a window of 27 elements that
 // is half of the time. Here neither is packed. A tile is a part of a row of the window times two vectors of
 // output channels, and sums over pixels: vectors of the gradient are read where they are, elements of the
 // image from a copy of its rows (conv_thin.h), the window's part shifted by a pixel's elements each time.
-// A 1x1 convolution to few channels is one from few channels with the image and the gradient swapped.
 // Pixels are cut into runs of a row; blocks of runs stay in the cache while all tiles pass over them. A task
 // is a split of the blocks (conv_splits.h) times a block of output channels.
 #pragma once
@@ -15,19 +13,9 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-constexpr int64_t kThinChannels = 24;     // of more, gemm multiplies windows as fast,
-constexpr int64_t kThinTapChannels = 48;  // and of these, windows of one tap
+constexpr int64_t kThinChannels = 24;     // of more, gemm multiplies windows as fast
 constexpr int64_t kThinPixels = 224;      // of a block, at most
 constexpr int64_t kThinSums = 128 << 10;  // elements of all splits' sums, about
-
-// Every output pixel reads the input pixel of its number.
-inline bool is_pointwise(const ConvShape& s) {
-  for (const Window& x : s.axis) {
-    if (x.kernel != 1 || x.stride != 1 || x.padding != 0) return false;
-  }
-  return true;
-}
-inline bool swaps_sides(const ConvShape& s) { return is_pointwise(s) && s.K < s.C; }
 
 template <class T>
 struct ThinGradWeight {
@@ -42,11 +30,6 @@ struct ThinGradWeight {
         grad_output(static_cast<const T*>(b.output)),
         grad_weight(static_cast<T*>(b.weight)),
         threads(p.threads) {
-    if (swaps_sides(p.shape)) {
-      swap(g.channels, channels);
-      swap(w.k, w.c);
-      swap(input, grad_output);
-    }
     in = strides_of(p.layout, g.channels, p.shape.input_pixels());
     const int64_t width = g.axis[2].count;
     step = g.axis[2].source_step * g.channels;
@@ -186,11 +169,9 @@ inline const char* thin_grad_weight_refuses(const ConvProblem& p) {
   if (p.layout != Layout::kChannelsLast) return "takes channels last";
   if (s.groups != 1) return "takes one group";
   if (s.axis[2].dilation != 1) return "takes rows of neighbouring taps";
-  const bool swapped = swaps_sides(s);
-  if ((swapped ? s.K : s.C) > (s.taps() > 1 ? kThinChannels : kThinTapChannels))
-    return "takes at most 24 channels, or 48 of a 1x1 convolution";
-  if (s.C * s.taps() > kThinDepth && !swapped) return "takes windows of at most 512 elements";
-  return (swapped ? s.C : s.K) % lanes_of(p.dtype) == 0 ? nullptr : "takes channels that fill vectors";
+  if (s.C > kThinChannels) return "takes at most 24 input channels";
+  if (s.C * s.taps() > kThinDepth) return "takes windows of at most 512 elements";
+  return s.K % lanes_of(p.dtype) == 0 ? nullptr : "takes output channels that fill vectors";
 }
 
 constexpr ConvKernel kConvGradWeightThin = entry<ByType<ThinGradWeight>>(
