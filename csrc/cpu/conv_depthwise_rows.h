@@ -6,6 +6,7 @@
 // before, and writes the same there again.
 #pragma once
 
+#include "conv_lanes.h"
 #include "conv_phases.h"
 #include "entry.h"
 #include "tasks.h"
@@ -40,12 +41,6 @@ CNNEXT_INLINE Vec<float> load_masked(const float* p, LaneMask lanes) {
   return v;
 }
 #endif
-
-// The lanes of x and y, one after the other, of every other one from First on.
-template <int First, int... Lane>
-CNNEXT_INLINE Vec<float> every_second(Vec<float> x, Vec<float> y, std::integer_sequence<int, Lane...>) {
-  return shuffle<(First + 2 * Lane)...>(x, y);
-}
 
 struct DepthwiseTile {
   const float* source;  // of the first row's first vector, where its first tap reads
@@ -83,8 +78,8 @@ void depthwise_tile(const DepthwiseTile& given) {
         } else if (n % 2 == 0) {
           const LaneMask* mask = tile.masks + (n / 2 * Vectors + v) * 2;
           const Vec<float> low = load_masked(from, mask[0]), high = load_masked(from + L, mask[1]);
-          value[v] = every_second<0>(low, high, Lanes());
-          odd[v] = every_second<1>(low, high, Lanes());
+          value[v] = every_other<float, 0, 2>(low, high, Lanes());
+          odd[v] = every_other<float, 1, 2>(low, high, Lanes());
         } else {
           value[v] = odd[v];
         }

@@ -31,7 +31,7 @@ struct GemmCut {
   GemmCut(const Regions& regions, const ConvProblem& p, bool read_in_place)
       : channels_last(p.layout == Layout::kChannelsLast),
         in_place(read_in_place),
-        pixels(regions.most_pixels(), channels_last ? 1 : unit_of(regions.most_pixels(), p.threads)),
+        pixels(regions.most_pixels(), channels_last ? 1 : pixel_unit(regions.most_pixels(), p.threads)),
         channels(regions.phases.channels, channels_last ? kLanes<A> : 1),
         depth_blocks(ceil_div(regions.phases.max_depth(), kDepth)) {
     cut_pixels(regions, p);
@@ -50,7 +50,7 @@ struct GemmCut {
   }
 
   // Channels first: whole panels of pixels, or vectors where threads would not get alike.
-  static int64_t unit_of(int64_t pixels, int64_t threads) {
+  static int64_t pixel_unit(int64_t pixels, int64_t threads) {
     return pixels < 16 * threads * kCols<A> ? kLanes<A> : kCols<A>;
   }
 
