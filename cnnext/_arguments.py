@@ -62,6 +62,25 @@ def are_ours(dims: int, *tensors: Any) -> bool:
     return plain and tensors[0].dim() - dims in (1, 2)
 
 
+def takes_batch_norm(
+    input: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, training: Any, momentum: Any, eps: Any
+) -> bool:
+    """Whether the operator takes a batch normalisation; all else is torch's, GPUs' too."""
+    of_channels = [each for each in (running_mean, running_var, weight, bias) if each is not None]
+    numbers = isinstance(training, bool) and isinstance(momentum, (int, float)) and isinstance(eps, (int, float))
+    if not numbers or not isinstance(input, Tensor) or not 2 <= input.dim() <= 5:
+        return False
+    if not are_ours(input.dim() - 2, input, *of_channels) or input.device.type not in ("cpu", "meta"):
+        return False
+    channels = input.shape[1]
+    if channels == 0 or any(each.dim() != 1 or each.shape[0] != channels for each in of_channels):
+        return False
+    has_statistics = running_mean is not None and running_var is not None
+    if training:
+        return input.numel() > channels and (has_statistics or running_mean is running_var)
+    return has_statistics
+
+
 def attribute_of(module: Any, ours: str, name: str) -> Any:
     """A name of torch's module, asked for in ours: an error names ours."""
     try:

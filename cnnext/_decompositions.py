@@ -82,6 +82,27 @@ def _fused_conv(
     return activate(activation, negative_slope, output if residual is None else output + residual)
 
 
+@_decomposes("batch_norm")
+def _batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+) -> tuple[Tensor, Tensor, Tensor]:
+    output = F.batch_norm(input, mean, variance, weight, bias, mean is None, 0.0, eps)
+    output = activate(activation, negative_slope, output if residual is None else output + residual)
+    numbers = input if input.dtype == torch.float64 else input.float()
+    if mean is not None:
+        return output, numbers.new_empty(0), numbers.new_empty(0)
+    variance, mean = torch.var_mean(numbers, [0, *range(2, input.dim())], correction=0)
+    return output, mean, variance
+
+
 @_decomposes("conv_grad_input")
 def _conv_grad_input(
     grad_output: Tensor,

@@ -58,6 +58,38 @@ _TEXTS = {
         "conv_transpose{dims}d(torch.ones(1, 3, {eights}), torch.ones(3, 4, {twos}), stride=2)",
         "[1, 4, {sixteens}]",
     ),
+    "batch_norm": (
+        """
+    Args:
+        input: [N, C, ...] of 2 to 5 dimensions
+        running_mean, running_var: [C], moved towards the moments of the batch where `training`; else these normalise
+        weight, bias: [C], or None for one and zero
+        training: normalise by the moments of the batch, over all but C
+        momentum: how far the running moments move, from 0 to 1
+        eps: added to the variance
+
+    Returns:
+        (input - mean) / sqrt(variance + eps) * weight + bias, laid out as the input. Moments are those of parts of the
+        batch, merged in order: the same bits for any number of threads. On GPUs torch's function is called.""",
+        "batch_norm(torch.ones(2, 3, 4, 4), None, None, training=True)",
+        "[2, 3, 4, 4]",
+    ),
+    "fused_batch_norm": (
+        """
+    One pass for the moments and one that stores the result; in the backward pass one for the sums and one for the
+    gradient of the input. On GPUs it is torch's batch_norm, addition and activation one after the other.
+
+    Args:
+        input, running_mean, running_var, weight, bias, training, momentum, eps: those of `batch_norm`
+        residual: of the input's size, or what can be added to that
+        activation: "none", "relu", "relu6" or "leaky_relu"
+        negative_slope: of "leaky_relu", positive
+
+    Returns:
+        activation(batch_norm(...) + residual), laid out as the input""",
+        "fused_batch_norm(torch.ones(2, 3, 4, 4), None, None, training=True, activation='relu')",
+        "[2, 3, 4, 4]",
+    ),
     "max_pool": (
         """
     Args:
@@ -144,7 +176,11 @@ _OTHERS = {
     "fused_conv": (
         "activation(convolution + residual), for inference; `cnnext.fuse` makes a model of it.",
         "What the convolution and the addition raise; a ValueError for another activation.",
-    )
+    ),
+    "fused_batch_norm": (
+        "activation(batch normalisation + residual); `cnnext.fuse` makes a model of it for training.",
+        "What batch_norm and the addition raise; a ValueError for another activation.",
+    ),
 }
 
 _FORM = """{head}
@@ -162,8 +198,9 @@ _FORM = """{head}
 
 def document(function: _Callable, name: str) -> _Callable:
     """Gives a function its public name and the docstring of its family."""
-    family, dims, pair = re.fullmatch(r"(\w+?)(\d)d(_with_indices)?", name).groups()  # type: ignore[union-attr]
+    family, dims, pair = re.fullmatch(r"(\w+?)(?:(\d)d(_with_indices)?)?", name).groups()  # type: ignore[union-attr]
     body, call, shape = _TEXTS[family]
+    dims = dims or 2
     words: dict[str, Any] = dict(zip(("input", "kernel", "output"), _AXES[int(dims)], strict=True))
     words |= {word: ", ".join([n] * int(dims)) for word, n in [("twos", "2"), ("threes", "3"), ("fours", "4")]}
     words |= {word: ", ".join([n] * int(dims)) for word, n in [("eights", "8"), ("sixteens", "16")]}

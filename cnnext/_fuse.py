@@ -1,4 +1,5 @@
-"""Inference: batch norms folded into convolutions, which add and activate as they store their results."""
+"""Layers that add and activate as they store their results: convolutions with batch norms folded into them for
+inference, batch norms for training."""
 
 from __future__ import annotations
 
@@ -21,12 +22,12 @@ from ._explain import check_sizes
 from ._override import _REDIRECTIONS
 from ._trace import iadd, trace, writes
 
-_FUSED = {nn.Conv1d: nn.FusedConv1d, nn.Conv2d: nn.FusedConv2d, nn.Conv3d: nn.FusedConv3d}
 _NORMS = {  # by the convolution that takes them in
-    conv: getattr(torch.nn, f"BatchNorm{dims}d")
+    conv: getattr(nn, f"BatchNorm{dims}d")
     for dims in (1, 2, 3)
     for conv in (getattr(nn, f"Conv{dims}d"), getattr(nn, f"ConvTranspose{dims}d"))
 }
+_FUSED = {getattr(nn, fused.__name__.removeprefix("Fused")): fused for fused in nn._FUSED}
 _ADDITIONS: tuple[Any, ...] = (operator.add, iadd, torch.add, "add", "add_")
 _RELUS: tuple[Any, ...] = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 
@@ -41,16 +42,21 @@ def _module(node: Node, modules: dict[str, torch.nn.Module]) -> torch.nn.Module 
 
 
 class _Chain:
-    """A convolution and what follows it, as long as nothing else reads what is in between: batch norm, addition,
-    activation, each at most once. All of it moves to the place of the last node."""
+    """A convolution or batch norm and what follows it, as long as nothing else reads what is in between: batch norm
+    (of a convolution), addition, activation, each at most once. All of it moves to the place of the last node."""
 
-    def __init__(self, conv: Node, modules: dict[str, torch.nn.Module]) -> None:
+    def __init__(self, head: Node, modules: dict[str, torch.nn.Module]) -> None:
         self.modules = modules
-        self.nodes = [conv]
+        self.nodes = [head]
         self.activation, self.negative_slope = "none", 0.01
-        self.norm = self._extend(self._is_norm)
+        kind: Any = type(self.module(head))
+        self.norm = self._extend(self._is_norm) if kind in _NORMS else None
         self.addition: Node | None = None
-        if type(self.module(conv)) in _FUSED:
+        norm: Any = self.module(self.norm) if self.norm else None
+        if self.norm and isinstance(norm, nn._Fused):  # of a model that was fused to be trained
+            self.addition = self.norm if len(self.norm.args) == 2 else None
+            self.activation, self.negative_slope = norm.activation, norm.negative_slope
+        elif kind in _FUSED:
             self.addition = self._extend(self._is_addition)
             self._extend(self._is_activation)
 
@@ -59,7 +65,7 @@ class _Chain:
 
     @property
     def epilogue(self) -> tuple[Any, ...]:
-        """What all calls of one convolution must have in common."""
+        """What all calls of one layer must have in common."""
         return self.norm and self.norm.target, self.activation, self.negative_slope
 
     @property
@@ -89,8 +95,14 @@ class _Chain:
 
     def _is_norm(self, node: Node) -> bool:
         norm: Any = self.module(node)
-        kinds = (_NORMS[type(self.module(self.nodes[0]))], torch.nn.SyncBatchNorm)  # type: ignore[index]
-        return type(norm) in kinds and norm.running_mean is not None
+        conv: Any = type(self.module(self.nodes[0]))
+        plain, fused = _NORMS[conv], _FUSED[_NORMS[conv]]
+        if type(norm) is fused:  # with what it does, which a transposed convolution does not
+            last = self.nodes[-1]
+            may = conv in _FUSED and node.args[:1] == (last,) and last not in node.args[1:] and not node.kwargs
+        else:
+            may = type(norm) in (plain, torch.nn.SyncBatchNorm)
+        return may and norm.running_mean is not None
 
     def _is_addition(self, node: Node) -> bool:
         last = self.nodes[-1]
@@ -138,13 +150,13 @@ def _fold(conv: Any, norm: Any) -> None:
     conv.bias = torch.nn.Parameter(shift.to(dtype), wants_grad)
 
 
-def _fuse_calls(graph: Graph, conv: Any, chains: list[_Chain], modules: dict[str, torch.nn.Module]) -> None:
-    """Puts a convolution into the places of chains with the same epilogue."""
+def _fuse_calls(graph: Graph, layer: Any, chains: list[_Chain], modules: dict[str, torch.nn.Module]) -> None:
+    """Puts a layer into the places of chains with the same epilogue."""
     if chains[0].norm is not None:
-        _fold(conv, modules[str(chains[0].norm.target)])
+        _fold(layer, modules[str(chains[0].norm.target)])
     if chains[0].activation != "none" or any(chain.addition for chain in chains):
-        conv.__class__ = _FUSED[type(conv)]
-        conv.activation, conv.negative_slope = chains[0].activation, chains[0].negative_slope
+        layer.__class__ = _FUSED[type(layer)]
+        layer.activation, layer.negative_slope = chains[0].activation, chains[0].negative_slope
     for chain in chains:
         call, last = chain.nodes[0], chain.nodes[-1]
         with graph.inserting_before(last):
@@ -181,19 +193,42 @@ def _settle_weights(model: torch.nn.Module) -> None:
             module.register_parameter(name, torch.nn.Parameter(value))
 
 
-def _fused(model: torch.nn.Module) -> GraphModule:
+def _trace(model: torch.nn.Module) -> Graph:
     try:
-        graph = trace(model)
+        return trace(model)
     except TraceError as error:
         raise TraceError(f"cnnext.fuse: {error}; parts of the model may be fused instead") from error.__cause__
+
+
+def _trace_for_training(model: torch.nn.Module) -> Graph:
+    """The graph of a model that trains, which must be that of its evaluation too: the model may be asked for both."""
+    graph = _trace(model)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    evaluation = _trace(model)
+    for module, mode in modes.items():
+        module.training = mode
+    if graph.python_code("self").src != evaluation.python_code("self").src:
+        raise TraceError(
+            "cnnext.fuse: the model's forward is another one in training than in evaluation (it asks for "
+            "self.training); parts of the model may be fused instead"
+        )
+    return graph
+
+
+def _fused(model: torch.nn.Module) -> GraphModule:
+    training = model.training
+    graph = _trace_for_training(model) if training else _trace(model)
     fused = GraphModule(model, graph, type(model).__name__)
     modules = dict(fused.named_modules())
-    _skip_identities(graph, modules)
+    if not training:
+        _skip_identities(graph, modules)
+    heads = set(_NORMS.values()) if training else set(_NORMS)
     calls: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if node.op == "call_function" and node.target in _REDIRECTIONS and "out" not in node.kwargs:
             node.target = _REDIRECTIONS[node.target][1]
-        if type(_module(node, modules)) in _NORMS:
+        if type(_module(node, modules)) in heads:
             calls.setdefault(str(node.target), []).append(node)
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     for name, nodes in calls.items():
@@ -204,34 +239,41 @@ def _fused(model: torch.nn.Module) -> GraphModule:
         alike = all(chain.epilogue == chains[0].epilogue for chain in chains)
         if len(links) > len(nodes) and len(links) == len(set(links)) and alike:
             _fuse_calls(graph, modules[name], chains, modules)
-    fused.delete_all_unused_submodules()
+    if not training:  # a checkpoint holds what is not used too
+        fused.delete_all_unused_submodules()
     graph.lint()
     fused.recompile()
     return fused
 
 
 def fuse(model: torch.nn.Module) -> GraphModule:
-    """A copy of a model for inference, in which convolutions do what follows them.
+    """A copy of a model in which layers do what follows them: passes over feature maps that are saved.
 
-    Batch norms are folded into the weights of the convolutions (also transposed ones) before them, and an addition (of
-    a shortcut) and an activation (ReLU, ReLU6, LeakyReLU) are computed as a convolution stores its results: passes over
-    feature maps that are saved. Identities and dropout go, and parametrized weights (weight and spectral norm) are
-    computed once. Convolution and pooling layers become ours, as by `convert`, and so do calls of torch's functions for
-    them, as by `override`. The rounding differs from the model's, as folded weights are others.
+    In eval mode, for inference: batch norms are folded into the weights of the convolutions (also transposed ones)
+    before them, and an addition (of a shortcut) and an activation (ReLU, ReLU6, LeakyReLU) are computed as a
+    convolution stores its results. Identities and dropout go, and parametrized weights (weight and spectral norm) are
+    computed once. The rounding differs from the model's, as folded weights are others.
+
+    In training mode, for training: batch norms do the addition and the activation behind them, forward and backward.
+    Parameters, buffers and their names are the model's, so that checkpoints fit both ways; make the optimizer of the
+    copy's parameters. `eval()` and `train()` work as before.
+
+    Convolution, pooling and batch norm layers become ours, as by `convert`, and so do calls of torch's functions for
+    them, as by `override`.
 
     Args:
-        model: in eval mode, and such that `torch.fx.symbolic_trace` takes it: its forward does not branch on what
-            tensors hold or how large they are. Arguments of forward that are None or a bool by default stay so. Layers
-            with hooks, those whose weights forward reads, and those that are called several times with different
-            layers after them stay as they are.
+        model: such that `torch.fx.symbolic_trace` takes it: its forward does not branch on what tensors hold or how
+            large they are, nor, to train, on its mode. Arguments of forward that are None or a bool by default stay
+            so. Layers with hooks, those whose weights forward reads, and those that are called several times with
+            different layers after them stay as they are.
 
     Returns:
-        A `torch.fx.GraphModule`; run it where no gradients are wanted (`torch.no_grad()`), else each step is computed
-        on its own. The model that was given is left as it is.
+        A `torch.fx.GraphModule`. That of a model in eval mode is to be run where no gradients are wanted
+        (`torch.no_grad()`), else each step is computed on its own. The model that was given is left as it is.
 
     Raises:
-        ValueError: the model or one of its batch norms is in training mode, the model itself has hooks, or one of its
-            layers is lazy and has not run yet.
+        ValueError: the model is in eval mode and one of its batch norms is not, the model itself has hooks, or one of
+            its layers is lazy and has not run yet.
         torch.fx.proxy.TraceError: a forward can not be traced, which the message names; parts of the model may be
             fused instead.
 
@@ -246,10 +288,8 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"cnnext.fuse: expected a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
-        if module.training and (module is model or isinstance(module, _BatchNorm)):
-            raise ValueError(
-                f"cnnext.fuse: expected a model in eval mode, but {name or 'the model'} is in training mode"
-            )
+        if module.training and not model.training and isinstance(module, _BatchNorm):
+            raise ValueError(f"cnnext.fuse: the model is in eval mode, but its batch norm {name} in training mode")
     if not _is_plain(model):
         raise ValueError(
             "cnnext.fuse: expected a model without hooks, whose forward is neither replaced nor compiled, as a trace "

@@ -1,4 +1,4 @@
-"""Redirection of torch's convolution and pooling functions to ours."""
+"""Redirection of torch's convolution, pooling and batch normalisation to ours."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def _redirections() -> dict[Any, tuple[str, Callable[..., Any]]]:
     for name in functional._FUNCTIONS:
         ours = getattr(functional, name)
         table[getattr(F, name)] = (name, ours)
-        # Below the Python functions, adaptive max pooling always returns indices and unpooling has other arguments.
-        if name.startswith("max_unpool") or name.startswith("adaptive_max_pool"):
+        # Below the Python functions, adaptive max pooling always returns indices, and these have other arguments.
+        if name.startswith(("max_unpool", "adaptive_max_pool", "batch_norm")):
             continue
         for module in (torch, builtins):
             if hasattr(module, name):
@@ -45,10 +45,11 @@ def function_name(function: Any) -> str | None:
 
 
 class override(TorchFunctionMode):
-    """Inside the block, torch's convolution and pooling functions are ours, for code that knows nothing of cnnext.
+    """Inside the block, torch's functions are ours, for code that knows nothing of cnnext.
 
-    Functional calls (`torch.nn.functional.conv2d`, `torch.conv2d`, ...) and the layers of torch.nn, user subclasses
-    included, are redirected in this thread, but for calls with `out=`; layers that are already ours stay so.
+    Functional calls of convolution, pooling and batch normalisation (`torch.nn.functional.conv2d`, `torch.conv2d`, ...)
+    and the layers of torch.nn, user subclasses included, are redirected in this thread, but for calls with `out=`;
+    layers that are already ours stay so.
     `redirected` counts the calls by name, but not the ones inside a graph of torch.compile.
 
     Example:

@@ -1,4 +1,4 @@
-"""Drop-in replacements for the convolution and pooling functions of `torch.nn.functional`.
+"""Drop-in replacements for convolution, pooling and batch normalisation of `torch.nn.functional`.
 
 Names, arguments and results are torch's; every other name of `torch.nn.functional` is passed on, so that
 `from cnnext import functional as F` can replace torch's import. One body serves one, two and three dimensions. Most
@@ -20,7 +20,18 @@ from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from . import _C, backends
-from ._arguments import Size, TorchFunction, all_names, are_ours, attribute_of, integer, integers, kernel_size, per_axis
+from ._arguments import (
+    Size,
+    TorchFunction,
+    all_names,
+    are_ours,
+    attribute_of,
+    integer,
+    integers,
+    kernel_size,
+    per_axis,
+    takes_batch_norm,
+)
 from ._docs import document
 
 _ops = torch.ops.cnnext
@@ -116,10 +127,68 @@ def _make_fused_conv(dims: int, conv: _Function) -> _Function:
         typed = group is not None and all(each is not None for each in sizes)
         if typed and are_ours(dims, input, *tensors) and input.dim() == weight.dim() == dims + 2:
             return _ops.fused_conv.default(input, weight, bias, residual, *sizes, group, activation, negative_slope)
-        output = conv(*args[:7])
-        return activate(activation, negative_slope, output if residual is None else output + residual)
+        return _finish(conv(*args[:7]), residual, activation, negative_slope)
 
     return document(fused_conv, f"fused_conv{dims}d")
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    args = (input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if has_torch_function_variadic(*args[:5]):
+        return handle_torch_function(batch_norm, args[:5], *args)
+    return fused_batch_norm(*args)
+
+
+def fused_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+) -> Tensor:
+    args = (input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if has_torch_function_variadic(*args[:5], residual):
+        tensors = (*args[:5], residual)
+        return handle_torch_function(fused_batch_norm, tensors, *args, residual, activation, negative_slope)
+    check_activation(activation)
+    epilogue = (residual, activation, float(negative_slope))
+    if not takes_batch_norm(*args):
+        return _finish(_torchs_batch_norm.fall_back(*args), *epilogue)
+    given = (None, None) if training else (running_mean, running_var)
+    if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
+        output, mean, variance = _ops.batch_norm.default(input, weight, bias, *given, eps)
+        output = _finish(output, *epilogue)
+    else:
+        output, mean, variance = _ops.batch_norm.default(input, weight, bias, *given, eps, *epilogue)
+    if training and running_mean is not None and running_var is not None:
+        count = input.numel() // input.shape[1]
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
+    return output
+
+
+def _finish(output: Tensor, residual: Tensor | None, activation: str, negative_slope: float) -> Tensor:
+    return activate(activation, negative_slope, output if residual is None else output + residual)
+
+
+_torchs_batch_norm = TorchFunction(batch_norm, "batch_norm", "batch_norm")
+document(batch_norm, "batch_norm")
+document(fused_batch_norm, "fused_batch_norm")
 
 
 def _make_conv_transpose(dims: int) -> _Function:
@@ -388,8 +457,9 @@ lp_pool1d = _make_lp_pool(1, avg_pool1d, max_pool1d)
 lp_pool2d = _make_lp_pool(2, avg_pool2d, max_pool2d)
 lp_pool3d = _make_lp_pool(3, avg_pool3d, max_pool3d)
 
-_FUNCTIONS = [name for name in globals() if ("pool" in name or name.startswith("conv")) and not name.startswith("_")]
-__all__ = all_names(F, [*_FUNCTIONS, *(name for name in globals() if name.startswith("fused_conv"))])
+_OURS = ("conv", "max_pool", "avg_pool", "adaptive_", "max_unpool", "lp_pool", "batch_norm")
+_FUNCTIONS = [name for name in globals() if name.startswith(_OURS)]
+__all__ = all_names(F, [*_FUNCTIONS, *(name for name in globals() if name.startswith("fused_"))])
 
 
 def __dir__() -> list[str]:

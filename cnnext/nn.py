@@ -1,4 +1,4 @@
-"""`torch.nn`'s convolution and pooling layers, computed by `cnnext.functional`.
+"""`torch.nn`'s convolution, pooling and batch norm layers, computed by `cnnext.functional`.
 
 Each class is a subclass of torch's of the same name: arguments, initialisation, parameters, state_dict, repr and
 pickling are torch's, and `isinstance(layer, torch.nn.Conv2d)` holds. `functional` is `cnnext.functional`, and every
@@ -99,6 +99,23 @@ class _LPPool:
         return self._function(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
 
 
+class _BatchNorm:
+    def forward(self: Any, input: Tensor) -> Tensor:
+        return self._normalise(F.batch_norm, input)
+
+    def _normalise(self: Any, function: Callable[..., Tensor], input: Tensor, *epilogue: Any) -> Tensor:
+        self._check_input_dim(input)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        tracks = self.training and self.track_running_stats
+        if tracks and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # the running moments are the means of all
+                momentum = 1 / float(self.num_batches_tracked)
+        by_batch = self.training or (self.running_mean is None and self.running_var is None)
+        moments = (self.running_mean, self.running_var) if tracks or not self.training else (None, None)
+        return function(input, *moments, self.weight, self.bias, by_batch, momentum, self.eps, *epilogue)
+
+
 class Conv1d(_Conv, nn.Conv1d):
     """Drop-in for `torch.nn.Conv1d`: [N, C, W] to [N, K, Q]. See `cnnext.functional.conv1d`."""
 
@@ -123,8 +140,7 @@ class Conv3d(_Conv, nn.Conv3d):
     _function = staticmethod(F.conv3d)
 
 
-class _FusedConv:
-    _function: ClassVar[Callable[..., Tensor]]
+class _Fused:
     activation: str = "none"
     negative_slope: float = 0.01
 
@@ -133,12 +149,21 @@ class _FusedConv:
         super().__init__(*args, **kwargs)
         self.activation, self.negative_slope = activation, float(negative_slope)
 
-    def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self._conv_forward(input, self.weight, self.bias, residual, self.activation, self.negative_slope)
-
     def extra_repr(self: Any) -> str:
         slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
         return f"{super().extra_repr()}, activation={self.activation!r}{slope}"  # type: ignore[misc]
+
+
+class _FusedConv(_Fused):
+    _function: ClassVar[Callable[..., Tensor]]
+
+    def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._conv_forward(input, self.weight, self.bias, residual, self.activation, self.negative_slope)
+
+
+class _FusedBatchNorm(_Fused):
+    def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._normalise(F.fused_batch_norm, input, residual, self.activation, self.negative_slope)
 
 
 class FusedConv1d(_FusedConv, Conv1d):
@@ -220,6 +245,57 @@ class LazyConvTranspose3d(_ConvTranspose, nn.LazyConvTranspose3d):  # type: igno
     """Drop-in for `torch.nn.LazyConvTranspose3d`: becomes a ConvTranspose3d at its first input."""
 
     _function, _dims, cls_to_become = staticmethod(F.conv_transpose3d), 3, ConvTranspose3d
+
+
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    """Drop-in for `torch.nn.BatchNorm1d`, of [N, C] or [N, C, W]. See `cnnext.functional.batch_norm`."""
+
+
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    """Drop-in for `torch.nn.BatchNorm2d`, of [N, C, H, W]. See `cnnext.functional.batch_norm`."""
+
+
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    """Drop-in for `torch.nn.BatchNorm3d`, of [N, C, D, H, W]. See `cnnext.functional.batch_norm`."""
+
+
+class FusedBatchNorm1d(_FusedBatchNorm, BatchNorm1d):
+    """BatchNorm1d whose `forward(input, residual=None)` is activation(normalised + residual). See FusedBatchNorm2d."""
+
+
+class FusedBatchNorm2d(_FusedBatchNorm, BatchNorm2d):
+    """BatchNorm2d whose `forward(input, residual=None)` is activation(normalised + residual).
+
+    Arguments are BatchNorm2d's, and `activation` ("none", "relu", "relu6" or "leaky_relu") and `negative_slope` of the
+    last. See `cnnext.functional.fused_batch_norm`; `cnnext.fuse` puts these layers into a model that trains.
+
+    Example:
+        >>> from cnnext import nn
+        >>> nn.FusedBatchNorm2d(3, activation="relu")(torch.ones(2, 3, 4, 4)).shape
+        torch.Size([2, 3, 4, 4])
+    """
+
+
+class FusedBatchNorm3d(_FusedBatchNorm, BatchNorm3d):
+    """BatchNorm3d whose `forward(input, residual=None)` is activation(normalised + residual). See FusedBatchNorm2d."""
+
+
+class LazyBatchNorm1d(_BatchNorm, nn.LazyBatchNorm1d):  # type: ignore[misc]
+    """Drop-in for `torch.nn.LazyBatchNorm1d`: becomes a BatchNorm1d at its first input."""
+
+    cls_to_become = BatchNorm1d
+
+
+class LazyBatchNorm2d(_BatchNorm, nn.LazyBatchNorm2d):  # type: ignore[misc]
+    """Drop-in for `torch.nn.LazyBatchNorm2d`: becomes a BatchNorm2d at its first input."""
+
+    cls_to_become = BatchNorm2d
+
+
+class LazyBatchNorm3d(_BatchNorm, nn.LazyBatchNorm3d):  # type: ignore[misc]
+    """Drop-in for `torch.nn.LazyBatchNorm3d`: becomes a BatchNorm3d at its first input."""
+
+    cls_to_become = BatchNorm3d
 
 
 class MaxPool1d(_MaxPool, nn.MaxPool1d):
@@ -337,7 +413,7 @@ _LAYERS = [
     for name, each in list(globals().items())
     if isinstance(each, type) and issubclass(each, torch.nn.Module) and hasattr(nn, name)
 ]
-_FUSED = [FusedConv1d, FusedConv2d, FusedConv3d]
+_FUSED = [FusedConv1d, FusedConv2d, FusedConv3d, FusedBatchNorm1d, FusedBatchNorm2d, FusedBatchNorm3d]
 __all__ = all_names(nn, [*_LAYERS, *(each.__name__ for each in _FUSED)])
 
 

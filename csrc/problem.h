@@ -61,7 +61,7 @@ struct ConvProblem {
   }
 };
 
-// What is done to each result of a forward convolution before it is stored: activation(result + residual).
+// What is done to each result of a forward operator before it is stored: activation(result + residual).
 enum class Activation { kNone, kRelu, kRelu6, kLeakyRelu };
 struct Epilogue {
   const void* residual = nullptr;  // laid out as the output, or null
@@ -143,6 +143,35 @@ struct PoolBuffers {
   int64_t* invalid_index = nullptr;  // set to an index that lies outside of the plane, if there is one
 };
 
+// Batch normalisation of [N, C, pixels].
+struct NormProblem {
+  int64_t N = 0, C = 0, pixels = 0;
+  double eps = 0;
+  DType dtype = DType::kFloat32;
+  Layout layout = Layout::kChannelsFirst;
+  int threads = 1;
+  bool batch_statistics = true;  // normalised by its own moments; else by given ones
+  int arch = 0;                  // as in ConvProblem
+};
+
+// forward: input, weight, bias (mean, variance), epilogue -> output, mean, variance. Gradient: grad_output,
+// input, weight, bias, mean, variance and, where there was a residual, output -> the others; those that are
+// null are not wanted. Numbers of a channel are float, for float64 double; weight and bias may be null.
+struct NormBuffers {
+  void* input = nullptr;
+  void* output = nullptr;
+  void* grad_output = nullptr;
+  void* grad_input = nullptr;
+  void* grad_residual = nullptr;
+  void* weight = nullptr;
+  void* bias = nullptr;
+  void* mean = nullptr;
+  void* variance = nullptr;  // the sum of squares divided by the number of elements
+  void* grad_weight = nullptr;
+  void* grad_bias = nullptr;
+  Epilogue epilogue;
+};
+
 // One candidate in the ordered list of an operator; the first that accepts the problem is taken. Context is
 // what a device runs kernels in: a pool of threads or a stream.
 template <class Problem, class Buffers, class Context>
@@ -180,10 +209,12 @@ template <class Context>
 struct KernelTable {
   using Conv = KernelList<Kernel<ConvProblem, ConvBuffers, Context>>;
   using Pool = KernelList<Kernel<PoolProblem, PoolBuffers, Context>>;
+  using Norm = KernelList<Kernel<NormProblem, NormBuffers, Context>>;
   const char* capability = nullptr;
   Conv conv, conv_grad_input, conv_grad_weight, conv_grad_bias;
   Pool max_pool, max_pool_with_offsets, max_pool_indices, max_pool_grad_input, max_pool_select;
   Pool avg_pool, avg_pool_grad_input, max_unpool, max_unpool_grad_input;
+  Norm batch_norm, batch_norm_grad;
 
   // Calls visit(name, the member that is its list) for each operator.
   template <class Visit>
@@ -201,6 +232,8 @@ struct KernelTable {
     visit("avg_pool_grad_input", &KernelTable::avg_pool_grad_input);
     visit("max_unpool", &KernelTable::max_unpool);
     visit("max_unpool_grad_input", &KernelTable::max_unpool_grad_input);
+    visit("batch_norm", &KernelTable::batch_norm);
+    visit("batch_norm_grad", &KernelTable::batch_norm_grad);
   }
 };
 

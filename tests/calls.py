@@ -59,6 +59,8 @@ def _calls() -> Iterator[Call]:
         def pool(name: str, d: int = d, size: Any = size, **kwargs: Any) -> Call:
             return Call(f"{name}{d}d", ((2, 3, *size),), kwargs)
 
+        batch = {"running_mean": None, "running_var": None, "training": True}
+        yield Call("batch_norm", ((2, 3, *size),), batch)
         k3, k2, uneven = (3,) * d, (2,) * d, (3, 2, 1)[:d]
         yield conv(3, (4, 3, *k3))
         yield conv(3, (4, 3, *uneven), bias=True, stride=2, padding=1)

@@ -333,14 +333,23 @@ def test_network_and_its_layers(tmp_path, capsys):
 def test_fused_networks(tmp_path, capsys):
     options = ["--model", "resnet18", "--only", "networks", "--repeats", 1, "--threads", 1, "--fuse"]
     status, document = run(tmp_path, *options)
-    (result,) = document["networks"]
-    assert (status, result["mode"], result["fused"], result["fallbacks"]) == (0, "infer", True, {})
-    assert "batch norms folded by torch.fx and by cnnext.fuse" in " ".join(capsys.readouterr().out.split())
-    model = network.prepared_model("resnet18", 64, training=False)
-    for library, activated in (("torch", 0), ("cnnext", 17)):
+    results = document["networks"]
+    assert status == 0 and [(each["mode"], each["fused"], each["fallbacks"]) for each in results] == [
+        ("infer", True, {}),
+        ("train", True, {}),
+    ]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "batch norms folded by torch.fx and by cnnext.fuse" in printed and "ours by cnnext.fuse" in printed
+    for training, library, kind, activated, norms in (
+        (False, "torch", nn.Module, 0, 0),
+        (False, "cnnext", cnnext.nn.FusedConv2d, 17, 0),
+        (True, "torch", nn.Module, 0, 20),
+        (True, "cnnext", cnnext.nn.FusedBatchNorm2d, 17, 20),
+    ):
+        model = network.prepared_model("resnet18", 64, training)
         fused = list(network.converted(model, library, "nchw", None, fuse=True).modules())
-        assert not any(isinstance(module, nn.BatchNorm2d) for module in fused)
-        assert sum(isinstance(module, cnnext.nn.FusedConv2d) for module in fused) == activated
+        assert sum(isinstance(module, nn.BatchNorm2d) for module in fused) == norms
+        assert library == "torch" or sum(isinstance(module, kind) for module in fused) == activated
 
 
 def test_wrong_network_stops_before_timing(monkeypatch, tmp_path):

@@ -73,7 +73,6 @@ def test_single_layer_arguments():
         (["--only", "layers", "--torch-memory"], "--only layers takes no --torch-memory"),
         (["--only", "layers", "--packed-weights"], "--only layers takes no --packed-weights"),
         (["--only", "layers", "--fuse"], "--only layers takes no --fuse"),
-        (["--mode", "train", "--fuse"], "--fuse is for inference and takes no --mode train"),
         (["--model", "pooling", "--only", "layers", "--image-size", 64], "the suite pooling takes no --image-size"),
         (["--stride", 2], "a run of models takes no --stride"),
         (["--model", "inception_v3", "--image-size", 32], "inception_v3 does not take pictures of 32x32: "),
@@ -162,11 +161,6 @@ def test_plan_follows_the_options():
     ((allocator, (section,)),) = cli.plan(parse(*options, "--direction", "forward,backward", "--allocator", "default"))
     assert (allocator, section.batch, section.layouts) == ("default", 3, ("nchw",))
     assert section.directions == ("forward", "backward")
-
-
-def test_fused_models_are_for_inference():
-    ((_, group),) = cli.plan(parse("--model", "resnet18", "--only", "networks", "--fuse"))
-    assert [(section.mode, section.fuse) for section in group] == [("infer", True)]
 
 
 def test_a_model_named_twice_is_measured_once():

@@ -52,8 +52,8 @@ def test_exchanges_every_layer_in_place() -> None:
     assert {k: v.data_ptr() for k, v in model.state_dict().items()} == state
     assert repr(model) == text
     ours = {name for name, module in classes(model).items() if module == "cnnext.nn"}
-    assert ours == {"stem.0", "pool", "up", "head.0"}
-    assert cnnext.conversion_report(model) == dict.fromkeys(["stem.0", "pool", "up", "head.0"], "cnnext")
+    assert ours == {"stem.0", "stem.1", "pool", "up", "head.0"}
+    assert cnnext.conversion_report(model) == dict.fromkeys(["stem.0", "stem.1", "pool", "up", "head.0"], "cnnext")
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(model(x), before(x))
     assert cnnext.revert(model) is model
@@ -165,13 +165,13 @@ def test_parametrizing_after_conversion() -> None:
 @pytest.mark.parametrize(
     ("include", "exclude", "expected"),
     [
-        ("stem.*", None, {"stem.0"}),
+        ("stem.*", None, {"stem.0", "stem.1"}),
         (None, "stem.*", {"pool", "up", "head.0"}),
         (torch.nn.MaxPool2d, None, {"pool"}),
         (["pool", torch.nn.ConvTranspose2d], None, {"pool", "up"}),
-        (None, [torch.nn.AdaptiveAvgPool2d, "p*"], {"stem.0", "up"}),
+        (None, [torch.nn.AdaptiveAvgPool2d, "p*"], {"stem.0", "stem.1", "up"}),
         (lambda name, module: isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3), None, {"stem.0"}),
-        ("*", lambda name, module: name.startswith("head"), {"stem.0", "pool", "up"}),
+        ("*", lambda name, module: name.startswith("head"), {"stem.0", "stem.1", "pool", "up"}),
         ([], None, set()),
     ],
 )

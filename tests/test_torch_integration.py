@@ -40,6 +40,7 @@ def samples(d: int) -> dict[str, tuple[Any, ...]]:
     return {
         "conv": (x, w, b, *geometry),
         "fused_conv": (x, w, b, torch.randn_like(grad), *geometry, "leaky_relu", 0.5),
+        "batch_norm": (x, r(4, grad=True), r(4), None, None, 1e-3, r(2, 4, *size), "leaky_relu", 0.5),
         "conv_grad_input": (grad, w, r(4, grad=True), list(size), *geometry),
         "conv_grad_weight": (grad, x, k, *geometry),
         "conv_grad_bias": (grad,),
@@ -57,6 +58,7 @@ def samples(d: int) -> dict[str, tuple[Any, ...]]:
 PUBLIC = (
     "conv",
     "fused_conv",
+    "batch_norm",
     "conv_grad_input",
     "conv_grad_weight",
     "conv_grad_bias",
@@ -86,7 +88,9 @@ def test_every_public_operator_is_checked() -> None:
     names = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if "cnnext::" in name}
     internal = names - set(PUBLIC)  # of the backward passes
     assert names >= set(PUBLIC)
-    assert all(name.endswith(("_grad_input", "_with_offsets", "_select", "_indices")) for name in internal), internal
+    assert all(name.endswith(("_grad_input", "_grad", "_with_offsets", "_select", "_indices")) for name in internal), (
+        internal
+    )
 
 
 # autocast

@@ -102,8 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--fuse",
         action="store_true",
-        help="inference by models with folded batch norms: torch's by torch.fx.experimental.optimization.fuse, ours by "
-        "cnnext.fuse",
+        help="models fused by cnnext.fuse, for inference beside torch.fx.experimental.optimization.fuse",
     )
     how.add_argument("--quick", action="store_true", help="a few seconds: small images, few rounds, rough figures")
     how.add_argument("--json", type=output_file, metavar="FILE", help="write everything measured to FILE")
@@ -219,9 +218,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
             raise ValueError(f"no model is named {name!r}; there are {', '.join(known_names)}")
         if name in suites.SUITES:
             _refuse(args, ["image_size"], f"the suite {name}")
-    if args.fuse and args.mode in ("train", "both"):
-        raise ValueError(f"--fuse is for inference and takes no --mode {args.mode}")
-    modes = ("infer",) if args.fuse else ("infer", "train") if args.mode in (None, "both") else (args.mode,)
+    modes = ("infer", "train") if args.mode in (None, "both") else (args.mode,)
     batch_of = {mode: args.batch or (2 if args.quick and mode == "train" else DEFAULT_BATCH[mode]) for mode in modes}
     networks, layer_sections = [], []
     for name in names:

@@ -79,13 +79,13 @@ class Runnable(Protocol):
 
 def converted(model: nn.Module, library: str, layout: str, dtype: torch.dtype | None, fuse: bool = False) -> nn.Module:
     """A copy of a model with the layers of ``torch`` or ``cnnext``, its weights in a layout and an element type; None
-    keeps their own. Fused, if wanted, by what each library has for that."""
+    keeps their own. Fused, if wanted, by what each library has for that; torch has nothing for training."""
     model = copy.deepcopy(model).to(dtype=dtype)
     for parameter in model.parameters():
         parameter.data = in_layout(parameter.data, layout)
-    if fuse:
-        return cnnext.fuse(model) if library == "cnnext" else torch.fx.experimental.optimization.fuse(model)
-    return cnnext.convert(model) if library == "cnnext" else model
+    if library == "cnnext":
+        return cnnext.fuse(model) if fuse else cnnext.convert(model)
+    return torch.fx.experimental.optimization.fuse(model) if fuse and not model.training else model
 
 
 class Step:
@@ -289,7 +289,7 @@ def measure(
     """Checks and times one network in one mode (``infer`` or ``train``), ours with settings of ``backends`` if wanted.
 
     Yields what is being done and the fraction done; returns the result. A training step is forward,
-    cross-entropy, backward and an SGD step on identical copies of the model. Fused models are for inference.
+    cross-entropy, backward and an SGD step on identical copies of the model.
 
     Raises:
         Mismatch: outputs or gradients of ours are wrong, or a layer is still torch's. Nothing has been timed then.

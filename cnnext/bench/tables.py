@@ -142,7 +142,8 @@ def network(result: dict[str, Any], width: int) -> Table:
 def pooled(result: dict[str, Any]) -> str:
     """Where the two sides differ in more than their layers."""
     switches = [name for name in ("torch_memory", "packed_weights") if result.get(name)]
-    fused = ", batch norms folded by torch.fx and by cnnext.fuse" if result.get("fused") else ""
+    folded = "batch norms folded by torch.fx and by" if result["mode"] == "infer" else "ours by"
+    fused = f", {folded} cnnext.fuse" if result.get("fused") else ""
     return fused + (f", ours with {' and '.join(switches)}" if switches else "")
 
 

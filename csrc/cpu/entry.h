@@ -16,6 +16,10 @@ template <>
 struct BuffersOf<PoolProblem> {
   using Type = PoolBuffers;
 };
+template <>
+struct BuffersOf<NormProblem> {
+  using Type = NormBuffers;
+};
 
 // Classes of kernels for each element type, made of a problem, its buffers and a workspace; of convolutions
 // in both directions with a flag behind the problem. `with` calls visit(an object of the class for a
@@ -73,6 +77,7 @@ inline void finish(const ConvProblem& p, const ConvBuffers& b, const Parallel& p
   });
 }
 inline void finish(const PoolProblem&, const PoolBuffers&, const Parallel&) {}
+inline void finish(const NormProblem&, const NormBuffers&, const Parallel&) {}
 
 template <class Classes, class Problem>
 void run_by(const Problem& p, const typename BuffersOf<Problem>::Type& b, const Parallel& parallel,

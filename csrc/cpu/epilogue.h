@@ -1,4 +1,4 @@
-// The epilogue of a forward convolution, applied to its results as they are stored.
+// The epilogue of a forward operator, applied to its results as they are stored.
 #pragma once
 
 #include "vec.h"

@@ -26,5 +26,6 @@ constexpr int64_t kCachedBytes = 16 << 20;
 
 using ConvKernel = Kernel<ConvProblem, ConvBuffers, Parallel>;
 using PoolKernel = Kernel<PoolProblem, PoolBuffers, Parallel>;
+using NormKernel = Kernel<NormProblem, NormBuffers, Parallel>;
 
 }  // namespace cnnext::cpu

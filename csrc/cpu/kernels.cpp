@@ -30,20 +30,20 @@ Kernels joined(const char* capability, Families families) {
 
 namespace baseline {
 const Kernels& kernels() {
-  static const Kernels all = joined("baseline", {&grouped(), &dense(), &grad_weight(), &pool()});
+  static const Kernels all = joined("baseline", {&grouped(), &dense(), &grad_weight(), &pool(), &norm()});
   return all;
 }
 }  // namespace baseline
 #if defined(__x86_64__)
 namespace avx2 {
 const Kernels& kernels() {
-  static const Kernels all = joined("avx2", {&grouped(), &dense(), &grad_weight(), &pool()});
+  static const Kernels all = joined("avx2", {&grouped(), &dense(), &grad_weight(), &pool(), &norm()});
   return all;
 }
 }  // namespace avx2
 namespace avx512 {
 const Kernels& kernels() {
-  static const Kernels all = joined("avx512", {&grouped(), &dense(), &grad_weight(), &pool()});
+  static const Kernels all = joined("avx512", {&grouped(), &dense(), &grad_weight(), &pool(), &norm()});
   return all;
 }
 }  // namespace avx512

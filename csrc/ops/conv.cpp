@@ -1,6 +1,7 @@
 // Convolution and its gradients: schemas, checks, allocation, choice of the kernel. cnnext::conv and friends.
 #include "conv.h"
 #include "device.h"
+#include "epilogue.h"
 #include "meta.h"
 #include "weight_cache.h"
 
@@ -219,11 +220,8 @@ at::Tensor fused_conv_kernel(const at::Tensor& input, const at::Tensor& weight, 
                                c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups,
                                activation, negative_slope);
   }
-  const Activation kind = activation_of(activation);
-  if (kind == Activation::kLeakyRelu && input.scalar_type() != at::kDouble) {
-    negative_slope = c10::checked_convert<float, double>(negative_slope, "float");
-  }
-  return forward(c, input, weight, bias, adds ? *residual : at::Tensor(), {nullptr, kind, negative_slope});
+  return forward(c, input, weight, bias, adds ? *residual : at::Tensor(),
+                 epilogue_of("fused_conv", activation, negative_slope, input.scalar_type()));
 }
 
 template <class Int, class Ints = c10::ArrayRef<Int>>

@@ -18,7 +18,6 @@ at::Tensor fused_conv_in_steps(const at::Tensor& input, const at::Tensor& weight
                                const OptionalTensor& residual, SymInts stride, SymInts padding,
                                SymInts dilation, c10::SymInt groups, c10::string_view activation,
                                double negative_slope);
-Activation activation_of(c10::string_view name);
 
 // input_size: spatial extents of the result. Also transposed convolution, then with a bias.
 at::Tensor conv_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,

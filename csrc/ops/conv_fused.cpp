@@ -1,43 +1,20 @@
 // Convolution with its epilogue, activation(conv + residual), where it is not one kernel's: on GPUs, under
 // autograd, autocast and vmap, for meta tensors.
 #include <ATen/autocast_mode.h>
-#include <ATen/ops/add.h>
-#include <ATen/ops/leaky_relu.h>
-#include <ATen/ops/relu.h>
-#include <ATen/ops/relu6.h>
 
 #include "autograd.h"
 #include "conv.h"
+#include "epilogue.h"
 
 namespace cnnext::ops {
-
-Activation activation_of(c10::string_view name) {
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "relu6") return Activation::kRelu6;
-  if (name == "leaky_relu") return Activation::kLeakyRelu;
-  TORCH_CHECK_VALUE(false, "fused_conv: expected the activation none, relu, relu6 or leaky_relu, but got ",
-                    name);
-}
 
 at::Tensor fused_conv_in_steps(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                                const OptionalTensor& residual, SymInts stride, SymInts padding,
                                SymInts dilation, c10::SymInt groups, c10::string_view activation,
                                double negative_slope) {
-  const Activation kind = activation_of(activation);
-  at::Tensor y = conv(input, weight, bias, stride, padding, dilation, std::move(groups));
-  if (residual && residual->defined()) y = at::add(y, *residual);
-  switch (kind) {
-    case Activation::kNone:
-      return y;
-    case Activation::kRelu:
-      return at::relu(y);
-    case Activation::kRelu6:
-      return at::relu6(y);
-    case Activation::kLeakyRelu:
-      return at::leaky_relu(y, negative_slope);
-  }
-  return y;
+  return finish_in_steps("fused_conv",
+                         conv(input, weight, bias, stride, padding, dilation, std::move(groups)), residual,
+                         activation, negative_slope);
 }
 
 namespace {

@@ -20,6 +20,7 @@ void set_gpu(ConvProblem& problem, int arch) {
   problem.tf32 = at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
 }
 void set_gpu(PoolProblem& problem, int arch) { problem.arch = arch; }
+void set_gpu(NormProblem& problem, int arch) { problem.arch = arch; }
 
 #if defined(CNNEXT_WITH_CUDA)
 

@@ -19,6 +19,7 @@ inline void* data(const at::Tensor& t) {
 // What makes a GPU's problem of a problem: its architecture, 10 * major + minor, and torch's setting of TF32.
 void set_gpu(ConvProblem& problem, int arch);
 void set_gpu(PoolProblem& problem, int arch);
+void set_gpu(NormProblem& problem, int arch);
 
 // The tensor's GPU made current, with torch's current stream of it.
 class OnGpu {

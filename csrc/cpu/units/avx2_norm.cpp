@@ -1,0 +1,2 @@
+#define CNNEXT_FAMILY "norm.inl"
+#include "../avx2.inl"
