@@ -1,4 +1,4 @@
-"""Convolution and pooling for PyTorch with kernels of its own."""
+"""Convolution, pooling and batch normalisation for PyTorch with kernels of its own."""
 
 from __future__ import annotations
 

@@ -106,20 +106,19 @@ class TorchFunction:
         parameters = inspect.signature(ours).parameters.values()
         self._defaults = [(each.name, each.default) for each in parameters if each.default is not each.empty]
         self._required = len(parameters) - len(self._defaults)
+        self._bias_is_next = self._defaults[:1] == [("bias", None)]  # torch's convolutions are called so
 
     def call(self, *args: Any) -> Any:
         """Calls torch; `args` are all of the function's."""
         required, optional = args[: self._required], args[self._required :]
         given = {name: arg for (name, default), arg in zip(self._defaults, optional, strict=True) if arg is not default}
-        bias = (given.pop("bias"),) if "bias" in given else ()
+        bias = (given.pop("bias"),) if "bias" in given and self._bias_is_next else ()
         return self._reference(*required, *bias, **given)
 
-    def fall_back(self, *args: Any) -> Any:
+    def fall_back(self, *args: Any, reason: str = "arguments that only torch takes") -> Any:
         """Calls torch, and records it if torch computes what our operators do not take."""
         output = self.call(*args)
-        backends.record_fallback(
-            self._op, "arguments that only torch takes" if backends.enabled else "cnnext is disabled"
-        )
+        backends.record_fallback(self._op, reason if backends.enabled else "cnnext is disabled")
         return output
 
     def run(self, dims: int, run: Callable[..., Any], input: Tensor, rest: Sequence[Any], args: Sequence[Any]) -> Any:

@@ -74,7 +74,7 @@ def _obstacle(module: torch.nn.Module, classes: Classes) -> str | None:
 
 
 def _state(module: torch.nn.Module) -> str | None:
-    """What `conversion_report` says of one module; None if it is no convolution or pooling layer."""
+    """What `conversion_report` says of one module; None if it is none of the layers that we have."""
     if _base(module) in _TORCHS:
         return "cnnext"
     if obstacle := _obstacle(module, _OURS):
@@ -109,7 +109,7 @@ def _exchange(model: Model, include: Choices, exclude: Choices, classes: Classes
 
 
 def conversion_report(model: torch.nn.Module) -> dict[str, str]:
-    """Says of each convolution and pooling layer of a model whether it is ours, and if not, why.
+    """Says of each convolution, pooling and batch norm layer of a model whether it is ours, and if not, why.
 
     Returns:
         The layer's first name in the model (empty for the model itself) to "cnnext", "torch: convert exchanges it" or
@@ -126,7 +126,7 @@ def conversion_report(model: torch.nn.Module) -> dict[str, str]:
 
 
 def convert(model: Model, include: Choices = None, exclude: Choices = None) -> Model:
-    """Makes a model's convolution and pooling layers ours, in place.
+    """Makes a model's convolution, pooling and batch norm layers ours, in place.
 
     A layer stays the same object and only its class changes: parameters, buffers, hooks and an optimizer's references
     survive. Layers whose type is not exactly torch's (user subclasses, parametrized, quantised or scripted ones), those

@@ -255,8 +255,8 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     computed once. The rounding differs from the model's, as folded weights are others.
 
     In training mode, for training: batch norms do the addition and the activation behind them, forward and backward.
-    Parameters, buffers and their names are the model's, so that checkpoints fit both ways; make the optimizer of the
-    copy's parameters. `eval()` and `train()` work as before.
+    Names of parameters and buffers are the model's, so that checkpoints fit both ways; their order is that of calls, so
+    that an optimizer's state does not. `eval()` and `train()` work as before.
 
     Convolution, pooling and batch norm layers become ours, as by `convert`, and so do calls of torch's functions for
     them, as by `override`.

@@ -90,11 +90,11 @@ def _self_test_cases(dims: int, channels_last: bool) -> dict[str, _Case]:
         return _Case(ours, args, partial(theirs, *args))
 
     def gradient(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], input: Tensor, *args: Any) -> _Case:
-        """The gradient of a pool for its input."""
+        """The gradient of a pool or a batch norm for its input."""
 
-        def run(pool: Callable[..., Tensor], input: Tensor, grad: Tensor, *args: Any) -> Tensor:
+        def run(function: Callable[..., Tensor], input: Tensor, grad: Tensor, *args: Any) -> Tensor:
             leaf = input.detach().requires_grad_()
-            return torch.autograd.grad(pool(leaf, *args), leaf, grad)[0]
+            return torch.autograd.grad(function(leaf, *args), leaf, grad)[0]
 
         grad = numbers(*theirs(input, *args).shape)
         return case(partial(run, ours), partial(run, theirs), input, grad, *args)
@@ -119,6 +119,18 @@ def _self_test_cases(dims: int, channels_last: bool) -> dict[str, _Case]:
     maxima, averages = (ops.max_pool, torchs("max_pool")), (ops.avg_pool, torchs("avg_pool"))
     adaptive = (ops.adaptive_max_pool, torchs("adaptive_max_pool"))
     means = (ops.adaptive_avg_pool, torchs("adaptive_avg_pool"))
+    # Deviations of 1, 2, 1/2 and 1.
+    of_channels = (*torch.tensor([[1.0, 2, 1, -1], [3.0, 0, -2, 1], [-1.0, 2, 0, 3], [1, 4, 0.25, 1]]), 0.0)
+
+    def normalised(x: Tensor, *numbers: Any) -> Tensor:
+        output: Tensor = ops.batch_norm(x, *numbers)[0]
+        return output
+
+    def torchs_normalised(
+        x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float
+    ) -> Tensor:
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+
     thirds, halves = [4, 4, 3][-dims:], [3, 9, 4][-dims:]
     spread = (stride, padding, [0, 1, 0][-dims:], 2, dilation)  # of a transposed convolution
     return {
@@ -128,6 +140,8 @@ def _self_test_cases(dims: int, channels_last: bool) -> dict[str, _Case]:
         "conv_grad_weight": case(ops.conv_grad_weight, conv_gradient(1), grad, x, list(weight.shape[2:]), *window),
         "conv_grad_bias": case(ops.conv_grad_bias, conv_gradient(2), grad),
         "conv_transpose": case(ops.conv_transpose, torchs("conv_transpose"), grad, weight, torch.arange(4.0), *spread),
+        "batch_norm": case(normalised, torchs_normalised, x, *of_channels),
+        "batch_norm_grad": gradient(normalised, torchs_normalised, x, *of_channels),
         "max_pool": case(*maxima, x, [3], [2], [1], [1], True),
         "max_pool_grad_input": gradient(*maxima, x, [3], [2], [1]),
         "max_pool_with_indices": _Case(ops.max_pool_with_indices, (x, [3], [2], [1]), lambda: pooled),

@@ -168,7 +168,8 @@ def fused_batch_norm(
     check_activation(activation)
     epilogue = (residual, activation, float(negative_slope))
     if not takes_batch_norm(*args):
-        return _finish(_torchs_batch_norm.fall_back(*args), *epilogue)
+        on_gpu = {"reason": "on a GPU"} if isinstance(input, Tensor) and input.is_cuda else {}
+        return _finish(_torchs_batch_norm.fall_back(*args, **on_gpu), *epilogue)
     given = (None, None) if training else (running_mean, running_var)
     if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
         output, mean, variance = _ops.batch_norm.default(input, weight, bias, *given, eps)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import has_torch_function_unary
 
 from . import functional as F
 from ._arguments import all_names, attribute_of
@@ -104,7 +105,8 @@ class _BatchNorm:
         return self._normalise(F.batch_norm, input)
 
     def _normalise(self: Any, function: Callable[..., Tensor], input: Tensor, *epilogue: Any) -> Tensor:
-        self._check_input_dim(input)
+        if not has_torch_function_unary(input):  # a trace does not know the size
+            self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
         tracks = self.training and self.track_running_stats
         if tracks and self.num_batches_tracked is not None:

@@ -322,6 +322,14 @@ def test_the_tensors_gpu_is_used() -> None:
     assert torch.equal(cnnext.functional.max_pool2d(x, 2), F.max_pool2d(x, 2))
 
 
+def test_batch_norms_are_torchs() -> None:
+    layer, x = nn.FusedBatchNorm2d(4, activation="relu").cuda(), torch.randn(2, 4, 5, 6, device="cuda")
+    expected = F.relu(F.batch_norm(x, None, None, layer.weight, layer.bias, training=True) + x)
+    torch.testing.assert_close(layer(x, x), expected)
+    assert cnnext.fallbacks() == {"batch_norm: on a GPU": 1}
+    backends.reset_fallbacks()
+
+
 def test_several_devices_are_torchs_error() -> None:
     backends.reset_fallbacks()
     with pytest.raises(RuntimeError, match=r"should be the same|same device"):

@@ -82,7 +82,7 @@ def test_unpooling(arch: tuple[int, int] | None, kernels: list[str]) -> None:
 
 
 @pytest.mark.parametrize("library", [F, functional], ids=["torch", "cnnext"])
-@pytest.mark.parametrize("call", CALLS, ids=str)
+@pytest.mark.parametrize("call", [call for call in CALLS if call.name != "batch_norm"], ids=str)
 def test_every_call(call: Call, library: Any) -> None:
     found = cnnext.explain(getattr(library, call.name), *call.tensors(), **call.kwargs)
     [layer] = found.layers

@@ -136,7 +136,8 @@ class Step:
             with torch.no_grad():
                 return {"output": self.heads()[0]}
         output = self.gradients()
-        gradients = torch.cat([p.grad.double().flatten() for p in self.model.parameters() if p.grad is not None])
+        parameters = [p for _, p in sorted(self.model.named_parameters())]  # a fused model has another order
+        gradients = torch.cat([p.grad.double().flatten() for p in parameters if p.grad is not None])
         self.optimizer.zero_grad(set_to_none=True)
         return {"output": output, "gradient": gradients}
 
