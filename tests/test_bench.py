@@ -306,7 +306,7 @@ def test_network_and_its_layers(tmp_path, capsys):
     assert status == 0
     assert [(r["model"], r["mode"]) for r in document["networks"]] == [("resnet18", "infer"), ("resnet18", "train")]
     for result in document["networks"]:
-        assert result["replaced"] == {"convolution": 20, "pooling": 2}
+        assert result["replaced"] == {"convolution": 20, "batch_norm": 20, "pooling": 2}
         assert result["fallbacks"] == {}
         assert len(result["backends"]) == 4
         peaks = [backend["peak_memory"] for backend in result["backends"].values()]

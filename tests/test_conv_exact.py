@@ -285,6 +285,10 @@ CASES = [
     problem((1, 18, 10, 16), (18, 1, 5, 7), stride=(2, 1), padding=(0, 9), groups=18),
     problem((2, 16, 5, 6, 30), (16, 1, 2, 3, 3), stride=(1, 2, 2), padding=1, groups=16),
     problem((2, 53, 9, 34), (53, 1, 3, 3), padding=2, dilation=2, groups=53),
+    # Depthwise by rows, with a dilation: taps wholly in the padding, as far apart as the plane is wide, and farther.
+    problem((2, 5, 12, 31), (5, 1, 3, 3), padding=(5, 1), dilation=(2, 9), groups=5),
+    problem((1, 6, 7, 15), (6, 1, 3, 3), padding=(7, 15), dilation=(7, 15), groups=6),
+    problem((1, 6, 7, 15), (6, 1, 3, 3), padding=(9, 16), dilation=(8, 16), groups=6),
     # A tile for each group of one or two vectors: stride and dilation, more rows than scratch memory holds.
     problem((2, 128, 9, 8), (128, 32, 3, 3), stride=2, padding=1, groups=4),
     problem((3, 256, 7, 17), (256, 16, 3, 3), padding=1, groups=16),

@@ -109,7 +109,11 @@ def test_autocast(call: Call, dtype: torch.dtype) -> None:
         outputs.append(first)
         gradients.append(torch.autograd.grad(first.float().sum(), [each for each in tensors if each.requires_grad]))
     assert outputs[0].dtype == outputs[1].dtype
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=2e-2, atol=2e-2)
+    # torch adds up transposed convolutions in bfloat16 on some processors
+    rounded = [each.detach().to(outputs[0].dtype).double() if each.requires_grad else each for each in tensors]
+    exact = call.run(F, rounded)
+    exact = exact if isinstance(exact, Tensor) else exact[0]
+    torch.testing.assert_close(outputs[0].double(), exact, rtol=2e-2, atol=2e-2)
     assert [each.dtype for each in gradients[0]] == [each.dtype for each in gradients[1]]
     torch.testing.assert_close(gradients[0], gradients[1], rtol=5e-2, atol=0.2)
 

@@ -157,18 +157,24 @@ def _step(
 
 
 def replaced(model: nn.Module) -> dict[str, int]:
-    """How many convolution and pooling layers of a converted model are ours.
+    """How many layers of a converted model are ours, of each kind that convert exchanges.
 
     Raises:
         Mismatch: one is still torch's, so that the comparison would be torch against torch.
     """
-    counts = {"convolution": 0, "pooling": 0}
+    counts = {"convolution": 0, "batch_norm": 0, "pooling": 0}
     for name, module in model.named_modules():
-        kind = "convolution" if isinstance(module, nn.modules.conv._ConvNd) else "pooling"
-        if kind == "convolution" or type(module).__name__.endswith(("Pool1d", "Pool2d", "Pool3d")):
-            if not type(module).__module__.startswith("cnnext"):
-                raise Mismatch(f"convert left {name} as {type(module).__module__}.{type(module).__name__}")
-            counts[kind] += 1
+        if isinstance(module, nn.modules.conv._ConvNd):
+            kind = "convolution"
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            kind = "batch_norm"
+        elif type(module).__name__.endswith(("Pool1d", "Pool2d", "Pool3d")):
+            kind = "pooling"
+        else:
+            continue
+        if not type(module).__module__.startswith("cnnext"):
+            raise Mismatch(f"convert left {name} as {type(module).__module__}.{type(module).__name__}")
+        counts[kind] += 1
     return counts
 
 

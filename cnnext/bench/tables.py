@@ -150,6 +150,7 @@ def pooled(result: dict[str, Any]) -> str:
 def network_notes(result: dict[str, Any]) -> str:
     """What a reader of :func:`network` needs to know."""
     counts = result["replaced"]
+    norms = f", {counts['batch_norm']} batch norms" if "batch_norm" in counts else ""  # a profile counts none
     fallbacks = "; ".join(f"{what} ({count})" for what, count in result["fallbacks"].items()) or "none"
     compared = "outputs" if result["mode"] == "infer" else "gradients"
     rounds = next(iter(result["backends"].values()))["rounds"]
@@ -159,8 +160,9 @@ def network_notes(result: dict[str, Any]) -> str:
         f"machine's measured peak: {100 * result['limit'] / best:.0f} % of our best."
     )
     return (
-        f"{counts['convolution']} convolutions and {counts['pooling']} pooling layers replaced; fallbacks to torch: "
-        f"{fallbacks}. {rounds} rounds. speedup: over torch in the same layout; to best: over torch's better layout. "
+        f"{counts['convolution']} convolutions{norms} and {counts['pooling']} pooling layers replaced; fallbacks to "
+        f"torch: {fallbacks}. {rounds} rounds. "
+        f"speedup: over torch in the same layout; to best: over torch's better layout. "
         f"Errors are those of the {compared} against float64. peak MiB: what steps need on top of model and images, "
         f"{result['memory_from']}.{of_peak if result['conv_flops'] else ''}"
     )

@@ -2,7 +2,8 @@
 // does not refuse. What a kernel excludes, because it cannot compute it or is not made for it, is told in its
 // file; what it leaves to others, because they are faster, is told here.
 //
-//   depthwise_rows    one channel in a group, 3x3 and 5x5 in channels first, where rows fill vectors.
+//   depthwise_rows    one channel in a group, 3x3 and 5x5 in channels first, where rows fill vectors; with a
+//                     dilation where vectors are of 32 bytes.
 //   depthwise         one input channel in a group, four groups or more.
 //   group_tiles_bf16  groups of 16 to 32 channels, some of 8, by products of pairs of bfloat16.
 //   group_tiles       the same by products of numbers, and narrow groups joined. Leaves 3x3 in float32 to

@@ -50,10 +50,11 @@ struct TileSumsApart {
   bool add;
 
   TileSumsApart from_row(int64_t r) const { return {c + r * stride, stride, add}; }
-  __attribute__((always_inline)) void fetch(int, int) const {}
-  __attribute__((always_inline)) void put(int r, int v, Vec<A> sum) const {
-    A* out = c + r * stride + v * kLanes<A>;
-    store(out, add ? load(out) + sum : sum);
+  template <int>
+  __attribute__((always_inline)) void fetch(int) const {}
+  template <int Rows, int Vectors>
+  __attribute__((always_inline)) void put(Vec<A> (&sum)[Rows][Vectors]) const {
+    put_sums(sum, c, stride, add);
   }
 };
 

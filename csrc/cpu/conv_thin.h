@@ -144,9 +144,7 @@ struct ThinConv {
     Vec<A> sum[Rows][Vectors] = {};
     for (int64_t m = 0; m < rows; ++m, a += pitch) {
       const int64_t each = ceil_div(Rows, rows);
-      for (int64_t r = m * each; r < min_of((m + 1) * each, Rows); ++r) {
-        for (int v = 0; v < Vectors; ++v) out.fetch(r, v);
-      }
+      for (int64_t r = m * each; r < min_of((m + 1) * each, Rows); ++r) out.template fetch<Vectors>(r);
       auto at = reinterpret_cast<const S*>(a);
       for (int64_t d = window / kSize; d > 0; --d, ++at, b += kWide) {
         asm("" : "+r"(at));  // else GCC spills what neighbouring pixels share, to spare a load
@@ -158,11 +156,7 @@ struct ThinConv {
         b += kWide;
       }
     }
-#pragma GCC unroll 14
-    for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) out.put(r, v, sum[r][v]);
-    }
+    out.put(sum);
   }
 
   Phases phases;

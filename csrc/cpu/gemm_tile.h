@@ -27,6 +27,24 @@ constexpr int64_t kCols = kVectors * kLanes<A>;
 // How elements of a and b are multiplied: as numbers, or as pairs of bfloat16 by AVX512_BF16.
 enum class Product { kNumbers, kPairs };
 
+// visit(row, vector) for each vector of a tile's sums, with no loop left.
+template <int Rows, int Vectors, class Visit>
+CNNEXT_INLINE void for_each_sum(const Visit& visit) {
+#pragma GCC unroll 14
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) visit(r, v);
+  }
+}
+
+// c[r][v] = or += sum[r][v], of rows `stride` apart.
+template <class A, int Rows, int Vectors>
+CNNEXT_INLINE void put_sums(Vec<A> (&sum)[Rows][Vectors], A* c, int64_t stride, bool add) {
+  const auto at = [&](int r, int v) { return c + r * stride + v * kLanes<A>; };
+  if (add) for_each_sum<Rows, Vectors>([&](int r, int v) { sum[r][v] += load(at(r, v)); });
+  for_each_sum<Rows, Vectors>([&](int r, int v) { store(at(r, v), sum[r][v]); });
+}
+
 // Where a product goes: c[rows][kCols] = or += the product,
 template <class A>
 struct TileSums {
@@ -34,42 +52,67 @@ struct TileSums {
   bool add;
 
   TileSums from_row(int64_t r) const { return {c + r * kCols<A>, add}; }
-  __attribute__((always_inline)) void fetch(int, int) const {}
-  __attribute__((always_inline)) void put(int r, int v, Vec<A> sum) const {
-    A* out = c + r * kCols<A> + v * kLanes<A>;
-    store(out, add ? load(out) + sum : sum);
+  template <int>
+  __attribute__((always_inline)) void fetch(int) const {}
+  template <int Rows, int Vectors>
+  __attribute__((always_inline)) void put(Vec<A> (&sum)[Rows][Vectors]) const {
+    put_sums(sum, c, kCols<A>, add);
   }
 };
 
 // or to rows `stride` apart in the tensor, with all that is still to be done; null adds or does nothing.
 template <class T, Product P = Product::kNumbers>
 struct TileOutput {
+  using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>;
+
   T* to;
   int64_t stride;
-  const Acc<T>* sums;              // the sums so far, [rows][kCols]
-  const Acc<T>* column = nullptr;  // [kCols], the same for each row
-  const T* row = nullptr;          // [rows], the same for each column
+  const A* sums;              // the sums so far, [rows][kCols]
+  const A* column = nullptr;  // [kCols], the same for each row
+  const T* row = nullptr;     // [rows], the same for each column
   const EpilogueOf<T>* epilogue = nullptr;
 
   TileOutput from_row(int64_t r) const {
-    return {to + r * stride,         stride,  sums ? sums + r * kCols<Acc<T>> : nullptr, column,
+    return {to + r * stride,         stride,  sums ? sums + r * kCols<A> : nullptr, column,
             row ? row + r : nullptr, epilogue};
   }
-  // The line that is going to be overwritten: it may be far away.
-  __attribute__((always_inline)) void fetch(int r, int v) const {
-    __builtin_prefetch(to + (r + 2 * kRows) * stride + v * kLanes<Acc<T>>, 1);
+  // The lines that are going to be overwritten: they may be far away.
+  template <int Vectors>
+  __attribute__((always_inline)) void fetch(int r) const {
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < Vectors * L; i += kAlignment / int64_t(sizeof(T)))
+      __builtin_prefetch(to + (r + 2 * kRows) * stride + i, 1);
   }
-  __attribute__((always_inline)) void put(int r, int v, Vec<Acc<T>> sum) const {
-    constexpr int64_t L = kLanes<Acc<T>>;
-    if (sums) sum = load(sums + r * kCols<Acc<T>> + v * L) + sum;
-    if (column) sum += load(column + v * L);
-    if (row) sum += load_one(row + r);
-    T* out = to + r * stride + v * L;
-    if (epilogue) sum = (*epilogue)(out, sum);
+  template <int Rows, int Vectors>
+  __attribute__((always_inline)) void put(Vec<A> (&sum)[Rows][Vectors]) const {
+    if (sums)
+      for_each_sum<Rows, Vectors>([&](int r, int v) { sum[r][v] += load(sums + r * kCols<A> + v * L); });
+    if (column) for_each_sum<Rows, Vectors>([&](int r, int v) { sum[r][v] += load(column + v * L); });
+    if (row) for_each_sum<Rows, Vectors>([&](int r, int v) { sum[r][v] += load_one(row + r); });
+    if (epilogue) {
+      Vec<A> results[Rows * Vectors];
+      for_each_sum<Rows, Vectors>([&](int r, int v) { results[r * Vectors + v] = sum[r][v]; });
+      return put_finished(results, Rows, Vectors);
+    }
+    for_each_sum<Rows, Vectors>([&](int r, int v) { put_one(to + r * stride + v * L, sum[r][v]); });
+  }
+
+ private:
+  // One function for tiles of all sizes.
+  __attribute__((noinline)) void put_finished(const Vec<A>* results, int rows, int vectors) const {
+    for (int r = 0; r < rows; ++r) {
+      for (int v = 0; v < vectors; ++v, ++results) {
+        T* out = to + r * stride + v * L;
+        put_one(out, (*epilogue)(out, *results));
+      }
+    }
+  }
+  __attribute__((always_inline)) static void put_one(T* out, Vec<A> result) {
     if constexpr (P != Product::kNumbers) {
-      store_rounded(out, sum);
+      store_rounded(out, result);
     } else {
-      store(out, sum);
+      store(out, result);
     }
   }
 };
@@ -140,19 +183,13 @@ void tile(int64_t depth, const S* a, const A* b, TileStrides strides, const Out&
   int fetched = 0;  // rows of the output
   for (; depth > 0; depth -= kFetchSteps) {
     if (ahead) ahead->fetch();
-    for (int end = min_of(fetched + each, Rows); fetched < end; ++fetched) {
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) out.fetch(fetched, v);
-    }
+    for (int end = min_of(fetched + each, Rows); fetched < end; ++fetched)
+      out.template fetch<Vectors>(fetched);
     for (int64_t d = min_of(depth, kFetchSteps); d > 0; --d, source.advance(a_step), b += b_step) {
       add_products<P>(sum, source, b);
     }
   }
-#pragma GCC unroll 14
-  for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) out.put(r, v, sum[r][v]);
-  }
+  out.put(sum);
 }
 
 // Small products of several planes one after the other, with no call between them. Sums go on from where the
@@ -168,24 +205,16 @@ template <class A, int Rows, int Vectors, int64_t RowStride>
 void tile_planes(int planes, int64_t depth, PlaneTiles<A> p, Ahead* ahead) {
   for (; planes > 0; --planes, p.a += p.a_plane, p.b += p.b_plane, p.chain += p.c_plane, p.c += p.c_plane) {
     ahead->fetch();
-    const TileSums<A> so_far = {p.chain, false}, total = {p.c, p.add};
     Vec<A> sum[Rows][Vectors] = {};
     if (!p.first) {
-#pragma GCC unroll 14
-      for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) sum[r][v] = load(p.chain + r * kCols<A> + v * kLanes<A>);
-      }
+      for_each_sum<Rows, Vectors>(
+          [&](int r, int v) { sum[r][v] = load(p.chain + r * kCols<A> + v * kLanes<A>); });
     }
     TileRows<A, Rows, RowStride> source(p.a, 0);
     const A* b = p.b;
     for (int64_t d = depth; d > 0; --d, source.advance(1), b += kCols<A>)
       add_products<Product::kNumbers>(sum, source, b);
-#pragma GCC unroll 14
-    for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) p.last ? total.put(r, v, sum[r][v]) : so_far.put(r, v, sum[r][v]);
-    }
+    (p.last ? TileSums<A>{p.c, p.add} : TileSums<A>{p.chain, false}).put(sum);
   }
 }
 template <class A, int64_t RowStride>
