@@ -58,13 +58,29 @@ struct BatchNorm {
             measure_plane(part, c, input + offset, size);
           });
     }
-    parts.of_channels(parallel, [&](int64_t first, int64_t count) {
-      if (of_batch) merge(first, count);
-      for (int64_t c = first; c < first + count; ++c) norm.prepare(c);
+    if (of_batch) {
+      parts.of_channels(parallel, [&](int64_t first, int64_t count) {
+        merge(first, count);
+        norm.prepare(first, count);
+      });
+    } else {  // sooner done than threads are woken
+      norm.prepare(0, parts.C);
+    }
+    with_activation(epilogue.epilogue.activation, [&](auto activation) {
+      constexpr Activation kActivation = decltype(activation)::value;
+      streamed || epilogue.residual ? normalise<kActivation, false>(parallel)
+                                    : normalise<kActivation, true>(parallel);
     });
+  }
+  // Simple: with no residual, and not streamed.
+  template <Activation kActivation, bool kSimple>
+  void normalise(const Parallel& parallel) const {
     parts.visit(
-        parallel, [&](int64_t, int64_t offset, int64_t rows) { normalise_rows(offset, rows); },
-        [&](int64_t, int64_t c, int64_t offset, int64_t size) { normalise_plane(c, offset, size); });
+        parallel,
+        [&](int64_t, int64_t offset, int64_t rows) { normalise_rows<kActivation, kSimple>(offset, rows); },
+        [&](int64_t, int64_t c, int64_t offset, int64_t size) {
+          normalise_plane<kActivation, kSimple>(c, offset, size);
+        });
   }
 
   // Of each channel in a part: its first element, and the moments of distances to that, in which no digits
@@ -81,14 +97,16 @@ struct BatchNorm {
       store(first + c, load_part(x + c, parts.C - c));
       for (A* zero : {sum, rest, square}) store(zero + c, Vec<A>{});
     }
-    for_tiles<L>(rows, parts.C, [&](int64_t offset, auto count, int64_t c, int64_t channels, int64_t next) {
+    const int64_t C = parts.C;
+    for_tiles<L>(rows, C, [&](int64_t offset, auto count, int64_t c, int64_t channels, int64_t next) {
       Vec<A> row[count];
+#pragma GCC unroll 4
       for (int i = 0; i < count; ++i) {
         fetch(x + next + i * L);
-        row[i] = load_part(x + offset + i * parts.C + c, channels) - load(first + c);
+        row[i] = load_part(x + offset + i * C + c, channels) - load(first + c);
       }
       Moments<A> moments = {{load(sum + c), load(rest + c)}, load(square + c)};
-      moments.add(row, offset / parts.C);
+      moments.add(row, offset / C);
       store(sum + c, moments.sum.sum);
       store(rest + c, moments.sum.lost);
       store(square + c, moments.squares);
@@ -148,24 +166,42 @@ struct BatchNorm {
     }
   }
 
+  // A copy, which nothing that is stored can change, and of which the compiler knows what there is to do.
+  template <Activation kActivation, bool kSimple>
+  __attribute__((always_inline)) BatchNorm copied() const {
+    BatchNorm k = *this;
+    k.epilogue.epilogue.activation = kActivation;
+    if constexpr (kSimple) {
+      k.epilogue.residual = nullptr;
+      k.epilogue.epilogue.residual = nullptr;
+      k.streamed = false;
+    }
+    return k;
+  }
+  template <Activation kActivation, bool kSimple>
   void normalise_rows(int64_t start, int64_t rows) const {
-    for_tiles<L>(rows, parts.C, [&](int64_t offset, auto count, int64_t c, int64_t channels, int64_t next) {
-      const Vec<A> mean = load(norm.mean + c), scale = load(norm.scale + c), bias = load(norm.bias + c);
+    const BatchNorm k = copied<kActivation, kSimple>();
+    for_tiles<L>(rows, k.parts.C, [&](int64_t offset, auto count, int64_t c, int64_t channels, int64_t next) {
+      const Vec<A> mean = load(k.norm.mean + c), scale = load(k.norm.scale + c), bias = load(k.norm.bias + c);
+#pragma GCC unroll 4
       for (int i = 0; i < count; ++i) {
-        fetch(input + start + next + i * L);
-        if (epilogue.residual) fetch(epilogue.residual + start + next + i * L);
-        normalise(start + offset + i * parts.C + c, mean, scale, bias, channels);
+        fetch(k.input + start + next + i * L);
+        if (k.epilogue.residual) fetch(k.epilogue.residual + start + next + i * L);
+        k.normalise_one(start + offset + i * k.parts.C + c, mean, scale, bias, channels);
       }
     });
-    if (streamed) end_streams();
+    if (k.streamed) end_streams();
   }
+  template <Activation kActivation, bool kSimple>
   void normalise_plane(int64_t c, int64_t start, int64_t size) const {
+    const BatchNorm k = copied<kActivation, kSimple>();
     const A mean = norm.mean[c], scale = norm.scale[c], bias = norm.bias[c];
-    for (int64_t i = 0; i < size; i += L) normalise(start + i, mean, scale, bias, min_of(L, size - i));
-    if (streamed) end_streams();
+    for (int64_t i = 0; i < size; i += L) k.normalise_one(start + i, mean, scale, bias, min_of(L, size - i));
+    if (k.streamed) end_streams();
   }
   template <class V>
-  __attribute__((always_inline)) void normalise(int64_t at, V mean, V scale, V bias, int64_t count) const {
+  __attribute__((always_inline)) void normalise_one(int64_t at, V mean, V scale, V bias,
+                                                    int64_t count) const {
     const Vec<A> y = (load_part(input + at, count) - mean) * scale + bias;
     put(streamed, output + at, epilogue(output + at, y, count), count);
   }

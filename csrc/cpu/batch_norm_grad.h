@@ -57,17 +57,34 @@ struct BatchNormGrad {
   int64_t workspace_bytes() const { return scratch.bytes; }
 
   void run(const Parallel& parallel) const {
-    parts.of_channels(parallel, [&](int64_t first, int64_t count) {
-      for (int64_t c = first; c < first + count; ++c) norm.prepare(c);
+    norm.prepare(0, parts.C);
+    with_activation(epilogue.activation, [&](auto activation) {
+      constexpr Activation kActivation = decltype(activation)::value;
+      streamed || output || grad_residual ? run<kActivation, false>(parallel)
+                                          : run<kActivation, true>(parallel);
     });
+  }
+  // Simple: where there was no residual, and not streamed.
+  template <Activation kActivation, bool kSimple>
+  void run(const Parallel& parallel) const {
     parts.visit(
-        parallel, [&](int64_t part, int64_t offset, int64_t rows) { sum_rows(part, offset, rows); },
-        [&](int64_t part, int64_t c, int64_t offset, int64_t size) { sum_plane(part, c, offset, size); });
+        parallel,
+        [&](int64_t part, int64_t offset, int64_t rows) {
+          sum_rows<kActivation, kSimple>(part, offset, rows);
+        },
+        [&](int64_t part, int64_t c, int64_t offset, int64_t size) {
+          sum_plane<kActivation, kSimple>(part, c, offset, size);
+        });
     parts.of_channels(parallel, [&](int64_t first, int64_t count) { merge(first, count); });
     if (!grad_input) return;
     parts.visit(
-        parallel, [&](int64_t, int64_t offset, int64_t rows) { differentiate_rows(offset, rows); },
-        [&](int64_t, int64_t c, int64_t offset, int64_t size) { differentiate_plane(c, offset, size); });
+        parallel,
+        [&](int64_t, int64_t offset, int64_t rows) {
+          differentiate_rows<kActivation, kSimple>(offset, rows);
+        },
+        [&](int64_t, int64_t c, int64_t offset, int64_t size) {
+          differentiate_plane<kActivation, kSimple>(c, offset, size);
+        });
   }
 
   // A part's sums of g and of g * (x - mean).
@@ -96,33 +113,51 @@ struct BatchNormGrad {
     if (output) fetch(output + at);
   }
 
+  // A copy, which nothing that is stored can change, and of which the compiler knows what there is to do.
+  template <Activation kActivation, bool kSimple>
+  __attribute__((always_inline)) BatchNormGrad copied() const {
+    BatchNormGrad k = *this;
+    k.epilogue.activation = kActivation;
+    if constexpr (kSimple) {
+      k.output = nullptr;
+      k.grad_residual = nullptr;
+      k.streamed = false;
+    }
+    return k;
+  }
+
+  template <Activation kActivation, bool kSimple>
   void sum_rows(int64_t part, int64_t start, int64_t rows) const {
+    const BatchNormGrad k = copied<kActivation, kSimple>();
     A *const sum = sums(part), *const product = products(part);
     for (int64_t c = 0; c < pitch; c += L) store(sum + c, Vec<A>{}), store(product + c, Vec<A>{});
-    for_tiles<L>(rows, parts.C, [&](int64_t offset, auto count, int64_t c, int64_t channels, int64_t next) {
-      const Numbers<Vec<A>> of = {load(norm.mean + c), load(norm.scale + c), load(norm.bias + c)};
+    for_tiles<L>(rows, k.parts.C, [&](int64_t offset, auto count, int64_t c, int64_t channels, int64_t next) {
+      const Numbers<Vec<A>> of = {load(k.norm.mean + c), load(k.norm.scale + c), load(k.norm.bias + c)};
       Vec<A> total = {}, total_product = {};
+#pragma GCC unroll 4
       for (int i = 0; i < count; ++i) {
-        fetch_sources(start + next + i * L);
-        add(start + offset + i * parts.C + c, of, channels, total, total_product);
+        k.fetch_sources(start + next + i * L);
+        k.add(start + offset + i * k.parts.C + c, of, channels, total, total_product);
       }
       store(sum + c, load(sum + c) + total);
       store(product + c, load(product + c) + total_product);
     });
-    if (streamed && grad_residual) end_streams();
+    if (k.streamed && k.grad_residual) end_streams();
   }
+  template <Activation kActivation, bool kSimple>
   void sum_plane(int64_t part, int64_t c, int64_t start, int64_t size) const {
+    const BatchNormGrad k = copied<kActivation, kSimple>();
     const Numbers<A> of = {norm.mean[c], norm.scale[c], norm.bias[c]};
     LongSum<A> sum, product;
     for (int64_t i = 0; i < size; i += kNormRows * L) {
       Vec<A> total = {}, total_product = {};
       for (int64_t j = i; j < min_of(size, i + kNormRows * L); j += L) {
-        add(start + j, of, min_of(L, size - j), total, total_product);
+        k.add(start + j, of, min_of(L, size - j), total, total_product);
       }
       sum.add(total);
       product.add(total_product);
     }
-    if (streamed && grad_residual) end_streams();
+    if (k.streamed && k.grad_residual) end_streams();
     sums(part)[c] = A(sum.of_lanes());
     products(part)[c] = A(product.of_lanes());
   }
@@ -157,28 +192,32 @@ struct BatchNormGrad {
     }
   }
 
+  template <Activation kActivation, bool kSimple>
   void differentiate_rows(int64_t start, int64_t rows) const {
-    for_tiles<L>(rows, parts.C, [&](int64_t offset, auto count, int64_t c, int64_t channels, int64_t next) {
-      const Numbers<Vec<A>> of = {load(norm.mean + c), load(norm.scale + c), load(norm.bias + c)};
-      const Vec<A> mean = load(mean_of_g + c), steep = load(slope + c);
+    const BatchNormGrad k = copied<kActivation, kSimple>();
+    for_tiles<L>(rows, k.parts.C, [&](int64_t offset, auto count, int64_t c, int64_t channels, int64_t next) {
+      const Numbers<Vec<A>> of = {load(k.norm.mean + c), load(k.norm.scale + c), load(k.norm.bias + c)};
+      const Vec<A> mean = load(k.mean_of_g + c), steep = load(k.slope + c);
+#pragma GCC unroll 4
       for (int i = 0; i < count; ++i) {
-        if (grad_residual) {
-          fetch(input + start + next + i * L);
-          fetch(grad_residual + start + next + i * L);
+        if (k.grad_residual) {
+          fetch(k.input + start + next + i * L);
+          fetch(k.grad_residual + start + next + i * L);
         } else {
-          fetch_sources(start + next + i * L);
+          k.fetch_sources(start + next + i * L);
         }
-        differentiate(start + offset + i * parts.C + c, of, mean, steep, channels);
+        k.differentiate(start + offset + i * k.parts.C + c, of, mean, steep, channels);
       }
     });
-    if (streamed) end_streams();
+    if (k.streamed) end_streams();
   }
+  template <Activation kActivation, bool kSimple>
   void differentiate_plane(int64_t c, int64_t start, int64_t size) const {
+    const BatchNormGrad k = copied<kActivation, kSimple>();
     const Numbers<A> of = {norm.mean[c], norm.scale[c], norm.bias[c]};
-    for (int64_t i = 0; i < size; i += L) {
-      differentiate(start + i, of, mean_of_g[c], slope[c], min_of(L, size - i));
-    }
-    if (streamed) end_streams();
+    const A mean = mean_of_g[c], steep = slope[c];
+    for (int64_t i = 0; i < size; i += L) k.differentiate(start + i, of, mean, steep, min_of(L, size - i));
+    if (k.streamed) end_streams();
   }
   template <class V>
   __attribute__((always_inline)) void differentiate(int64_t at, const Numbers<V>& of, V mean, V steep,

@@ -62,6 +62,21 @@ CNNEXT_INLINE void for_tiles(int64_t rows, int64_t C, const Visit& visit) {
 }
 CNNEXT_INLINE void fetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
+// visit(the activation as a constant)
+template <class Visit>
+void with_activation(Activation activation, const Visit& visit) {
+  switch (activation) {
+    case Activation::kNone:
+      return visit(std::integral_constant<Activation, Activation::kNone>());
+    case Activation::kRelu:
+      return visit(std::integral_constant<Activation, Activation::kRelu>());
+    case Activation::kRelu6:
+      return visit(std::integral_constant<Activation, Activation::kRelu6>());
+    case Activation::kLeakyRelu:
+      return visit(std::integral_constant<Activation, Activation::kLeakyRelu>());
+  }
+}
+
 // Stores past the caches where the result would not stay there, and rows are whole lines.
 template <class T>
 bool streams(const NormProblem& p, const NormParts& parts) {
@@ -108,10 +123,12 @@ struct NormOfChannels {
         bias(scratch.take<A>(round_up(C, L))) {}
 
   double inverse_deviation(int64_t c) const { return 1 / __builtin_sqrt(double(given_variance[c]) + eps); }
-  void prepare(int64_t c) const {
-    mean[c] = given_mean[c];
-    scale[c] = A(inverse_deviation(c) * (given_weight ? given_weight[c] : 1));
-    bias[c] = given_bias ? given_bias[c] : 0;
+  void prepare(int64_t first, int64_t count) const {
+    for (int64_t c = first; c < first + count; ++c) {
+      mean[c] = given_mean[c];
+      scale[c] = A(inverse_deviation(c) * (given_weight ? given_weight[c] : 1));
+      bias[c] = given_bias ? given_bias[c] : 0;
+    }
   }
 
   int64_t C;

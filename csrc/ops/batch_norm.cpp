@@ -104,6 +104,9 @@ at::Tensor of_channels(const OptionalTensor& t, const at::Tensor& input) {
   return is_given(t) ? t->to(type_of_channels(input)).contiguous() : at::Tensor();
 }
 
+// Waking a thread takes longer than so many elements.
+constexpr int64_t kElementsAlone = 1 << 15;
+
 NormProblem problem_of(const at::Tensor& input, double eps, bool of_batch) {
   NormProblem problem;
   problem.N = input.size(0);
@@ -112,7 +115,7 @@ NormProblem problem_of(const at::Tensor& input, double eps, bool of_batch) {
   problem.eps = eps;
   problem.dtype = *element_type(input.scalar_type());
   problem.layout = layout_of(input);
-  problem.threads = at::get_num_threads();
+  problem.threads = input.numel() < kElementsAlone ? 1 : at::get_num_threads();
   problem.batch_statistics = of_batch;
   return problem;
 }
