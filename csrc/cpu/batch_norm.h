@@ -57,8 +57,6 @@ struct BatchNorm {
           [&](int64_t part, int64_t c, int64_t offset, int64_t size) {
             measure_plane(part, c, input + offset, size);
           });
-    }
-    if (of_batch) {
       parts.of_channels(parallel, [&](int64_t first, int64_t count) {
         merge(first, count);
         norm.prepare(first, count);
