@@ -109,7 +109,7 @@ if SANITIZE:
 extension = (CUDAExtension if CUDA else CppExtension)(
     "cnnext._C",
     # The table of CUDA kernels is in every build.
-    sources("csrc/*/*.cpp", "csrc/cpu/units/*.cpp", *(["csrc/cuda/*.cu"] if CUDA else [])),
+    sources("csrc/cpu/*.cpp", "csrc/cuda/*.cpp", "csrc/*/units/*.cpp", *(["csrc/cuda/*.cu"] if CUDA else [])),
     include_dirs=[str(ROOT / "csrc")],
     define_macros=[("CNNEXT_WITH_CUDA", "1")] if CUDA else [],
     extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "--threads=2"]},

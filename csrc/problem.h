@@ -35,6 +35,16 @@ void with_type(DType dtype, Run&& run) {
   }
 }
 
+// The same of the types that compute in float32. Float64 is for checks more than for speed: what is made for
+// some shapes only is not compiled for it.
+template <class Run>
+void with_float32_type(DType dtype, Run&& run) {
+  with_type(dtype, [&](auto* tag) {
+    if constexpr (sizeof(*tag) < sizeof(double)) run(tag);
+  });
+}
+constexpr const char* kExcludesFloat64 = "float64 keeps to general kernels";
+
 constexpr int64_t element_bytes(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }

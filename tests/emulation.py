@@ -74,7 +74,9 @@ def golden(fault: tuple[str, str] = ("", ""), seed: int = 0) -> str:
 
 
 def _compile(folder: Path, source: Path, tree: Path) -> Path:
-    files = [path for root in (tree, ROOT / "tests/emulator") for path in sorted(root.rglob("*"))]
+    cpu = [] if source.is_relative_to(tree / "cuda") else [tree / "cpu"]  # kernels for CUDA include nothing of it
+    folders = [tree, tree / "cuda", ROOT / "tests/emulator", *cpu]
+    files = [path for folder in folders for path in sorted(folder.iterdir())]
     headers = [path for path in files if path.suffix in (".h", ".cuh", ".inl")]
     command = [*CXX, *FLAGS, "-DCNNEXT_WITH_CUDA", f"-I{tree}", f"-I{ROOT / 'tests/emulator'}", "-x", "c++", "-c"]
     text = b"".join(path.read_bytes() for path in (source, *headers)) + " ".join([*CXX, *FLAGS]).encode()

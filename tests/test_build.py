@@ -160,6 +160,15 @@ def test_stub_names_what_the_library_has() -> None:
     assert sorted(functions) == sorted(name for name in vars(cnnext._C) if not name.startswith("_"))
 
 
+def test_every_operator_is_in_one_unit() -> None:
+    """A file that no unit of csrc/ops names would not be compiled."""
+    if not (ROOT / "setup.py").exists():
+        pytest.skip("needs the source tree")
+    units = "".join(path.read_text() for path in (ROOT / "csrc/ops/units").iterdir())
+    named = re.findall(r'^#include "\.\./(.*)"$', units, re.MULTILINE)
+    assert sorted(named) == sorted(path.name for path in (ROOT / "csrc/ops").glob("*.cpp"))
+
+
 # setup.py and the build backend, on a copy of the project whose library is one empty module: compiles in a second
 
 
@@ -172,8 +181,8 @@ def project(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "_build_info.py"))
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, folder)
-    (folder / "csrc/ops").mkdir(parents=True)
-    (folder / "csrc/ops/library.cpp").write_text(
+    (folder / "csrc/ops/units").mkdir(parents=True)
+    (folder / "csrc/ops/units/python.cpp").write_text(
         "#include <Python.h>\n"
         'static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};\n'
         "PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }\n"
@@ -226,7 +235,7 @@ def test_sdist_holds_the_sources_and_nothing_built(project: Path) -> None:
     (sdist,) = (project / "dist").glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"csrc/ops/library.cpp", "setup.py", "_build_backend/backend.py", "cnnext/py.typed", "LICENSE"} <= names
+    assert {"csrc/ops/units/python.cpp", "setup.py", "_build_backend/backend.py", "cnnext/py.typed", "LICENSE"} <= names
     assert not any(name.endswith((".so", "_build_info.py")) for name in names)
     measured = {name for name in names if name.startswith("benchmarks/") and "." in name}
     assert measured == {"benchmarks/layers.py", "benchmarks/results/README.md"}

@@ -98,7 +98,6 @@ struct BatchNorm {
     const int64_t C = parts.C;
     for_tiles<L>(rows, C, [&](int64_t offset, auto count, int64_t c, int64_t channels, int64_t next) {
       Vec<A> row[count];
-#pragma GCC unroll 4
       for (int i = 0; i < count; ++i) {
         fetch(x + next + i * L);
         row[i] = load_part(x + offset + i * C + c, channels) - load(first + c);
@@ -181,7 +180,6 @@ struct BatchNorm {
     const BatchNorm k = copied<kActivation, kSimple>();
     for_tiles<L>(rows, k.parts.C, [&](int64_t offset, auto count, int64_t c, int64_t channels, int64_t next) {
       const Vec<A> mean = load(k.norm.mean + c), scale = load(k.norm.scale + c), bias = load(k.norm.bias + c);
-#pragma GCC unroll 4
       for (int i = 0; i < count; ++i) {
         fetch(k.input + start + next + i * L);
         if (k.epilogue.residual) fetch(k.epilogue.residual + start + next + i * L);
@@ -194,7 +192,12 @@ struct BatchNorm {
   void normalise_plane(int64_t c, int64_t start, int64_t size) const {
     const BatchNorm k = copied<kActivation, kSimple>();
     const A mean = norm.mean[c], scale = norm.scale[c], bias = norm.bias[c];
-    for (int64_t i = 0; i < size; i += L) k.normalise_one(start + i, mean, scale, bias, min_of(L, size - i));
+    int64_t i = 0;
+    for (; i + L <= size; i += L) k.normalise_one(start + i, mean, scale, bias, L);
+    if (i < size) {  // the last vector overlaps the one before, if there is one, and writes the same again
+      const int64_t last = max_of(0, size - L);
+      k.normalise_one(start + last, mean, scale, bias, size - last);
+    }
     if (k.streamed) end_streams();
   }
   template <class V>

@@ -134,7 +134,6 @@ struct BatchNormGrad {
     for_tiles<L>(rows, k.parts.C, [&](int64_t offset, auto count, int64_t c, int64_t channels, int64_t next) {
       const Numbers<Vec<A>> of = {load(k.norm.mean + c), load(k.norm.scale + c), load(k.norm.bias + c)};
       Vec<A> total = {}, total_product = {};
-#pragma GCC unroll 4
       for (int i = 0; i < count; ++i) {
         k.fetch_sources(start + next + i * L);
         k.add(start + offset + i * k.parts.C + c, of, channels, total, total_product);
@@ -198,7 +197,6 @@ struct BatchNormGrad {
     for_tiles<L>(rows, k.parts.C, [&](int64_t offset, auto count, int64_t c, int64_t channels, int64_t next) {
       const Numbers<Vec<A>> of = {load(k.norm.mean + c), load(k.norm.scale + c), load(k.norm.bias + c)};
       const Vec<A> mean = load(k.mean_of_g + c), steep = load(k.slope + c);
-#pragma GCC unroll 4
       for (int i = 0; i < count; ++i) {
         if (k.grad_residual) {
           fetch(k.input + start + next + i * L);

@@ -20,13 +20,27 @@ struct NormParts {
   int64_t elements(int64_t part) const { return axis.at(part % axis.blocks).size(); }
 
   // A task for each: rows(part, offset, number of rows) or plane(part, channel, offset, number of elements).
+  // Small planes are a task together.
   template <class Rows, class Plane>
   void visit(const Parallel& parallel, const Rows& rows, const Plane& plane) const {
-    parallel(channels_last ? axis.blocks : N * C * axis.blocks, [&](int64_t task, int) {
-      const int64_t block = task % axis.blocks, image = task / axis.blocks / C, c = task / axis.blocks % C;
-      const Range range = axis.at(block);
-      if (channels_last) return rows(block, range.begin * C, range.size());
-      plane(image * axis.blocks + block, c, (image * C + c) * pixels + range.begin, range.size());
+    if (channels_last) {
+      return parallel(axis.blocks, [&](int64_t part, int) {
+        const Range range = axis.at(part);
+        rows(part, range.begin * C, range.size());
+      });
+    }
+    const int64_t all = N * C * axis.blocks, together = max_of(1, kElementsTogether / pixels);
+    parallel(ceil_div(all, together), [&](int64_t task, int) {
+      const Range some = block(task, together, all);
+      int64_t piece = some.begin % axis.blocks, c = some.begin / axis.blocks % C;
+      int64_t image = some.begin / axis.blocks / C;
+      for (int64_t i = some.begin; i < some.end; ++i) {
+        const Range range = axis.at(piece);
+        plane(image * axis.blocks + piece, c, (image * C + c) * pixels + range.begin, range.size());
+        if (++piece < axis.blocks) continue;
+        piece = 0;
+        if (++c == C) c = 0, ++image;
+      }
     });
   }
   // merge(first channel, number of them) of all, in blocks.
@@ -37,7 +51,7 @@ struct NormParts {
       merge(channels.begin, channels.size());
     });
   }
-  static constexpr int64_t kMerged = 32;
+  static constexpr int64_t kMerged = 32, kElementsTogether = 1 << 11;
 
   bool channels_last;
   int64_t N, C, pixels;
@@ -82,10 +96,6 @@ template <class T>
 bool streams(const NormProblem& p, const NormParts& parts) {
   const int64_t row = (parts.channels_last ? p.C : p.pixels) * int64_t(sizeof(T));
   return p.N * p.C * p.pixels * int64_t(sizeof(T)) > kCachedBytes && row % kAlignment == 0;
-}
-template <class T>
-CNNEXT_INLINE void put(bool streamed, T* to, Vec<Acc<T>> v, int64_t count) {
-  streamed ? stream(to, v) : store_part(to, v, count);
 }
 
 // A sum of vectors with the digits that additions lose: Knuth's TwoSum.

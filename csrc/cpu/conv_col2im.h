@@ -42,22 +42,6 @@ struct SpreadAxis {
   bool backwards;
 };
 
-// Where the products of a block go: as TileSums, with rows `stride` apart.
-template <class A>
-struct TileSumsApart {
-  A* c;
-  int64_t stride;
-  bool add;
-
-  TileSumsApart from_row(int64_t r) const { return {c + r * stride, stride, add}; }
-  template <int>
-  __attribute__((always_inline)) void fetch(int) const {}
-  template <int Rows, int Vectors>
-  __attribute__((always_inline)) void put(Vec<A> (&sum)[Rows][Vectors]) const {
-    put_sums(sum, c, stride, add);
-  }
-};
-
 template <class T>
 struct Col2Im {
   using A = Acc<T>;
@@ -222,7 +206,7 @@ struct Col2Im {
         for (int64_t column = 0; column < taps.size() * run_size; column += kWide) {
           const A* panel = b + (column * depth / kWide + channels.begin) * kWide;
           multiply(block_pixels.size(), channels.size(), taps.size() * run_size - column, gathered, panel,
-                   {products + column, stride, part > 0});
+                   tile_sums(products + column, part > 0, stride));
         }
       }
       for (int64_t row = rows.begin; row < rows.end; ++row) {
@@ -247,7 +231,7 @@ struct Col2Im {
     }
   }
   void multiply(int64_t rows, int64_t depth, int64_t cols, const A* gathered, const A* panel,
-                TileSumsApart<A> out) const {
+                const TileOutput<A>& out) const {
     if (channels_last) {
       tile_column<kDepthStride, 1, kWide>(rows, depth, cols, gathered, panel, out);
     } else {
@@ -348,6 +332,7 @@ struct Col2ImCost {
 // Why it does not apply at all, or null.
 inline const char* col2im_excludes(const ConvProblem& p, bool gradient) {
   const ConvShape& s = p.shape;
+  if (p.dtype == DType::kFloat64) return kExcludesFloat64;
   if (s.groups != 1) return "takes one group";
   if (s.taps() == 1) return "takes several taps";
   if (s.axis[2].kernel > 1 && s.axis[2].dilation != 1) return "takes rows of neighbouring taps";
@@ -360,7 +345,7 @@ inline const char* col2im_excludes(const ConvProblem& p, bool gradient) {
 template <bool Gradient>
 const char* col2im_refuses(const ConvProblem& p);  // conv_choice.h
 template <bool Gradient>
-constexpr ConvKernel kConvCol2Im = entry<ByType<Col2Im, Gradient>>(
+constexpr ConvKernel kConvCol2Im = entry<ByFloat32Type<Col2Im, Gradient>>(
     "col2im", "few channels: products with all taps at once, added where they belong",
     col2im_refuses<Gradient>);
 

@@ -98,7 +98,7 @@ void depthwise_tile(const DepthwiseTile& given) {
     }
   }
   const Vec<float> bias = broadcast(tile.bias);
-  if (!tile.epilogue && tile.count == L) {
+  if (!tile.epilogue->any() && tile.count == L) {
 #pragma GCC unroll 7
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
@@ -106,16 +106,13 @@ void depthwise_tile(const DepthwiseTile& given) {
     }
     return;
   }
+  Vec<float> results[Rows][Vectors];
 #pragma GCC unroll 7
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) {
-      float* to = tile.to + r * tile.row + v * tile.vector;
-      Vec<float> result = sum[r][v] + bias;
-      if (tile.epilogue) result = (*tile.epilogue)(to, result, tile.count);
-      store_part(to, result, tile.count);
-    }
+    for (int v = 0; v < Vectors; ++v) results[r][v] = sum[r][v] + bias;
   }
+  put_finished(*tile.epilogue, results[0], Rows, Vectors, tile.to, tile.row, tile.vector, tile.count);
 }
 
 struct DepthwiseRows {
@@ -196,7 +193,7 @@ struct DepthwiseRows {
     tile.bias = operands.bias ? operands.bias[channel] : 0;
     tile.row = row_step * w.count;
     tile.count = min_of(w.count, L);
-    tile.epilogue = operands.any_epilogue();
+    tile.epilogue = &operands.epilogue;
     // Rows of a tile are a dilation apart: they read the same ones.
     for (int64_t first = rows.begin; first < min_of(rows.begin + row_step, rows.end); ++first) {
       const int64_t count = ceil_div(rows.end - first, row_step);

@@ -284,7 +284,7 @@ struct Gemm {
           if (direct) {
             write_pixels(t, panel, d > 0 ? c : nullptr, multiply);
           } else {
-            multiply(0, t.pixels.size(), TileSums<A>{c, d > 0});
+            multiply(0, t.pixels.size(), tile_sums(c, d > 0));
           }
         }
         if (last_block && !direct) store_pixels(g, t.group, t.pixels, panel, c);
@@ -324,7 +324,7 @@ struct Gemm {
 
   // Whether the source is a factor of the product as it is. Pixels a multiple of 4 KiB apart would push each
   // other out of the first-level cache.
-  static constexpr bool kMayReadInPlace = sizeof(S) == sizeof(A);
+  static constexpr bool kMayReadInPlace = sizeof(S) == sizeof(float);
   bool reads_in_place() const {
     bool plain = kMayReadInPlace && phases.size() == 1;
     plain &= phases.source.pixel * int64_t(sizeof(S)) % 4096 != 0;
@@ -377,7 +377,7 @@ struct Gemm {
     const auto are_vectors = [&](Range pixels) {
       return fills_tiles<A>(pixels.size()) && pixels.begin % image_pixels + pixels.size() <= image_pixels;
     };
-    constexpr bool kMayReadColumns = std::is_same_v<S, A>;
+    constexpr bool kMayReadColumns = std::is_same_v<S, float>;
     const bool few_rows = kMayReadColumns && cut.in_place && t.channels.size() <= kRowsToPackFor;
     if (g.depth() == 0) fill_zero(t.sums, panels * panel_sums);
     for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
@@ -428,7 +428,7 @@ struct Gemm {
                                            operands.bias ? operands.bias + first : nullptr,
                                            operands.any_epilogue()});
         } else {
-          if (depth.size() > 0) multiply(TileSums<A>{c, d > 0});
+          if (depth.size() > 0) multiply(tile_sums(c, d > 0));
           if (last_block) store_columns(g, t.group, wide, t.channels, c);
         }
       }

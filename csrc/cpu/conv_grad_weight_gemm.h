@@ -78,6 +78,7 @@ struct GradWeightGemm {
   static constexpr int64_t kWide = kCols<A>, kGradCols = kGradPanels * kWide;
   static constexpr int64_t kColsStride = kGradCols + 16;       // off the powers of two
   static constexpr int64_t kSums = 2 * kGradRows * kGradCols;  // of a task, at most
+  static constexpr bool kMayReadInPlace = std::is_same_v<T, float>;
   static constexpr int64_t kRowsSize = kGradRows * kDepthStride, kColsSize = kDepth * kColsStride;
 
   GradWeightGemm(const ConvProblem& p, const ConvBuffers& b, char* workspace)
@@ -102,7 +103,7 @@ struct GradWeightGemm {
       w.tap = -w.tap;
     }
     by_tap = channels_last && P == Product::kNumbers && leaves_out_padding(p);
-    cols_in_place = std::is_same_v<T, A> && channels_last && g.channels % kLanes<A> == 0;
+    cols_in_place = kMayReadInPlace && channels_last && g.channels % kLanes<A> == 0;
     for (const PhaseAxis& x : g.axis) cols_in_place &= is_plain(x);
     // Pixels a multiple of 4 KiB apart would push each other out of the caches.
     rows_in_place = cols_in_place && plain_strides.pixel * int64_t(sizeof(T)) % 4096 != 0;
@@ -233,7 +234,7 @@ struct GradWeightGemm {
         panel.end = min_of(panel.begin + kWide, part.end);
         A* c = sums + (panel.begin - taps.begin) * rows.block_size;
         const auto multiply = [&](auto output) {
-          if constexpr (std::is_same_v<T, A>) {
+          if constexpr (kMayReadInPlace) {
             if (cols_in_place) return multiply_in_place(b, pixels, panel, packed_rows, output, ahead);
           }
           tile_column<kDepthStride, 1, kColsStride, P>(k.size(), depth, panel.size(), packed_rows,
@@ -246,7 +247,7 @@ struct GradWeightGemm {
           T* to = weight_of(b) + k.begin * w.k + tap * w.tap + channel;
           multiply(TileOutput<T, P>{to, w.k, add ? c : nullptr});
         } else {
-          multiply(TileSums<A>{c, add});
+          multiply(tile_sums(c, add));
           if (finish) store_rows(b, panel, c);
         }
       }
@@ -320,7 +321,7 @@ struct GradWeightGemm {
       for (int64_t col = 0; col < count; col += kWide) {
         tile_column<kDepthStride, 1, kColsStride>(
             taps.size(), pixels.size(), count - col, packed_rows, packed_cols + col,
-            TileSums<A>{sums + (first + col) * rows.block_size, add}, &ahead);
+            tile_sums(sums + (first + col) * rows.block_size, add), &ahead);
       }
     }
   }

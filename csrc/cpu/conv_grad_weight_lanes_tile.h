@@ -104,10 +104,11 @@ const GradTilesOf<T>* grad_tiles_of() {
   return &all;
 }
 
-// Null where the weight's last two axes are no 3x3 of neighbours.
+// Null where the weight's last two axes are no 3x3 of neighbours, and for float64.
 template <class T>
 const GradTilesOf<T>* grad_tiles(const Window& y, const Window& x) {
   const bool fits = y.kernel == kSharedTaps && x.kernel == kSharedTaps && y.dilation == 1 && x.dilation == 1;
+  if constexpr (std::is_same_v<T, double>) return nullptr;
   if (!fits || y.stride != x.stride) return nullptr;
   return x.stride == 1 ? grad_tiles_of<T, 1>() : x.stride == 2 ? grad_tiles_of<T, 2>() : nullptr;
 }

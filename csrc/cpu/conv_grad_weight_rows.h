@@ -212,7 +212,7 @@ inline const char* rows_grad_weight_refuses(const ConvProblem& p) {
   return s.axis[2].output < lanes_of(p.dtype) ? "takes rows of a vector or more" : nullptr;
 }
 
-constexpr ConvKernel kConvGradWeightRows = entry<ByType<RowsGradWeight>>(
+constexpr ConvKernel kConvGradWeightRows = entry<ByFloat32Type<RowsGradWeight>>(
     "rows", "few channels, the input's rows copied once", rows_grad_weight_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

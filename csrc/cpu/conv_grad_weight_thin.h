@@ -166,6 +166,7 @@ struct ThinGradWeight {
 
 inline const char* thin_grad_weight_refuses(const ConvProblem& p) {
   const ConvShape& s = p.shape;
+  if (p.dtype == DType::kFloat64) return kExcludesFloat64;
   if (p.layout != Layout::kChannelsLast) return "takes channels last";
   if (s.groups != 1) return "takes one group";
   if (s.axis[2].dilation != 1) return "takes rows of neighbouring taps";
@@ -174,7 +175,7 @@ inline const char* thin_grad_weight_refuses(const ConvProblem& p) {
   return s.K % lanes_of(p.dtype) == 0 ? nullptr : "takes output channels that fill vectors";
 }
 
-constexpr ConvKernel kConvGradWeightThin = entry<ByType<ThinGradWeight>>(
+constexpr ConvKernel kConvGradWeightThin = entry<ByFloat32Type<ThinGradWeight>>(
     "thin", "an image's rows and the gradient, read in place", thin_grad_weight_refuses);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -74,13 +74,19 @@ void lanes_run(const LanesRun<A>& run, const RunSteps& steps) {
       }
     }
   }
+  if (run.epilogue) {
+    Vec<A> results[Pixels][Channels];  // a copy: the sums stay in registers
+#pragma GCC unroll 14
+    for (int j = 0; j < Pixels; ++j) {
+#pragma GCC unroll 4
+      for (int k = 0; k < Channels; ++k) results[j][k] = sum[j][k];
+    }
+    return put_finished(*run.epilogue, results[0], Pixels, Channels, run.to, s.to_pixel, s.to_channel);
+  }
 #pragma GCC unroll 14
   for (int j = 0; j < Pixels; ++j) {
 #pragma GCC unroll 4
-    for (int k = 0; k < Channels; ++k) {
-      A* out = run.to + j * s.to_pixel + k * s.to_channel;
-      store(out, run.epilogue ? (*run.epilogue)(out, sum[j][k]) : sum[j][k]);
-    }
+    for (int k = 0; k < Channels; ++k) store(run.to + j * s.to_pixel + k * s.to_channel, sum[j][k]);
   }
 }
 

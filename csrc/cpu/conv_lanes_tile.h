@@ -104,13 +104,22 @@ void lanes_tile(const LanesTile<T>& first, const TileSteps& steps) {
     } else {
       add_source_rows<false, T, Which, Taps, Rows>(sum, tile, s);
     }
+    if (tile.epilogue) {
+      Vec<Acc<T>> results[Rows][Pixels];  // a copy: the sums stay in registers
 #pragma GCC unroll 2
-    for (int r = 0; r < Rows; ++r) {
-      T* out = tile.to + r * s.to_row;
+      for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 9
-      for (int j = 0; j < Pixels; ++j, out += s.to_pixel) {
-        if (tile.epilogue) sum[r][j] = (*tile.epilogue)(out, sum[r][j]);
-        streamed ? stream(out, sum[r][j]) : store(out, sum[r][j]);
+        for (int j = 0; j < Pixels; ++j) results[r][j] = sum[r][j];
+      }
+      put_finished(*tile.epilogue, results[0], Rows, Pixels, tile.to, s.to_row, s.to_pixel, kLanes<Acc<T>>,
+                   streamed);
+    } else {
+#pragma GCC unroll 2
+      for (int r = 0; r < Rows; ++r) {
+        T* out = tile.to + r * s.to_row;
+#pragma GCC unroll 9
+        for (int j = 0; j < Pixels; ++j, out += s.to_pixel)
+          streamed ? stream(out, sum[r][j]) : store(out, sum[r][j]);
       }
     }
     if (tile.ahead) tile.ahead->fetch();
@@ -148,10 +157,11 @@ const TilesOf<T>* tiles_of(int64_t taps) {
   return taps == 3 ? tiles_of<T, Which, 3>() : taps == 5 ? tiles_of<T, Which, 5>() : nullptr;
 }
 
-// Tiles of the last axis, null where there are none. In a gradient with a stride they depend on the residue
-// of the first pixel.
+// Tiles of the last axis, null where there are none, as for float64. In a gradient with a stride they depend
+// on the residue of the first pixel.
 template <class T>
 const TilesOf<T>* forward_tiles(int64_t taps, int64_t step) {
+  if constexpr (std::is_same_v<T, double>) return nullptr;
   if (step == 1 && taps == 7) return tiles_of<T, TapForward<1>, 7>();
   return step == 1   ? tiles_of<T, TapForward<1>>(taps)
          : step == 2 ? tiles_of<T, TapForward<2>>(taps)
@@ -159,6 +169,7 @@ const TilesOf<T>* forward_tiles(int64_t taps, int64_t step) {
 }
 template <class T>
 const TilesOf<T>* backward_tiles(int64_t taps, int64_t step, int64_t residue) {
+  if constexpr (std::is_same_v<T, double>) return nullptr;
   if (step != 2) return nullptr;
   return residue == 0 ? tiles_of<T, TapBackward<2, 0>>(taps) : tiles_of<T, TapBackward<2, 1>>(taps);
 }

@@ -179,11 +179,14 @@ struct ConvRows {
     for (; j < width; j += kVectors * L) fill_tile<Rows, kVectors>(j, weights, copy, add, to);
   }
 
+  // The first of a tile's v-th vector.
+  int64_t pixel_of(int64_t j, int v) const { return max_of(min_of(j + v * L, g.axis[2].count - L), 0); }
+
   template <int Rows, int Vectors>
   void fill_tile(int64_t j, const A* weights, const A* copy, const T* add, T* to) const {
     int64_t at[Vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) at[v] = max_of(min_of(j + v * L, g.axis[2].count - L), 0);
+    for (int v = 0; v < Vectors; ++v) at[v] = pixel_of(j, v);
     Vec<A> sum[Rows][Vectors] = {};
     const int32_t* distance = copied.place;
     for (int64_t d = g.depth(); d > 0; --d, ++weights) {
@@ -199,33 +202,45 @@ struct ConvRows {
       }
     }
     const Strides& s = phases.destination;
-    const bool whole = s.pixel == 1 && g.axis[2].count >= L;
-    alignas(kAlignment) A apart[Rows * Vectors * L];
+    if (add) {
 #pragma GCC unroll 14
-    for (int r = 0; r < Rows; ++r) {
-      const Vec<A> added = broadcast(add ? load_one(add + r) : A(0));
-      T* row = to + r * s.channel;
+      for (int r = 0; r < Rows; ++r) {
+        const Vec<A> added = broadcast(load_one(add + r));
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) {
-        const Vec<A> result = sum[r][v] + added;
-        whole ? store(row + at[v], operands.epilogue(row + at[v], result))
-              : store(apart + (r * Vectors + v) * L, result);
+        for (int v = 0; v < Vectors; ++v) sum[r][v] += added;
       }
     }
-    if (!whole) put_apart(apart, Rows, Vectors, j, to);
+    if (s.pixel != 1 || g.axis[2].count < L || operands.epilogue.any()) {
+      Vec<A> results[Rows][Vectors];  // a copy: the sums stay in registers
+#pragma GCC unroll 14
+      for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) results[r][v] = sum[r][v];
+      }
+      return put_apart(results[0], Rows, Vectors, j, to);
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) store(to + r * s.channel + at[v], sum[r][v]);
+    }
   }
 
-  // Pixels of rows shorter than a vector, or that are not neighbours: out of line, as conversions one by one
-  // would be most of the code.
-  __attribute__((noinline)) void put_apart(const A* results, int rows, int vectors, int64_t j, T* to) const {
+  // With an epilogue, and pixels of rows shorter than a vector or that are not neighbours: out of line, as it
+  // would be most of the code of each tile.
+  __attribute__((noinline)) void put_apart(const Vec<A>* results, int rows, int vectors, int64_t j,
+                                           T* to) const {
     const Strides& s = phases.destination;
+    const int64_t count = min_of(L, g.axis[2].count);
     for (int r = 0; r < rows; ++r, to += s.channel) {
-      for (int v = 0; v < vectors; ++v, results += L) {
-        const int64_t at = max_of(min_of(j + v * L, g.axis[2].count - L), 0);
-        for (int64_t i = 0; i < min_of(L, g.axis[2].count); ++i) {
-          T* out = to + (at + i) * s.pixel;
-          store_one(out, operands.epilogue.one(out, results[i]));
+      for (int v = 0; v < vectors; ++v, ++results) {
+        T* out = to + pixel_of(j, v) * s.pixel;
+        if (s.pixel == 1) {
+          store_part(out, operands.epilogue(out, *results, count), count);
+          continue;
         }
+        for (int64_t i = 0; i < count; ++i, out += s.pixel)
+          store_one(out, operands.epilogue.one(out, (*results)[i]));
       }
     }
   }
@@ -243,6 +258,7 @@ struct ConvRows {
 template <bool Gradient>
 const char* rows_refuses(const ConvProblem& p) {
   const ConvShape& s = p.shape;
+  if (p.dtype == DType::kFloat64) return kExcludesFloat64;
   const bool narrow = s.groups > 1 && max_of(s.C_per_group(), s.K_per_group()) < 4;
   if (p.layout != Layout::kChannelsFirst && !narrow) return "takes channels first, or groups of up to 3";
   for (const Window& w : s.axis) {
@@ -263,7 +279,7 @@ const char* rows_refuses(const ConvProblem& p) {
 }
 
 template <bool Gradient>
-constexpr ConvKernel kConvRows = entry<ByType<ConvRows, Gradient>>(
+constexpr ConvKernel kConvRows = entry<ByFloat32Type<ConvRows, Gradient>>(
     "rows", "few channels, the source's rows copied once", rows_refuses<Gradient>);
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

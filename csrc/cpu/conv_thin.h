@@ -189,6 +189,7 @@ void with_thin_step(const ConvProblem& p, Visit&& visit) {
 
 inline const char* thin_refuses(const ConvProblem& p) {
   const ConvShape& s = p.shape;
+  if (p.dtype == DType::kFloat64) return kExcludesFloat64;
   if (p.layout != Layout::kChannelsLast) return "takes channels last";
   const char* reason = "takes channels times stride of 1, 2, 3, 6 or 12";
   with_thin_step(p, [&](auto) { reason = nullptr; });
@@ -208,8 +209,8 @@ struct ThinClasses {
       if constexpr (Pairs) {
         if constexpr (step % 2 == 0) visit(ThinConv<BFloat16, step, Product::kPairs>(p, b, workspace));
       } else {
-        with_type(p.dtype,
-                  [&](auto* tag) { visit(ThinConv<Pointee<decltype(tag)>, step>(p, b, workspace)); });
+        with_float32_type(p.dtype,
+                          [&](auto* tag) { visit(ThinConv<Pointee<decltype(tag)>, step>(p, b, workspace)); });
       }
     });
   }

@@ -33,6 +33,16 @@ struct ByType {
   }
 };
 
+// The same of classes that refuse float64.
+template <template <class> class Class, bool... kGradient>
+struct ByFloat32Type {
+  template <class Problem, class Buffers, class Visit>
+  static void with(const Problem& p, const Buffers& b, char* workspace, Visit&& visit) {
+    with_float32_type(
+        p.dtype, [&](auto* tag) { visit(Class<Pointee<decltype(tag)>>(p, kGradient..., b, workspace)); });
+  }
+};
+
 // The same of a single class.
 template <class Class, bool... kGradient>
 struct Only {

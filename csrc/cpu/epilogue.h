@@ -1,7 +1,7 @@
 // The epilogue of a forward operator, applied to its results as they are stored.
 #pragma once
 
-#include "vec.h"
+#include "stream.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -58,6 +58,21 @@ struct EpilogueOf {
 template <class T>
 EpilogueOf<T> epilogue_of(const ConvBuffers& b) {
   return {b.epilogue, static_cast<const T*>(b.epilogue.residual), static_cast<const T*>(b.output)};
+}
+
+// A tile's results[rows][vectors] with the epilogue; `to` is where the first goes, rows and vectors are so
+// far apart, and of each vector so many elements are stored. Out of line: tiles of all sizes share it, and
+// are shorter without it.
+template <class T>
+__attribute__((noinline)) void put_finished(const EpilogueOf<T>& epilogue, const Vec<Acc<T>>* results,
+                                            int rows, int vectors, T* to, int64_t row, int64_t vector,
+                                            int64_t count = kLanes<Acc<T>>, bool streamed = false) {
+  for (int r = 0; r < rows; ++r, to += row) {
+    for (int v = 0; v < vectors; ++v, ++results) {
+      T* out = to + v * vector;
+      put(streamed, out, epilogue(out, *results, count), count);
+    }
+  }
 }
 
 // The same for results that are there already, by kernels that do not apply it themselves.

@@ -37,17 +37,10 @@ CNNEXT_INLINE void for_each_sum(const Visit& visit) {
   }
 }
 
-// c[r][v] = or += sum[r][v], of rows `stride` apart.
-template <class A, int Rows, int Vectors>
-CNNEXT_INLINE void put_sums(Vec<A> (&sum)[Rows][Vectors], A* c, int64_t stride, bool add) {
-  const auto at = [&](int r, int v) { return c + r * stride + v * kLanes<A>; };
-  if (add) for_each_sum<Rows, Vectors>([&](int r, int v) { sum[r][v] += load(at(r, v)); });
-  for_each_sum<Rows, Vectors>([&](int r, int v) { store(at(r, v), sum[r][v]); });
-}
-
-// Where a product goes: c[rows][kCols] = or += the product,
+// Where a short product goes, one of Winograd's algorithm: c[rows][kCols] = or += the product,
 template <class A>
 struct TileSums {
+  static constexpr bool far = false;
   A* c;
   bool add;
 
@@ -56,11 +49,13 @@ struct TileSums {
   __attribute__((always_inline)) void fetch(int) const {}
   template <int Rows, int Vectors>
   __attribute__((always_inline)) void put(Vec<A> (&sum)[Rows][Vectors]) const {
-    put_sums(sum, c, kCols<A>, add);
+    const auto at = [&](int r, int v) { return c + r * kCols<A> + v * kLanes<A>; };
+    if (add) for_each_sum<Rows, Vectors>([&](int r, int v) { sum[r][v] += load(at(r, v)); });
+    for_each_sum<Rows, Vectors>([&](int r, int v) { store(at(r, v), sum[r][v]); });
   }
 };
 
-// or to rows `stride` apart in the tensor, with all that is still to be done; null adds or does nothing.
+// or to rows `stride` apart, with all that is still to be done; null adds or does nothing.
 template <class T, Product P = Product::kNumbers>
 struct TileOutput {
   using A = Acc<T>;
@@ -68,16 +63,20 @@ struct TileOutput {
 
   T* to;
   int64_t stride;
-  const A* sums;              // the sums so far, [rows][kCols]
+  const A* sums;              // the sums so far
   const A* column = nullptr;  // [kCols], the same for each row
   const T* row = nullptr;     // [rows], the same for each column
   const EpilogueOf<T>* epilogue = nullptr;
+  int64_t sums_stride = kCols<A>;
+  bool far = true;  // perhaps: what is going to be overwritten is fetched
 
   TileOutput from_row(int64_t r) const {
-    return {to + r * stride,         stride,  sums ? sums + r * kCols<A> : nullptr, column,
-            row ? row + r : nullptr, epilogue};
+    TileOutput from = *this;
+    from.to += r * stride;
+    if (sums) from.sums += r * sums_stride;
+    if (row) from.row += r;
+    return from;
   }
-  // The lines that are going to be overwritten: they may be far away.
   template <int Vectors>
   __attribute__((always_inline)) void fetch(int r) const {
 #pragma GCC unroll 4
@@ -87,35 +86,30 @@ struct TileOutput {
   template <int Rows, int Vectors>
   __attribute__((always_inline)) void put(Vec<A> (&sum)[Rows][Vectors]) const {
     if (sums)
-      for_each_sum<Rows, Vectors>([&](int r, int v) { sum[r][v] += load(sums + r * kCols<A> + v * L); });
+      for_each_sum<Rows, Vectors>([&](int r, int v) { sum[r][v] += load(sums + r * sums_stride + v * L); });
     if (column) for_each_sum<Rows, Vectors>([&](int r, int v) { sum[r][v] += load(column + v * L); });
     if (row) for_each_sum<Rows, Vectors>([&](int r, int v) { sum[r][v] += load_one(row + r); });
     if (epilogue) {
       Vec<A> results[Rows * Vectors];
       for_each_sum<Rows, Vectors>([&](int r, int v) { results[r * Vectors + v] = sum[r][v]; });
-      return put_finished(results, Rows, Vectors);
+      return put_finished(*epilogue, results, Rows, Vectors, to, stride, L);
     }
-    for_each_sum<Rows, Vectors>([&](int r, int v) { put_one(to + r * stride + v * L, sum[r][v]); });
-  }
-
- private:
-  // One function for tiles of all sizes.
-  __attribute__((noinline)) void put_finished(const Vec<A>* results, int rows, int vectors) const {
-    for (int r = 0; r < rows; ++r) {
-      for (int v = 0; v < vectors; ++v, ++results) {
-        T* out = to + r * stride + v * L;
-        put_one(out, (*epilogue)(out, *results));
+    for_each_sum<Rows, Vectors>([&](int r, int v) {
+      T* out = to + r * stride + v * L;
+      if constexpr (P != Product::kNumbers) {
+        store_rounded(out, sum[r][v]);
+      } else {
+        store(out, sum[r][v]);
       }
-    }
-  }
-  __attribute__((always_inline)) static void put_one(T* out, Vec<A> result) {
-    if constexpr (P != Product::kNumbers) {
-      store_rounded(out, result);
-    } else {
-      store(out, result);
-    }
+    });
   }
 };
+
+// c[rows][stride] = or += a product, in scratch memory.
+template <class A>
+CNNEXT_INLINE TileOutput<A> tile_sums(A* c, bool add, int64_t stride = kCols<A>) {
+  return {c, stride, add ? c : nullptr, nullptr, nullptr, nullptr, stride, false};
+}
 
 // In elements, also where the compiler knows them: from a row of a to the next, and from one step of the
 // depth to the next.
@@ -179,7 +173,7 @@ void tile(int64_t depth, const S* a, const A* b, TileStrides strides, const Out&
   TileRows<S, Rows, RowStride> source(a, strides.row);
   const int64_t a_step = DepthStride > 0 ? DepthStride : strides.a;
   const int64_t b_step = ColumnStride > 0 ? ColumnStride : strides.b;
-  const int each = int(ceil_div(Rows * kFetchSteps, max_of(depth, kFetchSteps)));
+  const int each = out.far ? int(ceil_div(Rows * kFetchSteps, max_of(depth, kFetchSteps))) : 0;
   int fetched = 0;  // rows of the output
   for (; depth > 0; depth -= kFetchSteps) {
     if (ahead) ahead->fetch();
@@ -214,7 +208,7 @@ void tile_planes(int planes, int64_t depth, PlaneTiles<A> p, Ahead* ahead) {
     const A* b = p.b;
     for (int64_t d = depth; d > 0; --d, source.advance(1), b += kCols<A>)
       add_products<Product::kNumbers>(sum, source, b);
-    (p.last ? TileSums<A>{p.c, p.add} : TileSums<A>{p.chain, false}).put(sum);
+    TileSums<A>{p.last ? p.c : p.chain, p.last && p.add}.put(sum);
   }
 }
 template <class A, int64_t RowStride>

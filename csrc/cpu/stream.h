@@ -48,6 +48,10 @@ CNNEXT_INLINE void stream(T* p, Vec<Acc<T>> v) {
   store(as_stored, v);
   stream_stored(p, load_unaligned<Stored<T>>(as_stored));
 }
+template <class T>
+CNNEXT_INLINE void put(bool streamed, T* to, Vec<Acc<T>> v, int64_t count) {
+  streamed ? stream(to, v) : store_part(to, v, count);
+}
 // After the last of them, before another thread may read.
 CNNEXT_INLINE void end_streams() {
 #if defined(__x86_64__)

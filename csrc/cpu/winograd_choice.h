@@ -110,23 +110,21 @@ double conv_cost(const Phases& phases) {
 // Calls visit(type, tile) with the cheapest tile.
 template <bool Gradient, class Cost, class Visit>
 void with_cheapest_tile(const ConvProblem& p, const Phases& phases, Cost&& cost, Visit&& visit) {
-  with_type(p.dtype, [&](auto* type) {
+  with_float32_type(p.dtype, [&](auto* type) {
     using T = Pointee<decltype(type)>;
-    if constexpr (!std::is_same_v<T, double>) {
-      double least = 0;
-      int best = -1, number = 0;
-      for_each_tile<T, Gradient>([&](auto tile) {
-        if (filters_alike<decltype(tile)>(phases)) {
-          const double total = cost(tile);
-          if (best < 0 || total < least) best = number, least = total;
-        }
-        ++number;
-      });
-      number = 0;
-      for_each_tile<T, Gradient>([&](auto tile) {
-        if (number++ == best) visit(type, tile);
-      });
-    }
+    double least = 0;
+    int best = -1, number = 0;
+    for_each_tile<T, Gradient>([&](auto tile) {
+      if (filters_alike<decltype(tile)>(phases)) {
+        const double total = cost(tile);
+        if (best < 0 || total < least) best = number, least = total;
+      }
+      ++number;
+    });
+    number = 0;
+    for_each_tile<T, Gradient>([&](auto tile) {
+      if (number++ == best) visit(type, tile);
+    });
   });
 }
 template <bool Gradient, class Visit>
@@ -139,7 +137,7 @@ void with_tile(const ConvProblem& p, Visit&& visit) {
 // Why the algorithm does not apply at all, or null.
 inline const char* winograd_excludes(const ConvProblem& p, bool gradient) {
   if (!p.winograd) return "turned off by cnnext.backends.winograd";
-  if (p.dtype == DType::kFloat64) return "float64 keeps to direct sums";
+  if (p.dtype == DType::kFloat64) return kExcludesFloat64;
   for (int a = 0; a < kAxes; ++a) {
     const Window& w = p.shape.axis[a];
     if (a == 0 && gradient && w.stride != 1) return "takes gradients of stride 1 along the first axis";

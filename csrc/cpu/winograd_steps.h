@@ -196,12 +196,18 @@ struct WinogradSteps {
             [&](int i, int j) { return load(m + (i * W::kProducts + j) * planes.plane); },
             [&](int n, Vec<A> sum) { y[n / W::kOutputs * kRow + n % W::kOutputs] = sum + load(add + k); });
         if (s.channel == 1) {
+          if (box.inside && count == L && !operands.epilogue.any()) {
 #pragma GCC unroll 8
-          for (int i = 0; i < H::kOutputs; ++i) {
+            for (int i = 0; i < H::kOutputs; ++i) {
 #pragma GCC unroll 8
-            for (int j = 0; j < W::kOutputs; ++j) {
+              for (int j = 0; j < W::kOutputs; ++j) store(out + i * row + j * column, y[i * kRow + j]);
+            }
+            continue;
+          }
+          for (int64_t i = box.rows.begin; i < box.rows.end; ++i) {
+            for (int64_t j = box.columns.begin; j < box.columns.end; ++j) {
               T* pixel = out + i * row + j * column;
-              if (box.has(i, j)) store_part(pixel, operands.epilogue(pixel, y[i * kRow + j], count), count);
+              store_part(pixel, operands.epilogue(pixel, y[i * kRow + j], count), count);
             }
           }
           continue;
@@ -210,20 +216,19 @@ struct WinogradSteps {
         const bool whole_rows = box.inside && column == 1;
         for (int64_t lane = 0; lane < count; ++lane) {
           T* channel = out + lane * s.channel;
-          for (int i = 0; i < H::kOutputs; ++i, channel += row) {
-            const int n = i * kRow;
-            const auto values = reinterpret_cast<const A*>(y + n / L * L + lane) + n % L;
-            if constexpr (std::is_same_v<T, A> && kRow <= L) {
-              if (whole_rows) {
-                store_row(channel, values);
-                continue;
-              }
+          const auto value = [&](int64_t n) {
+            return reinterpret_cast<const A*>(y + n / L * L + lane) + n % L;
+          };
+          if constexpr (std::is_same_v<T, A> && kRow <= L) {
+            if (whole_rows) {
+              for (int i = 0; i < H::kOutputs; ++i) store_row(channel + i * row, value(i * kRow));
+              continue;
             }
-            for (int j = 0; j < W::kOutputs; ++j) {
-              const int at = n + j;
-              const auto value = reinterpret_cast<const A*>(y + at / L * L + lane) + at % L;
-              T* pixel = channel + j * column;
-              if (box.has(i, j)) store_one(pixel, operands.epilogue.one(pixel, *value));
+          }
+          for (int64_t i = box.rows.begin; i < box.rows.end; ++i) {
+            for (int64_t j = box.columns.begin; j < box.columns.end; ++j) {
+              T* pixel = channel + i * row + j * column;
+              store_one(pixel, operands.epilogue.one(pixel, *value(i * kRow + j)));
             }
           }
         }

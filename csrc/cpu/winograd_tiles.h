@@ -194,10 +194,6 @@ struct TileSpace {
     int64_t first, row, column;
     Range rows, columns;  // inside
     bool inside;
-
-    bool has(int64_t i, int64_t j) const {
-      return i >= rows.begin && i < rows.end && j >= columns.begin && j < columns.end;
-    }
   };
   Box box(const TileGrid::Tile& tile, int64_t height, int64_t width) const {
     const int64_t d = position(tile, 0, 0);

@@ -1,0 +1,11 @@
+// The operators of pooling.
+#include "../avg_pool.cpp"
+#include "../avg_pool_autograd.cpp"
+#include "../max_pool.cpp"
+#include "../max_pool_autograd.cpp"
+#include "../max_unpool.cpp"
+#include "../max_unpool_autograd.cpp"
+#include "../pool.cpp"
+#include "../pool_aten.cpp"
+#include "../pool_autocast.cpp"
+#include "../pool_calls.cpp"

@@ -1,0 +1,3 @@
+// The library's functions for Python.
+#include "../eager.cpp"
+#include "../python.cpp"
