@@ -66,6 +66,17 @@ def fused_conv(
     activation: str,
     negative_slope: float,
 ) -> torch.Tensor | None: ...
+def batch_norm(
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    residual: Any,
+    activation: str,
+    negative_slope: float,
+) -> torch.Tensor | None: ...
 def conv_transpose(
     dims: int,
     input: Any,

@@ -165,8 +165,14 @@ def fused_batch_norm(
     if has_torch_function_variadic(*args[:5], residual):
         tensors = (*args[:5], residual)
         return handle_torch_function(fused_batch_norm, tensors, *args, residual, activation, negative_slope)
+    negative_slope = float(negative_slope)
+    if training is False and not is_compiling() and backends.enabled:
+        by_moments = (input, running_mean, running_var, weight, bias, eps)
+        output = _C.batch_norm(*by_moments, residual, activation, negative_slope)
+        if output is not None:
+            return output
     check_activation(activation)
-    epilogue = (residual, activation, float(negative_slope))
+    epilogue = (residual, activation, negative_slope)
     if not takes_batch_norm(*args):
         on_gpu = {"reason": "on a GPU"} if isinstance(input, Tensor) and input.is_cuda else {}
         return _finish(_torchs_batch_norm.fall_back(*args, **on_gpu), *epilogue)

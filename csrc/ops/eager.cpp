@@ -70,6 +70,10 @@ auto run(const Operator& op, const Args&... args) {
 }
 
 PyObject* wrap(const at::Tensor& output) { return THPVariable_Wrap(output); }
+// Of a batch normalisation: the moments are those that were given.
+PyObject* wrap(const std::tuple<at::Tensor, at::Tensor, at::Tensor>& outputs) {
+  return wrap(std::get<0>(outputs));
+}
 PyObject* wrap(const std::tuple<at::Tensor, at::Tensor>& outputs) {
   THPObjectPtr first(wrap(std::get<0>(outputs))), second(wrap(std::get<1>(outputs)));
   return first && second ? PyTuple_Pack(2, first.get(), second.get()) : nullptr;
@@ -83,6 +87,31 @@ auto find(const char* name) {
 using Pair = std::tuple<at::Tensor, at::Tensor>;
 using Ints = c10::SymIntArrayRef;
 using Bias = std::optional<at::Tensor>;
+
+Bias optional(const at::Tensor* t) { return t ? Bias(*t) : Bias(); }
+
+// Of what is None or a tensor that the operators take.
+bool parse(PyObject* value, const at::Tensor*& t) {
+  t = value == Py_None ? nullptr : tensor(value);
+  return t || value == Py_None;
+}
+
+// (residual, activation, negative_slope)
+struct EpilogueArguments {
+  explicit EpilogueArguments(Arguments args) {
+    parsed = parse(args[0], residual) && PyUnicode_CheckExact(args[1]) && PyFloat_CheckExact(args[2]);
+    if (!parsed) return;
+    Py_ssize_t length = 0;
+    const char* name = PyUnicode_AsUTF8AndSize(args[1], &length);
+    if (!name) throw python_error();
+    activation = c10::string_view(name, length);
+    negative_slope = PyFloat_AS_DOUBLE(args[2]);
+  }
+  const at::Tensor* residual = nullptr;
+  c10::string_view activation;
+  double negative_slope = 0;
+  bool parsed;
+};
 
 // A convolution's padding also as 'valid' or 'same', the latter only where it is even: else zeros must be
 // added.
@@ -109,17 +138,12 @@ bool parse_padding(PyObject* value, const at::Tensor& weight, const Sizes& strid
   return true;
 }
 
-Bias optional(const at::Tensor* t) { return t ? Bias(*t) : Bias(); }
-
 // (dims, input, weight, bias, stride, padding, dilation, groups), with which both calls begin.
 struct ConvArguments {
   explicit ConvArguments(Arguments args)
-      : input(batched(args[1], args[0])),
-        weight(batched(args[2], args[0])),
-        bias(args[3] == Py_None ? nullptr : tensor(args[3])) {
-    parsed = input && weight && (bias || args[3] == Py_None) && parse(args[4], stride) &&
-             parse(args[6], dilation) && parse_padding(args[5], *weight, stride, dilation, padding) &&
-             parse(args[7], groups);
+      : input(batched(args[1], args[0])), weight(batched(args[2], args[0])) {
+    parsed = input && weight && parse(args[3], bias) && parse(args[4], stride) && parse(args[6], dilation) &&
+             parse_padding(args[5], *weight, stride, dilation, padding) && parse(args[7], groups);
   }
   const at::Tensor *input, *weight, *bias;
   Sizes stride, padding, dilation;
@@ -138,23 +162,17 @@ PyObject* conv(PyObject*, Arguments args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// (those of conv, residual, activation, negative_slope)
+// (those of conv, and of an epilogue)
 PyObject* fused_conv(PyObject*, Arguments args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   static const auto op =
       find<at::Tensor(const at::Tensor&, const at::Tensor&, const Bias&, const Bias&, Ints, Ints, Ints,
                       c10::SymInt, c10::string_view, double)>("cnnext::fused_conv");
   const ConvArguments c(args);
-  const at::Tensor* residual = args[8] == Py_None ? nullptr : tensor(args[8]);
-  if (!c.parsed || (!residual && args[8] != Py_None) || !PyUnicode_CheckExact(args[9]) ||
-      !PyFloat_CheckExact(args[10])) {
-    Py_RETURN_NONE;
-  }
-  Py_ssize_t length = 0;
-  const char* activation = PyUnicode_AsUTF8AndSize(args[9], &length);
-  if (!activation) return nullptr;
-  return wrap(run(op, *c.input, *c.weight, optional(c.bias), optional(residual), c.stride, c.padding,
-                  c.dilation, c.groups, c10::string_view(activation, length), PyFloat_AS_DOUBLE(args[10])));
+  const EpilogueArguments e(args + 8);
+  if (!c.parsed || !e.parsed) Py_RETURN_NONE;
+  return wrap(run(op, *c.input, *c.weight, optional(c.bias), optional(e.residual), c.stride, c.padding,
+                  c.dilation, c.groups, e.activation, e.negative_slope));
   END_HANDLE_TH_ERRORS
 }
 
@@ -164,15 +182,40 @@ PyObject* conv_transpose(PyObject*, Arguments args, Py_ssize_t) {
   static const auto op = find<at::Tensor(const at::Tensor&, const at::Tensor&, const Bias&, Ints, Ints, Ints,
                                          c10::SymInt, Ints)>("cnnext::conv_transpose");
   const at::Tensor *input = batched(args[1], args[0]), *weight = batched(args[2], args[0]);
-  const at::Tensor* bias = args[3] == Py_None ? nullptr : tensor(args[3]);
+  const at::Tensor* bias;
   Sizes stride, padding, output_padding, dilation;
   int64_t groups;
-  if (!input || !weight || (!bias && args[3] != Py_None) || !parse(args[4], stride) ||
-      !parse(args[5], padding) || !parse(args[6], output_padding) || !parse(args[7], groups) ||
-      !parse(args[8], dilation)) {
+  if (!input || !weight || !parse(args[3], bias) || !parse(args[4], stride) || !parse(args[5], padding) ||
+      !parse(args[6], output_padding) || !parse(args[7], groups) || !parse(args[8], dilation)) {
     Py_RETURN_NONE;
   }
   return wrap(run(op, *input, *weight, optional(bias), stride, padding, output_padding, groups, dilation));
+  END_HANDLE_TH_ERRORS
+}
+
+// (input, running_mean, running_var, weight, bias, eps, and those of an epilogue): by the running moments.
+PyObject* batch_norm(PyObject*, Arguments args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  using Triple = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+  static const auto op = find<Triple(const at::Tensor&, const Bias&, const Bias&, const Bias&, const Bias&,
+                                     double, const Bias&, c10::string_view, double)>("cnnext::batch_norm");
+  const at::Tensor *input = tensor(args[0]), *mean = tensor(args[1]), *variance = tensor(args[2]);
+  const at::Tensor *weight, *bias;
+  const EpilogueArguments e(args + 6);
+  if (!input || !mean || !variance || !parse(args[3], weight) || !parse(args[4], bias) ||
+      !PyFloat_CheckExact(args[5]) || !e.parsed || at::tracer::impl::is_dispatch_enabled() ||
+      !input->is_cpu() || input->dim() < 2 || input->dim() > 5 || input->sym_size(1) == 0) {
+    Py_RETURN_NONE;
+  }
+  for (const at::Tensor* each : {mean, variance, weight, bias}) {
+    if (each && (each->dim() != 1 || each->sym_size(0) != input->sym_size(1))) Py_RETURN_NONE;
+  }
+  if (e.residual &&
+      (e.residual->dtype() != input->dtype() || !e.residual->sym_sizes().equals(input->sym_sizes()))) {
+    Py_RETURN_NONE;
+  }
+  return wrap(run(op, *input, optional(weight), optional(bias), optional(mean), optional(variance),
+                  PyFloat_AS_DOUBLE(args[5]), optional(e.residual), e.activation, e.negative_slope));
   END_HANDLE_TH_ERRORS
 }
 
@@ -241,10 +284,11 @@ PyMethodDef method(const char* name) {
 }  // namespace
 
 PyMethodDef* eager_functions() {
-  static std::array<PyMethodDef, 10> all = {
+  static std::array<PyMethodDef, 11> all = {
       method<conv>("conv"),
       method<fused_conv>("fused_conv"),
       method<conv_transpose>("conv_transpose"),
+      method<batch_norm>("batch_norm"),
       method<max_pool<at::Tensor>>("max_pool"),
       method<max_pool<Pair>>("max_pool_with_indices"),
       method<avg_pool>("avg_pool"),
