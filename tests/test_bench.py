@@ -331,7 +331,8 @@ def test_network_and_its_layers(tmp_path, capsys):
 
 
 def test_fused_networks(tmp_path, capsys):
-    options = ["--model", "resnet18", "--only", "networks", "--repeats", 1, "--threads", 1, "--fuse"]
+    options = ["--model", "resnet18", "--only", "networks", "--layout", "nchw"]
+    options += ["--repeats", 1, "--threads", 1, "--fuse"]
     status, document = run(tmp_path, *options)
     results = document["networks"]
     assert status == 0 and [(each["mode"], each["fused"], each["fallbacks"]) for each in results] == [

@@ -277,9 +277,10 @@ double grad_weight_cost(const Phases& phases) {
   };
   const double k_blocks = double(ceil_div(phases.channels, kGradChannels));
   const double c_blocks = double(ceil_div(phases.source_channels, kGradChannels));
-  // With a stride the sums leave the first-level cache however few the tiles are.
-  const double weights =
-      ((Tile::kStrides ? 14 : 1) * Tile::kWeights + 2.5 * Tile::kTaps) * blocks * C * K / lanes;
+  // With a stride the sums leave the first-level cache however few the tiles are. Without one, of few tiles,
+  // the less registers a product has the more often it reads and writes them.
+  constexpr double kSums = Tile::kStrides ? 14 : CNNEXT_VECTOR_BYTES == 64 ? 1 : 7;
+  const double weights = (kSums * Tile::kWeights + 2.5 * Tile::kTaps) * blocks * C * K / lanes;
   const double factors = (Tile::kStrides ? 10 : 12) * Tile::kProducts * blocks * tiles *
                          (vectors_of(C) * k_blocks + vectors_of(K) * c_blocks);
   return Tile::kMargin * (products * blocks * C * K / lanes + weights + factors);
