@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
 import torch
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from . import nn
@@ -47,18 +49,66 @@ def _matches(choice: Choice, name: str, module: torch.nn.Module) -> bool:
     return isinstance(module, choice) if isinstance(choice, type) else choice(name, module)
 
 
-def _base(module: torch.nn.Module) -> type[torch.nn.Module] | None:
-    """The layer that a module is or derives from, ours before torch's."""
-    return next((cls for cls in type(module).__mro__ if cls in _OURS or cls in _TORCHS), None)
+def base_of(kind: type[Any]) -> type[torch.nn.Module] | None:
+    """The layer that a type of module is or derives from, ours before torch's."""
+    return next((cls for cls in kind.__mro__ if cls in _OURS or cls in _TORCHS), None)
+
+
+def plain_type(kind: type[Any]) -> type[Any]:
+    """Our layer that a user's subclass became by `convert`; any other type itself."""
+    return base_of(kind) or kind if "_users" in vars(kind) else kind
+
+
+_COMPUTES = {"forward", "__call__"}
+_IS_MADE = {"__new__", "__init_subclass__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"}
+
+
+def _leaves_computing_to(base: type[Any], kind: type[Any]) -> bool:
+    """Whether a user's subclass of torch's layer computes, and is copied and pickled, as that layer is."""
+
+    def names(kind: type[Any], base: type[Any]) -> set[str]:
+        return {name for cls in kind.__mro__[: kind.__mro__.index(base)] for name in vars(cls)}
+
+    ours = {name for name in names(_OURS[base], base) if not name.startswith("__")}
+    simple = type(kind) is type and not issubclass(kind, LazyModuleMixin)
+    return simple and names(kind, base).isdisjoint(ours | _COMPUTES | _IS_MADE)
+
+
+@cast("Callable[[Any], Any]", cache)
+def _subclass_of_ours(kind: Any) -> Any:
+    """A user's subclass of torch's layer as one of ours too. It has no name to be found by: pickles hold the user's."""
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        state = super(cls, self).__reduce_ex__(max(int(protocol), 2))[2:]
+        return (_restored, (kind,), *state)
+
+    base: Any = base_of(kind)
+    names = {"__module__": nn.__name__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    cls: Any = type(kind.__name__, (_OURS[base], kind), {**names, "__reduce_ex__": __reduce_ex__, "_users": kind})
+    return cls
+
+
+def _restored(kind: Any) -> Any:
+    cls = _subclass_of_ours(kind)
+    return cls.__new__(cls)
+
+
+def _other(kind: type[torch.nn.Module], classes: Classes) -> type[torch.nn.Module] | None:
+    """What a layer becomes where `classes` are exchanged."""
+    if kind in classes or classes is _TORCHS:
+        return classes.get(kind) or vars(kind).get("_users")
+    base = base_of(kind)
+    takes = base in classes and _leaves_computing_to(base, kind)
+    return cast("type[torch.nn.Module]", _subclass_of_ours(kind)) if takes else None
 
 
 def _obstacle(module: torch.nn.Module, classes: Classes) -> str | None:
     """Why a layer stays as it is where `classes` are exchanged; None if it is exchanged, or no layer of that side."""
-    kind, base = type(module), _base(module)
-    if kind in classes:  # a forward of the layer's own hides that of its class, which is what is exchanged
-        return f"{kind.__name__} whose forward was replaced" if "forward" in vars(module) else None
+    kind, base = type(module), base_of(type(module))
     if base in classes and parametrize.is_parametrized(module):
         return f"parametrized {base.__name__}"
+    if _other(kind, classes):  # a forward of the layer's own hides that of its class, which is what is exchanged
+        return f"{kind.__name__} whose forward was replaced" if "forward" in vars(module) else None
     if base in classes:
         same = kind.__name__ == base.__name__
         return f"{f'{kind.__module__}.' * same}{kind.__qualname__}, a subclass of {base.__name__}"
@@ -75,11 +125,11 @@ def _obstacle(module: torch.nn.Module, classes: Classes) -> str | None:
 
 def _state(module: torch.nn.Module) -> str | None:
     """What `conversion_report` says of one module; None if it is none of the layers that we have."""
-    if _base(module) in _TORCHS:
+    if base_of(type(module)) in _TORCHS:
         return "cnnext"
     if obstacle := _obstacle(module, _OURS):
         return f"left alone: {obstacle}"
-    return "torch: convert exchanges it" if type(module) in _OURS else None
+    return "torch: convert exchanges it" if _other(type(module), _OURS) else None
 
 
 def _exchange(model: Model, include: Choices, exclude: Choices, classes: Classes, caller: str) -> Model:
@@ -101,8 +151,8 @@ def _exchange(model: Model, include: Choices, exclude: Choices, classes: Classes
             continue
         if obstacle := _obstacle(module, classes):
             left_alone.append(f"{names[module][0] or 'the model'} ({obstacle})")
-        elif type(module) in classes:
-            module.__class__ = classes[type(module)]
+        elif other := _other(type(module), classes):
+            module.__class__ = other
     if left_alone:
         warnings.warn(f"cnnext.{caller} left alone {', '.join(left_alone)}", stacklevel=3)
     return model
@@ -129,7 +179,8 @@ def convert(model: Model, include: Choices = None, exclude: Choices = None) -> M
     """Makes a model's convolution, pooling and batch norm layers ours, in place.
 
     A layer stays the same object and only its class changes: parameters, buffers, hooks and an optimizer's references
-    survive. Layers whose type is not exactly torch's (user subclasses, parametrized, quantised or scripted ones), those
+    survive. A user's subclass that leaves computing to torch's class stays what it was (`isinstance` holds) and becomes
+    a subclass of ours too. Subclasses with a `forward` of their own, parametrized, quantised and scripted layers, those
     whose `forward` was replaced and fractional max pooling are left alone, and one warning names them;
     `conversion_report(model)` has the full list.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -17,10 +19,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from . import nn
-from ._convert import _OURS, _exchange
+from ._convert import _OURS, _exchange, plain_type
 from ._explain import check_sizes
 from ._override import _REDIRECTIONS
-from ._trace import iadd, trace, writes
+from ._trace import Trace, iadd, is_layer, writes
 
 _NORMS = {  # by the convolution that takes them in
     conv: getattr(nn, f"BatchNorm{dims}d")
@@ -101,7 +103,7 @@ class _Chain:
             last = self.nodes[-1]
             may = conv in _FUSED and node.args[:1] == (last,) and last not in node.args[1:] and not node.kwargs
         else:
-            may = type(norm) in (plain, torch.nn.SyncBatchNorm)
+            may = plain_type(type(norm)) in (plain, torch.nn.SyncBatchNorm)
         return may and norm.running_mean is not None
 
     def _is_addition(self, node: Node) -> bool:
@@ -193,32 +195,58 @@ def _settle_weights(model: torch.nn.Module) -> None:
             module.register_parameter(name, torch.nn.Parameter(value))
 
 
-def _trace(model: torch.nn.Module) -> Graph:
+def _trace(model: torch.nn.Module, leaves: Mapping[torch.nn.Module, str] | None = None) -> Trace:
     try:
-        return trace(model)
+        return Trace(model, leaves)
     except TraceError as error:
         raise TraceError(f"cnnext.fuse: {error}; parts of the model may be fused instead") from error.__cause__
 
 
-def _trace_for_training(model: torch.nn.Module) -> Graph:
-    """The graph of a model that trains, which must be that of its evaluation too: the model may be asked for both."""
-    graph = _trace(model)
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    evaluation = _trace(model)
-    for module, mode in modes.items():
-        module.training = mode
-    if graph.python_code("self").src != evaluation.python_code("self").src:
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _trace_for_training(model: torch.nn.Module) -> Trace:
+    """The trace of a model that trains, which must be that of its evaluation too: the model may be asked for both."""
+    leaves: dict[torch.nn.Module, str] = {}
+
+    def code(module: torch.nn.Module) -> str | None:
+        try:
+            return Trace(module, leaves).code
+        except TraceError:
+            return None
+
+    def depends_on_mode(module: torch.nn.Module) -> bool:
+        training = code(module)
+        with _evaluating(module):
+            return code(module) != training
+
+    trace = _trace(model)
+    if not depends_on_mode(model):
+        return trace
+    for module in reversed(list(model.modules())):  # parts before what they are parts of
+        if module is not model and not is_layer(module) and depends_on_mode(module):
+            leaves[module] = "another forward in training than in evaluation"
+    if depends_on_mode(model):
         raise TraceError(
             "cnnext.fuse: the model's forward is another one in training than in evaluation (it asks for "
             "self.training); parts of the model may be fused instead"
         )
-    return graph
+    return _trace(model, leaves)
 
 
-def _fused(model: torch.nn.Module) -> GraphModule:
+def _fused(model: torch.nn.Module) -> tuple[GraphModule, dict[str, str]]:
+    """The model fused, and the names of parts that are as they were, with the reason."""
     training = model.training
-    graph = _trace_for_training(model) if training else _trace(model)
+    trace = _trace_for_training(model) if training else _trace(model)
+    graph = trace.graph
     fused = GraphModule(model, graph, type(model).__name__)
     modules = dict(fused.named_modules())
     if not training:
@@ -228,12 +256,13 @@ def _fused(model: torch.nn.Module) -> GraphModule:
     for node in graph.nodes:
         if node.op == "call_function" and node.target in _REDIRECTIONS and "out" not in node.kwargs:
             node.target = _REDIRECTIONS[node.target][1]
-        if type(_module(node, modules)) in heads:
+        if plain_type(type(_module(node, modules))) in heads:
             calls.setdefault(str(node.target), []).append(node)
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     for name, nodes in calls.items():
         if not _is_plain(modules[name]) or name in read or any(len(node.args) != 1 for node in nodes):
             continue
+        modules[name].__class__ = plain_type(type(modules[name]))
         chains = [_Chain(node, modules) for node in nodes]
         links = [node for chain in chains for node in chain.nodes]
         alike = all(chain.epilogue == chains[0].epilogue for chain in chains)
@@ -243,7 +272,7 @@ def _fused(model: torch.nn.Module) -> GraphModule:
         fused.delete_all_unused_submodules()
     graph.lint()
     fused.recompile()
-    return fused
+    return fused, trace.parts
 
 
 def fuse(model: torch.nn.Module) -> GraphModule:
@@ -263,9 +292,10 @@ def fuse(model: torch.nn.Module) -> GraphModule:
 
     Args:
         model: such that `torch.fx.symbolic_trace` takes it: its forward does not branch on what tensors hold or how
-            large they are, nor, to train, on its mode. Arguments of forward that are None or a bool by default stay
-            so. Layers with hooks, those whose weights forward reads, and those that are called several times with
-            different layers after them stay as they are.
+            large they are, nor, to train, on its mode. Parts of which that is not true are called as they are, and one
+            warning names them. Arguments of forward that are None or a bool by default stay so. Layers with hooks,
+            those whose weights forward reads, and those that are called several times with different layers after
+            them stay as they are.
 
     Returns:
         A `torch.fx.GraphModule`. That of a model in eval mode is to be run where no gradients are wanted
@@ -274,8 +304,8 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     Raises:
         ValueError: the model is in eval mode and one of its batch norms is not, the model itself has hooks, or one of
             its layers is lazy and has not run yet.
-        torch.fx.proxy.TraceError: a forward can not be traced, which the message names; parts of the model may be
-            fused instead.
+        torch.fx.proxy.TraceError: the forward of the model itself can not be traced; parts of it may be fused
+            instead.
 
     Example:
         >>> import cnnext
@@ -299,4 +329,11 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     with torch.inference_mode(False):  # else its new weights were of use only there
         source = copy.deepcopy(model)
         _settle_weights(source)
-        return _fused(_exchange(source, None, None, _OURS, "fuse"))
+        fused, parts = _fused(_exchange(source, None, None, _OURS, "fuse"))
+    if parts:
+        names: dict[str, list[str]] = {}  # by type and reason
+        for name, reason in parts.items():
+            names.setdefault(f"{type(model.get_submodule(name)).__name__}: {reason}", []).append(name)
+        listed = "; ".join(f"{', '.join(each)} ({what})" for what, each in names.items())
+        warnings.warn(f"cnnext.fuse did not look into parts that torch.fx can not trace: {listed}", stacklevel=2)
+    return fused

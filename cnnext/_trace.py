@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx import Node, Proxy, Tracer
 from torch.fx.proxy import TraceError
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
@@ -61,17 +61,23 @@ def _autocast() -> list[Any]:
     return [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")]
 
 
+def is_layer(module: torch.nn.Module) -> bool:
+    """Whether a module is a leaf of every trace."""
+    return type(module).__module__ == nn.__name__ or Tracer().is_leaf_module(module, "")
+
+
 class _Tracer(Tracer):
-    """Of the model's arguments, those that are None or a bool by default stay so: its forward branches on them."""
+    """Of the model's arguments, those that are None or a bool by default stay so: its forward branches on them. A part
+    whose forward can not be traced is a leaf, and computes as it does without a trace."""
 
-    failed: torch.nn.Module | None = None
-
-    def __init__(self) -> None:
+    def __init__(self, leaves: Mapping[torch.nn.Module, str] | None = None) -> None:
         super().__init__()
         self.autocast = _autocast()
+        self.leaves = leaves or {}
+        self.parts: dict[str, str] = {}  # that are leaves, and why
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__module__ == nn.__name__ or super().is_leaf_module(m, module_qualified_name)
+        return m in self.leaves or is_layer(m)
 
     def proxy(self, node: Node) -> Proxy:
         return _Proxy(node, self)
@@ -91,41 +97,57 @@ class _Tracer(Tracer):
         return function, args
 
     def call_module(self, m: torch.nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        name, nodes, parts = self.path_of_module(m), len(self.graph.nodes), dict(self.parts)
+        if m in self.leaves:
+            self.parts[name] = self.leaves[m]
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            if not self.is_leaf_module(m, self.path_of_module(m)):
-                self.failed = self.failed or m
-            raise
+        except Exception as error:
+            if self.is_leaf_module(m, name):
+                raise
+            for node in reversed(list(self.graph.nodes)[nodes:]):
+                if node.op != "get_attr":  # which the tracer gives again to who asks for the same
+                    self.graph.erase_node(node)
+            self.parts = parts | {name: str(error).partition("\n")[0]}
+            return self.create_proxy("call_module", name, args, kwargs)
 
 
 def _versions(model: torch.nn.Module) -> dict[str, Any]:
     return {name: (id(b), None if b.is_inference() else b._version) for name, b in model.named_buffers()}
 
 
-def trace(model: torch.nn.Module) -> Graph:
-    """The graph of a model's forward. TraceError, naming the layer, where it has none."""
-    tracer, versions = _Tracer(), _versions(model)
-    try:
-        graph = tracer.trace(model)
-    except Exception as error:
-        name = "" if tracer.failed is None else tracer.path_of_module(tracer.failed)
-        where = type(tracer.failed or model).__name__ + (f" ({name})" if name else "")
-        raise TraceError(f"the forward of {where} can not be traced: {error}") from error
-    for name, version in _versions(model).items():
-        if versions.get(name) != version:
-            raise TraceError(f"forward changes the buffer {name}, which a trace would do once and for all")
-    for node in graph.nodes:
-        if isinstance(node.type, str):  # of `from __future__ import annotations`: torch.save would fail
-            node.type = None
-    return graph
+class Trace:
+    """The graph of a model's forward, and the parts that are calls in it, with the reason: `leaves`, and those whose
+    forward can not be traced. TraceError where that of the model itself can not be."""
+
+    def __init__(self, model: torch.nn.Module, leaves: Mapping[torch.nn.Module, str] | None = None) -> None:
+        tracer, versions = _Tracer(leaves), _versions(model)
+        try:
+            self.graph = tracer.trace(model)
+        except Exception as error:
+            raise TraceError(f"the forward of {type(model).__name__} can not be traced: {error}") from error
+        for name, version in _versions(model).items():
+            if versions.get(name) != version:
+                raise TraceError(f"forward changes the buffer {name}, which a trace would do once and for all")
+        self.parts = tracer.parts
+        for node in reversed(self.graph.nodes):
+            if isinstance(node.type, str):  # of `from __future__ import annotations`: torch.save would fail
+                node.type = None
+            if node.op == "get_attr" and not node.users:
+                self.graph.erase_node(node)
+
+    @property
+    def code(self) -> str:
+        return self.graph.python_code("self").src
 
 
 def writes(node: Node, module: torch.nn.Module | None) -> bool:
-    """Whether a node may change a tensor that it was given."""
+    """Whether a node may change a tensor that it was given. `module`: what a node calls, if that is a module."""
     target: Any = node.target
     if node.kwargs.get("inplace") or "out" in node.kwargs or getattr(module, "inplace", False):
         return True
+    if node.op == "call_module":
+        return type(module).__module__.partition(".")[0] not in ("torch", "cnnext")
     if node.op == "call_method":
         return (target.endswith("_") and not target.endswith("__")) or target == "__setitem__" or target[:3] == "__i"
     if node.op != "call_function":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -37,6 +38,17 @@ class Doubled(torch.nn.Conv2d):
 class Halved(nn.MaxPool2d):
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) / 2
+
+
+class Sized(torch.nn.Conv2d):
+    """A subclass that only makes a layer."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+        self.channels = channels
+
+    def described(self) -> str:
+        return f"{self.channels} channels"
 
 
 def classes(model: torch.nn.Module) -> dict[str, str]:
@@ -93,6 +105,43 @@ def test_lazy_layer_becomes_ours() -> None:
     layer = cnnext.convert(torch.nn.LazyConv2d(4, 3))
     assert layer(torch.ones(1, 2, 5, 5)).shape == (1, 4, 3, 3)
     assert type(layer) is nn.Conv2d
+
+
+@pytest.mark.usefixtures("no_fallback")
+def test_a_subclass_that_leaves_computing_to_torchs() -> None:
+    class Named(torch.nn.MaxPool2d):  # of a function: it can not be pickled, but copied
+        pass
+
+    model = torch.nn.Sequential(Sized(3), Named(2))
+    expected, x = copy.deepcopy(model), torch.randn(1, 3, 4, 4)
+    assert set(cnnext.conversion_report(model).values()) == {"torch: convert exchanges it"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        conv, pool = cnnext.convert(model)
+    assert isinstance(conv, nn.Conv2d) and isinstance(conv, Sized) and conv.described() == "3 channels"
+    assert set(cnnext.conversion_report(model).values()) == {"cnnext"}
+    assert type(cnnext.convert(Sized(2))) is type(conv) and repr(model) == repr(expected)
+    copies = [model, copy.deepcopy(model), torch.nn.Sequential(pickle.loads(pickle.dumps(conv)), copy.copy(pool))]
+    for each in copies:
+        assert [layer["op"] for layer in cnnext.explain(each, x).to_dict()["layers"]] == ["conv", "max_pool"]
+        assert [type(layer) for layer in each] == [type(conv), type(pool)]
+        torch.testing.assert_close(each(x), expected(x))
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(x), expected(x))
+    torch.nn.utils.parametrizations.weight_norm(conv)
+    torch.testing.assert_close(model(x), expected(x))
+    torch.nn.utils.parametrize.remove_parametrizations(conv, "weight")
+    assert [type(layer) for layer in cnnext.revert(model)] == [Sized, Named]
+    torch.testing.assert_close(model(x), expected(x))
+
+
+@pytest.mark.parametrize(
+    "name", ["forward", "_conv_forward", "_function", "__call__", "__reduce__", "__init_subclass__"]
+)
+def test_a_subclass_with_code_of_its_own(name: str) -> None:
+    kind = type("Own", (torch.nn.Conv2d,), {name: getattr(torch.nn.Conv2d, name, None)})
+    layer = kind(2, 2, 1)
+    with pytest.warns(UserWarning, match="left alone the model .Own, a subclass of Conv2d"):
+        assert type(cnnext.convert(layer)) is kind
 
 
 def test_others_are_left_alone_and_reported() -> None:

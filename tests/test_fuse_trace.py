@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import test_fuse
 import torch
 import torch.nn.functional as F
 from test_fuse import calibrated, check
@@ -63,37 +64,105 @@ def test_what_a_trace_does_not_see() -> None:
         cnnext.fuse(nn.Sequential(Counted()).eval())
 
 
-def test_an_error_names_the_layer() -> None:
-    class Branching(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x if x.sum() > 0 else -x
+class Branching(nn.Module):
+    """What no trace can follow, around layers."""
 
-    model = nn.Sequential(nn.Sequential(nn.ReLU(), Branching())).eval()
-    with pytest.raises(
-        TraceError, match=r"cnnext.fuse: the forward of Branching \(0.1\) can not be traced: symbolically"
-    ):
-        cnnext.fuse(model)
-    with pytest.raises(TraceError, match=r"the forward of Branching can not be traced"):
-        cnnext.fuse(model[0][1])
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x)
+        return y if y.sum() > 0 else -y
+
+
+class Lowered(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+class Around(nn.Module):
+    """Parts in the middle of what is fused. The second shares its weight with code outside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.parts = nn.ModuleList(Branching(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)) for _ in range(2))
+        self.side = nn.Conv2d(4, 4, 1)  # of what the part after it changes
+        self.own = Own()
+        self.head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for part in self.parts:
+            x = x + part(x)
+        side, y = self.side(x), self.own(x)
+        return self.head(y * self.own.scale) + F.relu(side) + x
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((4, 1, 1), 1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * self.scale
+        x += 1  # where the trace sees it, and where it does not
+        return y if y.numel() > 0 else x
+
+
+def test_parts_that_can_not_be_traced_are_called(tmp_path: object) -> None:
+    model = calibrated(Around())
+    told = (
+        r"did not look into parts that torch.fx can not trace: parts.0, parts.1 \(Branching: symbolically traced "
+        r"variables .*\); own \(Own: symbolically"
+    )
+    with pytest.warns(UserWarning, match=told) as caught:
+        fused = check(model, torch.randn(2, 3, 4, 4, dtype=torch.float64))
+    assert [each.filename for each in caught] == [test_fuse.__file__]
+    kinds = {name: type(module).__name__ for name, module in fused.named_modules()}
+    assert kinds["stem.0"] == kinds["head.0"] == "FusedConv2d"
+    assert type(fused.get_submodule("parts.1.layers.0")) is cnnext.nn.Conv2d and "stem.1" not in kinds
+    torch.save(fused, f"{tmp_path}/fused.pt")
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(torch.load(f"{tmp_path}/fused.pt", weights_only=False)(x), model(x))
+
+
+def test_the_model_itself_can_not_be_traced() -> None:
+    with pytest.raises(TraceError, match=r"cnnext.fuse: the forward of Branching can not be traced: symbolically"):
+        cnnext.fuse(Branching(nn.ReLU()).eval())
+    with pytest.raises(TraceError, match=r"the forward of Lowered can not be traced: it changes autocast, which would"):
+        cnnext.fuse(Lowered(nn.Conv2d(3, 4, 1)).eval())
 
 
 def test_autocast_inside_a_forward() -> None:
-    class Lowered(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
-                return super().forward(x)
-
-    model = nn.Sequential(Lowered(nn.Conv2d(3, 4, 1), nn.ReLU())).eval()
-    with pytest.raises(TraceError, match=r"Lowered \(0\) can not be traced: it changes autocast, which would be lost"):
-        cnnext.fuse(model)
+    model, x = nn.Sequential(Lowered(nn.Conv2d(3, 4, 1), nn.ReLU()), nn.ReLU()).eval(), torch.ones(1, 3, 2, 2)
+    with pytest.warns(UserWarning, match=r"parts .* trace: 0 \(Lowered: it changes autocast, which would be lost\)"):
+        fused = cnnext.fuse(model)
+    with torch.no_grad():
+        assert fused(x).dtype == torch.bfloat16 and torch.equal(fused(x), model(x))
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        assert torch.equal(cnnext.fuse(model)(torch.ones(1, 3, 2, 2)), model(torch.ones(1, 3, 2, 2)))
+        assert torch.equal(cnnext.fuse(model[1])(x), model[1](x))
+
+
+def test_subclasses_of_layers_are_fused() -> None:
+    class Pointwise(nn.Conv2d):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels, channels, 1)
+
+    class Norm(nn.BatchNorm2d):
+        pass
+
+    fused = check(calibrated(nn.Sequential(Pointwise(3), Norm(3), nn.ReLU())), torch.randn(2, 3, 4, 4).double())
+    assert [type(module) for module in fused.children()] == [cnnext.nn.FusedConv2d]
 
 
 def test_a_warning_is_the_callers() -> None:
-    class Own(nn.Conv2d):
-        pass
+    class Doubled(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
 
-    with pytest.warns(UserWarning, match=r"cnnext\.fuse left alone 0 \(.*Own, a subclass of Conv2d\)") as caught:
-        cnnext.fuse(nn.Sequential(Own(3, 4, 1)).eval())
+    with pytest.warns(UserWarning, match=r"cnnext\.fuse left alone 0 \(.*Doubled, a subclass of Conv2d\)") as caught:
+        cnnext.fuse(nn.Sequential(Doubled(3, 4, 1)).eval())
     assert [each.filename for each in caught] == [__file__]

@@ -143,6 +143,38 @@ def test_a_forward_that_asks_for_its_mode(body: str) -> None:
     assert all(module.training for module in model.modules())
 
 
+class Dropped(nn.Module):
+    """Keeps an image's branch or not, as in networks of stochastic depth."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rand(len(x), 1, 1, 1).round().to(x) * 2 if self.training else x
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), Dropped())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(x) + x
+
+
+def test_parts_that_ask_for_their_mode() -> None:
+    model = calibrated(nn.Sequential(Block(), Block(), nn.BatchNorm2d(4), nn.ReLU())).train()
+    told = r"trace: 0.branch.3, 1.branch.3 \(Dropped: another forward in training than in evaluation\)$"
+    with pytest.warns(UserWarning, match=told):
+        fused = cnnext.fuse(model)
+    assert counted(fused)["FusedBatchNorm2d"] == 3 and all(module.training for module in fused.modules())
+    x = torch.randn(6, 4, 5, 6).double()
+    for training in (True, False, True):
+        outputs = []
+        for each in (fused, model):
+            torch.manual_seed(1)
+            outputs.append(each.train(training)(x))
+        torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(dict(fused.named_buffers()), dict(model.named_buffers()))
+
+
 def test_batch_norms_that_stay_as_they_are() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3), nn.ReLU())
     model[2].eval()  # frozen, as where a detector is trained
