@@ -62,7 +62,7 @@ struct GemmCut {
     const bool alike =
         p.shape.groups % p.threads == 0 || (channels_last ? 17 * vectors >= 16 * round_up(vectors, p.threads)
                                                           : channels.size >= rows * p.threads);
-    if (pixels.size <= 3 * most && alike) return;
+    if (pixels.size <= 3 * max_of(most, kBlockRows) && alike) return;
     int64_t blocks = max_of(1, ceil_div(pixels.size, most));
     if (!regions.cut)  // as many for each thread, of equal size
       blocks = max_of(blocks, min_of(round_up(blocks, p.threads), pixels.size / kRows));

@@ -39,8 +39,8 @@ auto tile_in_place_of(int64_t rows) {
   return with_count<kRows>(rows, [](auto n) { return &tile_in_place<V, Vectors, Row, n>; });
 }
 
-constexpr int64_t kNarrowTiles = 2 * kRows;    // at a time
-constexpr int64_t kCopiedElements = 32 << 10;  // of a band at most
+constexpr int64_t kNarrowTiles = kFewBlockTiles;  // at a time
+constexpr int64_t kCopiedElements = 32 << 10;     // of a band at most
 
 // What a block of tiles copies of its group: one or more images, or a band of one. No images if that is too
 // much.

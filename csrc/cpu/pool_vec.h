@@ -232,7 +232,7 @@ CNNEXT_INLINE Vec<A> slide_lanes(Vec<A> a, Vec<A> b) {
 }
 
 // Lanes under a mask, of two vectors, put side by side; how many. Room is needed for whole vectors. Without
-// an instruction for it all lanes are taken.
+// instructions for it all lanes are taken.
 #if CNNEXT_VECTOR_BYTES == 64
 constexpr bool kPacksLanes = true;
 CNNEXT_INLINE int64_t pack_lanes(IntVec mask, IntVec x, Vec<float> y, int32_t* to_x, float* to_y) {
@@ -247,6 +247,29 @@ CNNEXT_INLINE int64_t pack_lanes(OffsetVec<double> mask, OffsetVec<double> x, Ve
   store_unaligned(to_x, _mm512_maskz_compress_epi64(lanes, (__m512i)x));
   store_unaligned(to_y, _mm512_maskz_compress_pd(lanes, (__m512d)y));
   return __builtin_popcount(lanes);
+}
+#elif CNNEXT_VECTOR_BYTES == 32
+constexpr bool kPacksLanes = true;
+struct SetBits {
+  uint8_t of[256][8] = {};  // a byte's set bits, from the lowest
+
+  constexpr SetBits() {
+    for (int byte = 0; byte < 256; ++byte) {
+      for (int bit = 0, count = 0; bit < 8; ++bit) {
+        if (byte >> bit & 1) of[byte][count++] = uint8_t(bit);
+      }
+    }
+  }
+};
+constexpr SetBits kSetBits;
+template <class Mask, class I, class V, class O, class A>
+CNNEXT_INLINE int64_t pack_lanes(Mask mask, I x, V y, O* to_x, A* to_y) {
+  const int halves = _mm256_movemask_ps((__m256)mask);  // of doubles; floats are such halves
+  const __m256i order =
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kSetBits.of[halves])));
+  store_unaligned(to_x, (I)_mm256_permutevar8x32_epi32((__m256i)x, order));
+  store_unaligned(to_y, (V)_mm256_permutevar8x32_epi32((__m256i)y, order));
+  return __builtin_popcount(halves) * 4 / int64_t(sizeof(A));
 }
 #else
 constexpr bool kPacksLanes = false;

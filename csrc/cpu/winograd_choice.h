@@ -64,9 +64,8 @@ constexpr int64_t kKeptBytes = 8 << 20;  // transformed weights up to this size 
 template <class Tile>
 CNNEXT_INLINE int64_t most_tiles_of(int64_t held, bool kept) {
   constexpr int64_t kSquare = 6 * 6, kPatches = 64 * 512 * kSquare;  // elements
-  static_assert(TileOrder<Tile>::kMost >= 5 * 6 * kRows, "a block has no more tiles");
-  const int64_t rows = (kept ? 2 : 5) * (Tile::kProducts >= kSquare ? 1 : 6) * kRows;
-  return clamp(kPatches / (Tile::kProducts * held), kRows, rows);
+  const int64_t most = (kept ? kFewBlockTiles : kBlockTiles) * (Tile::kProducts >= kSquare ? 1 : kLineTiles);
+  return clamp(kPatches / (Tile::kProducts * held), kRows, most);
 }
 
 constexpr int64_t kHalfGroup = kLanes<float> / 2;  // channels

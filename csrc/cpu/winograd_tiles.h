@@ -219,6 +219,10 @@ struct TileSpace {
   }
 };
 
+constexpr int64_t kBlockTiles = 72 / kRows * kRows;     // at most, whole tiles of products,
+constexpr int64_t kFewBlockTiles = 28 / kRows * kRows;  // where transformed weights are kept,
+constexpr int64_t kLineTiles = 6;                       // and so many times as many along one axis
+
 // Where the tiles of a block lie in the planes of their products, of which short tiles have none at the last
 // point of an axis: first those short along the width, then full ones, short along the height, along both.
 // The tiles that have a product are then neighbours.
@@ -253,7 +257,7 @@ class TileOrder {
     return count;
   }
 
-  static constexpr int64_t kMost = 30 * kRows;  // tiles of a block
+  static constexpr int64_t kMost = kLineTiles * kBlockTiles;
   const Range tiles;
 
  private:
