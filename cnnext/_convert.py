@@ -132,7 +132,10 @@ def _state(module: torch.nn.Module) -> str | None:
     return "torch: convert exchanges it" if _other(type(module), _OURS) else None
 
 
-def _exchange(model: Model, include: Choices, exclude: Choices, classes: Classes, caller: str) -> Model:
+def _exchange(
+    model: torch.nn.Module, include: Choices, exclude: Choices, classes: Classes, caller: str
+) -> dict[str, str]:
+    """Exchanges layers in place. Names of those that stay as they are, and why."""
     _check(model, caller)
     included, excluded = _several("*" if include is None else include), _several(exclude)
     names: dict[torch.nn.Module, list[str]] = {}  # a shared layer has several
@@ -145,17 +148,21 @@ def _exchange(model: Model, include: Choices, exclude: Choices, classes: Classes
     for choice in (*included, *excluded):
         if isinstance(choice, str) and not any(chosen(module, (choice,)) for module in names):
             warnings.warn(f"cnnext.{caller}: no module has a name like {choice!r}", stacklevel=3)
-    left_alone = []
+    left_alone = {}
     for module in names:
         if not chosen(module, included) or chosen(module, excluded):
             continue
         if obstacle := _obstacle(module, classes):
-            left_alone.append(f"{names[module][0] or 'the model'} ({obstacle})")
+            left_alone[names[module][0]] = obstacle
         elif other := _other(type(module), classes):
             module.__class__ = other
+    return left_alone
+
+
+def _warn(left_alone: dict[str, str], caller: str) -> None:
     if left_alone:
-        warnings.warn(f"cnnext.{caller} left alone {', '.join(left_alone)}", stacklevel=3)
-    return model
+        listed = ", ".join(f"{name or 'the model'} ({why})" for name, why in left_alone.items())
+        warnings.warn(f"cnnext.{caller} left alone {listed}", stacklevel=3)
 
 
 def conversion_report(model: torch.nn.Module) -> dict[str, str]:
@@ -198,7 +205,8 @@ def convert(model: Model, include: Choices = None, exclude: Choices = None) -> M
         >>> type(cnnext.convert(torch.nn.Conv2d(3, 8, 3)))
         <class 'cnnext.nn.Conv2d'>
     """
-    return _exchange(model, include, exclude, _OURS, "convert")
+    _warn(_exchange(model, include, exclude, _OURS, "convert"), "convert")
+    return model
 
 
 def revert(model: Model, include: Choices = None, exclude: Choices = None) -> Model:
@@ -212,4 +220,5 @@ def revert(model: Model, include: Choices = None, exclude: Choices = None) -> Mo
         >>> type(cnnext.revert(cnnext.nn.Conv2d(3, 8, 3)))
         <class 'torch.nn.modules.conv.Conv2d'>
     """
-    return _exchange(model, include, exclude, _TORCHS, "revert")
+    _warn(_exchange(model, include, exclude, _TORCHS, "revert"), "revert")
+    return model

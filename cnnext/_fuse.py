@@ -8,6 +8,9 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
+from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -18,8 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from . import nn
-from ._convert import _OURS, _exchange, plain_type
+from . import functional, nn
+from ._convert import _OURS, _exchange, _warn, plain_type
 from ._explain import check_sizes
 from ._override import _REDIRECTIONS
 from ._trace import Trace, iadd, is_layer, writes
@@ -47,14 +50,14 @@ class _Chain:
     """A convolution or batch norm and what follows it, as long as nothing else reads what is in between: batch norm
     (of a convolution), addition, activation, each at most once. All of it moves to the place of the last node."""
 
-    def __init__(self, head: Node, modules: dict[str, torch.nn.Module]) -> None:
-        self.modules = modules
+    def __init__(self, head: Node, model: GraphModule, modules: dict[str, torch.nn.Module]) -> None:
+        self.model, self.modules = model, modules
         self.nodes = [head]
         self.activation, self.negative_slope = "none", 0.01
         kind: Any = type(self.module(head))
         self.norm = self._extend(self._is_norm) if kind in _NORMS else None
         self.addition: Node | None = None
-        norm: Any = self.module(self.norm) if self.norm else None
+        norm: Any = self.normalisation
         if self.norm and isinstance(norm, nn._Fused):  # of a model that was fused to be trained
             self.addition = self.norm if len(self.norm.args) == 2 else None
             self.activation, self.negative_slope = norm.activation, norm.negative_slope
@@ -68,7 +71,27 @@ class _Chain:
     @property
     def epilogue(self) -> tuple[Any, ...]:
         """What all calls of one layer must have in common."""
-        return self.norm and self.norm.target, self.activation, self.negative_slope
+        norm = self.norm and (self.norm.target, *self.norm.args[1:], *self.norm.kwargs.items())
+        return norm, self.activation, self.negative_slope
+
+    @property
+    def normalisation(self) -> Any:
+        """The batch norm's moments, weight, bias and eps."""
+        return self.norm and (self.module(self.norm) or self._normalisation_of_call(self.norm))
+
+    def _normalisation_of_call(self, call: Node) -> Any:
+        """Those of a call of the function in eval mode, as in layers that activate too; None if they are computed."""
+        given = signature(F.batch_norm).bind(*call.args, **call.kwargs)
+        given.apply_defaults()
+        values = {}
+        for name in ("running_mean", "running_var", "weight", "bias"):
+            node = given.arguments[name]
+            if node is not None and node.op != "get_attr":
+                return None
+            values[name] = node and attrgetter(node.target)(self.model)
+        whole = given.arguments["input"] is self.nodes[0] and given.arguments["training"] is False
+        constant = values["running_mean"] is not None and isinstance(given.arguments["eps"], float)
+        return SimpleNamespace(**values, eps=given.arguments["eps"]) if whole and constant else None
 
     @property
     def residual(self) -> tuple[Any, ...]:
@@ -96,6 +119,8 @@ class _Chain:
         return True
 
     def _is_norm(self, node: Node) -> bool:
+        if node.target is functional.batch_norm:
+            return self._normalisation_of_call(node) is not None
         norm: Any = self.module(node)
         conv: Any = type(self.module(self.nodes[0]))
         plain, fused = _NORMS[conv], _FUSED[_NORMS[conv]]
@@ -152,10 +177,10 @@ def _fold(conv: Any, norm: Any) -> None:
     conv.bias = torch.nn.Parameter(shift.to(dtype), wants_grad)
 
 
-def _fuse_calls(graph: Graph, layer: Any, chains: list[_Chain], modules: dict[str, torch.nn.Module]) -> None:
+def _fuse_calls(graph: Graph, layer: Any, chains: list[_Chain]) -> None:
     """Puts a layer into the places of chains with the same epilogue."""
     if chains[0].norm is not None:
-        _fold(layer, modules[str(chains[0].norm.target)])
+        _fold(layer, chains[0].normalisation)
     if chains[0].activation != "none" or any(chain.addition for chain in chains):
         layer.__class__ = _FUSED[type(layer)]
         layer.activation, layer.negative_slope = chains[0].activation, chains[0].negative_slope
@@ -177,6 +202,18 @@ def _skip_identities(graph: Graph, modules: dict[str, torch.nn.Module]) -> None:
         is_dropout = type(module).__module__ == "torch.nn.modules.dropout"
         if type(module) is torch.nn.Identity or (is_dropout and not module.training):
             node.replace_all_uses_with(cast(Node, node.args[0]))
+            graph.erase_node(node)
+
+
+def _skip_checks_of_rank(graph: Graph) -> None:
+    """`torch._assert(x.ndim == 4, ...)`, which reads what a convolution gives."""
+    for node in reversed(graph.nodes):
+        equal: Any = node.args[0] if node.target is torch._assert else None
+        rank: Any = equal.args[0] if isinstance(equal, Node) and equal.target is operator.eq else None
+        if isinstance(rank, Node) and rank.target is getattr and rank.args[1] == "ndim" and len(equal.users) == 1:
+            graph.erase_node(node)
+            graph.erase_node(equal)
+        elif node.target is getattr and not node.users:
             graph.erase_node(node)
 
 
@@ -251,6 +288,7 @@ def _fused(model: torch.nn.Module) -> tuple[GraphModule, dict[str, str]]:
     modules = dict(fused.named_modules())
     if not training:
         _skip_identities(graph, modules)
+        _skip_checks_of_rank(graph)
     heads = set(_NORMS.values()) if training else set(_NORMS)
     calls: dict[str, list[Node]] = {}
     for node in graph.nodes:
@@ -263,12 +301,15 @@ def _fused(model: torch.nn.Module) -> tuple[GraphModule, dict[str, str]]:
         if not _is_plain(modules[name]) or name in read or any(len(node.args) != 1 for node in nodes):
             continue
         modules[name].__class__ = plain_type(type(modules[name]))
-        chains = [_Chain(node, modules) for node in nodes]
+        chains = [_Chain(node, fused, modules) for node in nodes]
         links = [node for chain in chains for node in chain.nodes]
         alike = all(chain.epilogue == chains[0].epilogue for chain in chains)
         if len(links) > len(nodes) and len(links) == len(set(links)) and alike:
-            _fuse_calls(graph, modules[name], chains, modules)
+            _fuse_calls(graph, modules[name], chains)
     if not training:  # a checkpoint holds what is not used too
+        for node in reversed(graph.nodes):
+            if node.op == "get_attr" and not node.users:
+                graph.erase_node(node)
         fused.delete_all_unused_submodules()
     graph.lint()
     fused.recompile()
@@ -278,8 +319,8 @@ def _fused(model: torch.nn.Module) -> tuple[GraphModule, dict[str, str]]:
 def fuse(model: torch.nn.Module) -> GraphModule:
     """A copy of a model in which layers do what follows them: passes over feature maps that are saved.
 
-    In eval mode, for inference: batch norms are folded into the weights of the convolutions (also transposed ones)
-    before them, and an addition (of a shortcut) and an activation (ReLU, ReLU6, LeakyReLU) are computed as a
+    In eval mode, for inference: batch norms (layers, and calls of the function) are folded into the weights of the
+    convolutions (also transposed ones) before them, and an addition (of a shortcut) and an activation (ReLU, ReLU6, LeakyReLU) are computed as a
     convolution stores its results. Identities and dropout go, and parametrized weights (weight and spectral norm) are
     computed once. The rounding differs from the model's, as folded weights are others.
 
@@ -329,7 +370,10 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     with torch.inference_mode(False):  # else its new weights were of use only there
         source = copy.deepcopy(model)
         _settle_weights(source)
-        fused, parts = _fused(_exchange(source, None, None, _OURS, "fuse"))
+        left_alone = _exchange(source, None, None, _OURS, "fuse")
+        fused, parts = _fused(source)
+    called = {str(node.target) for node in fused.graph.nodes if node.op == "call_module"}  # of others, calls are ours
+    _warn({name: why for name, why in left_alone.items() if name in called}, "fuse")
     if parts:
         names: dict[str, list[str]] = {}  # by type and reason
         for name, reason in parts.items():

@@ -152,6 +152,31 @@ def weights_in_use() -> nn.Module:
     return Block(forward, conv=nn.Conv2d(4, 8, 3, padding=1), norm=nn.BatchNorm2d(8))
 
 
+class NormAct(nn.BatchNorm2d):
+    """timm's batch norm: a layer that activates too, by functions."""
+
+    def __init__(self, channels: int, act: nn.Module | None = None) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), act or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.ndim == 4, f"expected 4D input (got {x.ndim}D input)")
+        by_batch = self.training or self.running_mean is None
+        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, by_batch, 0.1, self.eps)
+        return self.act(self.drop(y))
+
+
+def norms_that_activate() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.norm2(self.second(self.norm1(self.first(x))))
+        z = self.norm3(self.third(x) * 2)  # not of a convolution
+        return F.relu(y + x) + F.batch_norm(self.fourth(z), self.mean(z), self.mean(z).abs())
+
+    parts = {f"norm{i}": NormAct(4, nn.ReLU() if i == 1 else None) for i in (1, 2, 3)}
+    layers = {name: nn.Conv2d(4, 4, 1) for name in ("first", "second", "third", "fourth")}
+    return Block(forward, **parts, **layers, mean=Block(lambda self, x: x.mean((0, 2, 3))))
+
+
 FAMILIES: dict[Callable[[], nn.Module], dict[str, int]] = {  # and layers after fusing
     csp: {"FusedConv2d": 4, "Conv2d": 2, "SiLU": 1},
     squeeze_excitation: {"FusedConv2d": 2, "Conv2d": 3, "Hardswish": 1, "SiLU": 1},
@@ -164,6 +189,7 @@ FAMILIES: dict[Callable[[], nn.Module], dict[str, int]] = {  # and layers after 
     pyramid: {"FusedConv2d": 1, "Conv2d": 3},
     temporal_shift: {"FusedConv2d": 1},
     weights_in_use: {"Conv2d": 1, "BatchNorm2d": 1},
+    norms_that_activate: {"FusedConv2d": 2, "Conv2d": 2},
 }
 
 
