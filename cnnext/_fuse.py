@@ -71,7 +71,9 @@ class _Chain:
     @property
     def epilogue(self) -> tuple[Any, ...]:
         """What all calls of one layer must have in common."""
-        norm = self.norm and (self.norm.target, *self.norm.args[1:], *self.norm.kwargs.items())
+        norm: Any = self.norm and self.norm.target
+        if self.norm and self.norm.op == "call_function":
+            norm = (*self.norm.args[1:], *self.norm.kwargs.items())
         return norm, self.activation, self.negative_slope
 
     @property
@@ -86,9 +88,9 @@ class _Chain:
         values = {}
         for name in ("running_mean", "running_var", "weight", "bias"):
             node = given.arguments[name]
-            if node is not None and node.op != "get_attr":
+            if node is not None and not (isinstance(node, Node) and node.op == "get_attr"):
                 return None
-            values[name] = node and attrgetter(node.target)(self.model)
+            values[name] = node and attrgetter(str(node.target))(self.model)
         whole = given.arguments["input"] is self.nodes[0] and given.arguments["training"] is False
         constant = values["running_mean"] is not None and isinstance(given.arguments["eps"], float)
         return SimpleNamespace(**values, eps=given.arguments["eps"]) if whole and constant else None
@@ -205,12 +207,16 @@ def _skip_identities(graph: Graph, modules: dict[str, torch.nn.Module]) -> None:
             graph.erase_node(node)
 
 
-def _skip_checks_of_rank(graph: Graph) -> None:
-    """`torch._assert(x.ndim == 4, ...)`, which reads what a convolution gives."""
+def _skip_checks_of_rank(graph: Graph, modules: dict[str, torch.nn.Module]) -> None:
+    """`torch._assert(x.ndim == 4, ...)` of what a convolution gives."""
+
+    def is_rank(node: Any) -> bool:
+        read = isinstance(node, Node) and node.target is getattr and node.args[1] == "ndim"
+        return read and plain_type(type(_module(node.args[0], modules))) in _NORMS
+
     for node in reversed(graph.nodes):
         equal: Any = node.args[0] if node.target is torch._assert else None
-        rank: Any = equal.args[0] if isinstance(equal, Node) and equal.target is operator.eq else None
-        if isinstance(rank, Node) and rank.target is getattr and rank.args[1] == "ndim" and len(equal.users) == 1:
+        if isinstance(equal, Node) and equal.target is operator.eq and is_rank(equal.args[0]) and len(equal.users) == 1:
             graph.erase_node(node)
             graph.erase_node(equal)
         elif node.target is getattr and not node.users:
@@ -288,7 +294,7 @@ def _fused(model: torch.nn.Module) -> tuple[GraphModule, dict[str, str]]:
     modules = dict(fused.named_modules())
     if not training:
         _skip_identities(graph, modules)
-        _skip_checks_of_rank(graph)
+        _skip_checks_of_rank(graph, modules)
     heads = set(_NORMS.values()) if training else set(_NORMS)
     calls: dict[str, list[Node]] = {}
     for node in graph.nodes:
@@ -320,9 +326,9 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     """A copy of a model in which layers do what follows them: passes over feature maps that are saved.
 
     In eval mode, for inference: batch norms (layers, and calls of the function) are folded into the weights of the
-    convolutions (also transposed ones) before them, and an addition (of a shortcut) and an activation (ReLU, ReLU6, LeakyReLU) are computed as a
-    convolution stores its results. Identities and dropout go, and parametrized weights (weight and spectral norm) are
-    computed once. The rounding differs from the model's, as folded weights are others.
+    convolutions (also transposed ones) before them, and an addition (of a shortcut) and an activation (ReLU, ReLU6,
+    LeakyReLU) are computed as a convolution stores its results. Identities and dropout go, and parametrized weights
+    (weight and spectral norm) are computed once. The rounding differs from the model's, as folded weights are others.
 
     In training mode, for training: batch norms do the addition and the activation behind them, forward and backward.
     Names of parameters and buffers are the model's, so that checkpoints fit both ways; their order is that of calls, so
