@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
 from operator import attrgetter
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -46,20 +46,31 @@ def _module(node: Node, modules: dict[str, torch.nn.Module]) -> torch.nn.Module 
     return modules.get(str(node.target)) if node.op == "call_module" else None
 
 
+class _Moments(NamedTuple):
+    """What `_fold` reads of a batch norm, by names and types as there; moments that are None are 0 and 1."""
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+
 class _Chain:
     """A convolution or batch norm and what follows it, as long as nothing else reads what is in between: batch norm
-    (of a convolution), addition, activation, each at most once. All of it moves to the place of the last node."""
+    (of a convolution; or a scale and a shift of its channels, as where one is frozen), addition, activation, each at
+    most once. All of it moves to the place of the last node."""
 
     def __init__(self, head: Node, model: GraphModule, modules: dict[str, torch.nn.Module]) -> None:
         self.model, self.modules = model, modules
         self.nodes = [head]
         self.activation, self.negative_slope = "none", 0.01
         kind: Any = type(self.module(head))
-        self.norm = self._extend(self._is_norm) if kind in _NORMS else None
         self.addition: Node | None = None
-        norm: Any = self.normalisation
-        if self.norm and isinstance(norm, nn._Fused):  # of a model that was fused to be trained
-            self.addition = self.norm if len(self.norm.args) == 2 else None
+        self.norm = self._norm() if kind in _NORMS else None
+        norm: Any = self.norm
+        if isinstance(norm, nn._Fused):  # of a model that was fused to be trained
+            self.addition = self.nodes[-1] if len(self.nodes[-1].args) == 2 else None
             self.activation, self.negative_slope = norm.activation, norm.negative_slope
         elif kind in _FUSED:
             self.addition = self._extend(self._is_addition)
@@ -71,29 +82,53 @@ class _Chain:
     @property
     def epilogue(self) -> tuple[Any, ...]:
         """What all calls of one layer must have in common."""
-        norm: Any = self.norm and self.norm.target
-        if self.norm and self.norm.op == "call_function":
-            norm = (*self.norm.args[1:], *self.norm.kwargs.items())
+        norm: Any = self.norm
+        if isinstance(norm, _Moments):
+            norm = (*map(id, norm[:-1]), norm.eps)
         return norm, self.activation, self.negative_slope
 
-    @property
-    def normalisation(self) -> Any:
-        """The batch norm's moments, weight, bias and eps."""
-        return self.norm and (self.module(self.norm) or self._normalisation_of_call(self.norm))
+    def _norm(self) -> Any:
+        """What the convolution's result is normalised by: a layer, or the like of one."""
+        if norm := self._extend(self._is_norm):
+            return self.module(norm) or self._of_call(norm)
+        if scale := self._extend(self._is_scale):
+            shift = self._extend(self._is_shift)
+            return _Moments(None, None, self._by_channel(scale), self._by_channel(shift) if shift else None, 0.0)
+        return None
 
-    def _normalisation_of_call(self, call: Node) -> Any:
-        """Those of a call of the function in eval mode, as in layers that activate too; None if they are computed."""
+    def _constant(self, node: Any) -> Any:
+        return attrgetter(str(node.target))(self.model) if isinstance(node, Node) and node.op == "get_attr" else None
+
+    def _of_call(self, call: Node) -> _Moments | None:
+        """Of a call of the function in eval mode, as in layers that activate too."""
         given = signature(F.batch_norm).bind(*call.args, **call.kwargs)
         given.apply_defaults()
-        values = {}
-        for name in ("running_mean", "running_var", "weight", "bias"):
-            node = given.arguments[name]
-            if node is not None and not (isinstance(node, Node) and node.op == "get_attr"):
-                return None
-            values[name] = node and attrgetter(str(node.target))(self.model)
+        nodes = [given.arguments[name] for name in ("running_mean", "running_var", "weight", "bias")]
+        values = [self._constant(node) for node in nodes]
+        computed = any(node is not None and value is None for node, value in zip(nodes, values, strict=True))
         whole = given.arguments["input"] is self.nodes[0] and given.arguments["training"] is False
-        constant = values["running_mean"] is not None and isinstance(given.arguments["eps"], float)
-        return SimpleNamespace(**values, eps=given.arguments["eps"]) if whole and constant else None
+        eps = given.arguments["eps"]
+        known = whole and not computed and values[0] is not None and isinstance(eps, float)
+        return _Moments(values[0], values[1], values[2], values[3], eps) if known else None
+
+    def _by_channel(self, node: Node) -> Tensor | None:
+        """The other operand of a node, if it is a constant for each channel of the convolution."""
+        conv: Any = self.module(self.nodes[0])
+        if node.op != "call_function" or node.kwargs or len(node.args) != 2 or node.args[0] is node.args[1]:
+            return None
+        first, second = node.args
+        value = self._constant(second if first in self.nodes else first)
+        if not isinstance(value, Tensor) or value.dtype != conv.weight.dtype:
+            return None
+        shape = (conv.out_channels, *(1 for _ in conv.kernel_size))
+        return value if value.shape in (shape, (1, *shape)) else None
+
+    def _is_scale(self, node: Node) -> bool:
+        return node.target is operator.mul and self._by_channel(node) is not None
+
+    def _is_shift(self, node: Node) -> bool:
+        adds = node.target is operator.add or (node.target is iadd and node.args[0] is self.nodes[-1])
+        return adds and self._by_channel(node) is not None
 
     @property
     def residual(self) -> tuple[Any, ...]:
@@ -122,7 +157,7 @@ class _Chain:
 
     def _is_norm(self, node: Node) -> bool:
         if node.target is functional.batch_norm:
-            return self._normalisation_of_call(node) is not None
+            return self._of_call(node) is not None
         norm: Any = self.module(node)
         conv: Any = type(self.module(self.nodes[0]))
         plain, fused = _NORMS[conv], _FUSED[_NORMS[conv]]
@@ -161,13 +196,16 @@ class _Chain:
 @torch.no_grad()
 def _fold(conv: Any, norm: Any) -> None:
     """Makes conv(x) what norm(conv(x)) was, in float64 and rounded once."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    like = conv.weight.new_zeros(conv.out_channels, dtype=torch.float64)
+    mean = like if norm.running_mean is None else norm.running_mean.double()
+    variance = like + 1 if norm.running_var is None else norm.running_var.double()
+    scale = (variance + norm.eps).rsqrt()
     if norm.weight is not None:
-        scale *= norm.weight.double()
-    shift = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
+        scale *= norm.weight.double().flatten()
+    shift = -mean if conv.bias is None else conv.bias.double() - mean
     shift *= scale
     if norm.bias is not None:
-        shift += norm.bias.double()
+        shift += norm.bias.double().flatten()
     if conv.transposed:  # [C, K / groups, ...]
         by_group = scale.view(conv.groups, 1, -1)
         scales = by_group.expand(-1, conv.in_channels // conv.groups, -1).flatten(0, 1)
@@ -182,7 +220,7 @@ def _fold(conv: Any, norm: Any) -> None:
 def _fuse_calls(graph: Graph, layer: Any, chains: list[_Chain]) -> None:
     """Puts a layer into the places of chains with the same epilogue."""
     if chains[0].norm is not None:
-        _fold(layer, chains[0].normalisation)
+        _fold(layer, chains[0].norm)
     if chains[0].activation != "none" or any(chain.addition for chain in chains):
         layer.__class__ = _FUSED[type(layer)]
         layer.activation, layer.negative_slope = chains[0].activation, chains[0].negative_slope
@@ -316,6 +354,8 @@ def _fused(model: torch.nn.Module) -> tuple[GraphModule, dict[str, str]]:
         for node in reversed(graph.nodes):
             if node.op == "get_attr" and not node.users:
                 graph.erase_node(node)
+                if str(node.target).startswith("_tensor_constant"):  # of the trace itself
+                    delattr(fused, str(node.target))
         fused.delete_all_unused_submodules()
     graph.lint()
     fused.recompile()
@@ -325,10 +365,11 @@ def _fused(model: torch.nn.Module) -> tuple[GraphModule, dict[str, str]]:
 def fuse(model: torch.nn.Module) -> GraphModule:
     """A copy of a model in which layers do what follows them: passes over feature maps that are saved.
 
-    In eval mode, for inference: batch norms (layers, and calls of the function) are folded into the weights of the
-    convolutions (also transposed ones) before them, and an addition (of a shortcut) and an activation (ReLU, ReLU6,
-    LeakyReLU) are computed as a convolution stores its results. Identities and dropout go, and parametrized weights
-    (weight and spectral norm) are computed once. The rounding differs from the model's, as folded weights are others.
+    In eval mode, for inference: batch norms (layers, calls of the function, and constants for each channel that results
+    are multiplied by and added to) are folded into the weights of the convolutions (also transposed ones) before them,
+    and an addition (of a shortcut) and an activation (ReLU, ReLU6, LeakyReLU) are computed as a convolution stores its
+    results. Identities and dropout go, and parametrized weights (weight and spectral norm) are computed once. The
+    rounding differs from the model's, as folded weights are others.
 
     In training mode, for training: batch norms do the addition and the activation behind them, forward and backward.
     Names of parameters and buffers are the model's, so that checkpoints fit both ways; their order is that of calls, so

@@ -177,6 +177,38 @@ def norms_that_activate() -> nn.Module:
     return Block(forward, **parts, **layers, mean=Block(lambda self, x: x.mean((0, 2, 3))))
 
 
+class Frozen(nn.Module):
+    """torchvision's and DETR's batch norm of a detector's backbone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(channels) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias, mean, variance = (each.reshape(1, -1, 1, 1) for each in self.buffers())
+        scale = weight * (variance + 1e-5).rsqrt()
+        return x * scale + (bias - mean * scale)
+
+
+def frozen() -> nn.Module:
+    """Also a layer's scale alone, one before the convolution, one for each pixel, and one of another convolution."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.first(x)))
+        y = F.relu(self.norm2(self.second(y)) + x)
+        y = F.relu(self.third(self.norm1(y)) * self.scale)
+        return F.relu(self.fourth(y) * self.pixels) + self.shared(y) * self.scale + self.shared(x) * self.other
+
+    layers = {
+        name: nn.Conv2d(4, 4, 1, bias=name == "first") for name in ("first", "second", "third", "fourth", "shared")
+    }
+    block = Block(forward, norm1=Frozen(4), norm2=Frozen(4), **layers)
+    for name, shape in (("scale", (4, 1, 1)), ("other", (4, 1, 1)), ("pixels", (4, 8, 6))):
+        block.register_parameter(name, nn.Parameter(torch.rand(shape)))
+    return block
+
+
 FAMILIES: dict[Callable[[], nn.Module], dict[str, int]] = {  # and layers after fusing
     csp: {"FusedConv2d": 4, "Conv2d": 2, "SiLU": 1},
     squeeze_excitation: {"FusedConv2d": 2, "Conv2d": 3, "Hardswish": 1, "SiLU": 1},
@@ -190,6 +222,7 @@ FAMILIES: dict[Callable[[], nn.Module], dict[str, int]] = {  # and layers after 
     temporal_shift: {"FusedConv2d": 1},
     weights_in_use: {"Conv2d": 1, "BatchNorm2d": 1},
     norms_that_activate: {"FusedConv2d": 2, "Conv2d": 2},
+    frozen: {"FusedConv2d": 3, "Conv2d": 2},
 }
 
 
@@ -200,3 +233,5 @@ def test_family(family: Callable[[], nn.Module]) -> None:
         {name: count for name, count in fused_layers(fused).items() if hasattr(nn, name) or "Fused" in name}
     )
     assert leaves - Counter({"Module": leaves["Module"]}) == FAMILIES[family]
+    read = {node.target for node in fused.graph.nodes if node.op == "get_attr"}
+    assert {name for name in fused.state_dict() if "constant" in name} <= read
