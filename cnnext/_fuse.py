@@ -340,16 +340,18 @@ def _fused(model: torch.nn.Module) -> tuple[GraphModule, dict[str, str]]:
             node.target = _REDIRECTIONS[node.target][1]
         if plain_type(type(_module(node, modules))) in heads:
             calls.setdefault(str(node.target), []).append(node)
-    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    elsewhere = {module for name in trace.parts for module in modules[name].modules()}
     for name, nodes in calls.items():
-        if not _is_plain(modules[name]) or name in read or any(len(node.args) != 1 for node in nodes):
+        layer = modules[name]
+        changes_others = layer in elsewhere or name in trace.read
+        if not _is_plain(layer) or changes_others or any(len(node.args) != 1 for node in nodes):
             continue
-        modules[name].__class__ = plain_type(type(modules[name]))
+        layer.__class__ = plain_type(type(layer))
         chains = [_Chain(node, fused, modules) for node in nodes]
         links = [node for chain in chains for node in chain.nodes]
         alike = all(chain.epilogue == chains[0].epilogue for chain in chains)
         if len(links) > len(nodes) and len(links) == len(set(links)) and alike:
-            _fuse_calls(graph, modules[name], chains)
+            _fuse_calls(graph, layer, chains)
     if not training:  # a checkpoint holds what is not used too
         for node in reversed(graph.nodes):
             if node.op == "get_attr" and not node.users:
@@ -382,8 +384,8 @@ def fuse(model: torch.nn.Module) -> GraphModule:
         model: such that `torch.fx.symbolic_trace` takes it: its forward does not branch on what tensors hold or how
             large they are, nor, to train, on its mode. Parts of which that is not true are called as they are, and one
             warning names them. Arguments of forward that are None or a bool by default stay so. Layers with hooks,
-            those whose weights forward reads, and those that are called several times with different layers after
-            them stay as they are.
+            those whose weights forward reads, those that such parts call too, and those that are called several times
+            with different layers after them stay as they are.
 
     Returns:
         A `torch.fx.GraphModule`. That of a model in eval mode is to be run where no gradients are wanted

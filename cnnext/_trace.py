@@ -130,6 +130,10 @@ class Trace:
             if versions.get(name) != version:
                 raise TraceError(f"forward changes the buffer {name}, which a trace would do once and for all")
         self.parts = tracer.parts
+        attributes = [str(node.target) for node in self.graph.nodes if node.op == "get_attr"]
+        self.read = {
+            name.rpartition(".")[0] for name in attributes
+        }  # modules, also by parts as far as they were traced
         for node in reversed(self.graph.nodes):
             if isinstance(node.type, str):  # of `from __future__ import annotations`: torch.save would fail
                 node.type = None

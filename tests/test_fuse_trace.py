@@ -129,6 +129,15 @@ def test_parts_that_can_not_be_traced_are_called(tmp_path: object) -> None:
     torch.testing.assert_close(torch.load(f"{tmp_path}/fused.pt", weights_only=False)(x), model(x))
 
 
+@pytest.mark.filterwarnings("ignore:cnnext.fuse did not look into parts")
+@pytest.mark.parametrize("training", [False, True])
+def test_layers_that_such_a_part_calls_too(training: bool) -> None:
+    conv, norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+    model = calibrated(nn.Sequential(conv, norm, nn.ReLU(), Branching(conv, norm))).train(training)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(cnnext.fuse(model)(x), model(x))
+
+
 def test_the_model_itself_can_not_be_traced() -> None:
     with pytest.raises(TraceError, match=r"cnnext.fuse: the forward of Branching can not be traced: symbolically"):
         cnnext.fuse(Branching(nn.ReLU()).eval())
@@ -143,7 +152,7 @@ def test_autocast_inside_a_forward() -> None:
     with torch.no_grad():
         assert fused(x).dtype == torch.bfloat16 and torch.equal(fused(x), model(x))
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        assert torch.equal(cnnext.fuse(model[1])(x), model[1](x))
+        assert torch.equal(cnnext.fuse(model)(x), model(x))
 
 
 def test_subclasses_of_layers_are_fused() -> None:
