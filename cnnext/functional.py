@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling as is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from . import _C, backends
@@ -143,9 +143,9 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     args = (input, running_mean, running_var, weight, bias, training, momentum, eps)
-    if has_torch_function_variadic(*args[:5]):
+    if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
         return handle_torch_function(batch_norm, args[:5], *args)
-    return fused_batch_norm(*args)
+    return _normalise(args)
 
 
 def fused_batch_norm(
@@ -165,14 +165,19 @@ def fused_batch_norm(
     if has_torch_function_variadic(*args[:5], residual):
         tensors = (*args[:5], residual)
         return handle_torch_function(fused_batch_norm, tensors, *args, residual, activation, negative_slope)
-    negative_slope = float(negative_slope)
+    return _normalise(args, residual, activation, float(negative_slope))
+
+
+def _normalise(
+    args: tuple[Any, ...], residual: Tensor | None = None, activation: str = "none", negative_slope: float = 0.01
+) -> Tensor:
+    input, running_mean, running_var, weight, bias, training, momentum, eps = args
+    epilogue = (residual, activation, negative_slope)
     if training is False and not is_compiling() and backends.enabled:
-        by_moments = (input, running_mean, running_var, weight, bias, eps)
-        output = _C.batch_norm(*by_moments, residual, activation, negative_slope)
+        output = _C.batch_norm(input, running_mean, running_var, weight, bias, eps, *epilogue)
         if output is not None:
             return output
     check_activation(activation)
-    epilogue = (residual, activation, negative_slope)
     if not takes_batch_norm(*args):
         on_gpu = {"reason": "on a GPU"} if isinstance(input, Tensor) and input.is_cuda else {}
         return _finish(_torchs_batch_norm.fall_back(*args, **on_gpu), *epilogue)

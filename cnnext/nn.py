@@ -36,6 +36,14 @@ def __getattr__(name: str) -> Any:
 class _Conv:
     _function: ClassVar[Callable[..., Tensor]]
 
+    def forward(self: Any, input: Tensor, *epilogue: Any) -> Tensor:
+        tensors = self._parameters
+        try:  # `self.weight` searches for longer than a small convolution takes
+            weight, bias = tensors["weight"], tensors["bias"]
+        except KeyError:  # parametrised, pruned, ...
+            weight, bias = self.weight, self.bias
+        return self._conv_forward(input, weight, bias, *epilogue)
+
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *epilogue: Any) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
@@ -101,21 +109,25 @@ class _LPPool:
 
 
 class _BatchNorm:
-    def forward(self: Any, input: Tensor) -> Tensor:
-        return self._normalise(F.batch_norm, input)
+    _function: ClassVar[Callable[..., Tensor]] = staticmethod(F.batch_norm)
 
-    def _normalise(self: Any, function: Callable[..., Tensor], input: Tensor, *epilogue: Any) -> Tensor:
+    def forward(self: Any, input: Tensor, *epilogue: Any) -> Tensor:
         if not has_torch_function_unary(input):  # a trace does not know the size
             self._check_input_dim(input)
-        momentum = 0.0 if self.momentum is None else self.momentum
-        tracks = self.training and self.track_running_stats
-        if tracks and self.num_batches_tracked is not None:
+        tensors, moments = self._parameters, self._buffers
+        try:
+            weight, bias = tensors["weight"], tensors["bias"]
+            mean, variance = moments["running_mean"], moments["running_var"]
+        except KeyError:
+            weight, bias, mean, variance = self.weight, self.bias, self.running_mean, self.running_var
+        by_batch, momentum = self.training or (mean is None and variance is None), self.momentum
+        if self.training and not self.track_running_stats:
+            mean = variance = None
+        elif self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the running moments are the means of all
+            if momentum is None:  # the running moments are the means of all
                 momentum = 1 / float(self.num_batches_tracked)
-        by_batch = self.training or (self.running_mean is None and self.running_var is None)
-        moments = (self.running_mean, self.running_var) if tracks or not self.training else (None, None)
-        return function(input, *moments, self.weight, self.bias, by_batch, momentum, self.eps, *epilogue)
+        return self._function(input, mean, variance, weight, bias, by_batch, momentum or 0.0, self.eps, *epilogue)
 
 
 class Conv1d(_Conv, nn.Conv1d):
@@ -160,12 +172,14 @@ class _FusedConv(_Fused):
     _function: ClassVar[Callable[..., Tensor]]
 
     def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self._conv_forward(input, self.weight, self.bias, residual, self.activation, self.negative_slope)
+        return super().forward(input, residual, self.activation, self.negative_slope)  # type: ignore[misc]
 
 
 class _FusedBatchNorm(_Fused):
+    _function: ClassVar[Callable[..., Tensor]] = staticmethod(F.fused_batch_norm)
+
     def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self._normalise(F.fused_batch_norm, input, residual, self.activation, self.negative_slope)
+        return super().forward(input, residual, self.activation, self.negative_slope)  # type: ignore[misc]
 
 
 class FusedConv1d(_FusedConv, Conv1d):
