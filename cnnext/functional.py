@@ -142,9 +142,14 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    args = (input, running_mean, running_var, weight, bias, training, momentum, eps)
     if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
+        args = (input, running_mean, running_var, weight, bias, training, momentum, eps)
         return handle_torch_function(batch_norm, args[:5], *args)
+    if training is False and not is_compiling() and backends.enabled:
+        output = _C.batch_norm(input, running_mean, running_var, weight, bias, eps, None, "none", 0.0)
+        if output is not None:
+            return output
+    args = (input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _normalise(args)
 
 
@@ -165,18 +170,19 @@ def fused_batch_norm(
     if has_torch_function_variadic(*args[:5], residual):
         tensors = (*args[:5], residual)
         return handle_torch_function(fused_batch_norm, tensors, *args, residual, activation, negative_slope)
-    return _normalise(args, residual, activation, float(negative_slope))
-
-
-def _normalise(
-    args: tuple[Any, ...], residual: Tensor | None = None, activation: str = "none", negative_slope: float = 0.01
-) -> Tensor:
-    input, running_mean, running_var, weight, bias, training, momentum, eps = args
-    epilogue = (residual, activation, negative_slope)
+    epilogue = (residual, activation, float(negative_slope))
     if training is False and not is_compiling() and backends.enabled:
         output = _C.batch_norm(input, running_mean, running_var, weight, bias, eps, *epilogue)
         if output is not None:
             return output
+    return _normalise(args, *epilogue)
+
+
+def _normalise(
+    args: tuple[Any, ...], residual: Tensor | None = None, activation: str = "none", negative_slope: float = 0.0
+) -> Tensor:
+    input, running_mean, running_var, weight, bias, training, momentum, eps = args
+    epilogue = (residual, activation, negative_slope)
     check_activation(activation)
     if not takes_batch_norm(*args):
         on_gpu = {"reason": "on a GPU"} if isinstance(input, Tensor) and input.is_cuda else {}

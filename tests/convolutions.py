@@ -12,7 +12,7 @@ from math import prod
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from kernels import Ints, forced, layout
+from kernels import LAST, Ints, forced, layout
 from torch import Tensor
 
 from cnnext import _C, backends
@@ -198,7 +198,8 @@ def taking(op: str, conv: Conv, t: Operands, weight_last: bool) -> list[str]:
         "conv_grad_weight": (t.input, t.grad_output),
     }
     last = any(map(_C.is_channels_last, operands[op]))
-    result_last = weight_last if op == "conv_grad_weight" else _C.is_channels_last(t.weight)
+    is_result = op == "conv_grad_weight"  # in which one spatial axis has no channels last either
+    result_last = weight_last and len(conv.weight) in LAST if is_result else _C.is_channels_last(t.weight)
     sizes = (conv.input, conv.weight, *conv.parameters)
     answers = _C.explain_conv(op, *sizes, t.input.dtype, last, weight_channels_last=result_last)["candidates"]
     takes = {answer["name"] for answer in answers if answer["supported"]}

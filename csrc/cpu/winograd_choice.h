@@ -80,6 +80,14 @@ inline Phases winograd_phases(const ConvProblem& p, bool gradient) {
   return phases;
 }
 
+// Products of two vectors that take as long as a weight's transform, and as a patch's or its result's, each of
+// as many numbers as there are products, counted roughly: half of what strides make of a patch are copies.
+template <class Tile>
+constexpr double kWeightCost = Tile::kStrides ? 7 : 3.6;
+template <class Tile>
+constexpr double kPatchCost = Tile::kStrides ? 10 : 15;
+constexpr double kGroupPatchCost = 7;  // the channels of a group are copied close to each other
+
 // Products of two vectors that take as long as the whole, counted roughly, here for one image: the choice
 // does not depend on the batch, so that an image's result does not either.
 template <class Tile>
@@ -93,14 +101,13 @@ double conv_cost(const Phases& phases) {
   if (phases.joined_groups > 1 && blocks > 1) return 1e300;  // their products take one block of taps
   const TileGrid grid(g, Tile());
   const double tiles = double(grid.per_image());
-  // The channels of a group are copied close to each other, and half of what strides make are copies.
-  const double each = phases.shape.groups > 1 ? 7 : Tile::kStrides ? 10 : 15;
+  const double each = phases.shape.groups > 1 ? kGroupPatchCost : kPatchCost<Tile>;
   // Weights too many to be kept are transformed again for each block of tiles.
   const bool kept = Tile::kWeights * blocks * C * K * kLanes<float> * sizeof(float) <= kKeptBytes;
   const int64_t depth = int64_t(blocks * C), held = kept ? depth : min_of(depth, phases.channels);
   const int64_t tile_blocks = ceil_div(int64_t(tiles), most_tiles_of<Tile>(held, kept));
   const double times = kept ? 1 : double(tile_blocks);
-  const double weights = (Tile::kStrides ? 7 : 3.6) * times * blocks * C * K,
+  const double weights = kWeightCost<Tile> * times * blocks * C * K,
                patches = each * tiles * blocks * vectors_of_C, sums = each * tiles * K;
   const double products = double(grid.products_per_image()) * blocks * C * K;
   return Tile::kMargin * (products + Tile::kWeights * weights + Tile::kProducts * (patches + sums));

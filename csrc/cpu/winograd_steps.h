@@ -73,7 +73,8 @@ struct WinogradSteps {
 
   // Tiles of a block. Blocks are alike, and where there are several, as many for each thread; but where each
   // transforms the weights again, for many threads panels are shared out instead. A single block is cut where
-  // there are few panels for the threads.
+  // there are few panels for the threads, or where to transform all weights for each takes less time than all
+  // patches for each share of the panels.
   int64_t even_tiles() const {
     const int64_t held = by_chunks ? phases.channels : depth.total();
     const int64_t blocks = ceil_div(grid.size(), most_tiles_of<Tile>(held, kept));
@@ -82,7 +83,12 @@ struct WinogradSteps {
     int64_t cut = blocks;
     if (blocks > 1 && (kept || even <= 3 * blocks)) cut = min_of(even, most);
     if (blocks == 1 && others < 2 * threads) cut = blocks_for(threads, others, most);
+    if (blocks == 1 && others == panels && patches_outweigh_weights()) cut = max_of(cut, min_of(threads, most));
     return ceil_div(grid.size(), cut);
+  }
+  bool patches_outweigh_weights() const {
+    return kPatchCost<Tile> * kProducts * double(grid.size()) >
+           kWeightCost<Tile> * kWeights * double(phases.channels);
   }
   // How the tiles are cut, and with that the weights' place: all of them in front of the threads' memory, or
   // a chunk in each thread's.
