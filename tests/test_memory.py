@@ -101,6 +101,16 @@ def test_a_small_network_does_not_wait_for_the_system():
     assert cnnext.memory_stats()["allocated"] == before
 
 
+def test_memory_that_lives_long_among_outputs_does_not_make_them_wait():
+    model = cnnext.convert(cnnext.models.resnet50().eval())  # its packed weights tie segments up
+    counts = []
+    with backends.packed_weights(True), torch.inference_mode():
+        for _ in range(14):
+            model(torch.ones(1, 3, 224, 224))
+            counts.append(cnnext.memory_stats()["allocated"])
+    assert counts[-1] == counts[-4], counts
+
+
 def test_outputs_can_be_resized_and_shared():
     output = run()
     output.resize_(8, 16, 64, 64)

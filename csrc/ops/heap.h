@@ -57,6 +57,7 @@ class Heap {
     if (!segment) return nullptr;
     held_ += size;
     waiting_ += size;
+    whole_ += size;
     const auto block = blocks_.emplace(static_cast<char*>(segment), Block{size, true, true}).first;
     free_.emplace(size, block->first);
     return cut(block, bytes);
@@ -70,17 +71,18 @@ class Heap {
     if (next != blocks_.end() && joins(next)) block = join(block, next);
     if (!block->second.first && std::prev(block)->second.free) block = join(std::prev(block), block);
     free_.emplace(block->second.size, block->first);
+    if (is_whole(block)) whole_ += block->second.size;
   }
   // Gives segments of which no block is in use back to the system, the largest first, until this many bytes
   // are given.
   void release(size_t bytes) {
     for (auto last = free_.end(); bytes > 0 && last != free_.begin();) {
       const auto block = blocks_.find((--last)->second);
-      const auto next = std::next(block);
-      if (!block->second.first || (next != blocks_.end() && !next->second.first)) continue;
+      if (!is_whole(block)) continue;
       const size_t size = block->second.size;
       held_ -= size;
       waiting_ -= size;
+      whole_ -= size;
       bytes -= size < bytes ? size : bytes;
       unmap_segment(block->first, size);
       blocks_.erase(block);
@@ -90,6 +92,7 @@ class Heap {
 
   size_t held() const { return held_; }        // bytes of all segments
   size_t waiting() const { return waiting_; }  // of these in free blocks
+  size_t whole() const { return whole_; }      // of these in segments that are free as a whole
 
  private:
   static constexpr size_t kLeast = 4096;  // bytes of a block that is cut off
@@ -101,9 +104,14 @@ class Heap {
   using Blocks = std::map<char*, Block>;
 
   bool joins(Blocks::iterator next) const { return next->second.free && !next->second.first; }
+  bool is_whole(Blocks::iterator block) const {
+    const auto next = std::next(block);
+    return block->second.first && (next == blocks_.end() || next->second.first);
+  }
 
   void* cut(Blocks::iterator block, size_t bytes) {
     free_.erase({block->second.size, block->first});
+    if (is_whole(block)) whole_ -= block->second.size;
     const size_t rest = block->second.size - bytes;
     if (rest >= kLeast) {
       block->second.size = bytes;
@@ -123,7 +131,7 @@ class Heap {
 
   Blocks blocks_;
   std::set<std::pair<size_t, char*>> free_;
-  size_t held_ = 0, waiting_ = 0;
+  size_t held_ = 0, waiting_ = 0, whole_ = 0;
 };
 
 }  // namespace cnnext::ops

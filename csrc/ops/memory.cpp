@@ -23,7 +23,7 @@ constexpr size_t kSmall = size_t{1} << 15;  // bytes; less is left to torch's al
 constexpr size_t kLine = 64;                // bytes
 
 // What may be held in all, in use or waiting, for the most that was in use at once. With less to spare,
-// blocks would be given back and asked for again with every step.
+// segments would be given back and asked for again with every step.
 int64_t most_held(int64_t peak) { return peak + peak / 8 + (int64_t{8} << 20); }
 
 class MemoryPool final : public c10::Allocator {
@@ -75,6 +75,8 @@ class MemoryPool final : public c10::Allocator {
     const std::lock_guard<std::mutex> lock(mutex_);
     release(waiting());
     peak_ = in_use();
+    most_tied_ = tied();
+    spare_ = 0;
   }
   std::map<std::string, int64_t> stats() {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -96,7 +98,7 @@ class MemoryPool final : public c10::Allocator {
     } else {
       if (&heap == &scratch_) scratch_.release(scratch_.waiting());  // too small: makes way
       const int64_t segment = round_up(bytes, kHugePage);
-      release(held() + segment - most_held(std::max(peak_, in_use() + segment)));
+      release(held() + segment - most_held(std::max(peak_, in_use() + segment)) - spare_for(segment));
       block = heap.take_new(bytes);
       if (!block) {
         release(waiting());
@@ -106,6 +108,7 @@ class MemoryPool final : public c10::Allocator {
       ++allocated_;
     }
     peak_ = std::max(peak_, in_use());
+    most_tied_ = std::max(most_tied_, tied());
     return block;
   }
 
@@ -125,6 +128,13 @@ class MemoryPool final : public c10::Allocator {
     torch_->raw_deallocate(block);
   }
 
+  // Where blocks that live long lie among the others, segments are tied up by less than they hold, and what
+  // is held for the peak may not suffice: then slowly more is, up to what was tied up at once.
+  int64_t spare_for(int64_t segment) {
+    const bool lacking = held() + segment > most_held(peak_) + spare_ && in_use() + segment <= peak_;
+    if (lacking) spare_ = std::min(spare_ + segment / 8, std::max<int64_t>(most_tied_ - peak_, 0));
+    return spare_;
+  }
   // Gives segments back, of outputs first, until this many bytes are given.
   void release(int64_t bytes) {
     const int64_t least = held() - bytes;
@@ -134,6 +144,7 @@ class MemoryPool final : public c10::Allocator {
   int64_t held() const { return outputs_.held() + scratch_.held(); }
   int64_t waiting() const { return outputs_.waiting() + scratch_.waiting(); }
   int64_t in_use() const { return held() - waiting(); }
+  int64_t tied() const { return held() - outputs_.whole() - scratch_.whole(); }  // can not be given back
 
   std::mutex mutex_;
   bool enabled_ = [] {
@@ -142,7 +153,7 @@ class MemoryPool final : public c10::Allocator {
   }();
   c10::Allocator* torch_ = c10::GetDefaultCPUAllocator();
   Heap outputs_, scratch_;
-  int64_t peak_ = 0, reused_ = 0, allocated_ = 0;
+  int64_t peak_ = 0, most_tied_ = 0, spare_ = 0, reused_ = 0, allocated_ = 0;
 };
 
 }  // namespace
