@@ -70,6 +70,7 @@ def test_single_layer_arguments():
             "'grad_input' here; there are forward\n",
         ),
         (["--only", "networks", "--direction", "forward"], "--only networks takes no --direction"),
+        (["--only", "networks", "--cold"], "--only networks takes no --cold"),
         (["--only", "layers", "--torch-memory"], "--only layers takes no --torch-memory"),
         (["--only", "layers", "--packed-weights"], "--only layers takes no --packed-weights"),
         (["--only", "layers", "--fuse"], "--only layers takes no --fuse"),

@@ -97,6 +97,15 @@ def test_at_least_five_rounds(clock):
     assert len(timing.finish(timing.interleave({"a": clock.takes(10.0)}, 0.1, repeats=2))["a"].seconds) == 2
 
 
+def test_what_is_done_before_each_call_is_not_timed(clock):
+    order, short, long = [], clock.takes(1e-4), clock.takes(7.0)
+    functions = {name: lambda name=name: (order.append(name), short()) for name in "ab"}
+    before = {name: lambda name=name: (order.append(f"before {name}"), long()) for name in "ab"}
+    found = timing.finish(timing.interleave(functions, 1.0, repeats=3, before=before))
+    assert all(each.calls == 1 and each.seconds == pytest.approx([1e-4] * 3) for each in found.values())
+    assert order[-12:] == ["before a", "a", "before b", "b"] * 3
+
+
 # --- the machine -------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +336,43 @@ def test_threads_are_those_that_were_asked_for(monkeypatch):
         assert seen.pop() == expected
         assert events[0]["threads"] == expected
         assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "direction", "written"),
+    [(LAYER, "forward", "input"), (LAYER, "grad_weight", "grad_output"), (POOL, "backward", "grad_output")],
+)
+def test_a_cold_layer_finds_only_what_the_last_one_wrote(layer, direction, written, monkeypatch):
+    given, touched = {}, []
+
+    def keep(layer, direction, tensors, *_):
+        if tensors.input.dtype == torch.float32:  # not the reference's
+            given[tensors.input.is_contiguous()] = tensors
+        return lambda: torch.zeros(())
+
+    def interleave(functions, min_time, repeats, device, before):
+        yield 0.0
+        for name in functions:
+            tensors = given[name.endswith("nchw")]
+            versions = [tensors.input._version, tensors.grad_output._version]
+            before[name]()
+            changed = [t._version - v for t, v in zip((tensors.input, tensors.grad_output), versions, strict=True)]
+            touched.append(changed)
+        return {name: timed(1.0) for name in functions}
+
+    monkeypatch.setattr(layer_bench, "torch_call", keep)
+    monkeypatch.setattr(layer_bench, "our_call", keep)
+    monkeypatch.setattr(layer_bench, "interleave", interleave)
+    monkeypatch.setattr(layer_bench, "_OTHER_BYTES", 64)
+    list(layer_bench.measure(layer, (direction,), torch.float32, layers.LAYOUTS, MACHINE, 0.0, cold=True))
+    assert touched == [[written == "input", written == "grad_output"]] * 4
+
+
+def test_cold_reaches_the_sections():
+    for arguments in (CONV, ["--model", "resnet18", "--only", "layers"]):
+        for wanted in (True, False):
+            for _, group in cli.plan(parse(*arguments, *(["--cold"] if wanted else []))):
+                assert [section.cold for section in group] == [wanted] * len(group)
 
 
 def test_threads_reach_the_sections():

@@ -90,6 +90,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "faults; default leaves glibc as it is (default: default for networks, fixed for layers)",
     )
     how.add_argument(
+        "--cold",
+        action="store_true",
+        help="layers find all but their input out of the caches, as in a network; otherwise they find what calls of "
+        "themselves left there",
+    )
+    how.add_argument(
         "--torch-memory",
         action="store_true",
         help="networks with our layers run with cnnext.backends.torch_memory, those with torch's as before",
@@ -198,13 +204,13 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
     if args.op is not None:
         _refuse(args, _OF_MODELS, "a single layer")
         layer = layer_from(args)
-        single = section("layers", layer.label(), layer.input[0], 1.0, directions=layer.directions)
+        single = section("layers", layer.label(), layer.input[0], 1.0, directions=layer.directions, cold=args.cold)
         single.add(layers.LayerUse(layer, [layer.op], True))
         return [(args.allocator or "fixed", _chosen([single], directions))]
 
     _refuse(args, _OF_LAYERS, "a run of models")
     if args.only:
-        others = ["direction"] if args.only == "networks" else ["torch_memory", "packed_weights", "fuse"]
+        others = ["direction", "cold"] if args.only == "networks" else ["torch_memory", "packed_weights", "fuse"]
         _refuse(args, others, f"--only {args.only}")
     names = list(dict.fromkeys(args.model or DEFAULT_MODELS))
     # as a whole, those that take the photograph and are trained by cross-entropy
@@ -242,7 +248,8 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
     for name in names:
         # each direction at the batch size of the run that it is part of
         for mode in modes:
-            part = section("layers", f"{name} · layers", batch_of[mode], 0.1, model=name, mode=mode)
+            title = f"{name} · layers{' in cold caches' if args.cold else ''}"
+            part = section("layers", title, batch_of[mode], 0.1, model=name, mode=mode, cold=args.cold)
             part.directions = every_direction
             if mode == "infer" or len(modes) > 1:
                 part.directions = tuple(d for d in every_direction if (d == "forward") == (mode == "infer"))

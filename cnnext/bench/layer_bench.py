@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ Call = Callable[[], Tensor]
 _TIMES_TORCH = 8
 _ROUNDINGS = 8
 _NEVER_RIGHT = 1 / 8  # relative error
+_OTHER_BYTES = 128 << 20  # more than caches hold
 _CPU = torch.device("cpu")
 
 
@@ -137,6 +139,16 @@ def _pool_call(layer: Layer, direction: str, tensors: Tensors, functional: Any) 
     return lambda: torch.autograd.grad(output, input, tensors.grad_output, retain_graph=True)[0]
 
 
+@functools.cache
+def _other_memory(device: torch.device) -> Tensor:
+    return torch.ones(_OTHER_BYTES // 4, device=device)
+
+
+def _as_in_a_network(read: Tensor) -> Callable[[], object]:
+    """Fills the caches with other memory, and then with what a layer reads, written as by the layer before it."""
+    return lambda: (_other_memory(read.device).sum(), read.detach().mul_(1))
+
+
 def kernel_name(
     layer: Layer, direction: str, dtype: torch.dtype, layout: str, device: torch.device, training: bool = False
 ) -> str:
@@ -221,13 +233,15 @@ def measure(
     min_time: float,
     repeats: int | None = None,
     training: bool = False,
+    cold: bool = False,
 ) -> Generator[dict[str, Any], None, None]:
     """Checks and times one layer; yields one result per direction.
 
     Both sides get the same operands in the same layout. Times are without autograd, except the backward of pooling
-    and, where it is for training, its forward, which then keeps what backward needs. A result's ``limit`` is the time
-    the machine's measured peaks allow: the larger of FLOPs by peak FLOP/s and bytes by the bandwidth of a copy of as
-    many bytes. Its ``wrong`` are backends of torch that are not timed because they do not compute the layer, with
+    and, where it is for training, its forward, which then keeps what backward needs. ``cold`` times each call by itself
+    with all but its input, or the gradient of its output, out of the caches, as in a network. A result's ``limit`` is
+    the time the machine's measured peaks allow: the larger of FLOPs by peak FLOP/s and bytes by the bandwidth of a copy
+    of as many bytes. Its ``wrong`` are backends of torch that are not timed because they do not compute the layer, with
     their relative errors (None: not finite).
 
     Raises:
@@ -254,7 +268,11 @@ def measure(
             del reference
             wrong = check(found, f"{layer.label()} {direction}", dtype, most)
             calls = {name: call for name, call in calls.items() if name not in wrong}
-            timings = finish(interleave(calls, min_time, repeats, device))
+            before = None
+            if cold:
+                first = "input" if direction == "forward" else "grad_output"
+                before = {name: _as_in_a_network(getattr(operands[name.split()[1]], first)) for name in calls}
+            timings = finish(interleave(calls, min_time, repeats, device, before))
         backends = {}
         for name, timing in timings.items():
             library, layout = name.split()

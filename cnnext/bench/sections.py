@@ -41,6 +41,7 @@ class Section:
     packed_weights: bool = False
     fuse: bool = False
     directions: tuple[str, ...] = ()
+    cold: bool = False
     uses: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, use: LayerUse) -> None:
@@ -161,6 +162,7 @@ def _layers(section: Section, machine: Machine) -> Iterator[Event]:
             machine,
             section.min_time,
             section.repeats,
+            cold=section.cold,
         ):
             about = {"model": section.model, "mode": section.mode, "count": use.count, "names": use.names}
             yield {"event": "result", "result": {**about, **result}}

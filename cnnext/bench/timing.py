@@ -66,6 +66,7 @@ def interleave(
     min_time: float,
     repeats: int | None = None,
     device: torch.device = _CPU,
+    before: Mapping[str, Callable[[], object]] | None = None,
 ) -> Generator[float, None, dict[str, Timing]]:
     """Times functions in turns, after a warm-up; a generator that yields the fraction done and returns the times.
 
@@ -74,6 +75,8 @@ def interleave(
         min_time: seconds each function should be timed for, in total; at least five rounds are made anyway.
         repeats: this many rounds exactly, whatever ``min_time`` says.
         device: where they run. On a GPU, events in its stream are the clock.
+        before: called before each call of the function of the same name, outside of the time, which is then taken of
+            every call by itself.
     """
     timings = {}
     rounds = 1
@@ -82,7 +85,7 @@ def interleave(
         if elapsed < _LONG_CALL:
             elapsed = _block(function, 1, device)
         calls = 1
-        while elapsed < _BLOCK_SECONDS:
+        while elapsed < _BLOCK_SECONDS and before is None:
             calls = max(calls + 1, min(calls * 10, int(calls * 1.2 * _BLOCK_SECONDS / max(elapsed, 1e-9))))
             elapsed = _block(function, calls, device)
         timings[name] = Timing(calls)
@@ -98,6 +101,8 @@ def interleave(
             if repeats is None and done >= _FEWEST_ROUNDS and time.perf_counter() > deadline:
                 break
             for name, function in functions.items():
+                if before is not None:
+                    before[name]()
                 calls = timings[name].calls
                 timings[name].seconds.append(_block(function, calls, device) / calls)
     finally:

@@ -13,81 +13,12 @@
 // uses them.
 #pragma once
 
+#include "conv_gemm_cut.h"
 #include "conv_in_channels_last.h"
-#include "conv_regions.h"
 #include "conv_sampled.h"
 #include "packed_weights.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
-
-constexpr int64_t kMaxPanels = 16;       // columns of tiles in a task, channels last
-constexpr int64_t kPixelPanels = 4;      // the same, channels first
-constexpr int64_t kMaxChannels = 512;    // rows of a task, channels first
-constexpr int64_t kRowsToPackFor = 128;  // at least; fewer multiply pixels in place, channels first
-
-// How the work is cut, and the memory that a task takes.
-template <class A>
-struct GemmCut {
-  GemmCut(const Regions& regions, const ConvProblem& p, bool read_in_place)
-      : channels_last(p.layout == Layout::kChannelsLast),
-        in_place(read_in_place),
-        pixels(regions.most_pixels(), channels_last ? 1 : pixel_unit(regions.most_pixels(), p.threads)),
-        channels(regions.phases.channels, channels_last ? kLanes<A> : 1),
-        depth_blocks(ceil_div(regions.phases.max_depth(), kDepth)) {
-    cut_pixels(regions, p);
-    packs_in_task = pixels.blocks == 1 && !regions.cut && !p.keeps_weight &&
-                    (!channels_last || depth_in_parts(regions.phases));
-    cut_channels(p);
-    const int64_t max_depth = regions.phases.max_depth();
-    units_of_group = channels_last ? ceil_div(channels.size, kCols<A>) : channels.blocks * depth_blocks;
-    unit_size = channels_last ? kCols<A> * max_depth : channels.block_size * kDepthStride;
-    const int64_t block_pixels = round_up(pixels.block_size, channels_last ? 1 : kCols<A>);
-    const int64_t block_channels = channels_last ? kCols<A> * most_panels() : channels.block_size;
-    gathered_size = round_up(block_pixels * (channels_last ? kDepthStride : kDepth), 64);
-    sums_size = round_up(block_pixels * block_channels, 64);
-    const int64_t weights = channels_last ? kCols<A> * kDepth : channels.block_size * kDepthStride;
-    scratch_size = gathered_size + sums_size + (packs_in_task ? round_up(weights, 64) : 0) + 64;
-  }
-
-  // Channels first: whole panels of pixels, or vectors where threads would not get alike.
-  static int64_t pixel_unit(int64_t pixels, int64_t threads) {
-    return pixels < 16 * threads * kCols<A> ? kLanes<A> : kCols<A>;
-  }
-
-  // Few pixels are one block, if the threads can share the channels alike: whole vectors, or rows enough to
-  // pack the pixels for; where they are not packed, two tiles.
-  void cut_pixels(const Regions& regions, const ConvProblem& p) {
-    const int64_t most = channels_last ? kBlockRows : kPixelPanels * kCols<A>;
-    const int64_t vectors = ceil_div(channels.size, kLanes<A>), rows = in_place ? 2 * kRows : kRowsToPackFor;
-    const bool alike =
-        p.shape.groups % p.threads == 0 || (channels_last ? 17 * vectors >= 16 * round_up(vectors, p.threads)
-                                                          : channels.size >= rows * p.threads);
-    if (pixels.size <= 3 * max_of(most, kBlockRows) && alike) return;
-    int64_t blocks = max_of(1, ceil_div(pixels.size, most));
-    if (!regions.cut)  // as many for each thread, of equal size
-      blocks = max_of(blocks, min_of(round_up(blocks, p.threads), pixels.size / kRows));
-    pixels.cut(blocks);
-  }
-  // Each block of channels packs the pixels again: there are no more than balance the threads.
-  void cut_channels(const ConvProblem& p) {
-    const int64_t least = channels_last ? kLanes<A> : kRows,
-                  most = channels_last ? kMaxPanels * kCols<A> : kMaxChannels;
-    channels.cut(blocks_for(p.threads, pixels.blocks * p.shape.groups, ceil_div(channels.size, least),
-                            ceil_div(channels.size, most)));
-  }
-
-  // Of packed weights, that a block of channels has a part in. Channels last.
-  int64_t most_panels() const {
-    const int64_t vectors = channels.block_size / kLanes<A>;
-    return channels.blocks == 1 ? ceil_div(vectors, kVectors) : ceil_div(vectors - 1, kVectors) + 1;
-  }
-
-  bool channels_last, in_place, packs_in_task;
-  CutAxis pixels, channels;
-  int64_t depth_blocks;
-  int64_t units_of_group;                                     // of packed weights
-  int64_t unit_size, gathered_size, sums_size, scratch_size;  // in elements
-};
 
 // T is the type of the tensors, S that of the elements which are multiplied: T or pairs of them.
 template <class T, class S = T>
@@ -239,57 +170,90 @@ struct Gemm {
   void pixels_by_channels(const Task& t) const {
     const Gather& g = t.r.g;
     const int64_t depth_blocks = this->depth_blocks(t.r);
-    const bool long_runs = g.covers_destination() || g.axis[2].count >= kRows;
+    if (cut.panels_first && depth_blocks > 0) return panels_by_depth(t, depth_blocks);
     const S* from = source_of(t);
     const Range next = {t.pixels.end, min_of(t.pixels.end + t.pixels.size(), g.pixels())};
-    if (depth_blocks == 0) fill_zero(t.sums, cut.sums_size);
-    for (int64_t d = 0; d < max_of(depth_blocks, 1); ++d) {
+    if (depth_blocks == 0) {
+      fill_zero(t.sums, cut.sums_size);
+      for_each_panel(t, [&](Range panel, A* c) { store_pixels(g, t.group, t.pixels, panel, c); });
+    }
+    for (int64_t d = 0; d < depth_blocks; ++d) {
       const Depth depth = depth_block(t.r, d);
-      const bool last_block = d + 1 >= depth_blocks;
-      if (depth.size() > 0 && !cut.in_place)
-        pack_pixels(from, phases.source, g, t.pixels, depth, t.gathered, kDepthStride);
+      const bool last = d + 1 == depth_blocks;
+      if (!cut.in_place) pack_pixels(from, phases.source, g, t.pixels, depth, t.gathered, kDepthStride);
       const int64_t panel_calls = fetch_calls(t.pixels.size(), depth.size());
       const int64_t calls = ceil_div(t.channels.size(), kWide) * panel_calls;
       Ahead ahead;
-      ahead.source = last_block
-                         ? fetched_pixels(from, phases.source, g, next, depth_block(t.r, 0), calls)
-                         : fetched_pixels(from, phases.source, g, t.pixels, depth_block(t.r, d + 1), calls);
-      A* c = t.sums;
-      for (Range panel = panel_of(t, t.channels.begin); panel.size() > 0;
-           panel = panel_of(t, panel.end), c += t.pixels.size() * kWide) {
-        const bool direct = last_block && depth.size() > 0 && long_runs && fills_tiles<A>(panel.size());
-        if (depth.size() > 0) {
-          if (cut.packs_in_task)
-            pack_weight_panel(phases, g, operands.weight, t.group, panel, depth, t.packing);
-          const bool end = panel.end == t.channels.end;
-          ahead.weights =
-              fetched_panel(t, panel_of(t, end ? t.channels.begin : panel.end),
-                            end ? (last_block ? Depth() : depth_block(t.r, d + 1)) : depth, panel_calls);
-          const A* b = cut.packs_in_task
-                           ? t.packing
-                           : packed.get(unit_of(g, t.group, panel.begin / kWide), t.thread, pack_unit()) +
-                                 depth.packed * kWide + panel.begin % kWide;
-          const auto multiply = [&](int64_t at, int64_t count, auto out) {
-            if constexpr (kMayReadInPlace) {
-              if (cut.in_place) {
-                const int64_t stride = phases.source.pixel;
-                const S* rows = from + (t.pixels.begin + at) * stride + depth.begin;
-                return tile_column<0, 1, kWide, kProduct>(count, depth.size(), panel.size(), rows, b, out,
-                                                          &ahead, {stride, 1, kWide});
-              }
-            }
-            tile_column<kDepthStride, 1, kWide, kProduct>(count, depth.size(), panel.size(),
-                                                          t.gathered + at * kDepthStride, b, out, &ahead);
-          };
-          if (direct) {
-            write_pixels(t, panel, d > 0 ? c : nullptr, multiply);
-          } else {
-            multiply(0, t.pixels.size(), tile_sums(c, d > 0));
-          }
-        }
-        if (last_block && !direct) store_pixels(g, t.group, t.pixels, panel, c);
-      }
+      ahead.source = last ? fetched_pixels(from, phases.source, g, next, depth_block(t.r, 0), calls)
+                          : fetched_pixels(from, phases.source, g, t.pixels, depth_block(t.r, d + 1), calls);
+      for_each_panel(t, [&](Range panel, A* c) {
+        const bool end = panel.end == t.channels.end;
+        ahead.weights = fetched_panel(t, panel_of(t, end ? t.channels.begin : panel.end),
+                                      end ? (last ? Depth() : depth_block(t.r, d + 1)) : depth, panel_calls);
+        multiply_panel(t, depth, panel, t.gathered, c, {d > 0, last}, ahead);
+      });
     }
+  }
+  // The same where all the depth of few pixels is packed beforehand.
+  void panels_by_depth(const Task& t, int64_t depth_blocks) const {
+    const int64_t size = cut.gathered_size / cut.depth_blocks;  // of packed pixels
+    for (int64_t d = 0; d < depth_blocks; ++d) {
+      pack_pixels(source_of(t), phases.source, t.r.g, t.pixels, depth_block(t.r, d), t.gathered + d * size,
+                  kDepthStride);
+    }
+    Ahead ahead;
+    for_each_panel(t, [&](Range panel, A*) {
+      for (int64_t d = 0; d < depth_blocks; ++d) {
+        const Depth depth = depth_block(t.r, d);
+        const bool last = d + 1 == depth_blocks;
+        ahead.weights =
+            fetched_panel(t, last ? panel_of(t, panel.end) : panel, depth_block(t.r, last ? 0 : d + 1),
+                          fetch_calls(t.pixels.size(), depth.size()));
+        multiply_panel(t, depth, panel, t.gathered + d * size, t.sums, {d > 0, last}, ahead);
+      }
+    });
+  }
+
+  // visit(panel, its sums [pixel][kWide]) for all of a task.
+  template <class Visit>
+  void for_each_panel(const Task& t, const Visit& visit) const {
+    A* c = t.sums;
+    for (Range panel = panel_of(t, t.channels.begin); panel.size() > 0;
+         panel = panel_of(t, panel.end), c += t.pixels.size() * kWide) {
+      visit(panel, c);
+    }
+  }
+
+  // The products of a panel and a block of the depth, whose pixels are packed unless they are in place, added
+  // to the sums c of blocks before, and written to the destination after the last.
+  struct Place {
+    bool add, last;
+  };
+  void multiply_panel(const Task& t, const Depth& depth, Range panel, const A* pixels, A* c, Place place,
+                      Ahead& ahead) const {
+    const Gather& g = t.r.g;
+    if (cut.packs_in_task) pack_weight_panel(phases, g, operands.weight, t.group, panel, depth, t.packing);
+    const A* b = cut.packs_in_task
+                     ? t.packing
+                     : packed.get(unit_of(g, t.group, panel.begin / kWide), t.thread, pack_unit()) +
+                           depth.packed * kWide + panel.begin % kWide;
+    const auto multiply = [&](int64_t at, int64_t count, auto out) {
+      if constexpr (kMayReadInPlace) {
+        if (cut.in_place) {
+          const int64_t stride = phases.source.pixel;
+          const S* rows = source_of(t) + (t.pixels.begin + at) * stride + depth.begin;
+          return tile_column<0, 1, kWide, kProduct>(count, depth.size(), panel.size(), rows, b, out, &ahead,
+                                                    {stride, 1, kWide});
+        }
+      }
+      tile_column<kDepthStride, 1, kWide, kProduct>(count, depth.size(), panel.size(),
+                                                    pixels + at * kDepthStride, b, out, &ahead);
+    };
+    const bool long_runs = g.covers_destination() || g.axis[2].count >= kRows;
+    if (place.last && long_runs && fills_tiles<A>(panel.size()))
+      return write_pixels(t, panel, place.add ? c : nullptr, multiply);
+    multiply(0, t.pixels.size(), tile_sums(c, place.add));
+    if (place.last) store_pixels(g, t.group, t.pixels, panel, c);
   }
 
   // What a task has of the panel of packed weights in which a channel is.

@@ -80,8 +80,8 @@ inline Phases winograd_phases(const ConvProblem& p, bool gradient) {
   return phases;
 }
 
-// Products of two vectors that take as long as a weight's transform, and as a patch's or its result's, each of
-// as many numbers as there are products, counted roughly: half of what strides make of a patch are copies.
+// Products of two vectors that take as long as a weight's transform, and as a patch's or its result's, each
+// of as many numbers as there are products, counted roughly: half of what strides make of a patch are copies.
 template <class Tile>
 constexpr double kWeightCost = Tile::kStrides ? 7 : 3.6;
 template <class Tile>

@@ -83,7 +83,7 @@ struct WinogradSteps {
     int64_t cut = blocks;
     if (blocks > 1 && (kept || even <= 3 * blocks)) cut = min_of(even, most);
     if (blocks == 1 && others < 2 * threads) cut = blocks_for(threads, others, most);
-    if (blocks == 1 && others == panels && patches_outweigh_weights()) cut = max_of(cut, min_of(threads, most));
+    if (blocks == 1 && groups == 1 && patches_outweigh_weights()) cut = max_of(cut, min_of(threads, most));
     return ceil_div(grid.size(), cut);
   }
   bool patches_outweigh_weights() const {
