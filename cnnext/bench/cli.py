@@ -248,8 +248,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, list[Section]]]:
     for name in names:
         # each direction at the batch size of the run that it is part of
         for mode in modes:
-            title = f"{name} · layers{' in cold caches' if args.cold else ''}"
-            part = section("layers", title, batch_of[mode], 0.1, model=name, mode=mode, cold=args.cold)
+            part = section("layers", f"{name} · layers", batch_of[mode], 0.1, model=name, mode=mode, cold=args.cold)
             part.directions = every_direction
             if mode == "infer" or len(modes) > 1:
                 part.directions = tuple(d for d in every_direction if (d == "forward") == (mode == "infer"))

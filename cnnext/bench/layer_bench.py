@@ -289,6 +289,7 @@ def measure(
             "direction": direction,
             "dtype": str(dtype).removeprefix("torch."),
             "batch": layer.input[0],
+            "cold": cold,
             "flops": flops,
             "operations": layer.operations(),
             "bytes": size,

@@ -189,6 +189,10 @@ def batches(results: list[dict[str, Any]]) -> str:
     return f"N={min(sizes)}" + (f" to {max(sizes)}" if min(sizes) < max(sizes) else "")
 
 
+def _cold(result: dict[str, Any]) -> str:
+    return ", cold caches" if result.get("cold") else ""
+
+
 def rate_of(result: dict[str, Any], seconds: float) -> float:
     """GFLOP/s of a convolution, GB/s of pooling."""
     return (result["flops"] or result["bytes"]) / seconds / 1e9
@@ -204,7 +208,7 @@ def layers(results: list[dict[str, Any]], width: int) -> Iterable[Table]:
         dtypes = ", ".join(dict.fromkeys(result["dtype"] for result in chosen))
         title = f"{chosen[0]['model']} · {what} {direction} · {batches(chosen)} · {dtypes}"
         columns = [(heading.replace("GFLOP/s", rate), *rest) for heading, *rest in _LAYER_COLUMNS]
-        rows = Rows(f"{title} · allocator {chosen[0]['allocator']}", columns)  # type: ignore[arg-type]
+        rows = Rows(f"{title} · allocator {chosen[0]['allocator']}{_cold(chosen[0])}", columns)  # type: ignore[arg-type]
         for index, result in enumerate(chosen):
             ours = result["backends"][result["best"]["cnnext"]]
             theirs = result["best"].get("torch")
@@ -267,7 +271,7 @@ def single_layer(result: dict[str, Any], width: int) -> Table:
     ]
     work = f"{result['flops'] / 1e9:.3g} GFLOP, " if result["flops"] else ""
     title = f"{result['label']} · {result['direction']} · N={result['batch']} · {result['dtype']}"
-    rows = Rows(f"{title} · {work}{result['bytes'] / 2**20:.3g} MiB", columns)
+    rows = Rows(f"{title} · {work}{result['bytes'] / 2**20:.3g} MiB{_cold(result)}", columns)
     for name, backend in result["backends"].items():
         library, layout = name.split()
         rows.add(
