@@ -151,43 +151,48 @@ CNNEXT_INLINE Operands<T, S> operands_of(const ConvBuffers& b, bool gradient) {
 // The sums of a phase run over its taps, and for each tap over the source channels.
 CNNEXT_INLINE ColumnOrder taps_outside(const Gather& g) { return {g.channels, 1}; }
 
-// The weight's tap that is the gather's m-th, for all taps of a small kernel; weight_offset is slow.
-template <class A>
-struct SmallKernel {
-  SmallKernel(const Phases& phases, const Gather& g)
-      : taps(g.taps()), fits(phases.shape.taps() <= kLanes<A>) {
-    for (int64_t m = 0; fits && m < taps; ++m) tap[m] = phases.weight_offset(g, m) / phases.weight_tap;
+// Which of a gather's taps each tap of the kernel is, -1 for those that it does not have. weight_offset is
+// slow: they are listed, unless the kernel is huge.
+struct TapNumbers {
+  static constexpr int64_t kMost = 1024;
+  TapNumbers(const Phases& phases, const Gather& g) : all(phases.shape.taps()), listed(all <= kMost) {
+    for (int64_t tap = 0; listed && tap < all; ++tap) number[tap] = -1;
+    for (int64_t m = 0; listed && m < g.taps(); ++m)
+      number[phases.weight_offset(g, m) / phases.weight_tap] = int32_t(m);
   }
-  int64_t taps;
-  bool fits;  // the taps of one filter, neighbours in memory, are at most a vector
-  int64_t tap[kLanes<A>];
+  int64_t all;
+  bool listed;
+  int32_t number[kMost];
 };
 
 // row(m)[i] = tap m of filter i: all taps of a filter are neighbours, and so are the filters. There are
 // `size` elements in memory.
 template <class T, class Row>
-CNNEXT_INLINE void transpose_taps(const Phases& phases, const Gather& g, const SmallKernel<Acc<T>>& kernel,
+CNNEXT_INLINE void transpose_taps(const Phases& phases, const Gather& g, const TapNumbers& taps,
                                   const T* from, int64_t count, int64_t size, Row&& row) {
   constexpr int64_t L = kLanes<Acc<T>>;
-  const int64_t all = phases.weight_channel;
+  const int64_t step = phases.weight_channel, read = max_of(taps.all, L);
   int64_t i = 0;
-  if (kernel.fits) {
-    Acc<T>* rows[L] = {};  // of the filter's taps; a phase may have some of them only
-    for (int64_t m = 0; m < kernel.taps; ++m) rows[kernel.tap[m]] = row(m);
-    for (; i + L <= count && (i + L - 1) * all + L <= size; i += L) {
-      Vec<Acc<T>> x[L];
+  if (taps.listed) {
+    Acc<T>* rows[TapNumbers::kMost];  // of the kernel's taps
+    for (int64_t tap = 0; tap < taps.all; ++tap)
+      rows[tap] = taps.number[tap] < 0 ? nullptr : row(taps.number[tap]);
+    for (; i + L <= count && (i + L - 1) * step + read <= size; i += L) {
+      for (int64_t part = 0; part < taps.all; part += L) {  // the last vector overlaps the one before
+        const int64_t first = max_of(min_of(part, taps.all - L), 0), end = min_of(L, taps.all - first);
+        Vec<Acc<T>> x[L];
 #pragma GCC unroll 16
-      for (int64_t n = 0; n < L; ++n) x[n] = load(from + (i + n) * all);
-      transpose<Acc<T>>(x);
-#pragma GCC unroll 16
-      for (int64_t tap = 0; tap < L; ++tap) {
-        if (rows[tap]) store(rows[tap] + i, x[tap]);
+        for (int64_t n = 0; n < L; ++n) x[n] = load(from + (i + n) * step + first);
+        transpose<Acc<T>>(x);
+        for (int64_t tap = 0; tap < end; ++tap) {
+          if (rows[first + tap]) store(rows[first + tap] + i, x[tap]);
+        }
       }
     }
   }
   for (int64_t m = 0; i < count && m < g.taps(); ++m) {
     const T* tap = from + phases.weight_offset(g, m);
-    for (int64_t n = i; n < count; ++n) row(m)[n] = load_one(tap + n * all);
+    for (int64_t n = i; n < count; ++n) row(m)[n] = load_one(tap + n * step);
   }
 }
 
@@ -209,7 +214,6 @@ void pack_weight_columns(const Phases& phases, const Gather& g, const T* weight,
   constexpr int64_t kWide = kCols<Acc<T>>;
   const T* from = weight + group * phases.weight_group + channels.begin * phases.weight_channel;
   const auto row = [&](int64_t m, int64_t c) { return to + (m * g.channels + c - depth.begin) * kWide; };
-  const int64_t taps = g.taps();
   if constexpr (std::is_same_v<T, BFloat16Pair>) {
     if (phases.gradient) {  // the two of a pair are apart, the channels are neighbours
       const auto numbers = reinterpret_cast<const BFloat16*>(weight) + group * phases.weight_group;
@@ -229,7 +233,7 @@ void pack_weight_columns(const Phases& phases, const Gather& g, const T* weight,
         copy_run(tap + c * phases.weight_source, row(m, c), channels.size());
     });
   } else if (phases.weight_source == 1 && phases.weight_tap == g.channels && !phases.gradient &&
-             taps == phases.shape.taps()) {  // so are [tap][source channel], all of them: one transpose
+             g.taps() == phases.shape.taps()) {  // so are [tap][source channel], all of them: one transpose
     transpose_block(from + depth.begin, phases.weight_channel, channels.size(), depth.size(),
                     [&](int64_t i) { return to + i * kWide; });
   } else if (phases.weight_source == 1) {  // source channels are: a transpose for each tap
@@ -237,25 +241,29 @@ void pack_weight_columns(const Phases& phases, const Gather& g, const T* weight,
       transpose_block(from + phases.weight_offset(g, m) + source.begin, phases.weight_channel,
                       channels.size(), source.size(), [&](int64_t c) { return row(m, source.begin + c); });
     });
-  } else if (!phases.gradient && taps == phases.shape.taps()) {  // [source channel][tap] are, all of them
-    constexpr int64_t kMost = 1024;  // rows whose places are listed: a division for each is slow
-    const int64_t some = clamp(kMost / taps, 1, kLanes<Acc<T>>);
-    int32_t place[kMost];
-    for (int64_t j = 0; j < min_of(some * taps, kMost); ++j)
-      place[j] = int32_t(j % taps * g.channels + j / taps);
+  } else if (const TapNumbers taps(phases, g); !phases.gradient && (taps.listed || g.taps() == taps.all)) {
+    // [source channel][tap] are: those of some channels at once, of which a block of taps has a part
+    const int64_t some = clamp(TapNumbers::kMost / taps.all, 1, kLanes<Acc<T>>);
+    int32_t place[TapNumbers::kMost];
+    Acc<T> unused[kWide];
+    for (int64_t j = 0; taps.listed && j < some * taps.all; ++j) {
+      const int32_t number = taps.number[j % taps.all];
+      place[j] = number < 0 ? -1 : int32_t(number * g.channels + j / taps.all);
+    }
     for (int64_t c = 0; c < g.channels; c += some) {
-      transpose_block(from + c * taps, phases.weight_channel, channels.size(),
-                      min_of(some, g.channels - c) * taps, [&](int64_t j) {
-                        return taps <= kMost ? row(0, c) + place[j] * kWide : row(j % taps, c + j / taps);
-                      });
+      const auto row_of = [&](int64_t j) {
+        if (!taps.listed) return row(j % taps.all, c + j / taps.all);
+        return place[j] < 0 ? unused : row(0, c) + place[j] * kWide;
+      };
+      transpose_block(from + c * taps.all, phases.weight_channel, channels.size(),
+                      min_of(some, g.channels - c) * taps.all, row_of);
     }
   } else {  // taps are, and behind them a gradient's channels; a phase may have some of the taps only
-    const SmallKernel<Acc<T>> kernel(phases, g);
     const int64_t ends = phases.gradient ? -channels.begin : channels.size() - 1;  // where the last one does
     for (int64_t c = 0; c < g.channels; ++c) {
       const T* block = from + c * phases.weight_source;
       const int64_t behind = (g.channels - c) * phases.weight_source + ends * phases.weight_channel;
-      transpose_taps(phases, g, kernel, block, channels.size(), behind, [&](int64_t m) { return row(m, c); });
+      transpose_taps(phases, g, taps, block, channels.size(), behind, [&](int64_t m) { return row(m, c); });
     }
   }
 }
