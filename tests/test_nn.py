@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune as prune
 from calls import SPATIAL, evaluate
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 import cnnext
 from cnnext import nn
@@ -144,3 +146,45 @@ def test_user_subclass_and_old_weight_norm() -> None:
     torch.testing.assert_close(layer(x), 2 * torch.nn.functional.conv2d(x, layer.weight, layer.bias))
     layer = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 3, 3))
     torch.testing.assert_close(layer(x), torch.nn.functional.conv2d(x, layer.weight, layer.bias))
+
+
+def _tensor_instead_of_parameter(layer: torch.nn.Module, name: str) -> None:
+    """As FSDP and hyper-networks do."""
+    tensor = getattr(layer, name).detach() * 2
+    delattr(layer, name)
+    setattr(layer, name, tensor)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer, name: parametrize.register_parametrization(layer, name, torch.nn.Softplus()),
+        lambda layer, name: prune.l1_unstructured(layer, name, 0.5),
+        lambda layer, _: torch.nn.utils.weight_norm(layer, "weight"),  # a bias of zeros has no direction
+        _tensor_instead_of_parameter,
+        lambda layer, name: setattr(layer, name, torch.nn.Parameter(getattr(layer, name).detach() + 1)),
+    ],
+    ids=["parametrised", "pruned", "weight_norm", "tensor", "replaced"],
+)
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+def test_changed_weights_and_biases(change: Any, name: str, training: bool, no_fallback: None) -> None:
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    results = []
+    for library in (torch.nn, nn):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(library.Conv2d(3, 4, 3), library.BatchNorm2d(4)).double().train(training)
+        for layer in model:
+            change(layer, name)
+        results.append([model(x), model[1].running_mean])
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_a_statistic_is_replaced_by_a_tensor() -> None:
+    layer, x = nn.BatchNorm2d(3).eval(), torch.randn(2, 3, 4, 4)
+    mean = torch.randn(3)
+    del layer.running_mean
+    layer.running_mean = mean
+    expected = torch.nn.functional.batch_norm(x, mean, layer.running_var, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), expected)
