@@ -57,6 +57,9 @@ struct ThinConv {
   using Copied = std::conditional_t<kPairs, T, A>;        // pairs stay as they are
   using S = std::conditional_t<kPairs, BFloat16Pair, A>;  // what is multiplied
   static constexpr int64_t kWide = kCols<A>;
+  // Elements between what threads write and what others read, row after row: the processor fetches what lies
+  // behind, from the other core, across 4 KiB too.
+  static constexpr int64_t kApart = (64 << 10) / sizeof(Copied);
 
   ThinConv(const ConvProblem& p, const ConvBuffers& b, char* workspace)
       : phases(p, false), g(phases.at(0)), operands(operands_of<T>(b, false)), threads(p.threads) {
@@ -66,12 +69,12 @@ struct ThinConv {
     rows = g.axis[0].taps * g.axis[1].taps;
     depth = rows * ceil_div(window, kSize);
     packed = PackedWeights<A>(p, panels, depth * kWide);
-    scratch_size = round_up(rows * pitch, 64) + 64;
-    scratch = reinterpret_cast<Copied*>(packed.place(b, workspace));
+    scratch_size = round_up(rows * pitch, 64) + kApart;
+    scratch = reinterpret_cast<Copied*>(packed.place(b, workspace)) + kApart;
   }
 
   int64_t workspace_bytes() const {
-    return packed.bytes() + threads * scratch_size * int64_t(sizeof(Copied));
+    return packed.bytes() + (kApart + threads * scratch_size) * int64_t(sizeof(Copied));
   }
   bool applies_epilogue() const { return true; }
 
