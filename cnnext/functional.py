@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling as is_compiling
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from . import _C, backends
@@ -56,7 +56,7 @@ def _make_conv(dims: int) -> _Function:
         if has_torch_function_variadic(input, weight, bias):
             args = (input, weight, bias, stride, padding, dilation, groups)
             return handle_torch_function(conv, args[:3], *args)
-        if not is_compiling() and backends.enabled:
+        if not is_dynamo_compiling() and backends.enabled:
             output = _C.conv(dims, input, weight, bias, stride, padding, dilation, groups)
             if output is not None:
                 return output
@@ -117,7 +117,7 @@ def _make_fused_conv(dims: int, conv: _Function) -> _Function:
         if has_torch_function_variadic(input, weight, bias, residual):
             return handle_torch_function(fused_conv, (input, weight, bias, residual), *args)
         negative_slope = float(negative_slope)
-        if not is_compiling() and backends.enabled:
+        if not is_dynamo_compiling() and backends.enabled:
             output = _C.fused_conv(dims, *args[:-1], negative_slope)
             if output is not None:
                 return output
@@ -145,7 +145,7 @@ def batch_norm(
     if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
         args = (input, running_mean, running_var, weight, bias, training, momentum, eps)
         return handle_torch_function(batch_norm, args[:5], *args)
-    if training is False and not is_compiling() and backends.enabled:
+    if training is False and not is_dynamo_compiling() and backends.enabled:
         output = _C.batch_norm(input, running_mean, running_var, weight, bias, eps, None, "none", 0.0)
         if output is not None:
             return output
@@ -171,7 +171,7 @@ def fused_batch_norm(
         tensors = (*args[:5], residual)
         return handle_torch_function(fused_batch_norm, tensors, *args, residual, activation, negative_slope)
     epilogue = (residual, activation, float(negative_slope))
-    if training is False and not is_compiling() and backends.enabled:
+    if training is False and not is_dynamo_compiling() and backends.enabled:
         output = _C.batch_norm(input, running_mean, running_var, weight, bias, eps, *epilogue)
         if output is not None:
             return output
@@ -223,7 +223,7 @@ def _make_conv_transpose(dims: int) -> _Function:
         args = (input, weight, bias, stride, padding, output_padding, groups, dilation)
         if has_torch_function_variadic(input, weight, bias):
             return handle_torch_function(conv_transpose, args[:3], *args)
-        if not is_compiling() and backends.enabled:
+        if not is_dynamo_compiling() and backends.enabled:
             output = _C.conv_transpose(dims, *args)
             if output is not None:
                 return output
@@ -263,7 +263,7 @@ def _make_max_pool(dims: int) -> tuple[_Function, _Pair]:
         args = (input, kernel_size, stride, padding, dilation, ceil_mode)
         if has_torch_function_unary(input):
             return handle_torch_function(max_pool_with_indices, (input,), *args, return_indices)
-        if not is_compiling() and backends.enabled:
+        if not is_dynamo_compiling() and backends.enabled:
             outputs = _C.max_pool_with_indices(dims, *args)
             if outputs is not None:
                 return outputs
@@ -284,7 +284,7 @@ def _make_max_pool(dims: int) -> tuple[_Function, _Pair]:
             if return_indices:
                 return with_indices(*args, return_indices)
             return handle_torch_function(max_pool, (input,), *args, return_indices)
-        if not is_compiling() and backends.enabled:
+        if not is_dynamo_compiling() and backends.enabled:
             output = (_C.max_pool_with_indices if return_indices else _C.max_pool)(dims, *args)
             if output is not None:
                 return output
@@ -312,7 +312,7 @@ def _make_avg_pool(dims: int) -> _Function:
         if has_torch_function_unary(input):
             given: tuple[Any, ...] = args if dims > 1 else args[:-1]
             return handle_torch_function(public, (input,), *given)
-        if not is_compiling() and backends.enabled:
+        if not is_dynamo_compiling() and backends.enabled:
             output = _C.avg_pool(dims, *args)
             if output is not None:
                 return output
@@ -359,7 +359,7 @@ def _make_adaptive_max_pool(dims: int) -> tuple[_Function, _Pair]:
     ) -> tuple[Tensor, Tensor]:
         if has_torch_function_unary(input):
             return handle_torch_function(with_indices, (input,), input, output_size, return_indices)
-        if not is_compiling() and backends.enabled:
+        if not is_dynamo_compiling() and backends.enabled:
             outputs = _C.adaptive_max_pool_with_indices(dims, input, output_size)
             if outputs is not None:
                 return outputs
@@ -371,7 +371,7 @@ def _make_adaptive_max_pool(dims: int) -> tuple[_Function, _Pair]:
             return with_indices(input, output_size, return_indices)
         if has_torch_function_unary(input):
             return handle_torch_function(adaptive_max_pool, (input,), input, output_size, return_indices)
-        if not is_compiling() and backends.enabled:
+        if not is_dynamo_compiling() and backends.enabled:
             output = _C.adaptive_max_pool(dims, input, output_size)
             if output is not None:
                 return output
@@ -387,7 +387,7 @@ def _make_adaptive_avg_pool(dims: int) -> _Function:
     def adaptive_avg_pool(input: Tensor, output_size: Size) -> Tensor:
         if has_torch_function_unary(input):
             return handle_torch_function(adaptive_avg_pool, (input,), input, output_size)
-        if not is_compiling() and backends.enabled:
+        if not is_dynamo_compiling() and backends.enabled:
             output = _C.adaptive_avg_pool(dims, input, output_size)
             if output is not None:
                 return output
