@@ -42,7 +42,7 @@ bench: $(STAMP)  ## run ResNet-50 and GoogLeNet beside torch (BENCH="--mode infe
 	$(BIN)/python -m cnnext bench $(BENCH)
 
 # About twenty minutes; SUITES="resnet50" BATCHES=1 for a part.
-SUITES ?= dense dilated grouped few_channels pooling
+SUITES ?= dense dilated grouped few_channels linear pooling
 BATCHES ?= 1 16
 bench-layers: $(STAMP)  ## run the distinct layers of many networks beside torch (SUITES, BATCHES choose)
 	for n in $(BATCHES); do \

@@ -1,7 +1,7 @@
 """Every distinct layer of a model beside torch's, in chosen directions, at one batch size.
 
 A suite is a model (see ``cnnext.models.names()``), whose layers are found by running it, or the layers of many:
-``dense``, ``dilated``, ``grouped``, ``few_channels``, ``pooling`` (see ``cnnext.bench.suites``).
+``dense``, ``dilated``, ``grouped``, ``few_channels``, ``linear``, ``pooling`` (see ``cnnext.bench.suites``).
 
     python benchmarks/layers.py --suite resnet50 --batch 16
     python benchmarks/layers.py --suite resnet18 googlenet --layout channels_last --direction forward,grad_weight

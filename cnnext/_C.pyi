@@ -53,6 +53,7 @@ def conv(
     dilation: Sizes,
     groups: int,
 ) -> torch.Tensor | None: ...
+def linear(input: Any, weight: Any, bias: Any) -> torch.Tensor | None: ...
 def fused_conv(
     dims: int,
     input: Any,

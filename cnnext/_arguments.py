@@ -81,6 +81,14 @@ def takes_batch_norm(
     return has_statistics
 
 
+def takes_linear(input: Any, weight: Any, bias: Any) -> bool:
+    """Whether the operator takes a linear layer; all else is torch's, GPUs' too."""
+    tensors = (input, weight, *(() if bias is None else (bias,)))
+    if not isinstance(input, Tensor) or input.device.type not in ("cpu", "meta"):
+        return False
+    return are_ours(input.dim() - 1, *tensors) and weight.dim() == 2
+
+
 def attribute_of(module: Any, ours: str, name: str) -> Any:
     """A name of torch's module, asked for in ours: an error names ours."""
     try:

@@ -82,6 +82,11 @@ def _fused_conv(
     return activate(activation, negative_slope, output if residual is None else output + residual)
 
 
+@_decomposes("linear")
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(input, weight, bias)
+
+
 @_decomposes("batch_norm")
 def _batch_norm(
     input: Tensor,

@@ -58,6 +58,20 @@ _TEXTS = {
         "conv_transpose{dims}d(torch.ones(1, 3, {eights}), torch.ones(3, 4, {twos}), stride=2)",
         "[1, 4, {sixteens}]",
     ),
+    "linear": (
+        """
+    A convolution of one tap whose pixels are the rows of the input. On GPUs torch's function is called.
+
+    Args:
+        input: [..., C]
+        weight: [K, C]
+        bias: [K]
+
+    Returns:
+        [..., K]. A row's result does not depend on how many there are.""",
+        "linear(torch.ones(2, 3), torch.ones(4, 3))",
+        "[2, 4]",
+    ),
     "batch_norm": (
         """
     Args:

@@ -140,6 +140,7 @@ def _self_test_cases(dims: int, channels_last: bool) -> dict[str, _Case]:
         "conv_grad_weight": case(ops.conv_grad_weight, conv_gradient(1), grad, x, list(weight.shape[2:]), *window),
         "conv_grad_bias": case(ops.conv_grad_bias, conv_gradient(2), grad),
         "conv_transpose": case(ops.conv_transpose, torchs("conv_transpose"), grad, weight, torch.arange(4.0), *spread),
+        "linear": case(ops.linear, F.linear, x, _integers(6, size[-1], channels_last=False), torch.arange(6.0)),
         "batch_norm": case(normalised, torchs_normalised, x, *of_channels),
         "batch_norm_grad": gradient(normalised, torchs_normalised, x, *of_channels),
         "max_pool": case(*maxima, x, [3], [2], [1], [1], True),

@@ -1,4 +1,4 @@
-"""Drop-in replacements for convolution, pooling and batch normalisation of `torch.nn.functional`.
+"""Drop-in replacements for convolution, linear layers, pooling and batch norms of `torch.nn.functional`.
 
 Names, arguments and results are torch's; every other name of `torch.nn.functional` is passed on, so that
 `from cnnext import functional as F` can replace torch's import. One body serves one, two and three dimensions. Most
@@ -31,6 +31,7 @@ from ._arguments import (
     kernel_size,
     per_axis,
     takes_batch_norm,
+    takes_linear,
 )
 from ._docs import document
 
@@ -130,6 +131,23 @@ def _make_fused_conv(dims: int, conv: _Function) -> _Function:
         return _finish(conv(*args[:7]), residual, activation, negative_slope)
 
     return document(fused_conv, f"fused_conv{dims}d")
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(linear, (input, weight, bias), input, weight, bias)
+    if not is_dynamo_compiling() and backends.enabled:
+        output = _C.linear(input, weight, bias)
+        if output is not None:
+            return output
+    if not takes_linear(input, weight, bias):
+        on_gpu = {"reason": "on a GPU"} if isinstance(input, Tensor) and input.is_cuda else {}
+        return _torchs_linear.fall_back(input, weight, bias, **on_gpu)
+    return _ops.linear.default(input, weight, bias)
+
+
+_torchs_linear = TorchFunction(linear, "linear", "linear")
+document(linear, "linear")
 
 
 def batch_norm(
@@ -475,7 +493,7 @@ lp_pool1d = _make_lp_pool(1, avg_pool1d, max_pool1d)
 lp_pool2d = _make_lp_pool(2, avg_pool2d, max_pool2d)
 lp_pool3d = _make_lp_pool(3, avg_pool3d, max_pool3d)
 
-_OURS = ("conv", "max_pool", "avg_pool", "adaptive_", "max_unpool", "lp_pool", "batch_norm")
+_OURS = ("conv", "max_pool", "avg_pool", "adaptive_", "max_unpool", "lp_pool", "batch_norm", "linear")
 _FUNCTIONS = [name for name in globals() if name.startswith(_OURS)]
 __all__ = all_names(F, [*_FUNCTIONS, *(name for name in globals() if name.startswith("fused_"))])
 

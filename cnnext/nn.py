@@ -1,4 +1,4 @@
-"""`torch.nn`'s convolution, pooling and batch norm layers, computed by `cnnext.functional`.
+"""`torch.nn`'s convolution, linear, pooling and batch norm layers, computed by `cnnext.functional`.
 
 Each class is a subclass of torch's of the same name: arguments, initialisation, parameters, state_dict, repr and
 pickling are torch's, and `isinstance(layer, torch.nn.Conv2d)` holds. `functional` is `cnnext.functional`, and every
@@ -62,6 +62,16 @@ class _ConvTranspose:
         stride, padding, dilation = self.stride, self.padding, self.dilation
         extra = self._output_padding(input, output_size, stride, padding, self.kernel_size, self._dims, dilation)
         return self._function(input, self.weight, self.bias, stride, padding, extra, self.groups, dilation)
+
+
+class _Linear:
+    def forward(self: Any, input: Tensor) -> Tensor:
+        tensors = self._parameters
+        try:
+            weight, bias = tensors["weight"], tensors["bias"]
+        except KeyError:
+            weight, bias = self.weight, self.bias
+        return F.linear(input, weight, bias)
 
 
 class _MaxPool:
@@ -261,6 +271,16 @@ class LazyConvTranspose3d(_ConvTranspose, nn.LazyConvTranspose3d):  # type: igno
     """Drop-in for `torch.nn.LazyConvTranspose3d`: becomes a ConvTranspose3d at its first input."""
 
     _function, _dims, cls_to_become = staticmethod(F.conv_transpose3d), 3, ConvTranspose3d
+
+
+class Linear(_Linear, nn.Linear):
+    """Drop-in for `torch.nn.Linear`: [..., C] to [..., K]. See `cnnext.functional.linear`."""
+
+
+class LazyLinear(_Linear, nn.LazyLinear):  # type: ignore[misc]
+    """Drop-in for `torch.nn.LazyLinear`: becomes a Linear at its first input."""
+
+    cls_to_become = Linear
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

@@ -61,6 +61,7 @@ def _calls() -> Iterator[Call]:
 
         batch = {"running_mean": None, "running_var": None, "training": True}
         yield Call("batch_norm", ((2, 3, *size),), batch)
+        yield Call("linear", ((2, 3, *size), (4, size[-1]), (4,)))
         k3, k2, uneven = (3,) * d, (2,) * d, (3, 2, 1)[:d]
         yield conv(3, (4, 3, *k3))
         yield conv(3, (4, 3, *uneven), bias=True, stride=2, padding=1)

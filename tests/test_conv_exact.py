@@ -71,6 +71,15 @@ CASES = [
     problem((3, 2, 65, 33), (3, 2, 1, 1)),
     problem((2, 2, 2500), (3, 2, 5), padding=2),
     problem((2, 2, 13, 14, 15), (2, 2, 3, 1, 2), padding=(1, 0, 1)),
+    # Few pixels, for which weights are not packed: several blocks of the depth, taps of many, a rest of channels;
+    # more pixels, for whose gradient several panels of long rows are.
+    *(problem((pixels, 300, 1, 1), (70, 300, 1, 1)) for pixels in (1, 2, 3, 5, 8, 9)),
+    problem((1, 48, 4, 5), (67, 48, 3, 3)),
+    problem((2, 33, 2, 3), (40, 33, 2, 2)),
+    problem((3, 64, 1, 1), (96, 32, 1, 1), groups=2),
+    problem((1, 40, 3, 4), (24, 40, 1, 1), stride=2),
+    problem((1, 2100, 2, 5), (24, 2100, 1, 1)),
+    problem((1, 2050, 3, 3), (40, 2050, 2, 2)),
     # Stride, also above the kernel: some inputs are read by no window.
     problem((2, 3, 11, 13), (4, 3, 1, 1), stride=2),
     problem((2, 3, 11, 13), (4, 3, 2, 2), stride=3),

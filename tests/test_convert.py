@@ -64,8 +64,8 @@ def test_exchanges_every_layer_in_place() -> None:
     assert {k: v.data_ptr() for k, v in model.state_dict().items()} == state
     assert repr(model) == text
     ours = {name for name, module in classes(model).items() if module == "cnnext.nn"}
-    assert ours == {"stem.0", "stem.1", "pool", "up", "head.0"}
-    assert cnnext.conversion_report(model) == dict.fromkeys(["stem.0", "stem.1", "pool", "up", "head.0"], "cnnext")
+    assert ours == {"stem.0", "stem.1", "pool", "up", "head.0", "head.2"}
+    assert cnnext.conversion_report(model) == dict.fromkeys(ours, "cnnext")
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(model(x), before(x))
     assert cnnext.revert(model) is model
@@ -93,8 +93,8 @@ def test_trains_as_before_with_optimizer_and_hooks_from_before() -> None:
 
 @pytest.mark.parametrize("name", nn._LAYERS)
 def test_every_layer_type(name: str) -> None:
-    arguments: dict[str, tuple[Any, ...]] = {"Lazy": (4, 3), "Conv": (2, 4, 3), "LPPo": (2, 3)}
-    layer = getattr(torch.nn, name)(*arguments.get(name[:4], (2,)))
+    arguments: dict[str, tuple[Any, ...]] = {"Lazy": (4, 3), "Conv": (2, 4, 3), "LPPo": (2, 3), "Line": (2, 3)}
+    layer = getattr(torch.nn, name)(*((4,) if name == "LazyLinear" else arguments.get(name[:4], (2,))))
     assert cnnext.conversion_report(layer) == {"": "torch: convert exchanges it"}
     assert type(cnnext.convert(layer)) is getattr(nn, name)  # the model itself may be a layer
     assert type(cnnext.convert(layer)) is getattr(nn, name)
@@ -215,10 +215,10 @@ def test_parametrizing_after_conversion() -> None:
     ("include", "exclude", "expected"),
     [
         ("stem.*", None, {"stem.0", "stem.1"}),
-        (None, "stem.*", {"pool", "up", "head.0"}),
+        (None, "stem.*", {"pool", "up", "head.0", "head.2"}),
         (torch.nn.MaxPool2d, None, {"pool"}),
         (["pool", torch.nn.ConvTranspose2d], None, {"pool", "up"}),
-        (None, [torch.nn.AdaptiveAvgPool2d, "p*"], {"stem.0", "stem.1", "up"}),
+        (None, [torch.nn.AdaptiveAvgPool2d, "p*"], {"stem.0", "stem.1", "up", "head.2"}),
         (lambda name, module: isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3), None, {"stem.0"}),
         ("*", lambda name, module: name.startswith("head"), {"stem.0", "stem.1", "pool", "up"}),
         ([], None, set()),

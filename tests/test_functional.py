@@ -31,7 +31,7 @@ FAMILIES = (
     "lp_pool",
 )
 NAMES = [f"{family}{dims}d" for family in FAMILIES for dims in (1, 2, 3)]
-NAMES += ["batch_norm"]
+NAMES += ["batch_norm", "linear"]
 NAMES += [f"{family}{dims}d_with_indices" for family in ("max_pool", "adaptive_max_pool") for dims in (1, 2, 3)]
 
 

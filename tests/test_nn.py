@@ -109,7 +109,7 @@ def test_constructor_errors_are_torchs() -> None:
 
 
 def test_other_names_are_torchs() -> None:
-    assert nn.Linear is torch.nn.Linear
+    assert nn.ReLU is torch.nn.ReLU
     assert nn.init is torch.nn.init
     with pytest.raises(AttributeError, match=r"module 'cnnext\.nn' has no attribute 'Conv4d'"):
         nn.Conv4d  # noqa: B018
@@ -126,7 +126,7 @@ def test_names_are_listed() -> None:
         public = {name for name in dir(torchs) if not name.startswith("_")}
         assert public <= names.keys() - {"__builtins__"} <= set(dir(ours))
     exec("from cnnext.nn import *", names)
-    assert (names["Conv2d"], names["Linear"], names["functional"]) == (nn.Conv2d, torch.nn.Linear, cnnext.functional)
+    assert (names["Conv2d"], names["ReLU"], names["functional"]) == (nn.Conv2d, torch.nn.ReLU, cnnext.functional)
     assert {"models", "nn", "viz"} <= set(dir(cnnext))
     assert ("profile" in dir(cnnext)) == (importlib.util.find_spec("rich") is not None)
 

@@ -68,8 +68,9 @@ def test_names_below_functional(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in nn._LAYERS if "Unpool" not in name])
 def test_modules(name: str) -> None:
     arguments: dict[str, tuple[Any, ...]] = {"Lazy": (4, 3), "Conv": (3, 4, 3), "LPPo": (2, 3), "Batc": (3,)}
-    layer = getattr(torch.nn, name)(*arguments.get(name[:4], (2,)))
-    x = torch.randn(2, 3, *SPATIAL[int(name[-2])])
+    arguments |= {"Line": (SPATIAL[1][0], 4)}
+    layer = getattr(torch.nn, name)(*((4,) if name == "LazyLinear" else arguments.get(name[:4], (2,))))
+    x = torch.randn(2, 3, *SPATIAL[int(name[-2]) if name.endswith("d") else 1])
     expected = layer(x)
     with cnnext.override() as o:
         actual = layer(x)

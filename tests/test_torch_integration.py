@@ -40,6 +40,7 @@ def samples(d: int) -> dict[str, tuple[Any, ...]]:
     return {
         "conv": (x, w, b, *geometry),
         "fused_conv": (x, w, b, torch.randn_like(grad), *geometry, "leaky_relu", 0.5),
+        "linear": (x, r(3, size[-1], grad=True), r(3, grad=True)),
         "batch_norm": (x, r(4, grad=True), r(4), None, None, 1e-3, r(2, 4, *size), "leaky_relu", 0.5),
         "conv_grad_input": (grad, w, r(4, grad=True), list(size), *geometry),
         "conv_grad_weight": (grad, x, k, *geometry),
@@ -58,6 +59,7 @@ def samples(d: int) -> dict[str, tuple[Any, ...]]:
 PUBLIC = (
     "conv",
     "fused_conv",
+    "linear",
     "batch_norm",
     "conv_grad_input",
     "conv_grad_weight",

@@ -64,7 +64,7 @@ class Tensors:
             return torch.randn(size, generator=generator, device=device)
 
         weight = bias = None
-        if layer.is_conv:
+        if layer.has_weight:
             weight = random(layer.weight) / max(1, weight_fan_in(layer)) ** 0.5
             bias = random(layer.output()[1:2]) if layer.bias else None
         return Tensors(random(layer.input), weight, bias, random(layer.output()))
@@ -80,6 +80,15 @@ class Tensors:
             convert(self.grad_output),
         )
 
+    def as_images(self) -> Tensors:
+        """Of a linear layer, as its rows are seen: one image of one row of pixels, channels last."""
+
+        def image(rows: Tensor) -> Tensor:
+            return rows[None, None].permute(0, 3, 1, 2)
+
+        weight = None if self.weight is None else self.weight[:, :, None, None]
+        return Tensors(image(self.input), weight, self.bias, image(self.grad_output))
+
 
 def weight_fan_in(layer: Layer) -> int:
     return layer.flops() // (2 * torch.Size(layer.output()).numel() or 1)
@@ -87,10 +96,14 @@ def weight_fan_in(layer: Layer) -> int:
 
 def torch_call(layer: Layer, direction: str, tensors: Tensors) -> Call:
     """What torch runs for one direction of a layer, as a function of no arguments."""
-    if not layer.is_conv:
+    if not layer.has_weight:
         return _pool_call(layer, direction, tensors, F)
     if direction == "forward":
         return lambda: layer.call(F, tensors.input, tensors.weight, tensors.bias)
+    if layer.is_linear:
+        grad_output, input, weight = tensors.grad_output, tensors.input, tensors.weight
+        assert weight is not None
+        return lambda: grad_output.mm(weight) if direction == "grad_input" else grad_output.t().mm(input)
     mask = [direction == "grad_input", direction == "grad_weight", False]
     return lambda: torch.ops.aten.convolution_backward(
         tensors.grad_output,
@@ -109,8 +122,10 @@ def torch_call(layer: Layer, direction: str, tensors: Tensors) -> Call:
 
 def our_call(layer: Layer, direction: str, tensors: Tensors, layout: str) -> Call:
     """What cnnext runs for the same."""
-    if not layer.is_conv:
+    if not layer.has_weight:
         return _pool_call(layer, direction, tensors, cnnext.functional)
+    if layer.is_linear and direction != "forward":  # as autograd calls them
+        layer, tensors, layout = layer.as_conv(), tensors.as_images(), "nchw"
     geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
     if direction == "forward":
         return lambda: layer.call(cnnext.functional, tensors.input, tensors.weight, tensors.bias)
@@ -154,7 +169,8 @@ def kernel_name(
 ) -> str:
     """The kernel that cnnext chooses for a direction of a layer."""
     major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    how = (dtype, layout == "channels_last", 10 * major + minor)
+    how = (dtype, layer.is_linear or layout == "channels_last", 10 * major + minor)
+    layer = layer.as_conv()
     if layer.is_conv:
         op = "conv" if direction == "forward" else f"conv_{direction}"
         if layer.is_transposed:
@@ -252,7 +268,7 @@ def measure(
     rounded = Tensors.random(layer).to(dtype, "nchw", device)
     operands = {layout: rounded.to(dtype, layout, device) for layout in layouts}
     exact = rounded.to(torch.float64, "nchw", device)
-    records = training and not layer.is_conv
+    records = training and not layer.has_weight
     if records:
         for layout, each in operands.items():
             operands[layout] = replace(each, input=each.input.detach().requires_grad_())

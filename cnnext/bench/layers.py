@@ -1,4 +1,4 @@
-"""Single convolution and pooling layers as data, and those that a model runs."""
+"""Single convolution, linear and pooling layers as data, and those of convolution and pooling that a model runs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ MAX_POOL = ("max_pool1d", "max_pool2d", "max_pool3d")
 AVG_POOL = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 LP_POOL = ("lp_pool1d", "lp_pool2d", "lp_pool3d")
 ADAPTIVE_POOL = tuple(f"adaptive_{kind}_pool{dims}d" for kind in ("avg", "max") for dims in (1, 2, 3))
+LINEAR = "linear"
 OPS = CONV + CONV_TRANSPOSE + MAX_POOL + AVG_POOL + ADAPTIVE_POOL
 
 CONV_DIRECTIONS = ("forward", "grad_input", "grad_weight")
@@ -32,10 +33,10 @@ LAYOUTS = ("nchw", "channels_last")
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of a convolution or pooling function: its name and the shapes that decide its work.
+    """One call of a convolution, linear or pooling function: its name and the shapes that decide its work.
 
-    Tuples have one entry per spatial dimension; ``input`` and ``weight`` are whole sizes. ``output_size`` is
-    that of adaptive pooling.
+    Tuples have one entry per spatial dimension; ``input`` and ``weight`` are whole sizes, of a linear layer [rows, C]
+    and [K, C]. ``output_size`` is that of adaptive pooling.
     """
 
     op: str
@@ -55,11 +56,28 @@ class Layer:
 
     @property
     def dims(self) -> int:
-        return int(self.op[-2])
+        return 0 if self.is_linear else int(self.op[-2])
 
     @property
     def is_conv(self) -> bool:
         return self.op in CONV or self.is_transposed
+
+    @property
+    def is_linear(self) -> bool:
+        return self.op == LINEAR
+
+    @property
+    def has_weight(self) -> bool:
+        return self.is_conv or self.is_linear
+
+    def as_conv(self) -> Layer:
+        """A linear layer as the convolution of one tap that it is computed as; any other itself."""
+        if not self.is_linear:
+            return self
+        rows, channels = self.input
+        ones = (1, 1)
+        weight = (*self.weight, *ones)
+        return Layer("conv2d", (1, channels, 1, rows), weight, stride=ones, padding=(0, 0), dilation=ones)
 
     @property
     def is_transposed(self) -> bool:
@@ -67,11 +85,13 @@ class Layer:
 
     @property
     def directions(self) -> tuple[str, ...]:
-        return CONV_DIRECTIONS if self.is_conv else POOL_DIRECTIONS
+        return CONV_DIRECTIONS if self.has_weight else POOL_DIRECTIONS
 
     def call(self, functional: Any, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """Calls the function of this name in ``functional`` (``torch.nn.functional`` or ``cnnext.functional``)."""
         function = getattr(functional, self.op)
+        if self.is_linear:
+            return function(input, weight, bias)
         if self.is_transposed:
             window = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
             return function(input, weight, bias, *window)
@@ -92,7 +112,7 @@ class Layer:
         Raises:
             RuntimeError: torch does not accept these shapes.
         """
-        weight = torch.empty(self.weight, device="meta") if self.is_conv else None
+        weight = torch.empty(self.weight, device="meta") if self.has_weight else None
         return tuple(self.call(F, torch.empty(self.input, device="meta"), weight).shape)
 
     @property
@@ -102,8 +122,8 @@ class Layer:
         return self.kernel or tuple(math.ceil(size / max(out_size, 1)) for size, out_size in sizes)
 
     def flops(self) -> int:
-        """Floating-point operations of a convolution in any one direction, taps in the padding included."""
-        if not self.is_conv:
+        """Floating-point operations of any one direction, taps in the padding included; 0 of pooling."""
+        if not self.has_weight:
             return 0
         return 2 * math.prod(self.input if self.is_transposed else self.output()) * math.prod(self.weight[1:])
 
@@ -114,10 +134,12 @@ class Layer:
     def bytes(self, dtype: torch.dtype) -> int:
         """Bytes that any one direction must read and write at least: input, output and weight once each."""
         elements = math.prod(self.input) + math.prod(self.output())
-        return (elements + (math.prod(self.weight) if self.is_conv else 0)) * dtype.itemsize
+        return (elements + (math.prod(self.weight) if self.has_weight else 0)) * dtype.itemsize
 
     def kind(self) -> str:
         """The family this layer is averaged with, such as ``3x3``, ``1x1/2`` or ``max 3x3/2``."""
+        if self.is_linear:
+            return LINEAR
         if not self.is_conv:
             name = self.op.rsplit("_pool", 1)[0].replace("adaptive_avg", "avg").replace("adaptive_max", "max")
             if self.op in ADAPTIVE_POOL:
@@ -131,7 +153,10 @@ class Layer:
         return f"transposed {kind}" if self.is_transposed else kind
 
     def family(self) -> str:
-        """What several kinds have in common: ``dense``, ``grouped``, ``depthwise``, ``max``, ``avg``, ``adaptive``."""
+        """What several kinds have in common: ``dense``, ``grouped``, ``depthwise``, ``linear``, ``max``, ``avg``,
+        ``adaptive``."""
+        if self.is_linear:
+            return LINEAR
         if self.op in ADAPTIVE_POOL:
             return "adaptive"
         if not self.is_conv:
@@ -140,6 +165,8 @@ class Layer:
 
     def label(self) -> str:
         """Short name in the field's terms: ``64→256 1x1 @56`` is C→K, kernel, stride, @ input size."""
+        if self.is_linear:
+            return f"{self.weight[1]}→{self.weight[0]} linear"
         size = _same(self.input[2:])
         if not self.is_conv:
             return f"{self.kind()} {self.input[1]} @{size}"

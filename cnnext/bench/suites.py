@@ -126,7 +126,18 @@ POOLING: dict[str, tuple[tuple[str, tuple[int, ...], dict[str, Any]], ...]] = {
         ("avg_pool3d", (32, 16, 28, 28), {"kernel_size": 3, "stride": 1, "padding": 1}),
     ),
 }
-SUITES = ("dense", "dilated", "grouped", "few_channels", "pooling")  # beside the models
+# Fully connected heads of one picture, and the layers of pixels in a network that has them: rows of each picture, C, K.
+LINEAR = {
+    "resnet18": ((1, 512, 1000),),
+    "resnet50": ((1, 2048, 1000),),
+    "googlenet": ((1, 1024, 1000),),
+    "mobilenet_v2": ((1, 1280, 1000),),
+    "vgg16": ((1, 25088, 4096), (1, 4096, 4096), (1, 4096, 1000)),
+    "yolo_v1": ((1, 50176, 4096), (1, 4096, 1470)),
+    "squeeze_excite": ((1, 96, 24), (1, 24, 96), (1, 672, 168), (1, 168, 672)),
+    "convnext_tiny": ((56**2, 96, 384), (56**2, 384, 96), (14**2, 384, 1536), (14**2, 1536, 384)),
+}
+SUITES = ("dense", "dilated", "grouped", "few_channels", "linear", "pooling")  # beside the models
 
 
 def suite(
@@ -137,8 +148,9 @@ def suite(
     Args:
         name: a model's name; or ``dense``, the convolutions of the models :data:`DENSE`; ``dilated``, those of
             :data:`DILATED`; ``grouped``, the depthwise and grouped ones of MobileNet-V2 and :data:`GROUPED`;
-            ``few_channels``, those of :data:`FEW_CHANNELS`; ``pooling``, the pooling layers of the models
-            :data:`POOLED` and :data:`POOLING`. These have each layer once, however many networks use it and how often.
+            ``few_channels``, those of :data:`FEW_CHANNELS`; ``linear``, those of :data:`LINEAR`; ``pooling``, the
+            pooling layers of the models :data:`POOLED` and :data:`POOLING`. These have each layer once, however many
+            networks use it and how often.
         batch: N.
         size: height and width of a model's images, by default the model's own; of a suite's models that always.
         training: include what only runs in training (GoogLeNet's auxiliary heads).
@@ -173,6 +185,11 @@ def suite(
         of_rows(GROUPED)
     elif name == "few_channels":
         of_rows(FEW_CHANNELS)
+    elif name == "linear":
+        for network, heads in LINEAR.items():
+            for number, (rows, channels, outputs) in enumerate(heads):
+                head = Layer("linear", (batch * rows, channels), (outputs, channels), bias=True)
+                add(network, [LayerUse(head, [str(number)], True)])
     elif name == "pooling":
         of_models(POOLED, lambda layer: not layer.is_conv)
         for network, calls in POOLING.items():

@@ -187,9 +187,13 @@ struct Gemm {
       ahead.source = last ? fetched_pixels(from, phases.source, g, next, depth_block(t.r, 0), calls)
                           : fetched_pixels(from, phases.source, g, t.pixels, depth_block(t.r, d + 1), calls);
       for_each_panel(t, [&](Range panel, A* c) {
-        const bool end = panel.end == t.channels.end;
-        ahead.weights = fetched_panel(t, panel_of(t, end ? t.channels.begin : panel.end),
-                                      end ? (last ? Depth() : depth_block(t.r, d + 1)) : depth, panel_calls);
+        if (packed_number(t, panel) == 0) {
+          const int64_t behind = packed_with(t, panel).end;
+          const bool end = behind == t.channels.end;
+          ahead.weights = fetched_panels(t, packed_with(t, panel_of(t, end ? t.channels.begin : behind)),
+                                         end ? (last ? Depth() : depth_block(t.r, d + 1)) : depth,
+                                         cut.packed_panels * panel_calls);
+        }
         multiply_panel(t, depth, panel, t.gathered, c, {d > 0, last}, ahead);
       });
     }
@@ -198,20 +202,49 @@ struct Gemm {
   void panels_by_depth(const Task& t, int64_t depth_blocks) const {
     const int64_t size = cut.gathered_size / cut.depth_blocks;  // of packed pixels
     for (int64_t d = 0; d < depth_blocks; ++d) {
-      pack_pixels(source_of(t), phases.source, t.r.g, t.pixels, depth_block(t.r, d), t.gathered + d * size,
-                  kDepthStride);
+      A* to = t.gathered + d * size;
+      pack_pixels(source_of(t), phases.source, t.r.g, t.pixels, depth_block(t.r, d), to, kDepthStride);
+      if (cut.few) fill_zero(to + t.pixels.size() * kDepthStride, size - t.pixels.size() * kDepthStride);
     }
+    if (cut.few && phases.gradient) return few_by_rows(t, depth_blocks, size);
     Ahead ahead;
     for_each_panel(t, [&](Range panel, A*) {
+      if (cut.few && fills_tiles<A>(panel.size())) return few_by_columns(t, panel, depth_blocks, size);
       for (int64_t d = 0; d < depth_blocks; ++d) {
         const Depth depth = depth_block(t.r, d);
         const bool last = d + 1 == depth_blocks;
         ahead.weights =
-            fetched_panel(t, last ? panel_of(t, panel.end) : panel, depth_block(t.r, last ? 0 : d + 1),
-                          fetch_calls(t.pixels.size(), depth.size()));
+            fetched_panels(t, last ? panel_of(t, panel.end) : panel, depth_block(t.r, last ? 0 : d + 1),
+                           fetch_calls(t.pixels.size(), depth.size()));
         multiply_panel(t, depth, panel, t.gathered + d * size, t.sums, {d > 0, last}, ahead);
       }
     });
+  }
+  // Few pixels: the sums of a vector of channels along all the depth, so that rows of weights are read to
+  // their end; processors fetch so many of them ahead themselves.
+  void few_by_columns(const Task& t, Range panel, int64_t depth_blocks, int64_t size) const {
+    const S* weights = operands.weight + t.group * phases.weight_group;
+    for (int64_t k = panel.begin; k < panel.end; k += kLanes<A>) {
+      for (int64_t d = 0; d < depth_blocks; ++d) {
+        multiply_turned<kProduct>(phases, t.r.g, weights + k * phases.weight_channel, depth_block(t.r, d),
+                                  t.pixels.size(), t.gathered + d * size, t.sums + k - panel.begin, d > 0);
+      }
+    }
+    store_pixels(t.r.g, t.group, t.pixels, panel, t.sums);
+  }
+  // Few pixels of a gradient: rows of weights of all the task's channels are added up.
+  void few_by_rows(const Task& t, int64_t depth_blocks, int64_t size) const {
+    const int64_t stride = cut.few_stride();
+    A* sums = t.packing;  // of a block of the depth
+    for (int64_t d = 0; d < depth_blocks; ++d) {
+      multiply_rows<kProduct>(phases, t.r.g, operands.weight,
+                              t.group * phases.weight_group + t.channels.begin, t.channels.size(),
+                              depth_block(t.r, d), t.pixels.size(), t.gathered + d * size, sums, stride);
+      for_each_panel(t, [&](Range panel, A* c) {
+        add_panel(sums + panel.begin - t.channels.begin, stride, t.pixels.size(), c, d > 0);
+        if (d + 1 == depth_blocks) store_pixels(t.r.g, t.group, t.pixels, panel, c);
+      });
+    }
   }
 
   // visit(panel, its sums [pixel][kWide]) for all of a task.
@@ -232,9 +265,11 @@ struct Gemm {
   void multiply_panel(const Task& t, const Depth& depth, Range panel, const A* pixels, A* c, Place place,
                       Ahead& ahead) const {
     const Gather& g = t.r.g;
-    if (cut.packs_in_task) pack_weight_panel(phases, g, operands.weight, t.group, panel, depth, t.packing);
+    if (cut.packs_in_task && packed_number(t, panel) == 0) {
+      pack_weight_panels(phases, g, operands.weight, t.group, packed_with(t, panel), depth, t.packing);
+    }
     const A* b = cut.packs_in_task
-                     ? t.packing
+                     ? t.packing + packed_number(t, panel) * kWide * depth.size()
                      : packed.get(unit_of(g, t.group, panel.begin / kWide), t.thread, pack_unit()) +
                            depth.packed * kWide + panel.begin % kWide;
     const auto multiply = [&](int64_t at, int64_t count, auto out) {
@@ -259,6 +294,14 @@ struct Gemm {
   // What a task has of the panel of packed weights in which a channel is.
   Range panel_of(const Task& t, int64_t channel) const {
     return {channel, min_of(round_up(channel + 1, kWide), t.channels.end)};
+  }
+
+  // Of those that a task packs at once, a panel's number, and all from it on.
+  int64_t packed_number(const Task& t, Range panel) const {
+    return (panel.begin / kWide - t.channels.begin / kWide) % cut.packed_panels;
+  }
+  Range packed_with(const Task& t, Range panel) const {
+    return {panel.begin, min_of((panel.begin / kWide + cut.packed_panels) * kWide, t.channels.end)};
   }
 
   // Channel 0 of the group in the source.
@@ -296,8 +339,8 @@ struct Gemm {
     return plain;
   }
 
-  // The weights of a panel that comes next, as they are or packed.
-  FetchedRows fetched_panel(const Task& t, Range panel, const Depth& depth, int64_t calls) const {
+  // The weights of panels that come next, as they are or, of one, packed.
+  FetchedRows fetched_panels(const Task& t, Range panel, const Depth& depth, int64_t calls) const {
     const Gather& g = t.r.g;
     if (cut.packs_in_task) return fetched_weights(phases, g, operands.weight, t.group, panel, depth, calls);
     const A* packed_panel =

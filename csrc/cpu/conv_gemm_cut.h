@@ -1,6 +1,7 @@
 // How a blocked matrix product of a convolution is cut into tasks, and the memory that a task takes.
 #pragma once
 
+#include "conv_gemm_few.h"
 #include "conv_regions.h"
 #include "conv_splits.h"
 
@@ -8,6 +9,7 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 constexpr int64_t kMaxPanels = 16;             // columns of tiles in a task, channels last
 constexpr int64_t kPixelPanels = 4;            // the same, channels first
+constexpr int64_t kPackedPanels = 4;           // at once
 constexpr int64_t kMaxChannels = 512;          // rows of a task, channels first
 constexpr int64_t kRowsToPackFor = 128;        // at least; fewer multiply pixels in place, channels first
 constexpr int64_t kGatheredBytes = 448 << 10;  // of all the depth, at most
@@ -23,18 +25,26 @@ struct GemmCut {
     cut_pixels(regions, p);
     packs_in_task = pixels.blocks == 1 && !regions.cut && !p.keeps_weight &&
                     (!channels_last || depth_in_parts(regions.phases));
+    few =
+        std::is_same_v<A, float> && packs_in_task && channels_last && takes_few(regions.phases, pixels.size);
+    if (few) in_place = false;
     cut_channels(p);
     const int64_t max_depth = regions.phases.max_depth();
     units_of_group = channels_last ? ceil_div(channels.size, kCols<A>) : channels.blocks * depth_blocks;
     unit_size = channels_last ? kCols<A> * max_depth : channels.block_size * kDepthStride;
-    const int64_t block_pixels = round_up(pixels.block_size, channels_last ? 1 : kCols<A>);
+    const int64_t block_pixels =
+        few ? rounded_few(pixels.size) : round_up(pixels.block_size, channels_last ? 1 : kCols<A>);
     const int64_t block_channels = channels_last ? kCols<A> * most_panels() : channels.block_size;
     gathered_size = round_up(block_pixels * (channels_last ? kDepthStride : kDepth), 64);
-    panels_first = packs_in_task && channels_last && !in_place && depth_blocks > 1 &&
-                   depth_blocks * gathered_size * int64_t(sizeof(A)) <= kGatheredBytes;
+    packed_panels = packs_panels(regions.phases) ? kPackedPanels : 1;
+    panels_first =
+        few || (packs_in_task && channels_last && packed_panels == 1 && !in_place && depth_blocks > 1 &&
+                depth_blocks * gathered_size * int64_t(sizeof(A)) <= kGatheredBytes);
     if (panels_first) gathered_size *= depth_blocks;
     sums_size = round_up(block_pixels * block_channels, 64);
-    const int64_t weights = channels_last ? kCols<A> * kDepth : channels.block_size * kDepthStride;
+    const int64_t weights = few && regions.phases.gradient ? block_pixels * few_stride()
+                            : channels_last                ? packed_panels * kCols<A> * kDepth
+                                                           : channels.block_size * kDepthStride;
     scratch_size = gathered_size + sums_size + (packs_in_task ? round_up(weights, 64) : 0) + 64;
   }
 
@@ -65,6 +75,15 @@ struct GemmCut {
                             ceil_div(channels.size, most)));
   }
 
+  // Whether a task packs several panels for pixels that are not many: long rows of weights, each in a page of
+  // its own, are read in longer runs. Panels then come from the second-level cache.
+  bool packs_panels(const Phases& phases) const {
+    constexpr int64_t kMostPixels = 32, kLongRow = 8 << 10;  // bytes
+    return packs_in_task && channels_last && pixels.size <= kMostPixels && phases.weight_channel == 1 &&
+           phases.weight_source * int64_t(sizeof(A)) >= kLongRow;
+  }
+  // Of a few pixels' sums of all channels of a task; a panel may begin at any vector.
+  int64_t few_stride() const { return channels.block_size + kCols<A>; }
   // Of packed weights, that a block of channels has a part in. Channels last.
   int64_t most_panels() const {
     const int64_t vectors = channels.block_size / kLanes<A>;
@@ -72,8 +91,10 @@ struct GemmCut {
   }
 
   bool channels_last, in_place, packs_in_task;
+  bool few;           // pixels, for which weights are read where they lie
   bool panels_first;  // and then the depth: each row of weights is read at once, and a panel's sums stay near
   CutAxis pixels, channels;
+  int64_t packed_panels;  // at once by a task
   int64_t depth_blocks;
   int64_t units_of_group;                                     // of packed weights
   int64_t unit_size, gathered_size, sums_size, scratch_size;  // in elements

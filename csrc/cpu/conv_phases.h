@@ -206,6 +206,18 @@ CNNEXT_INLINE void for_each_tap(const Gather& g, Range depth, Visit&& visit) {
   }
 }
 
+// visit(where it begins in a channel's weights, columns) for each run of a range of the depth, where source
+// channels are neighbours in memory.
+template <class Visit>
+CNNEXT_INLINE void for_each_weight_run(const Phases& phases, const Gather& g, Range depth, Visit&& visit) {
+  if (phases.weight_tap == g.channels && !phases.gradient && g.taps() == phases.shape.taps())
+    return visit(depth.begin, depth);  // all of [tap][source channel]
+  for_each_tap(g, depth, [&](int64_t m, Range source) {
+    const int64_t first = m * g.channels;
+    visit(phases.weight_offset(g, m) + source.begin, Range{first + source.begin, first + source.end});
+  });
+}
+
 // Weights of some channels: to[tap, source channel][kCols] for a range of that depth. The range is the whole
 // depth where taps are neighbours in memory (see depth_in_parts).
 template <class T>
@@ -232,14 +244,10 @@ void pack_weight_columns(const Phases& phases, const Gather& g, const T* weight,
       for (int64_t c = source.begin; c < source.end; ++c)
         copy_run(tap + c * phases.weight_source, row(m, c), channels.size());
     });
-  } else if (phases.weight_source == 1 && phases.weight_tap == g.channels && !phases.gradient &&
-             g.taps() == phases.shape.taps()) {  // so are [tap][source channel], all of them: one transpose
-    transpose_block(from + depth.begin, phases.weight_channel, channels.size(), depth.size(),
-                    [&](int64_t i) { return to + i * kWide; });
-  } else if (phases.weight_source == 1) {  // source channels are: a transpose for each tap
-    for_each_tap(g, depth, [&](int64_t m, Range source) {
-      transpose_block(from + phases.weight_offset(g, m) + source.begin, phases.weight_channel,
-                      channels.size(), source.size(), [&](int64_t c) { return row(m, source.begin + c); });
+  } else if (phases.weight_source == 1) {  // so are source channels, and perhaps taps: runs are transposed
+    for_each_weight_run(phases, g, depth, [&](int64_t offset, Range columns) {
+      transpose_block(from + offset, phases.weight_channel, channels.size(), columns.size(),
+                      [&](int64_t i) { return to + (columns.begin - depth.begin + i) * kWide; });
     });
   } else if (const TapNumbers taps(phases, g); !phases.gradient && (taps.listed || g.taps() == taps.all)) {
     // [source channel][tap] are: those of some channels at once, of which a block of taps has a part
@@ -279,6 +287,22 @@ void pack_weight_panel(const Phases& phases, const Gather& g, const T* weight, i
   for (int64_t n = 0; n < phases.joined_groups; ++n) {
     pack_weight_columns(phases, g, weight + n * phases.weight_group / phases.joined_groups, group, {0, each},
                         depth, to + n * each);
+  }
+}
+
+// The same for panels that follow each other, the first of which may begin inside: some rows of weights at a
+// time.
+template <class T>
+void pack_weight_panels(const Phases& phases, const Gather& g, const T* weight, int64_t group, Range channels,
+                        Range depth, Acc<T>* to) {
+  constexpr int64_t kWide = kCols<Acc<T>>, kRowsAtOnce = 8;
+  const int64_t some = channels.size() > kWide ? kRowsAtOnce : depth.size();
+  for (int64_t d = depth.begin; d < depth.end; d += some) {
+    Acc<T>* panel = to + (d - depth.begin) * kWide;
+    for (int64_t k = channels.begin, end; k < channels.end; k = end, panel += depth.size() * kWide) {
+      end = min_of(round_up(k + 1, kWide), channels.end);
+      pack_weight_panel(phases, g, weight, group, {k, end}, {d, min_of(d + some, depth.end)}, panel);
+    }
   }
 }
 

@@ -29,6 +29,9 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
                           SymInts stride, SymInts padding, SymInts output_padding, c10::SymInt groups,
                           SymInts dilation);
 
+// Composed of conv; itself no call through the dispatcher.
+at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias);
+
 at::Tensor conv_grad_weight(const at::Tensor& grad_output, const at::Tensor& input, SymInts kernel_size,
                             SymInts stride, SymInts padding, SymInts dilation, c10::SymInt groups,
                             bool channels_last);
@@ -57,6 +60,8 @@ at::Tensor conv_grad_weight(const char* reason, const at::Tensor& grad_output, c
                             SymInts kernel_size, SymInts stride, SymInts padding, SymInts dilation,
                             c10::SymInt groups, bool channels_last);
 at::Tensor conv_grad_bias(const char* reason, const at::Tensor& grad_output);
+at::Tensor linear(const char* reason, const at::Tensor& input, const at::Tensor& weight,
+                  const OptionalTensor& bias);
 }  // namespace aten
 
 }  // namespace cnnext::ops

@@ -8,6 +8,7 @@
 #include <ATen/ops/conv_transpose3d.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/linear.h>
 #include <torch/library.h>
 
 #include "conv.h"
@@ -118,12 +119,18 @@ at::Tensor conv_grad_bias(const char* reason, const at::Tensor& grad_output) {
   return recorded("conv_grad_bias", reason, grad_output.sum(dims));
 }
 
+at::Tensor linear(const char* reason, const at::Tensor& input, const at::Tensor& weight,
+                  const OptionalTensor& bias) {
+  return recorded("linear", reason, at::linear(input, weight, bias));
+}
+
 TORCH_LIBRARY_IMPL(cnnext, FuncTorchBatched, m) {
   m.impl("conv", Batched<&conv>::run);
   m.impl("conv_transpose", Batched<&conv_transpose>::run);
   m.impl("conv_grad_input", Batched<&conv_grad_input>::run);
   m.impl("conv_grad_weight", Batched<&conv_grad_weight>::run);
   m.impl("conv_grad_bias", Batched<&conv_grad_bias>::run);
+  m.impl("linear", Batched<&linear>::run);
 }
 
 }  // namespace cnnext::ops::aten

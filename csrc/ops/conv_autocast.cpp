@@ -33,6 +33,7 @@ void implement(torch::Library& m) {
   m.impl("conv", Lowered<&conv, Device, Key>::run);
   m.impl("conv_grad_input", Lowered<&conv_grad_input, Device, Key>::run);
   m.impl("conv_transpose", Lowered<&conv_transpose, Device, Key>::run);
+  m.impl("linear", Lowered<&linear, Device, Key>::run);
 }
 
 }  // namespace

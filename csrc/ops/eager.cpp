@@ -193,6 +193,21 @@ PyObject* conv_transpose(PyObject*, Arguments args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
+// (input, weight, bias)
+PyObject* linear(PyObject*, Arguments args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  static const auto op =
+      find<at::Tensor(const at::Tensor&, const at::Tensor&, const Bias&)>("cnnext::linear");
+  const at::Tensor *input = tensor(args[0]), *weight = tensor(args[1]);
+  const at::Tensor* bias;
+  if (!input || !weight || !parse(args[2], bias) || at::tracer::impl::is_dispatch_enabled() ||
+      !input->is_cpu() || weight->dim() != 2) {
+    Py_RETURN_NONE;
+  }
+  return wrap(run(op, *input, *weight, optional(bias)));
+  END_HANDLE_TH_ERRORS
+}
+
 // (input, running_mean, running_var, weight, bias, eps, and those of an epilogue): by the running moments.
 PyObject* batch_norm(PyObject*, Arguments args, Py_ssize_t) {
   HANDLE_TH_ERRORS
@@ -284,10 +299,11 @@ PyMethodDef method(const char* name) {
 }  // namespace
 
 PyMethodDef* eager_functions() {
-  static std::array<PyMethodDef, 11> all = {
+  static std::array<PyMethodDef, 12> all = {
       method<conv>("conv"),
       method<fused_conv>("fused_conv"),
       method<conv_transpose>("conv_transpose"),
+      method<linear>("linear"),
       method<batch_norm>("batch_norm"),
       method<max_pool<at::Tensor>>("max_pool"),
       method<max_pool<Pair>>("max_pool_with_indices"),

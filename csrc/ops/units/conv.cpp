@@ -6,3 +6,4 @@
 #include "../conv_calls.cpp"
 #include "../conv_fused.cpp"
 #include "../conv_transpose.cpp"
+#include "../linear.cpp"
