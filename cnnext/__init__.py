@@ -1,4 +1,4 @@
-"""Convolution, pooling and batch normalisation for PyTorch with kernels of its own."""
+"""Convolution, linear layers, pooling and batch normalisation for PyTorch with kernels of its own."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def _warn(left_alone: dict[str, str], caller: str) -> None:
 
 
 def conversion_report(model: torch.nn.Module) -> dict[str, str]:
-    """Says of each convolution, pooling and batch norm layer of a model whether it is ours, and if not, why.
+    """Says of each convolution, linear, pooling and batch norm layer of a model whether it is ours, and if not, why.
 
     Returns:
         The layer's first name in the model (empty for the model itself) to "cnnext", "torch: convert exchanges it" or
@@ -183,7 +183,7 @@ def conversion_report(model: torch.nn.Module) -> dict[str, str]:
 
 
 def convert(model: Model, include: Choices = None, exclude: Choices = None) -> Model:
-    """Makes a model's convolution, pooling and batch norm layers ours, in place.
+    """Makes a model's convolution, linear, pooling and batch norm layers ours, in place.
 
     A layer stays the same object and only its class changes: parameters, buffers, hooks and an optimizer's references
     survive. A user's subclass that leaves computing to torch's class stays what it was (`isinstance` holds) and becomes

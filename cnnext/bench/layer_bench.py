@@ -125,7 +125,10 @@ def our_call(layer: Layer, direction: str, tensors: Tensors, layout: str) -> Cal
     if not layer.has_weight:
         return _pool_call(layer, direction, tensors, cnnext.functional)
     if layer.is_linear and direction != "forward":  # as autograd calls them
-        layer, tensors, layout = layer.as_conv(), tensors.as_images(), "nchw"
+        gradient = our_call(layer.as_conv(), direction, tensors.as_images(), "nchw")
+        if direction == "grad_input":
+            return lambda: gradient()[0, :, 0].t()
+        return lambda: gradient()[:, :, 0, 0]
     geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
     if direction == "forward":
         return lambda: layer.call(cnnext.functional, tensors.input, tensors.weight, tensors.bias)

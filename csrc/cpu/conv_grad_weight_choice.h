@@ -6,6 +6,7 @@
 //   group_tiles       the same by products of numbers, and narrow groups joined. Leaves 3x3 in float32 to
 //                     winograd where that pays.
 //   grouped           many groups of up to 16 channels. Leaves more than 8 to winograd where that pays.
+//   few_pixels        up to 8 pixels in channels last.
 //   gemm_amx          bfloat16 and float32 on processors with AMX. Leaves float32 without a stride to
 //                     winograd where that pays; refuses little work and, in float32, much padding.
 //   winograd          where its transforms cost less than it saves beside direct sums, of pairs if there

@@ -1,6 +1,7 @@
 // The gradients of convolution with respect to the weight and the bias.
 #include "vec.h"
 
+#include "conv_grad_weight_few.h"
 #include "conv_grad_weight_gemm.h"
 #include "conv_grad_weight_winograd.h"
 #include "conv_grad_weight_amx.h"
@@ -14,11 +15,9 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 const Kernels& grad_weight() {
   static const ConvKernel conv_grad_weight[] = {
-      CNNEXT_AMX(kConvGradWeightAmx) kConvGradWeightWinograd,
-      kConvGradWeightRows,
-      kConvGradWeightGemmBf16,
-      kConvGradWeightThin,
-      kConvGradWeightGemm,
+      kConvGradWeightFew,       CNNEXT_AMX(kConvGradWeightAmx) kConvGradWeightWinograd,
+      kConvGradWeightRows,      kConvGradWeightGemmBf16,
+      kConvGradWeightThin,      kConvGradWeightGemm,
       kConvGradWeightReference,
   };
   static const ConvKernel conv_grad_bias[] = {kConvGradBias};
