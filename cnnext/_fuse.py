@@ -377,8 +377,8 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     Names of parameters and buffers are the model's, so that checkpoints fit both ways; their order is that of calls, so
     that an optimizer's state does not. `eval()` and `train()` work as before.
 
-    Convolution, linear, pooling and batch norm layers become ours, as by `convert`, and so do calls of torch's functions
-    for them, as by `override`.
+    Convolution, linear, pooling and batch norm layers become ours, as by `convert`, and so do calls of torch's
+    functions for them, as by `override`.
 
     Args:
         model: such that `torch.fx.symbolic_trace` takes it: its forward does not branch on what tensors hold or how

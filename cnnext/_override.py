@@ -48,8 +48,8 @@ class override(TorchFunctionMode):
     """Inside the block, torch's functions are ours, for code that knows nothing of cnnext.
 
     Functional calls of convolution, linear layers, pooling and batch normalisation (`torch.nn.functional.conv2d`,
-    `torch.conv2d`, ...) and the layers of torch.nn, user subclasses included, are redirected in this thread, but for calls with `out=`;
-    layers that are already ours stay so.
+    `torch.conv2d`, ...) and the layers of torch.nn, user subclasses included, are redirected in this thread, but for
+    calls with `out=`; layers that are already ours stay so.
     `redirected` counts the calls by name, but not the ones inside a graph of torch.compile.
 
     Example:
