@@ -129,6 +129,11 @@ class TorchFunction:
         backends.record_fallback(self._op, reason if backends.enabled else "cnnext is disabled")
         return output
 
+    def fall_back_from_cpu(self, *args: Any) -> Any:
+        """The same for what our operators take on the CPU alone."""
+        on_gpu = isinstance(args[0], Tensor) and args[0].is_cuda
+        return self.fall_back(*args, **({"reason": "on a GPU"} if on_gpu else {}))
+
     def run(self, dims: int, run: Callable[..., Any], input: Tensor, rest: Sequence[Any], args: Sequence[Any]) -> Any:
         """`run(input, *rest)`, through a batch of one where input has no batch axis. If that fails for the `args` that
         the user gave, torch's function has the better words."""

@@ -141,8 +141,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if output is not None:
             return output
     if not takes_linear(input, weight, bias):
-        on_gpu = {"reason": "on a GPU"} if isinstance(input, Tensor) and input.is_cuda else {}
-        return _torchs_linear.fall_back(input, weight, bias, **on_gpu)
+        return _torchs_linear.fall_back_from_cpu(input, weight, bias)
     return _ops.linear.default(input, weight, bias)
 
 
@@ -203,8 +202,7 @@ def _normalise(
     epilogue = (residual, activation, negative_slope)
     check_activation(activation)
     if not takes_batch_norm(*args):
-        on_gpu = {"reason": "on a GPU"} if isinstance(input, Tensor) and input.is_cuda else {}
-        return _finish(_torchs_batch_norm.fall_back(*args, **on_gpu), *epilogue)
+        return _finish(_torchs_batch_norm.fall_back_from_cpu(*args), *epilogue)
     given = (None, None) if training else (running_mean, running_var)
     if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
         output, mean, variance = _ops.batch_norm.default(input, weight, bias, *given, eps)
