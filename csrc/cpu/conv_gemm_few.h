@@ -38,25 +38,6 @@ CNNEXT_INLINE void add_column(Vec<A> (&sum)[Pixels], const A* x, Vec<A> y) {
   for (int p = 0; p < Pixels; ++p) sum[p] = add_product<P>(sum[p], broadcast(x[p * kDepthStride]), y);
 }
 
-// Rows at any stride: three share a pointer, to which an address adds 0, 1 or 2 strides.
-template <class S, int64_t Rows>
-struct SharedRows {
-  static constexpr int kPointers = (Rows + 2) / 3;
-  const S* first[kPointers];
-  int64_t stride;
-  __attribute__((always_inline)) SharedRows(const S* from, int64_t step) : stride(step) {
-#pragma GCC unroll 6
-    for (int i = 0; i < kPointers; ++i) first[i] = from + 3 * i * step;
-  }
-  __attribute__((always_inline)) const S* operator[](int64_t r) const {
-    return first[r / 3] + r % 3 * stride;
-  }
-  __attribute__((always_inline)) void advance(int64_t step) {
-#pragma GCC unroll 6
-    for (int i = 0; i < kPointers; ++i) first[i] += step;
-  }
-};
-
 // Forward: the products of a vector of channels, whose weights are `row` elements apart, with pixels
 // x[pixel][kDepthStride], along neighbours in memory.
 template <Product P, class S, class A, int Pixels>
@@ -65,18 +46,18 @@ CNNEXT_INLINE void add_turned(Vec<A> (&sums)[Pixels], const S* w, int64_t row, c
   Vec<A> sum[Pixels];  // a copy: in registers
 #pragma GCC unroll 8
   for (int p = 0; p < Pixels; ++p) sum[p] = sums[p];
-  SharedRows<S, L> rows(w, row);
+  SharedRows<S, int(L)> rows(w, row);
   for (; depth >= L; depth -= L, rows.advance(L), x += L) {
     Vec<A> y[L];
 #pragma GCC unroll 16
-    for (int64_t n = 0; n < L; ++n) y[n] = load(rows[n]);
+    for (int n = 0; n < L; ++n) y[n] = load(rows.at(n));
     transpose<A>(y);
 #pragma GCC unroll 16
     for (int64_t n = 0; n < L; ++n) add_column<P>(sum, x + n, y[n]);
   }
   for (; depth > 0; --depth, rows.advance(1), ++x) {
     Vec<A> y = {};
-    for (int64_t n = 0; n < L; ++n) y[n] = load_one(rows[0] + n * row);
+    for (int64_t n = 0; n < L; ++n) y[n] = load_one(rows.at(0) + n * row);
     add_column<P>(sum, x, y);
   }
 #pragma GCC unroll 8

@@ -117,6 +117,23 @@ struct TileStrides {
   int64_t row, a, b;
 };
 
+// Rows at any stride: three share a pointer, to which an address adds 0, 1 or 2 strides.
+template <class S, int Rows>
+struct SharedRows {
+  static constexpr int kPointers = (Rows + 2) / 3;
+  const S* first[kPointers];
+  int64_t stride;
+  __attribute__((always_inline)) SharedRows(const S* from, int64_t step) : stride(step) {
+#pragma GCC unroll 6
+    for (int i = 0; i < kPointers; ++i) first[i] = from + 3 * i * step;
+  }
+  __attribute__((always_inline)) const S* at(int r) const { return first[r / 3] + r % 3 * stride; }
+  __attribute__((always_inline)) void advance(int64_t step) {
+#pragma GCC unroll 6
+    for (int i = 0; i < kPointers; ++i) first[i] += step;
+  }
+};
+
 // The rows of a: at a stride that the compiler knows,
 template <class S, int Rows, int64_t Stride>
 struct TileRows {
@@ -125,21 +142,13 @@ struct TileRows {
   __attribute__((always_inline)) auto operator[](int r) const { return load_one(a + r * Stride); }
   __attribute__((always_inline)) void advance(int64_t step) { a += step; }
 };
-// or at any, where they are read in place. Three share a pointer, to which an address adds 0, 1 or 2 strides.
+// or at any, where they are read in place.
 template <class S, int Rows>
 struct TileRows<S, Rows, 0> {
-  static constexpr int kPointers = (Rows + 2) / 3;
-  const S* a[kPointers];
-  int64_t stride;
-  __attribute__((always_inline)) TileRows(const S* first, int64_t row_stride) : stride(row_stride) {
-#pragma GCC unroll 5
-    for (int i = 0; i < kPointers; ++i) a[i] = first + 3 * i * row_stride;
-  }
-  __attribute__((always_inline)) auto operator[](int r) const { return load_one(a[r / 3] + r % 3 * stride); }
-  __attribute__((always_inline)) void advance(int64_t step) {
-#pragma GCC unroll 5
-    for (int i = 0; i < kPointers; ++i) a[i] += step;
-  }
+  SharedRows<S, Rows> rows;
+  __attribute__((always_inline)) TileRows(const S* first, int64_t row_stride) : rows(first, row_stride) {}
+  __attribute__((always_inline)) auto operator[](int r) const { return load_one(rows.at(r)); }
+  __attribute__((always_inline)) void advance(int64_t step) { rows.advance(step); }
 };
 
 template <Product P, class V>
